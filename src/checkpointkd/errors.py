@@ -1,0 +1,41 @@
+"""What we say to users when their input can't be taken: the fact, their own words, the way out, in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the command prints its one sentence and ends with exit code 2."""
+
+
+class NoSuchEpoch(UserError, KeyError):  # noqa: N818 - reads as what it is where it is raised and caught
+    """A trajectory was asked for an epoch that it hasn't saved."""
+
+    __str__ = ValueError.__str__  # KeyError's would quote the sentence
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that isn't in a table of ours, with the nearest names.
+
+    >>> print(unknown("data set", "digit", ["digits", "cifar100"]))
+    unknown data set 'digit'; did you mean 'digits'? (known: digits, cifar100)
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise UserError with this sentence unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+def existing(path: Path, what: str) -> Path:
+    """The path itself, or the error that says that there is no such file or folder."""
+    require(path.exists(), f"there is no {what} at {path}")
+    return path

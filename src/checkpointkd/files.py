@@ -1,0 +1,184 @@
+"""Files that are whole or absent: written aside, synced, renamed; tensors carry a checksum that is read back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from .errors import UserError
+
+ASIDE = ".unfinished"  # the ending of a file that is still being written
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put these bytes at the path, whole or not at all, even if the process or the machine dies here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is intact") from None
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half-written below this folder; call it only when holding the lock."""
+    for leftover in folder.rglob(f"*{ASIDE}"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; NaN is refused rather than written as invalid JSON."""
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours; raises UserError that names the file when it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def rows_text(rows: list[dict]) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file; a last line that a killed process left unfinished is not a row."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+        if not line.endswith("\n"):
+            rows.pop()
+    return rows
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values: the identity of weights, whatever file they came in.
+
+    >>> content_hash({"a": torch.ones(2)}) == content_hash({"a": torch.ones(2)}) != content_hash({"b": torch.ones(2)})
+    True
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file, whole or not at all, with its content hash inside; returns the hash."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    sha256 = content_hash(plain)
+    write_whole(path, safetensors.torch.save(plain, {**(metadata or {}), "sha256": sha256}))
+    return sha256
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a file that save_tensors wrote; raises UserError if one bit of it has changed."""
+    try:
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
+        metadata = _header(content).get("__metadata__", {})
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}") from None
+    except (safetensors.SafetensorError, ValueError, struct.error) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}); remove it and run again") from None
+    if metadata.get("sha256") != content_hash(tensors):
+        raise UserError(f"{path} is damaged (its checksum does not match its content); remove it and run again")
+    return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without reading its tensors."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}); remove it and run again") from None
+
+
+def save_state(path: Path, state: Any) -> None:
+    """Write what resuming needs (nested dicts and lists of tensors and plain values) behind its own checksum."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_whole(path, hashlib.sha256(content).digest() + content)
+
+
+def load_state(path: Path) -> Any:
+    """Read what save_state wrote, with weights_only=True; raises UserError when it is damaged."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise UserError(f"{path} is damaged (checksum); remove the run folder {path.parent} to start it anew")
+    return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; raises UserError, with the holder's process id, if another one has it.
+
+    The operating system lets go of the lock when its process dies, however it dies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".lock.holder"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise UserError(f"{folder} is in use by {who}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise UserError(f"could not write in {folder}: {error.strerror}") from None
+    try:
+        holder.write_text(f"process {os.getpid()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _header(content: bytes) -> dict:
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,205 @@
+"""I(X;F) the paper's way (§4.2, following InfoPro, arXiv 2101.10832): how well a small decoder redraws the image from the
+last convolutional map. The smaller its loss R on unseen images, the larger I(X;F) ≥ H(X) − R.
+
+Decoders of many checkpoints and seeds train as one network: they share the pass over the images, but no weight and no
+gradient, so each ends as it would have alone.
+
+Letters in names: A checkpoints, S seeds, G = A·S decoders, N images, B batch, C image channels, D map channels, O output
+channels, h w map height and width, H W image's, y x a kernel's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Batch, Images, ResidentBatches, Views
+from ..errors import require
+from ..loop import OnStep, fit, start
+from ..models import taps
+from ..randomness import generator
+from ..settings import DecoderSettings, Recipe
+
+HIDDEN = 12  # channels between the decoder's two convolutions, InfoPro's
+
+
+class Decoders(nn.Module):
+    """Decoders for small images: upsample to the image (bilinear), conv3×3 D→12, batch norm, ReLU, conv3×3 12→C.
+
+    There is one for each checkpoint and seed. One decoder of a 128-channel map to 3 channels has 14,187 parameters. The
+    sigmoid is left to the loss. Every decoder of one seed starts from the same weights, whatever the checkpoint, so that
+    checkpoints are compared in pairs.
+
+    >>> decoders = Decoders(checkpoints=1, seeds=[0], channels=128, image_channels=3, size=(32, 32))
+    >>> sum(parameter.numel() for parameter in decoders.parameters())
+    14187
+    """
+
+    def __init__(
+        self, *, checkpoints: int, seeds: list[int], channels: int, image_channels: int, size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        groups = checkpoints * len(seeds)
+        self.size = size
+        first = torch.cat([_first_weights(HIDDEN, channels, seed) for seed in seeds])
+        second = torch.cat([_first_weights(image_channels, HIDDEN, seed) for seed in seeds])
+        self.weight1 = nn.Parameter(first.repeat(checkpoints, 1, 1, 1))  # (G·12, D, 3, 3)
+        self.bias1 = nn.Parameter(torch.zeros(groups * HIDDEN))
+        self.bn = nn.BatchNorm2d(groups * HIDDEN)
+        self.conv2 = nn.Conv2d(groups * HIDDEN, groups * image_channels, 3, padding=1, groups=groups)
+        with torch.no_grad():
+            self.conv2.weight.copy_(second.repeat(checkpoints, 1, 1, 1))
+            assert self.conv2.bias is not None
+            self.conv2.bias.zero_()
+
+    def forward(self, maps_ABhwD: Tensor) -> Tensor:
+        """The redrawn images before the sigmoid, (B, A·S, C, H, W), from each checkpoint's maps."""
+        weight_AODyx = self.weight1.unflatten(0, (len(maps_ABhwD), -1))
+        hidden = upsampled_convolution(maps_ABhwD, weight_AODyx, self.size) + self.bias1[:, None, None]
+        return self.conv2(F.relu(self.bn(hidden))).unflatten(1, (self.conv2.groups, -1))
+
+
+def upsampled_convolution(maps_ABhwD: Tensor, weight_AODyx: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample A maps bilinearly (corners aligned, as InfoPro does) and convolve each with its own 3×3 weights.
+
+    Gives (B, A·O, H, W) in channels-last memory. Both steps are linear, so the channels are mixed first, on the small
+    map, and the nine results are spread over the image afterwards, along x and then along y: a tenth of the arithmetic
+    for 8×8 maps of 32×32 images, and the same values up to float order.
+    """
+    checkpoints, batch, height, width, channels = maps_ABhwD.shape
+    outputs = weight_AODyx.shape[1]
+    weights = weight_AODyx.permute(0, 2, 1, 3, 4).reshape(checkpoints, channels, outputs * 9)
+    mixed = torch.bmm(maps_ABhwD.reshape(checkpoints, -1, channels), weights)
+    mixed = mixed.view(checkpoints, batch, height, width, outputs, 3, 3)
+    along_x = mixed.permute(0, 1, 4, 5, 2, 6, 3).reshape(-1, 3 * width) @ _spread(width, size[1], like=maps_ABhwD)
+    along_x = along_x.view(checkpoints, batch, outputs, 3, height, size[1])
+    along_y = along_x.permute(0, 1, 2, 5, 3, 4).reshape(-1, 3 * height) @ _spread(height, size[0], like=maps_ABhwD)
+    spread = along_y.view(checkpoints, batch, outputs, size[1], size[0])
+    return spread.permute(1, 0, 2, 4, 3).reshape(batch, -1, *size).contiguous(memory_format=torch.channels_last)
+
+
+def _spread(small: int, large: int, *, like: Tensor) -> Tensor:
+    """(3·small, large): what pixel q of a line, seen through tap k, adds to pixel p of the upsampled, zero-padded line."""
+    line = F.interpolate(torch.eye(small)[None], size=large, mode="linear", align_corners=True)[0]
+    padded = F.pad(line, (1, 1))
+    return torch.cat([padded[:, tap : tap + large] for tap in range(3)]).to(like)
+
+
+def _first_weights(out_channels: int, in_channels: int, seed: int) -> Tensor:
+    """InfoPro's start: N(0, 2 / (k·k·out))."""
+    drawn = torch.randn(out_channels, in_channels, 3, 3, generator=generator("decoder", seed, out_channels))
+    return drawn * math.sqrt(2 / (9 * out_channels))
+
+
+class Reconstruction(nn.Module):
+    """Objective: each decoder redraws the batch's images from its checkpoint's features of them."""
+
+    def __init__(self, maps_ANhwD: Tensor, row_of_index: Tensor) -> None:
+        super().__init__()
+        self.maps_ANhwD, self.row_of_index = maps_ANhwD, row_of_index
+
+    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, None]:
+        maps_ABhwD = self.maps_ANhwD[:, self.row_of_index[batch.index_B]]
+        loss_BG = reconstruction_loss(model(maps_ABhwD), batch.images_BCHW)
+        return loss_BG.sum(1), None  # the sum: a decoder's gradient must not depend on how many others there are
+
+
+def reconstruction_loss(redrawn_BGCHW: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Binary cross-entropy, in nats a pixel and channel, of each image in [0, 1] under each decoder: (B, G).
+
+    >>> reconstruction_loss(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item() == -math.log(torch.tensor(0.5))
+    True
+    """
+    target = images_BCHW[:, None].expand_as(redrawn_BGCHW)
+    return F.binary_cross_entropy_with_logits(redrawn_BGCHW, target, reduction="none").mean((2, 3, 4))
+
+
+def pixel_entropy(images_NCHW: Tensor) -> Tensor:
+    """The least reconstruction loss that any decoder can reach on each image (N,): its pixels' own entropy.
+
+    A grey pixel is no certain bit: at value v even the perfect answer v costs −v·log v − (1−v)·log(1−v).
+
+    >>> pixel_entropy(torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]]])).tolist()
+    [0.0, 0.6931471824645996]
+    """
+    return -(torch.xlogy(images_NCHW, images_NCHW) + torch.xlogy(1 - images_NCHW, 1 - images_NCHW)).mean((1, 2, 3))
+
+
+@torch.no_grad()
+def last_maps(network: nn.Module, images: Images, path: str, *, batch_size: int = 500) -> Tensor:
+    """The map at a path of the network's body for every clean image, (N, h, w, D) on the network's device.
+
+    Raises UserError when what is at the path is no map.
+    """
+    device = next(network.parameters()).device
+    maps = []
+    body = network.get_submodule("body")
+    with taps(body, [path]) as taken:
+        for chunk in images.clean().split(batch_size):
+            network(chunk.to(device, memory_format=torch.channels_last))
+            found = taken[path]
+            require(
+                found.dim() == 4,
+                f"the features at {path!r} are no map but {found.dim() - 1}-dimensional; name a convolution's output "
+                "with --features PATH",
+            )
+            maps.append(found.float().permute(0, 2, 3, 1))
+    return torch.cat(maps).contiguous()
+
+
+def reconstruct(
+    fitted_on: Images,
+    fitted_maps_ANhwD: Tensor,
+    measured_on: Images,
+    measured_maps_ANhwD: Tensor,
+    *,
+    settings: DecoderSettings,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Fit decoders on some images' maps from A checkpoints; their reconstruction loss on others', (A, seeds, N).
+
+    §4.2 of the paper, for images in which no augmentation is used. The loss still has its floor (`pixel_entropy`).
+    """
+    device = fitted_maps_ANhwD.device
+    checkpoints = len(fitted_maps_ANhwD)
+    image_shape = fitted_on.pixels_NCHW.shape
+    decoders = Decoders(
+        checkpoints=checkpoints,
+        seeds=list(range(seed, seed + settings.seeds)),
+        channels=fitted_maps_ANhwD.shape[-1],
+        image_channels=image_shape[1],
+        size=(image_shape[2], image_shape[3]),
+    )
+    batches = ResidentBatches(
+        fitted_on,
+        views=Views(pad=0, flip=False),
+        batch_size=settings.batch_size,
+        seed=seed,
+        device=device,
+        augment=False,
+    )
+    row_of_index = torch.full((int(fitted_on.index_N.max()) + 1,), -1)
+    row_of_index[fitted_on.index_N] = torch.arange(len(fitted_on))
+    recipe = Recipe(
+        epochs=math.ceil(settings.steps / len(batches)),
+        batch_size=settings.batch_size,
+        optimizer="adam",
+        learning_rate=settings.learning_rate,
+        weight_decay=0.0,
+    )
+    objective = Reconstruction(fitted_maps_ANhwD, row_of_index.to(device))
+    state = start(decoders, objective, recipe, device=device)
+    for row in fit(state, batches, recipe=recipe, seed=seed):
+        if on_step is not None:
+            on_step(row["epoch"], recipe.epochs)
+    decoders.eval()
+    losses = []
+    with torch.no_grad():
+        for rows_B in torch.arange(len(measured_on)).split(settings.batch_size):
+            redrawn = decoders(measured_maps_ANhwD[:, rows_B.to(device)])
+            losses.append(reconstruction_loss(redrawn, measured_on.take(rows_B).clean().to(device)))
+    return torch.cat(losses).T.unflatten(0, (checkpoints, settings.seeds)).cpu()

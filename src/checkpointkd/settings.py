@@ -1,0 +1,155 @@
+"""What a user can set, as frozen values that check themselves. No torch here: the command line must answer at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from .errors import require, unknown
+
+Average = Literal["probabilities", "logits"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Estimator = Literal["decoder"]
+Optimizer = Literal["sgd", "adam"]
+Precision = Literal["fp32", "bf16"]
+Protocol = Literal["holdout", "paper"]
+Schedule = Literal["cosine", "step", "constant"]
+SplitName = Literal["selection", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one network is trained. `source` says where the settings come from.
+
+    The learning rate is a function of progress: `cosine` falls to 0 at the end of training, `step` is multiplied by
+    `step_factor` every `step_every` epochs, `constant` stays.
+
+    >>> Recipe(epochs=0)
+    Traceback (most recent call last):
+    checkpointkd.errors.UserError: epochs must be at least 1, not 0
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Schedule = "cosine"
+    step_every: int = 60
+    step_factor: float = 0.1
+    augment: bool = True
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        require(self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}")
+        require(positive(self.learning_rate), f"the learning rate must be above 0, not {self.learning_rate}")
+        require(0 <= self.momentum < 1, f"the momentum must be in [0, 1), not {self.momentum}")
+        require(0 <= self.weight_decay < math.inf, f"the weight decay must be at least 0, not {self.weight_decay}")
+        require(self.step_every >= 1, f"step_every must be at least 1 epoch, not {self.step_every}")
+        one_of("optimizer", self.optimizer, Optimizer)
+        one_of("schedule", self.schedule, Schedule)
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """The learning rate when `epoch` epochs (a fraction counts) are done."""
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        if self.schedule == "step":
+            return self.learning_rate * self.step_factor ** (int(epoch) // self.step_every)
+        return self.learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images a run may learn from, select with, and be measured on.
+
+    `holdout` keeps a stratified `selection_fraction` of the official training set out of training; everything that is
+    chosen is chosen on it, and the test set is touched once, at the end. `paper` does as the paper did: the test set
+    measures, selects and tunes. The split depends on `split_seed` alone, never on a run's seed. `train_images` keeps
+    that many of the remaining training images, class by class.
+    """
+
+    data: str = "digits"
+    protocol: Protocol = "holdout"
+    selection_fraction: float | None = None  # None: the data set's own, 0.1 unless it is tiny
+    split_seed: int = 0
+    train_images: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("protocol", self.protocol, Protocol)
+        fraction = self.selection_fraction
+        require(
+            fraction is None or 0 < fraction < 1, f"the selection fraction must lie between 0 and 1, not {fraction}"
+        )
+        require(
+            self.train_images is None or self.train_images >= 1,
+            f"train_images must be at least 1, not {self.train_images}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDSettings:
+    """Eq. 1 and Eq. 2 of the paper: α weighs the labels, 1 − α the teachers, softened at temperature τ.
+
+    The defaults are the authors' code's. `tau_squared` multiplies the teachers' term by τ² (Hinton et al. 2015), which
+    the paper doesn't print but its code and the field do. `average` says of what several teachers' mean is taken.
+
+    >>> KDSettings(alpha=1.5)
+    Traceback (most recent call last):
+    checkpointkd.errors.UserError: alpha must lie in [0, 1], not 1.5
+    """
+
+    alpha: float = 0.5
+    tau: float = 5.0
+    tau_squared: bool = True
+    average: Average = "probabilities"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}")
+        require(positive(self.tau), f"tau must be above 0, not {self.tau}")
+        one_of("average", self.average, Average)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings:
+    """How the reconstruction decoders of §4.2 are fitted: on how many images, how long, from how many starts.
+
+    Neither the paper nor its code gives a schedule. Adam at a constant rate that falls as a cosine reaches in a few
+    hundred steps what the InfoPro recipe's SGD needs many epochs for.
+    """
+
+    images: int = 10_000
+    steps: int = 600
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "batch_size", "seeds"):
+            value = getattr(self, name)
+            require(value >= 1, f"the decoder's {name.replace('_', ' ')} must be at least 1, not {value}")
+        require(positive(self.learning_rate), f"the decoder's learning rate must be above 0, not {self.learning_rate}")
+
+
+def positive(value: float) -> bool:
+    """Whether a number is above 0 and finite (NaN is neither)."""
+    return 0 < value < math.inf
+
+
+def one_of(what: str, value: str, kinds: object) -> None:
+    """Raise UserError, naming the nearest, unless the value is among those of a Literal type."""
+    if value not in get_args(kinds):
+        raise unknown(what, value, get_args(kinds))
+
+
+def differences(asked: object, there: dict) -> list[str]:
+    """How settings that are asked for differ from those stored as a dict, as `name 3 there, 5 here`."""
+    wanted = asdict(asked) if not isinstance(asked, dict) else asked  # type: ignore[call-overload]
+    return [
+        f"{name} {there.get(name)!r} there, {value!r} here"
+        for name, value in wanted.items()
+        if there.get(name) != value
+    ]

@@ -1,0 +1,82 @@
+"""A teacher: one or several checkpoints of any trajectories, asked for logits.
+
+Letters in names: T teachers, B batch, N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .data import Batch, Images
+from .errors import UserError, require
+from .loop import measure, predict
+from .losses import soften
+from .settings import Average
+from .trajectory import Address, resolve
+
+CHANCE_FACTOR = 2.0  # a teacher below twice the accuracy of guessing knows too little, or was given the wrong classes
+
+
+class Teacher:
+    """Frozen networks that answer with logits (T, B, K); always in evaluation mode, never trained.
+
+    Raises UserError when the members' classes or channels differ.
+    """
+
+    def __init__(self, members: Sequence[Address], *, device: torch.device) -> None:
+        require(len(members) > 0, "a teacher needs at least one checkpoint")
+        first = members[0].checkpoint.run
+        for member in members[1:]:
+            run = member.checkpoint.run
+            require(
+                run["classes"] == first["classes"] and len(run["mean"]) == len(first["mean"]),
+                f"{members[0].text} and {member.text} can't teach together: their classes or channels differ",
+            )
+        self.members = tuple(members)
+        self.classes: list[str] = first["classes"]
+        self._networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Each member's logits on the batch's images, (T, B, K)."""
+        return torch.stack([network(batch.images_BCHW) for network in self._networks])
+
+    def predict(self, images: Images) -> Tensor:
+        """Each member's logits on clean images, (T, N, K), float32 on the CPU."""
+        return torch.stack([predict(network, images) for network in self._networks])
+
+    def measure(self, images: Images, *, average: Average = "probabilities") -> dict:
+        """Accuracy and NLL of each member and of the ensemble (Eq. 2 at τ = 1) on clean images."""
+        logits_TNK = self.predict(images)
+        ensemble = soften(logits_TNK, tau=1.0, average=average).clamp_min(1e-30).log()
+        return {
+            "images": len(images),
+            "members": [
+                {"address": member.text, "epoch": member.checkpoint.epoch, **measure(logits_NK, images.labels_N)}
+                for member, logits_NK in zip(self.members, logits_TNK, strict=True)
+            ],
+            "ensemble": measure(ensemble, images.labels_N),
+        }
+
+    def manifest(self) -> list[dict]:
+        """Who the teachers are, wherever they lie: epoch and content hash of each."""
+        return [{"epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256} for member in self.members]
+
+
+def teacher_of(addresses: Sequence[str], *, device: torch.device) -> Teacher:
+    """The teacher made of the checkpoints at these addresses."""
+    return Teacher([resolve(address) for address in addresses], device=device)
+
+
+def refuse_at_chance(measured: dict, *, classes: int) -> None:
+    """Raise UserError for a teacher that knows hardly more than guessing does."""
+    for member in measured["members"]:
+        if member["accuracy"] < CHANCE_FACTOR / classes:
+            raise UserError(
+                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of the images, about as often as "
+                f"guessing among {classes} classes; if it should know better, its classes or its preprocessing differ "
+                "from this data's; if it is meant to teach, add --weak-teacher"
+            )

@@ -1,0 +1,67 @@
+"""Checkpoints by address: `runs/teacher@160`, `@0.5`, `@half`, `@full`, `@best`; a bare run is `@full`.
+
+An integer is an epoch; a decimal in (0, 1] is a fraction of the planned epochs, whose nearest saved epoch is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import files
+from ..errors import NoSuchEpoch, UserError
+from .trajectory import Checkpoint, Trajectory, open_trajectory
+
+WORDS = ("half", "full", "best")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A checkpoint, and how it was asked for."""
+
+    text: str
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        return f"{self.text} = epoch {self.checkpoint.epoch}"
+
+
+def resolve(address: str) -> Address:
+    """The checkpoint at an address; raises UserError when the run, the epoch or the selection isn't there."""
+    path, at, which = address.rpartition("@")
+    if not at or (not _is_which(which) and Path(address).exists()):  # an @ may be part of a folder's name
+        path, which = address, "full"
+    if not _is_which(which):
+        raise UserError(
+            f"{address!r} names no checkpoint: after @ comes an epoch (160), a fraction of the planned epochs (0.5), "
+            f"or one of {', '.join(WORDS)}"
+        )
+    return Address(address, find(open_trajectory(Path(path)), which))
+
+
+def find(trajectory: Trajectory, which: str) -> Checkpoint:
+    """The checkpoint of a trajectory that `160`, `0.5`, `half`, `full` or `best` stands for."""
+    if which == "full":
+        return trajectory.full
+    if which == "half":
+        return trajectory.half
+    if which == "best":
+        return trajectory[_selected(trajectory)]
+    if which.isdigit():
+        return trajectory[int(which)]
+    return trajectory.at(float(which))
+
+
+def _is_which(text: str) -> bool:
+    return text in WORDS or re.fullmatch(r"\d+|\d*\.\d+", text) is not None
+
+
+def _selected(trajectory: Trajectory) -> int:
+    path = trajectory.path / "selection.json"
+    if not path.exists():
+        raise NoSuchEpoch(
+            f"nothing has been selected in {trajectory.path} yet; run `checkpointkd score {trajectory.path}` and "
+            f"`checkpointkd select {trajectory.path}` first"
+        )
+    return int(files.read_json(path)["epoch"])

@@ -1,0 +1,108 @@
+"""A run's folder: what it is, how far it is, and the checkpoints that it leaves.
+
+run.json                           what the run is: model, data, recipe, seed, teachers, versions
+metrics.jsonl                      a row an epoch
+checkpoints/epoch-0010.safetensors the network after 10 completed epochs
+state.bin                          what resuming needs; gone when the run is complete
+result.json                        the final measurement; its presence says that the run is complete
+plane.json, selection.json         written by `score` and `select`
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import files
+from ..errors import UserError, require
+from ..settings import differences
+
+CHECKPOINT = re.compile(r"epoch-(\d+)\.safetensors")
+
+
+class RunFolder:
+    """Where one run writes; hold `files.locked(path)` while using it to write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def open(self, run: dict[str, Any], *, notes: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """Begin the run here, or find it here: None when it is new or had no whole epoch, else its stored state.
+
+        `run` is what the run is, `notes` what is worth keeping beside it (where its teachers lay, say); raises UserError when another run, or anything else, is in the folder.
+        """
+        run = json.loads(json.dumps(run, allow_nan=False))  # as it will be read back: tuples are lists
+        path = self.path / "run.json"
+        if path.exists():
+            _refuse_other_run(self.path, asked=run, there=files.read_json(path))
+        else:
+            strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".lock")]
+            strangers = [name for name in strangers if not name.endswith(files.ASIDE)]
+            require(
+                not strangers,
+                f"{self.path} already holds something that is no run ({', '.join(sorted(strangers)[:3])}); "
+                "choose another --out",
+            )
+            files.write_json(path, {**run, **(notes or {}), "provenance": provenance()})
+        files.remove_leftovers(self.path)
+        state = self.path / "state.bin"
+        return files.load_state(state) if state.exists() else None
+
+    def save_epoch(self, rows: list[dict], state: dict[str, Any]) -> None:
+        """Record that an epoch is done. The state is written last: what it says has been saved, has been."""
+        files.write_whole(self.path / "metrics.jsonl", files.rows_text(rows).encode())
+        files.save_state(self.path / "state.bin", state)
+
+    def save_checkpoint(self, epoch: int, tensors: Mapping[str, Tensor]) -> None:
+        path = self.path / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
+        files.save_tensors(path, tensors, {"format": "checkpointkd", "epoch": str(epoch)})
+
+    def rows(self, *, up_to: int | None = None) -> list[dict]:
+        """The rows of metrics.jsonl, without those past the epoch that a resumed run continues from."""
+        rows = files.read_rows(self.path / "metrics.jsonl")
+        return [row for row in rows if up_to is None or row["epoch"] <= up_to]
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the final measurement; the run is complete."""
+        files.write_json(self.path / "result.json", result)
+        (self.path / "state.bin").unlink(missing_ok=True)
+
+
+def provenance() -> dict[str, str]:
+    """Versions and machine, for whoever reads the run later."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpointkd": version("checkpointkd"),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _refuse_other_run(path: Path, *, asked: dict[str, Any], there: dict[str, Any]) -> None:
+    unlike: list[str] = []
+    for name, value in asked.items():
+        stored = there.get(name)
+        if isinstance(value, dict) and isinstance(stored, dict):
+            unlike += [f"{name} {difference}" for difference in differences(value, stored)]
+        elif value != stored:
+            unlike += differences({name: value}, there)
+    if unlike:
+        shown = "; ".join(_shorten(text) for text in unlike[:3])
+        raise UserError(f"{path} already holds another run ({shown}); choose another --out, or remove that folder")
+
+
+def _shorten(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,584 @@
+"""The verbs: train, inspect, score, select, distill, evaluate. The command line is made from their signatures.
+
+Each takes names and paths, leaves its result in a run's folder, and returns it. What is worth saying goes to the logger
+`checkpointkd`; how far a verb is, to the callable `progress(task, done, total)`. Torch is imported inside the functions
+only, because the command line imports this module to answer `--help`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, require, unknown
+from .recipes import recipe as recipe_of
+from .settings import (
+    Average,
+    DataSettings,
+    DecoderSettings,
+    Device,
+    Estimator,
+    KDSettings,
+    Precision,
+    Protocol,
+    Recipe,
+    SplitName,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .data import Data
+    from .information import Plane
+    from .selection import Choice
+    from .trajectory import Trajectory
+
+log = logging.getLogger("checkpointkd")
+
+Progress = Callable[[str, int, int], None]  # the task, how many of its parts are done, how many it has
+
+
+def train(
+    model: str,
+    /,
+    *,
+    data: str,
+    out: Path | str,
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    save_every: int | None = None,
+    seed: int = 0,
+    protocol: Protocol = "holdout",
+    train_images: int | None = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Train a network and keep its trajectory of checkpoints; the same command again continues a run that was stopped.
+
+    Raises UserError when the folder holds another run or anything else, and when the loss stops being a number.
+
+    Example:
+
+        checkpointkd train wrn_16_2 --data digits --epochs 40 --save-every 4 --out runs/teacher
+
+    Parameters
+    ----------
+    model
+        A network of ours (wrn_16_2: any WRN depth and width) or your own, package.module:callable.
+    data
+        A data set: digits.
+    out
+        The run's folder; it is made if need be and never overwritten.
+    recipe
+        Named settings of the training; the data set's own by default.
+    epochs
+        How many epochs, in place of the recipe's.
+    batch_size
+        Images a step, in place of the recipe's.
+    learning_rate
+        The greatest learning rate, in place of the recipe's.
+    save_every
+        A checkpoint every so many epochs, and the last; a twentieth of the run by default.
+    seed
+        Fixes first weights, order and augmentation.
+    protocol
+        holdout keeps images of the training set back to choose with; paper chooses on the test set, as the paper did.
+    train_images
+        Train on this many images only, class by class in proportion.
+    precision
+        bf16 computes in 16 bits where the processor does that well.
+    device
+        Where to compute.
+    """
+    from .data import load_data
+    from .losses import Supervised
+
+    loaded = load_data(DataSettings(data=data, protocol=protocol, train_images=train_images))
+    return _run(
+        model,
+        kind="train",
+        out=Path(out),
+        data=loaded,
+        recipe=_recipe(recipe or loaded.name, epochs, batch_size, learning_rate),
+        save_every=save_every,
+        seed=seed,
+        precision=precision,
+        device=device,
+        progress=progress,
+        objective=lambda _: Supervised(),
+    )
+
+
+def distill(
+    student: str,
+    /,
+    *,
+    teachers: list[str],
+    out: Path | str,
+    data: str | None = None,
+    method: str = "kd",
+    alpha: float = KDSettings.alpha,
+    tau: float = KDSettings.tau,
+    tau_squared: bool = KDSettings.tau_squared,
+    average: Average = KDSettings.average,
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    save_every: int | None = None,
+    seed: int = 0,
+    protocol: Protocol | None = None,
+    train_images: int | None = None,
+    precision: Precision = "fp32",
+    weak_teacher: bool = False,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Distil a student from one checkpoint, or from an ensemble of several; the same command again continues.
+
+    Each teacher's accuracy is measured and said first. Raises UserError for a teacher that knows no more than guessing
+    does, for teachers of other classes, and as `train` does.
+
+    Example:
+
+        checkpointkd distill wrn_10_1 --teachers runs/teacher@half runs/teacher@full --out runs/student
+
+    Parameters
+    ----------
+    student
+        The student's network, as for train.
+    teachers
+        One or more addresses: RUN@160 (an epoch), RUN@0.5 (a share of the training), RUN@half, RUN@full, RUN@best.
+    out
+        The student's run folder.
+    data
+        A data set; by default the first teacher's, with its protocol and its images.
+    method
+        How the teachers' knowledge is passed on.
+    alpha
+        The weight of the labels, in [0, 1]; the teachers have the rest (Eq. 1).
+    tau
+        The temperature at which predictions are softened.
+    tau_squared
+        Multiply the teachers' term by the temperature squared, as the field does and the paper's formula does not.
+    average
+        Several teachers: the mean of their probabilities (Eq. 2), or of their logits, as the authors' code has it.
+    recipe
+        Named settings of the training; the data set's own by default.
+    epochs
+        How many epochs, in place of the recipe's.
+    batch_size
+        Images a step, in place of the recipe's.
+    learning_rate
+        The greatest learning rate, in place of the recipe's.
+    save_every
+        A checkpoint every so many epochs, and the last; a twentieth of the run by default.
+    seed
+        Fixes first weights, order and augmentation.
+    protocol
+        holdout or paper, see train; by default the first teacher's.
+    train_images
+        Train on this many images only; by default as the first teacher.
+    precision
+        bf16 computes in 16 bits where the processor does that well.
+    weak_teacher
+        Take a teacher even if it knows no more than guessing does.
+    device
+        Where to compute.
+    """
+    from .data import load_data
+    from .losses import METHODS
+    from .teacher import Teacher, refuse_at_chance
+    from .trajectory import resolve
+
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    require(len(teachers) > 0, "distilling needs --teachers; to train without one, use `checkpointkd train`")
+    settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
+    addresses = [resolve(address) for address in teachers]
+    taught_on = addresses[0].checkpoint.run["data"]
+    loaded = load_data(_data_like(taught_on, data, protocol, train_images))
+    where = _device(device)
+    teacher = Teacher(addresses, device=where)
+    require(
+        teacher.classes == list(loaded.classes),
+        f"the teacher {addresses[0].text} knows {len(teacher.classes)} classes, the data {loaded.name!r} has "
+        f"{len(loaded.classes)}, or in another order: give the data that the teacher was trained on",
+    )
+    for address in addresses:
+        _say_if_seen(address, loaded)
+    measured = teacher.measure(loaded.selection, average=average)
+    for member in measured["members"]:
+        log.info(
+            "teacher %s (epoch %d): accuracy %.1f %% on the selection images",
+            member["address"], member["epoch"], 100 * member["accuracy"],
+        )  # fmt: skip
+    if len(addresses) > 1:
+        log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
+    if not weak_teacher:
+        refuse_at_chance(measured, classes=len(loaded.classes))
+    return _run(
+        student,
+        kind="distill",
+        out=Path(out),
+        data=loaded,
+        recipe=_recipe(recipe or loaded.name, epochs, batch_size, learning_rate),
+        save_every=save_every,
+        seed=seed,
+        precision=precision,
+        device=device,
+        progress=progress,
+        objective=lambda _: METHODS[method](teacher, settings),
+        more={"method": method, "kd": asdict(settings), "teachers": teacher.manifest()},
+        notes={
+            "teachers_measured": measured,
+            "teacher_runs": [str(a.checkpoint.path.parent.parent) for a in addresses],
+        },
+    )
+
+
+def score(
+    run: Path | str,
+    /,
+    *,
+    data: str | None = None,
+    estimator: Estimator = "decoder",
+    features: str | None = None,
+    decoder_images: int = DecoderSettings.images,
+    decoder_steps: int = DecoderSettings.steps,
+    decoder_seeds: int = DecoderSettings.seeds,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> Plane:
+    """Put every checkpoint of a run on the information plane: I(Y;F) by accuracy, I(X;F) by reconstruction (§4.2).
+
+    What is scored already, with the same settings, is kept. Raises UserError when there is no map to decode from.
+
+    Example:
+
+        checkpointkd score runs/teacher
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    data
+        A data set; by default the run's own, with its protocol and its images.
+    estimator
+        How I(X;F) is estimated: the paper's reconstruction decoder.
+    features
+        The module, by its path in the model, whose map is decoded; by default the last, which enters global pooling.
+    decoder_images
+        On how many training images a decoder is fitted, at most.
+    decoder_steps
+        For how many steps.
+    decoder_seeds
+        From how many starts; their spread is reported.
+    device
+        Where to compute.
+    """
+    from .data import load_data
+    from .files import locked
+    from .information import score_trajectory
+    from .trajectory import open_trajectory
+
+    one_of("estimator", estimator, Estimator)
+    settings = DecoderSettings(images=decoder_images, steps=decoder_steps, seeds=decoder_seeds)
+    trajectory = open_trajectory(run)
+    loaded = load_data(_data_like(trajectory.run["data"], data, None, None))
+    _same_classes(trajectory, loaded)
+    with locked(trajectory.path):
+        return score_trajectory(
+            trajectory,
+            loaded,
+            settings=settings,
+            features=features,
+            device=_device(device),
+            on_progress=progress and (lambda what, done, total: progress(f"score {what}", done, total)),
+        )
+
+
+def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
+    """Choose the checkpoint that is to teach, by Algorithm 1 or a rival; RUN@best means it from then on.
+
+    Raises UserError when the rule needs scores and the checkpoints have none.
+
+    Example:
+
+        checkpointkd select runs/teacher
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    rule
+        paper (Algorithm 1), half, full or best-accuracy.
+    """
+    from . import files
+    from .information import load_plane
+    from .selection import NEED_NO_SCORES, RULES, Candidates, choose
+    from .trajectory import open_trajectory
+
+    if rule not in RULES:
+        raise unknown("rule", rule, RULES)
+    trajectory = open_trajectory(run)
+    plane = load_plane(trajectory, missing_ok=rule in NEED_NO_SCORES)
+    if rule not in NEED_NO_SCORES and plane is not None and plane.epochs != list(trajectory):
+        raise UserError(
+            f"{trajectory.path} has checkpoints that are not scored yet; run `checkpointkd score {trajectory.path}` again"
+        )
+    choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane), rule=rule)
+    with files.locked(trajectory.path):
+        made_with = plane.settings if plane is not None and rule not in NEED_NO_SCORES else None
+        files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+    for warning in choice.warnings:
+        log.warning("%s", warning)
+    return choice
+
+
+def evaluate(
+    *addresses: str,
+    data: str | None = None,
+    split: SplitName = "selection",
+    average: Average = "probabilities",
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Measure checkpoints, and the ensemble of them if there are several, on clean images.
+
+    Under the holdout protocol the test images are for the last measurement; everything before it is for the selection
+    images, which are the default. Raises UserError for addresses that lead nowhere.
+
+    Example:
+
+        checkpointkd evaluate runs/teacher@half runs/teacher@full
+
+    Parameters
+    ----------
+    addresses
+        One or more checkpoints: RUN@160, RUN@0.5, RUN@half, RUN@full, RUN@best.
+    data
+        A data set; by default the first run's own, with its protocol.
+    split
+        selection, or test for the final figure.
+    average
+        Several: the mean of their probabilities (Eq. 2), or of their logits.
+    device
+        Where to compute.
+    """
+    from .data import load_data, load_test
+    from .teacher import Teacher
+    from .trajectory import resolve
+
+    require(len(addresses) > 0, "name at least one checkpoint, such as runs/teacher@full")
+    one_of("split", split, SplitName)
+    one_of("average", average, Average)
+    found = [resolve(address) for address in addresses]
+    settings = _data_like(found[0].checkpoint.run["data"], data, None, None)
+    loaded = load_data(settings)
+    teacher = Teacher(found, device=_device(device))
+    require(
+        teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
+    )
+    images = load_test(settings) if split == "test" else loaded.selection
+    return {
+        "data": loaded.name,
+        "protocol": loaded.identity["protocol"],
+        "split": split,
+        **teacher.measure(images, average=average),
+    }
+
+
+def inspect(path: Path | str, /) -> dict[str, Any]:
+    """Say what is in a run's folder: the network, the data, the epochs that were saved, how far it is.
+
+    Raises UserError when there is no run.
+
+    Example:
+
+        checkpointkd inspect runs/teacher
+
+    Parameters
+    ----------
+    path
+        The run's folder.
+    """
+    from .trajectory import open_trajectory
+
+    trajectory = open_trajectory(path)
+    run = trajectory.run
+    rows = {row["epoch"]: row for row in trajectory.rows()}
+    return {
+        "path": str(trajectory.path),
+        "format": "checkpointkd",
+        "kind": run["kind"],
+        "model": run["model"],
+        "data": run["data"]["data"],
+        "protocol": run["data"]["protocol"],
+        "classes": len(run["classes"]),
+        "seed": run["seed"],
+        "complete": trajectory.complete,
+        "planned_epochs": trajectory.planned_epochs,
+        "epochs_done": max(rows, default=0),
+        "checkpoints": [
+            {
+                "epoch": epoch,
+                "epoch_from": "the file's name",
+                "file": checkpoint.path.name,
+                "bytes": checkpoint.path.stat().st_size,
+                "sha256": checkpoint.sha256,
+                "selection_accuracy": rows.get(epoch, {}).get("selection_accuracy"),
+            }
+            for epoch, checkpoint in trajectory.items()
+        ],
+        "scored": (trajectory.path / "plane.json").exists(),
+        "selected": _selected_epoch(trajectory),
+        "teachers": run.get("teachers", []),
+        "result": trajectory.result(),
+    }
+
+
+def _run(
+    model: str,
+    *,
+    kind: str,
+    out: Path,
+    data: Data,
+    recipe: Recipe,
+    save_every: int | None,
+    seed: int,
+    precision: Precision,
+    device: Device,
+    progress: Progress | None,
+    objective: Callable[[nn.Module], nn.Module],
+    more: dict[str, Any] | None = None,
+    notes: dict[str, Any] | None = None,
+) -> Trajectory:
+    """Carry out one run in its folder, from wherever it stands, and measure its last network on the test images."""
+    from .data import ResidentBatches, load_test, settings_of
+    from .files import locked
+    from .loop import fit, measure, predict, start
+    from .trajectory import RunFolder, fresh_network, open_trajectory
+
+    one_of("precision", precision, Precision)
+    every = max(1, recipe.epochs // 20) if save_every is None else save_every
+    require(1 <= every, f"a checkpoint every {every} epochs makes no sense; --save-every must be at least 1")
+    mean, std = data.train.channel_statistics()
+    run = {
+        "kind": kind,
+        "model": model,
+        "classes": data.classes,
+        "mean": mean,
+        "std": std,
+        "data": data.identity,
+        "recipe": asdict(recipe),
+        "save_every": every,
+        "seed": seed,
+        "precision": precision,
+        **(more or {}),
+    }
+    network = fresh_network(run)  # before the folder is made: an unknown model leaves nothing behind
+    where = _device(device)
+    with locked(out):
+        folder = RunFolder(out)
+        stored = folder.open(run, notes=notes)
+        if folder.complete:
+            log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
+            return open_trajectory(out)
+        state = start(network, objective(network), recipe, device=where)
+        if stored is not None:
+            state.restore(stored)
+            log.info("%s continues after epoch %d of %d", out, state.epoch, recipe.epochs)
+        rows = folder.rows(up_to=state.epoch)
+        batches = ResidentBatches(
+            data.train,
+            views=data.views,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            device=where,
+            augment=recipe.augment,
+        )
+        tell = progress or (lambda task, done, total: None)
+        total = recipe.epochs * len(batches)
+        on_step = lambda step, steps: tell(str(out), state.epoch * steps + step, total)  # noqa: E731
+        began = time.perf_counter()
+        for row in fit(state, batches, recipe=recipe, seed=seed, precision=precision, on_step=on_step):
+            if state.epoch % every == 0 or state.epoch == recipe.epochs:
+                measured = measure(predict(network, data.selection), data.selection.labels_N)
+                row = {**row, "selection_accuracy": measured["accuracy"], "selection_nll": measured["nll"]}
+                folder.save_checkpoint(state.epoch, network.state_dict())
+            rows.append(row)
+            folder.save_epoch(rows, state.to_dict())
+        test = load_test(settings_of(data.identity))
+        folder.finish(
+            {
+                "epoch": state.epoch,
+                "selection": measure(predict(network, data.selection), data.selection.labels_N),
+                "test": measure(predict(network, test), test.labels_N),
+                "test_images": len(test),
+                "seconds": round(sum(row["seconds"] for row in rows), 3),
+                "wall_seconds_since_start_or_resume": round(time.perf_counter() - began, 3),
+            }
+        )
+    return open_trajectory(out)
+
+
+def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
+    chosen = recipe_of(name, epochs=epochs)
+    changes = {"batch_size": batch_size, "learning_rate": learning_rate}
+    return replace(chosen, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _data_like(
+    identity: dict[str, Any], data: str | None, protocol: Protocol | None, train_images: int | None
+) -> DataSettings:
+    """The data settings that a run was made with, with what the user says in their place."""
+    from .data import settings_of
+
+    settings = settings_of(identity)
+    if protocol is not None and protocol != settings.protocol:
+        settings = replace(settings, protocol=protocol, selection_fraction=None)
+    if data is not None:
+        settings = replace(settings, data=data)
+    return settings if train_images is None else replace(settings, train_images=train_images)
+
+
+def _say_if_seen(address: Any, data: Data) -> None:
+    """Warn when a teacher may have learned from the images that are kept back here to choose with."""
+    theirs, ours = address.checkpoint.run["data"], data.identity
+    split = ("sha256", "protocol", "selection_fraction", "split_seed")
+    if [theirs.get(key) for key in split] != [ours[key] for key in split]:
+        log.warning(
+            "%s was trained on another split, so it may have seen the selection images; its accuracy on them may flatter it",
+            address.text,
+        )
+
+
+def _same_classes(trajectory: Trajectory, data: Data) -> None:
+    require(
+        trajectory.run["classes"] == list(data.classes),
+        f"the run in {trajectory.path} knows {len(trajectory.run['classes'])} classes, the data {data.name!r} has "
+        f"{len(data.classes)}, or in another order",
+    )
+
+
+def _selected_epoch(trajectory: Trajectory) -> int | None:
+    from . import files
+
+    path = trajectory.path / "selection.json"
+    return files.read_json(path)["epoch"] if path.exists() else None
+
+
+def _device(device: Device) -> torch.device:
+    from .loop import pick_device
+
+    one_of("device", device, Device)
+    return pick_device(device)
