@@ -7,28 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UserError
-    from .report import write_report as report
     from .trajectory import Trajectory, open_trajectory
-    from .verbs import distill, evaluate, inspect, score, select, train
+    from .verbs import distill, evaluate, inspect, report, score, select, train
+
+__all__ = [
+    "Trajectory",
+    "UserError",
+    "distill",
+    "evaluate",
+    "inspect",
+    "open_trajectory",
+    "report",
+    "score",
+    "select",
+    "train",
+]
 
 # Looked up on first use, so that the command line answers without importing torch.
-_PUBLIC = {
-    "Trajectory": "trajectory",
-    "UserError": "errors",
-    "distill": "verbs",
-    "evaluate": "verbs",
-    "inspect": "verbs",
-    "open_trajectory": "trajectory",
-    "report": "verbs",
-    "score": "verbs",
-    "select": "verbs",
-    "train": "verbs",
-}
-
-__all__ = list(_PUBLIC)
+_HOMES = {"Trajectory": ".trajectory", "open_trajectory": ".trajectory", "UserError": ".errors"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, ".verbs"), __name__), name)

@@ -1,7 +1,7 @@
 """The one training loop. Teachers, students, decoders and probes differ only in their objective.
 
-`fit` is a generator of plain rows, one an epoch; saving, scoring, logging and stopping are ordinary lines of the caller.
-Letters in names: N images, B batch, C channels, H W height and width, K classes.
+`fit` is a generator of plain rows, one an epoch; saving, scoring, logging and stopping are ordinary lines of the
+caller. Letters in names: N images, B batch, C channels, H W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def pick_device(device: Device) -> torch.device:
 
 def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: torch.device) -> State:
     """A state at epoch 0; the objective's own layers train along with the model."""
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.to(device)
     parameters = [*model.parameters(), *objective.parameters()]
     if recipe.optimizer == "adam":

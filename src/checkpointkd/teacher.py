@@ -76,7 +76,7 @@ def refuse_at_chance(measured: dict, *, classes: int) -> None:
     for member in measured["members"]:
         if member["accuracy"] < CHANCE_FACTOR / classes:
             raise UserError(
-                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of the images, about as often as "
+                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of the images, hardly more than "
                 f"guessing among {classes} classes; if it should know better, its classes or its preprocessing differ "
                 "from this data's; if it is meant to teach, add --weak-teacher"
             )

@@ -1,4 +1,4 @@
-"""The verbs: train, inspect, score, select, distill, evaluate. The command line is made from their signatures.
+"""The verbs: train, inspect, score, select, distill, evaluate, report. The command line is made from their signatures.
 
 Each takes names and paths, leaves its result in a run's folder, and returns it. What is worth saying goes to the logger
 `checkpointkd`; how far a verb is, to the callable `progress(task, done, total)`. Torch is imported inside the functions
@@ -64,8 +64,6 @@ def train(
 ) -> Trajectory:
     """Train a network and keep its trajectory of checkpoints; the same command again continues a run that was stopped.
 
-    Raises UserError when the folder holds another run or anything else, and when the loss stops being a number.
-
     Example:
 
         checkpointkd train wrn_16_2 --data digits --epochs 40 --save-every 4 --out runs/teacher
@@ -98,6 +96,11 @@ def train(
         bf16 computes in 16 bits where the processor does that well.
     device
         Where to compute.
+
+    Raises
+    ------
+    UserError
+        When the folder holds another run or anything else, and when the loss stops being a number.
     """
     from .data import load_data
     from .losses import Supervised
@@ -145,8 +148,7 @@ def distill(
 ) -> Trajectory:
     """Distil a student from one checkpoint, or from an ensemble of several; the same command again continues.
 
-    Each teacher's accuracy is measured and said first. Raises UserError for a teacher that knows no more than guessing
-    does, for teachers of other classes, and as `train` does.
+    Each teacher's accuracy is measured and said first.
 
     Example:
 
@@ -194,6 +196,12 @@ def distill(
         Take a teacher even if it knows no more than guessing does.
     device
         Where to compute.
+
+    Raises
+    ------
+    UserError
+        For a teacher that knows no more than guessing does, for teachers of other classes, and as `train`
+        does.
     """
     from .data import load_data
     from .losses import METHODS
@@ -261,7 +269,7 @@ def score(
 ) -> Plane:
     """Put every checkpoint of a run on the information plane: I(Y;F) by accuracy, I(X;F) by reconstruction (§4.2).
 
-    What is scored already, with the same settings, is kept. Raises UserError when there is no map to decode from.
+    What is scored already, with the same settings, is kept.
 
     Example:
 
@@ -285,6 +293,11 @@ def score(
         From how many starts; their spread is reported.
     device
         Where to compute.
+
+    Raises
+    ------
+    UserError
+        When there is no map to decode from.
     """
     from .data import load_data
     from .files import locked
@@ -310,8 +323,6 @@ def score(
 def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
     """Choose the checkpoint that is to teach, by Algorithm 1 or a rival; RUN@best means it from then on.
 
-    Raises UserError when the rule needs scores and the checkpoints have none.
-
     Example:
 
         checkpointkd select runs/teacher
@@ -322,6 +333,11 @@ def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
         The run's folder.
     rule
         paper (Algorithm 1), half, full or best-accuracy.
+
+    Raises
+    ------
+    UserError
+        When the rule needs scores and the checkpoints have none.
     """
     from . import files
     from .information import load_plane
@@ -334,7 +350,8 @@ def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
     plane = load_plane(trajectory, missing_ok=rule in NEED_NO_SCORES)
     if rule not in NEED_NO_SCORES and plane is not None and plane.epochs != list(trajectory):
         raise UserError(
-            f"{trajectory.path} has checkpoints that are not scored yet; run `checkpointkd score {trajectory.path}` again"
+            f"{trajectory.path} has checkpoints that are not scored yet; run `checkpointkd score {trajectory.path}` "
+            "again"
         )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane), rule=rule)
     with files.locked(trajectory.path):
@@ -400,8 +417,6 @@ def evaluate(
 def inspect(path: Path | str, /) -> dict[str, Any]:
     """Say what is in a run's folder: the network, the data, the epochs that were saved, how far it is.
 
-    Raises UserError when there is no run.
-
     Example:
 
         checkpointkd inspect runs/teacher
@@ -410,6 +425,11 @@ def inspect(path: Path | str, /) -> dict[str, Any]:
     ----------
     path
         The run's folder.
+
+    Raises
+    ------
+    UserError
+        When there is no run.
     """
     from .trajectory import open_trajectory
 
@@ -446,6 +466,30 @@ def inspect(path: Path | str, /) -> dict[str, Any]:
     }
 
 
+def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
+    """Write a report on every run in a folder: one HTML file that works from disk, without a network.
+
+    Example:
+
+        checkpointkd report runs/demo --out report.html
+
+    Parameters
+    ----------
+    folder
+        A run's folder, or one with several runs in it.
+    out
+        The HTML file; report.html in the folder by default.
+
+    Raises
+    ------
+    UserError
+        When there is no run to report on.
+    """
+    from .report import write_report
+
+    return write_report(Path(folder), out=Path(out) if out is not None else Path(folder) / "report.html")
+
+
 def _run(
     model: str,
     *,
@@ -470,14 +514,12 @@ def _run(
 
     one_of("precision", precision, Precision)
     every = max(1, recipe.epochs // 20) if save_every is None else save_every
-    require(1 <= every, f"a checkpoint every {every} epochs makes no sense; --save-every must be at least 1")
+    require(every >= 1, f"a checkpoint every {every} epochs makes no sense; --save-every must be at least 1")
     mean, std = data.train.channel_statistics()
     run = {
         "kind": kind,
         "model": model,
         "classes": data.classes,
-        "mean": mean,
-        "std": std,
         "data": data.identity,
         "recipe": asdict(recipe),
         "save_every": every,
@@ -485,11 +527,14 @@ def _run(
         "precision": precision,
         **(more or {}),
     }
-    network = fresh_network(run)  # before the folder is made: an unknown model leaves nothing behind
+    normalisation = {"mean": mean, "std": std}  # follows from the data
+    network = fresh_network(
+        {**run, **normalisation}
+    )  # before the folder is made: an unknown model leaves nothing behind
     where = _device(device)
     with locked(out):
         folder = RunFolder(out)
-        stored = folder.open(run, notes=notes)
+        stored = folder.open(run, notes={**normalisation, **(notes or {})})
         if folder.complete:
             log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
             return open_trajectory(out)
@@ -557,7 +602,8 @@ def _say_if_seen(address: Any, data: Data) -> None:
     split = ("sha256", "protocol", "selection_fraction", "split_seed")
     if [theirs.get(key) for key in split] != [ours[key] for key in split]:
         log.warning(
-            "%s was trained on another split, so it may have seen the selection images; its accuracy on them may flatter it",
+            "%s was trained on another split, so it may have seen the selection images, and its accuracy on them may "
+            "flatter it",
             address.text,
         )
 

@@ -6,6 +6,8 @@ images, ±2.7 points at 90 %; so a quarter (300) does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_digits
 
@@ -21,7 +23,7 @@ TEST_IMAGES = 599
 def digits(path: str | None) -> DataSet:
     """The data set `digits`; it has no path."""
     require(path is None, f"the digits are part of scikit-learn and have no path; say `digits`, not `digits:{path}`")
-    bunch = load_digits()
+    bunch: Any = load_digits()
     pixels_NCHW = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels_N = torch.from_numpy(bunch.target).long()
     everything = Images(pixels_NCHW, labels_N, torch.arange(len(labels_N)), white=16)

@@ -41,7 +41,7 @@ class Images:
         """The identity of these images: their pixels, labels and order."""
         digest = hashlib.sha256(f"{tuple(self.pixels_NCHW.shape)} {self.white}".encode())
         for tensor in (self.pixels_NCHW, self.labels_N, self.index_N):
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:

@@ -1,11 +1,11 @@
-"""I(X;F) the paper's way (§4.2, following InfoPro, arXiv 2101.10832): how well a small decoder redraws the image from the
-last convolutional map. The smaller its loss R on unseen images, the larger I(X;F) ≥ H(X) − R.
+"""I(X;F) the paper's way (§4.2, following InfoPro, arXiv 2101.10832): how well a small decoder redraws the image from
+the last convolutional map. The smaller its loss R on unseen images, the larger I(X;F) ≥ H(X) − R.
 
 Decoders of many checkpoints and seeds train as one network: they share the pass over the images, but no weight and no
 gradient, so each ends as it would have alone.
 
-Letters in names: A checkpoints, S seeds, G = A·S decoders, N images, B batch, C image channels, D map channels, O output
-channels, h w map height and width, H W image's, y x a kernel's.
+Letters in names: A checkpoints, S seeds, G = A·S decoders, N images, B batch, C image channels, D map channels, O
+output channels, h w map height and width, H W image's, y x a kernel's.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Decoders(nn.Module):
     """Decoders for small images: upsample to the image (bilinear), conv3×3 D→12, batch norm, ReLU, conv3×3 12→C.
 
     There is one for each checkpoint and seed. One decoder of a 128-channel map to 3 channels has 14,187 parameters. The
-    sigmoid is left to the loss. Every decoder of one seed starts from the same weights, whatever the checkpoint, so that
-    checkpoints are compared in pairs.
+    sigmoid is left to the loss. Every decoder of one seed starts from the same weights, whatever the checkpoint, so
+    that checkpoints are compared in pairs.
 
     >>> decoders = Decoders(checkpoints=1, seeds=[0], channels=128, image_channels=3, size=(32, 32))
     >>> sum(parameter.numel() for parameter in decoders.parameters())
@@ -82,7 +82,7 @@ def upsampled_convolution(maps_ABhwD: Tensor, weight_AODyx: Tensor, size: tuple[
 
 
 def _spread(small: int, large: int, *, like: Tensor) -> Tensor:
-    """(3·small, large): what pixel q of a line, seen through tap k, adds to pixel p of the upsampled, zero-padded line."""
+    """(3·small, large): what pixel q of a line, through tap k, adds to pixel p of the upsampled, zero-padded line."""
     line = F.interpolate(torch.eye(small)[None], size=large, mode="linear", align_corners=True)[0]
     padded = F.pad(line, (1, 1))
     return torch.cat([padded[:, tap : tap + large] for tap in range(3)]).to(like)

@@ -35,7 +35,8 @@ class Point:
 
     `excess` is the decoder's loss on unseen images above the pixels' own entropy, in nats a pixel: a proxy of which
     less means a larger I(X;F), not an estimate of it in nats. `excess_se` is its standard error over images,
-    `excess_seed_sd` its deviation over decoder seeds. `label_information` is H(Y) − CE in nats, a lower bound on I(Y;F).
+    `excess_seed_sd` its deviation over decoder seeds. `label_information` is H(Y) − CE in nats, a lower bound on
+    I(Y;F).
     """
 
     epoch: int
@@ -65,6 +66,10 @@ class Plane:
     @property
     def epochs(self) -> list[int]:
         return [point.epoch for point in self.points]
+
+    def to_plain(self) -> dict[str, Any]:
+        """The plane as JSON's values, without each image's part."""
+        return {"settings": self.settings, "points": [asdict(point) for point in self.points]}
 
 
 def score_trajectory(
@@ -118,7 +123,8 @@ def load_plane(trajectory: Trajectory, *, missing_ok: bool = False) -> Plane | N
         if missing_ok:
             return None
         raise UserError(
-            f"the checkpoints in {trajectory.path} have not been scored; run `checkpointkd score {trajectory.path}` first"
+            f"the checkpoints in {trajectory.path} have not been scored; run `checkpointkd score {trajectory.path}` "
+            "first"
         )
     stored = files.read_json(path)
     try:
@@ -153,9 +159,8 @@ def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any]) -> No
     arrays_path = trajectory.path / f"plane-{files.content_hash(arrays)[:12]}.safetensors"
     files.save_tensors(arrays_path, arrays)
     points = [asdict(point) for point, _, _ in in_order]
-    files.write_json(
-        trajectory.path / "plane.json", {"settings": made_with, "arrays": arrays_path.name, "points": points}
-    )
+    stored = {"settings": made_with, "arrays": arrays_path.name, "points": points}
+    files.write_json(trajectory.path / "plane.json", stored)
     for older in trajectory.path.glob("plane-*.safetensors"):
         if older != arrays_path:
             older.unlink(missing_ok=True)

@@ -41,7 +41,8 @@ class RunFolder:
     def open(self, run: dict[str, Any], *, notes: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Begin the run here, or find it here: None when it is new or had no whole epoch, else its stored state.
 
-        `run` is what the run is, `notes` what is worth keeping beside it (where its teachers lay, say); raises UserError when another run, or anything else, is in the folder.
+        `run` is what the run is, `notes` what is worth keeping beside it and need not match (where its
+        teachers lay, say); raises UserError when another run, or anything else, is in the folder.
         """
         run = json.loads(json.dumps(run, allow_nan=False))  # as it will be read back: tuples are lists
         path = self.path / "run.json"

@@ -44,7 +44,7 @@ class Checkpoint:
                 f"{_shape(wanted, unlike[0])} in the model)"
             )
         network.load_state_dict(tensors)
-        return network.to(device, memory_format=torch.channels_last).eval()
+        return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 class Trajectory(Mapping[int, Checkpoint]):
@@ -110,6 +110,17 @@ class Trajectory(Mapping[int, Checkpoint]):
     def result(self) -> dict[str, Any] | None:
         """The final measurement, or None while the run is unfinished."""
         return files.read_json(self.path / "result.json") if self.complete else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """The trajectory as JSON's values."""
+        return {
+            "path": str(self.path),
+            "model": self.run["model"],
+            "epochs": list(self),
+            "planned_epochs": self.planned_epochs,
+            "complete": self.complete,
+            "result": self.result(),
+        }
 
     def _listed(self) -> str:
         return ", ".join(map(str, self._checkpoints)) or "none"

@@ -1,0 +1,129 @@
+"""The command: the verbs, from the same signatures, with words for people and JSON for programs.
+
+Exit codes: 0 done, 2 the user's mistake (one sentence on standard error), 130 interrupted, 1 our bug.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json as json_module
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from rich.console import Console
+
+from . import texts, verbs
+from .errors import UserError
+from .progress import Bars
+from .studies import demo
+
+app = cyclopts.App(
+    name="checkpointkd",
+    help="Choose and use training checkpoints as knowledge-distillation teachers.",
+    version=lambda: metadata.version("checkpointkd"),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+
+Json = Annotated[
+    bool, cyclopts.Parameter(help="Print one JSON object on standard output, and nothing else there.", negative=())
+]
+
+
+def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
+    """Make a verb a command: its own options, plus --json; less `progress`, which becomes bars."""
+
+    def command(*arguments: Any, json: bool = False, **options: Any) -> None:
+        with Bars() as bars:
+            logging.getLogger("checkpointkd").handlers = [_Handler(bars)]
+            if "progress" in parameters:
+                options["progress"] = bars
+            result = verb(*arguments, **options)
+        if json:
+            print(json_module.dumps(texts.plain(result), ensure_ascii=False, allow_nan=False))
+        else:
+            Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(words(result))
+
+    signature = inspect.signature(verb, eval_str=True, locals=_UNRESOLVED)
+    parameters = signature.parameters
+    kept = [_readable(p) for p in parameters.values() if p.name != "progress"]
+    json_option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+    command.__signature__ = signature.replace(parameters=[*kept, json_option], return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, json_option]}
+    command.__doc__ = verb.__doc__
+    app.command(command, name=verb.__name__, sort_key=next(_order))
+
+
+_order = itertools.count()
+
+# Return types that would need torch to be named at run time.
+_UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice"), object)
+
+
+def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The types that the command line reads: a path is a path, a list takes several values (--teachers A B), and only a
+    switch that is on by default has a --no- of its own."""
+    annotation = parameter.annotation
+    if annotation is bool and parameter.default is False:
+        return parameter.replace(annotation=Annotated[bool, cyclopts.Parameter(negative=())])
+    if annotation == list[str]:
+        return parameter.replace(annotation=Annotated[list[str], cyclopts.Parameter(consume_multiple=True)])
+    if annotation in (Path | str, Path | str | None):
+        return parameter.replace(annotation=Path if annotation == Path | str else Path | None)
+    return parameter
+
+
+class _Handler(logging.Handler):
+    def __init__(self, bars: Bars) -> None:
+        super().__init__()
+        self._bars = bars
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._bars.say(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
+
+
+for _verb, _words in (
+    (demo.demo, texts.demo),
+    (verbs.train, texts.trajectory),
+    (verbs.inspect, texts.inspection),
+    (verbs.score, texts.plane),
+    (verbs.select, texts.choice),
+    (verbs.distill, texts.trajectory),
+    (verbs.evaluate, texts.evaluation),
+    (verbs.report, texts.report),
+):
+    _command(_verb, _words)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.getLogger("checkpointkd").setLevel(logging.INFO)
+    logging.getLogger("checkpointkd").propagate = False
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except UserError as error:
+        return _complain(str(error))
+    except cyclopts.CycloptsError as error:
+        return _complain(" ".join(str(error).split()) + " (`checkpointkd --help` lists commands and options)")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command again continues where this one was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _complain(sentence: str) -> int:
+    print(f"checkpointkd: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Where a verb stands, on standard error: bars with the time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+QUIET_SECONDS = 10.0  # between two lines where there is no terminal
+
+
+class Bars:
+    """A bar for each task; a task's bar goes when it is done. Use as a context manager; call to tell of progress."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            speed_estimate_period=60,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Bars:
+        if self.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._progress.stop()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        if not self.console.is_terminal:
+            if time.monotonic() - self._said >= QUIET_SECONDS:
+                self._said = time.monotonic()
+                print(f"{task}: {done} of {total}", file=sys.stderr, flush=True)
+            return
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(task, total=total)
+        self._progress.update(self._tasks[task], completed=done, total=total)
+        if done >= total:
+            self._progress.remove_task(self._tasks.pop(task))
+
+    def say(self, text: str) -> None:
+        """A line of text above the bars, as it is: what is in it is no markup."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

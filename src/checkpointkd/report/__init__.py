@@ -1,0 +1,130 @@
+"""One self-contained page of what runs left: the plane and its choice, students, tables, provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from .. import files
+from .collect import Arm, Collected, Difference, Scored, collect, difference
+from .figures import draw_plane, draw_students, plane_data, students_data
+
+__all__ = ["Arm", "Collected", "Difference", "Scored", "collect", "conclusions", "difference", "write_report"]
+
+
+def write_report(folder: Path, *, out: Path) -> Path:
+    """Write the report on every run below a folder, as one HTML file that needs no network; raises UserError when
+    there is nothing to report on."""
+    collected = collect(folder)
+    figures = []
+    for scored in collected.scored:
+        drawn = draw_plane(plane_data(scored))
+        figures.append(
+            {
+                "title": f"The information plane of {scored.name}",
+                "alt": f"The checkpoints of {scored.name} by normalised I(X;F) and I(Y;F); values in the table below",
+                "html": _embedded(drawn, len(figures)),
+                "caption": "Up and to the right is better: Algorithm 1 chooses the largest sum. Numbers are epochs.",
+            }
+        )
+    for data in students_data(collected):
+        figures.append(
+            {
+                "title": f"{data.student}: accuracy against the teacher's epoch",
+                "alt": f"Test accuracy of {data.student} by the epoch of its teacher; values in the table above",
+                "html": _embedded(draw_students(data), len(figures)),
+                "caption": "Bars and the grey band: one standard deviation over seeds.",
+            }
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=f"Checkpoints as teachers: {folder.resolve().name}",
+        plotly_js=Markup(get_plotlyjs() if figures else ""),
+        summary=[_summary(scored) for scored in collected.scored],
+        notes=[*conclusions(collected), *(f"not finished: {text}" for text in collected.unfinished)],
+        rows=[_row(arm, collected) for arm in collected.arms],
+        figures=figures,
+        planes=[_plane_table(scored) for scored in collected.scored],
+        provenance=collected.provenance,
+    )
+    files.write_whole(out, page.encode())
+    return out
+
+
+def conclusions(collected: Collected) -> list[str]:
+    """What the students' differences amount to, in plain words."""
+    sentences = []
+    for student in dict.fromkeys(arm.student for arm in collected.arms):
+        taught = [arm for arm in collected.arms if arm.student == student and arm.teachers]
+        baseline = next((arm for arm in collected.arms if arm.student == student and not arm.teachers), None)
+        if baseline is None or not taught:
+            continue
+        against = {arm.label: difference(arm, baseline) for arm in taught}
+        clear = [label for label, gap in against.items() if gap.n > 1 and abs(gap.mean) > gap.half_width]
+        if clear:
+            listed = "; ".join(f"{label}: {against[label].words.split(' (')[0]} points" for label in clear)
+            sentences.append(f"{student}: beyond noise against no teacher: {listed}.")
+        within = [label for label in against if label not in clear]
+        if within:
+            sentences.append(f"{student}: within noise of no teacher at this n: {', '.join(within)}.")
+    return sentences
+
+
+def _summary(scored: Scored) -> str:
+    if scored.selection is None:
+        return f"{scored.name}: {len(scored.plane.points)} checkpoints scored, none chosen yet."
+    runner_up = scored.selection.get("runner_up")
+    return (
+        f"{scored.name}: of {len(scored.plane.points)} checkpoints the rule {scored.selection['rule']!r} chose epoch "
+        f"{scored.selection['epoch']}: {scored.selection['reason']}"
+        + (f"; the runner-up is epoch {runner_up}." if runner_up is not None else ".")
+    )
+
+
+def _row(arm: Arm, collected: Collected) -> dict[str, Any]:
+    baseline = collected.baseline(arm)
+    return {
+        "label": arm.label,
+        "student": arm.student,
+        "accuracy": f"{arm.mean:.2f} ± {arm.sd:.2f}" if arm.n > 1 else f"{arm.mean:.2f}",
+        "n": arm.n,
+        "against": difference(arm, baseline).words if baseline is not None and arm.teachers else "",
+        "chosen": "chosen by" in arm.label and len(arm.teachers) == 1,
+    }
+
+
+def _plane_table(scored: Scored) -> dict[str, Any]:
+    chosen = scored.selection["epoch"] if scored.selection else None
+    return {
+        "name": scored.name,
+        "caption": f"Measured on {scored.plane.settings['measured_on']}, {scored.plane.excess_AN.shape[1]:,} images. "
+        "Excess loss: the decoder's loss above the pixels' own entropy, nats a pixel; less means a larger I(X;F).",
+        "rows": [
+            {
+                "epoch": point.epoch,
+                "accuracy": f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f}",
+                "nll": f"{point.nll:.3f}",
+                "excess": f"{point.excess:.4f} ± {point.excess_se:.4f}",
+                "seeds": f"{point.excess_seed_sd:.4f}",
+                "sha256": point.sha256[:12],
+                "chosen": point.epoch == chosen,
+            }
+            for point in scored.plane.points
+        ],
+    }
+
+
+def _embedded(figure: Any, number: int) -> Markup:
+    html = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{number}",
+        config={"responsive": True, "displaylogo": False},
+    )
+    return Markup(html)

@@ -1,0 +1,1 @@
+"""Studies: many runs with a table at the end, one module each."""

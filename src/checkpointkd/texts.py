@@ -1,0 +1,125 @@
+"""What the command prints of each verb's result: tables for people, plain values for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def plain(result: Any) -> Any:
+    """A verb's result as JSON's values."""
+    if hasattr(result, "to_plain"):
+        return result.to_plain()
+    if is_dataclass(result) and not isinstance(result, type):
+        return asdict(result)
+    return str(result) if isinstance(result, Path) else result
+
+
+def trajectory(found: Any) -> RenderableType:
+    """One line on what a run left, one on how good it is."""
+    result = found.result()
+    lines = [f"{found.path}: {len(found)} checkpoints, epochs {', '.join(map(str, found))}"]
+    if result is not None:
+        lines.append(
+            f"after epoch {result['epoch']}: accuracy {_percent(result['selection'])} on the selection images, "
+            f"{_percent(result['test'])} on the {result['test_images']:,} test images"
+        )
+    return Text("\n".join(lines))
+
+
+def inspection(found: dict[str, Any]) -> RenderableType:
+    """What is in a folder of checkpoints."""
+    state = "complete" if found["complete"] else f"stopped after epoch {found['epochs_done']}"
+    head = (
+        f"{found['path']}: {found['model']} on {found['data']} ({found['classes']} classes, protocol "
+        f"{found['protocol']}), seed {found['seed']}; {state} of {found['planned_epochs']} epochs"
+    )
+    table = _table("epoch", "from", "file", "kB", "selection accuracy", "weights")
+    for checkpoint in found["checkpoints"]:
+        accuracy = checkpoint["selection_accuracy"]
+        table.add_row(
+            str(checkpoint["epoch"]),
+            checkpoint["epoch_from"],
+            checkpoint["file"],
+            f"{checkpoint['bytes'] / 1000:,.0f}",
+            "" if accuracy is None else f"{100 * accuracy:.1f} %",
+            checkpoint["sha256"][:12],
+        )
+    tail = f"scored: {'yes' if found['scored'] else 'no'}; selected: {found['selected'] or 'none yet'}"
+    return Group(Text(head), table, Text(tail))
+
+
+def plane(scored: Any) -> RenderableType:
+    """Each checkpoint's two informations."""
+    table = _table("epoch", "accuracy", "NLL, nats", "excess reconstruction loss", "± images", "± seeds")
+    for point in scored.points:
+        table.add_row(
+            str(point.epoch),
+            f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f} %",
+            f"{point.nll:.3f}",
+            f"{point.excess:.4f}",
+            f"{point.excess_se:.4f}",
+            f"{point.excess_seed_sd:.4f}",
+        )
+    note = (
+        f"measured on {scored.settings['measured_on']} ({scored.excess_AN.shape[1]:,} images); less excess means a "
+        "larger I(X;F): a proxy, nats a pixel"
+    )
+    return Group(table, Text(note))
+
+
+def choice(chosen: Any) -> RenderableType:
+    """The epoch, why, and what else was near."""
+    columns = list(chosen.details)
+    table = _table("epoch", *columns, "score", *(["chosen in"] if chosen.probability else []))
+    for epoch, value in chosen.scores.items():
+        mark = " ←" if epoch == chosen.epoch else ""
+        cells = [f"{chosen.details[column][epoch]:.2f}" for column in columns]
+        share = [f"{100 * chosen.probability[epoch]:.0f} %"] if chosen.probability else []
+        table.add_row(f"{epoch}{mark}", *cells, f"{value:.2f}", *share)
+    lines = [f"epoch {chosen.epoch}: {chosen.reason}"]
+    if chosen.runner_up is not None:
+        lines.append(f"runner-up: epoch {chosen.runner_up}, {chosen.scores[chosen.runner_up]:.2f}")
+    if chosen.probability:
+        lines.append("chosen in: share of 1,000 resamples of the images (the decoders' own noise is not in it)")
+    return Group(table, Text("\n".join(lines)))
+
+
+def evaluation(measured: dict[str, Any]) -> RenderableType:
+    """Accuracy and NLL of checkpoints and of their ensemble."""
+    table = _table("checkpoint", "epoch", "accuracy", "NLL, nats")
+    for member in measured["members"]:
+        table.add_row(member["address"], str(member["epoch"]), _percent(member), f"{member['nll']:.3f}")
+    if len(measured["members"]) > 1:
+        table.add_row("the ensemble", "", _percent(measured["ensemble"]), f"{measured['ensemble']['nll']:.3f}")
+    where = f"{measured['data']}, protocol {measured['protocol']}, {measured['split']}: {measured['images']:,} images"
+    return Group(table, Text(where))
+
+
+def report(path: Any) -> RenderableType:
+    """Where the report is."""
+    return Text(f"the report is in {path}")
+
+
+def demo(result: dict[str, Any]) -> RenderableType:
+    """The demo's table, what it means, and where to look."""
+    table = _table("student learned from", "test accuracy", "n", "against no teacher")
+    for arm in result["students"]:
+        table.add_row(arm["label"], f"{arm['mean']:.2f} ± {arm['sd']:.2f} %", str(arm["n"]), arm["against"])
+    return Group(Text(result["headline"]), table, Text("\n".join([*result["notes"], f"report: {result['report']}"])))
+
+
+def _percent(measured: dict[str, float]) -> str:
+    return f"{100 * measured['accuracy']:.1f} ± {100 * measured['accuracy_se']:.1f} %"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
