@@ -528,9 +528,7 @@ def _run(
         **(more or {}),
     }
     normalisation = {"mean": mean, "std": std}  # follows from the data
-    network = fresh_network(
-        {**run, **normalisation}
-    )  # before the folder is made: an unknown model leaves nothing behind
+    network = fresh_network({**run, **normalisation})  # first of all: an unknown model leaves no folder behind
     where = _device(device)
     with locked(out):
         folder = RunFolder(out)

@@ -162,6 +162,9 @@ def draw_students(data: StudentsData) -> go.Figure:
 
 
 def _laid_out(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
+    faint = "rgba(128,128,128,0.25)"
+    figure.update_xaxes(gridcolor=faint, zerolinecolor=faint)
+    figure.update_yaxes(gridcolor=faint, zerolinecolor=faint)
     return figure.update_layout(
         xaxis_title=x_title,
         yaxis_title=y_title,

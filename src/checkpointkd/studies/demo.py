@@ -3,7 +3,7 @@
     checkpointkd demo --out runs/demo
 
 A teacher with its trajectory, its checkpoints on the information plane, Algorithm 1's choice, and students taught by
-nobody, by single checkpoints and by a Snapshot Ensemble of two, several seeds each.
+nobody, by single checkpoints and by a Snapshot Ensemble of two, five seeds each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from ..verbs import Progress
 log = logging.getLogger("checkpointkd")
 
 TEACHER, STUDENT = "wrn_16_2", "wrn_10_1"
-ARMS = {"alone": [], "full": ["full"], "half": ["half"], "chosen": ["best"], "snapshots": ["half", "full"]}
+# The columns of the paper's Table 3, and the Snapshot Ensemble of its Table 2.
+ARMS = {
+    "alone": [],
+    "t30": ["0.3"],
+    "half": ["half"],
+    "t70": ["0.7"],
+    "full": ["full"],
+    "chosen": ["best"],
+    "snapshots": ["half", "full"],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +43,8 @@ class Sizes:
     teacher_epochs: int = 100
     save_every: int = 10
     student_epochs: int = 30
-    decoder_steps: int = 200
-    decoder_seeds: int = 2
+    decoder_steps: int = 400
+    decoder_seeds: int = 3
     seeds: int = 5
 
     # Costs in rough milliseconds on two cores, for the time left that the overall bar shows.
