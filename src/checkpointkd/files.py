@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .errors import UserError
 
+METADATA = "checkpointkd"  # the entry of a safetensors header that is ours
 ASIDE = ".unfinished"  # the ending of a file that is still being written
 
 
@@ -105,7 +106,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write a safetensors file, whole or not at all, with its content hash inside; returns the hash."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     sha256 = content_hash(plain)
-    write_whole(path, safetensors.torch.save(plain, {**(metadata or {}), "sha256": sha256}))
+    # One entry: safetensors writes several in an order that differs from run to run, and equal runs leave equal files.
+    entry = json.dumps({**(metadata or {}), "sha256": sha256}, sort_keys=True)
+    write_whole(path, safetensors.torch.save(plain, {METADATA: entry}))
     return sha256
 
 
@@ -114,7 +117,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content = path.read_bytes()
         tensors = safetensors.torch.load(content)
-        metadata = _header(content).get("__metadata__", {})
+        metadata = _ours(_header(content).get("__metadata__", {}))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
@@ -130,8 +133,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, without reading its tensors."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, safetensors.SafetensorError) as error:
+            return _ours(file.metadata() or {})
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}); remove it and run again") from None
 
 
@@ -157,7 +160,10 @@ def locked(folder: Path) -> Iterator[None]:
 
     The operating system lets go of the lock when its process dies, however it dies.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"could not make the folder {folder}: {error.strerror}") from None
     holder = folder / ".lock.holder"
     lock = FileLock(folder / ".lock")
     try:
@@ -173,6 +179,10 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _ours(metadata: dict[str, str]) -> dict[str, str]:
+    return json.loads(metadata.get(METADATA, "{}"))
 
 
 def _header(content: bytes) -> dict:

@@ -5,6 +5,7 @@ Letters in names: T teachers, B batch, N images, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,6 @@ from .loop import measure, predict
 from .losses import soften
 from .settings import Average
 from .trajectory import Address, resolve
-
-CHANCE_FACTOR = 2.0  # a teacher below twice the accuracy of guessing knows too little, or was given the wrong classes
 
 
 class Teacher:
@@ -71,12 +70,15 @@ def teacher_of(addresses: Sequence[str], *, device: torch.device) -> Teacher:
     return Teacher([resolve(address) for address in addresses], device=device)
 
 
-def refuse_at_chance(measured: dict, *, classes: int) -> None:
-    """Raise UserError for a teacher that knows hardly more than guessing does."""
+def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
+    """Raise UserError for a teacher that is not clearly better, by three standard errors, than always naming the most
+    frequent class."""
+    chance = labels_N.bincount().max().item() / len(labels_N)
+    clearly = chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
     for member in measured["members"]:
-        if member["accuracy"] < CHANCE_FACTOR / classes:
+        if member["accuracy"] < clearly:
             raise UserError(
-                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of the images, hardly more than "
-                f"guessing among {classes} classes; if it should know better, its classes or its preprocessing differ "
+                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of {len(labels_N):,} images, "
+                f"where guessing is on {chance:.1%}; if it should know better, its classes or its preprocessing differ "
                 "from this data's; if it is meant to teach, add --weak-teacher"
             )

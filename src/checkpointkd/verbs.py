@@ -233,7 +233,7 @@ def distill(
     if len(addresses) > 1:
         log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
     if not weak_teacher:
-        refuse_at_chance(measured, classes=len(loaded.classes))
+        refuse_at_chance(measured, loaded.selection.labels_N)
     return _run(
         student,
         kind="distill",
@@ -372,7 +372,7 @@ def evaluate(
     """Measure checkpoints, and the ensemble of them if there are several, on clean images.
 
     Under the holdout protocol the test images are for the last measurement; everything before it is for the selection
-    images, which are the default. Raises UserError for addresses that lead nowhere.
+    images, which are the default.
 
     Example:
 
@@ -390,6 +390,11 @@ def evaluate(
         Several: the mean of their probabilities (Eq. 2), or of their logits.
     device
         Where to compute.
+
+    Raises
+    ------
+    UserError
+        For addresses that lead nowhere, and for data of other classes.
     """
     from .data import load_data, load_test
     from .teacher import Teacher
@@ -485,7 +490,7 @@ def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
     UserError
         When there is no run to report on.
     """
-    from .report import write_report
+    from .reports import write_report
 
     return write_report(Path(folder), out=Path(out) if out is not None else Path(folder) / "report.html")
 

@@ -110,8 +110,8 @@ class Reconstruction(nn.Module):
 def reconstruction_loss(redrawn_BGCHW: Tensor, images_BCHW: Tensor) -> Tensor:
     """Binary cross-entropy, in nats a pixel and channel, of each image in [0, 1] under each decoder: (B, G).
 
-    >>> reconstruction_loss(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item() == -math.log(torch.tensor(0.5))
-    True
+    >>> round(reconstruction_loss(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item(), 3)  # log 2: no idea
+    0.693
     """
     target = images_BCHW[:, None].expand_as(redrawn_BGCHW)
     return F.binary_cross_entropy_with_logits(redrawn_BGCHW, target, reduction="none").mean((2, 3, 4))
@@ -122,8 +122,8 @@ def pixel_entropy(images_NCHW: Tensor) -> Tensor:
 
     A grey pixel is no certain bit: at value v even the perfect answer v costs −v·log v − (1−v)·log(1−v).
 
-    >>> pixel_entropy(torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]]])).tolist()
-    [0.0, 0.6931471824645996]
+    >>> round(pixel_entropy(torch.full((1, 1, 2, 2), 0.5)).item(), 3)
+    0.693
     """
     return -(torch.xlogy(images_NCHW, images_NCHW) + torch.xlogy(1 - images_NCHW, 1 - images_NCHW)).mean((1, 2, 3))
 

@@ -110,7 +110,8 @@ def score_trajectory(
         for point, excess_N, right_N in _score(chunk, fitted_on, data, path, settings, device, on_step):
             kept[point.epoch] = (point, excess_N, right_N)
         _store(trajectory, kept, made_with)  # chunk by chunk: a killed scoring keeps what it has
-    _store(trajectory, kept, made_with)
+    if not todo and (stored is None or len(kept) < len(stored.points)):
+        _store(trajectory, kept, made_with)  # checkpoints have gone
     plane = load_plane(trajectory)
     assert plane is not None
     return plane

@@ -57,9 +57,9 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
 
     def look(name: str, inputs: tuple, output: object) -> None:
         nonlocal entering, leaving
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+        if _is_map(output):
             leaving = name
-        elif inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() == 4 and inputs[0].shape[-1] > 1:
+        elif leaving is not None and inputs and _is_map(inputs[0]):
             entering = f"{name}:input"
 
     handles = [
@@ -80,3 +80,7 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
     if path is None:
         raise UserError("the model has no convolutional map; name the features to use with --features PATH")
     return path
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] > 1

@@ -22,16 +22,8 @@ from ..verbs import Progress
 log = logging.getLogger("checkpointkd")
 
 TEACHER, STUDENT = "wrn_16_2", "wrn_10_1"
-# The columns of the paper's Table 3, and the Snapshot Ensemble of its Table 2.
-ARMS = {
-    "alone": [],
-    "t30": ["0.3"],
-    "half": ["half"],
-    "t70": ["0.7"],
-    "full": ["full"],
-    "chosen": ["best"],
-    "snapshots": ["half", "full"],
-}
+# No teacher; the columns of the paper's Table 3; the Snapshot Ensemble of its Table 2.
+ARMS = [[], ["0.3"], ["half"], ["0.7"], ["full"], ["best"], ["half", "full"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +74,8 @@ def demo(
     device
         Where to compute.
     """
-    from ..report import collect, conclusions, difference, write_report
+    from ..reports import collect, conclusions, difference, write_report
+    from ..trajectory import find, open_trajectory
 
     sizes, out = _sizes or Sizes(), Path(out)
     teacher = out / "teacher"
@@ -118,7 +111,9 @@ def demo(
     )
 
     log.info("4. Students, %s, %d seeds each", STUDENT, sizes.seeds)
-    for name, teachers in ARMS.items():
+    trajectory = open_trajectory(teacher)
+    for teachers in _distinct([[find(trajectory, which).epoch for which in arm] for arm in ARMS]):
+        name = "-".join(["epoch", *map(str, teachers)]) if teachers else "no-teacher"
         for seed in range(sizes.seeds):
             common: dict[str, Any] = {
                 "out": out / "students" / f"{name}-seed{seed}",
@@ -130,7 +125,8 @@ def demo(
             }
             with _quiet(seed > 0):  # the teachers' accuracies are worth saying once
                 if teachers:
-                    verbs.distill(STUDENT, teachers=[f"{teacher}@{which}" for which in teachers], **common)
+                    addresses = [f"{teacher}@{epoch}" for epoch in teachers]
+                    verbs.distill(STUDENT, teachers=addresses, weak_teacher=True, **common)
                 else:
                     verbs.train(STUDENT, data="digits", train_images=sizes.train_images, **common)
 
@@ -150,12 +146,17 @@ def demo(
     }
 
 
+def _distinct(arms: list[list[int]]) -> list[list[int]]:
+    """Each set of teachers once: the chosen checkpoint may be the half-way one."""
+    return [arm for number, arm in enumerate(arms) if arm not in arms[:number]]
+
+
 class _Overall:
     """One bar over all parts, weighted by their cost."""
 
     def __init__(self, sizes: Sizes, progress: Progress | None) -> None:
         self._progress, self._done = progress, 0.0
-        students = sum(sizes.seeds * sizes.student_cost(len(teachers)) for teachers in ARMS.values())
+        students = sum(sizes.seeds * sizes.student_cost(len(teachers)) for teachers in ARMS)
         self._total = sizes.teacher_cost + sizes.score_cost + students
 
     def part(self, cost: float) -> Progress:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpointkd as ckd
+from checkpointkd import data as data_module
+from checkpointkd.data import DATASETS, DataSettings, Images, ResidentBatches, Views, load_data, load_test
+from checkpointkd.data.splits import stratified
+from checkpointkd.errors import UserError
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_set_under_both_protocols(name: str):
+    holdout, paper = (load_data(DataSettings(data=name, protocol=protocol)) for protocol in ("holdout", "paper"))
+    test = load_test(DataSettings(data=name))
+    parts = [set(images.index_N.tolist()) for images in (holdout.train, holdout.selection)]
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == set(paper.train.index_N.tolist())
+    assert torch.equal(paper.selection.pixels_NCHW, test.pixels_NCHW)
+    for images in (holdout.train, holdout.selection, test):
+        assert images.labels_N.unique().tolist() == list(range(len(holdout.classes)))
+        assert images.clean().min() == 0
+        assert images.clean().max() <= 1
+        assert len(images.sha256()) == 64
+
+
+def test_digits_are_all_there_and_apart():
+    data, test = load_data(DataSettings(data="digits")), load_test(DataSettings(data="digits"))
+    assert (len(data.train), len(data.selection), len(test)) == (898, 300, 599)
+    indices = [images.index_N for images in (data.train, data.selection, test)]
+    assert torch.equal(torch.cat(indices).sort().values, torch.arange(1797))
+
+
+def test_no_verb_but_the_last_measurement_reads_the_test_images(teacher_run: Path, tmp_path: Path, monkeypatch):
+    """Under holdout the test set can't even be opened by scoring, selecting, or measuring teachers."""
+    opened = []
+    real = DATASETS["digits"]
+
+    def watched(path):
+        dataset = real(path)
+        test = dataset.test
+        object.__setattr__(dataset, "test", lambda: opened.append("test") or test())
+        return dataset
+
+    monkeypatch.setitem(DATASETS, "digits", watched)
+    ckd.score(teacher_run, decoder_steps=2, decoder_seeds=1)
+    ckd.select(teacher_run)
+    ckd.evaluate(f"{teacher_run}@2")
+    assert opened == []
+    ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@4"], out=tmp_path / "s", epochs=2)
+    assert opened == ["test"]
+    ckd.evaluate(f"{teacher_run}@2", split="test")
+    assert opened == ["test", "test"]
+
+
+def test_the_split_does_not_depend_on_the_seed_of_the_run(teacher_run: Path, tmp_path: Path):
+    other = ckd.train("wrn_10_1", data="digits", train_images=100, epochs=1, seed=5, out=tmp_path / "other")
+    assert other.run["data"] == ckd.open_trajectory(teacher_run).run["data"]
+
+
+def test_stratified_keeps_proportions_and_says_when_it_can_not():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    assert labels[stratified(labels, 20, seed=0, purpose="x")].bincount().tolist() == [12, 6, 2]
+    assert not torch.equal(stratified(labels, 20, seed=0, purpose="x"), stratified(labels, 20, seed=1, purpose="x"))
+    with pytest.raises(UserError, match="take at least 3"):
+        stratified(labels, 2, seed=0, purpose="x")
+    with pytest.raises(UserError, match="101 x images were asked for, of 100"):
+        stratified(labels, 101, seed=0, purpose="x")
+    with pytest.raises(UserError, match="leaves none to class number"):
+        stratified(torch.tensor([0] * 99 + [1]), 5, seed=0, purpose="x")
+
+
+def _numbered(count: int) -> Images:
+    pixels = torch.randint(1, 256, (count, 1, 4, 4), dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % 3, torch.arange(count) * 2)
+
+
+def test_batches_carry_index_and_view_that_explain_their_pixels():
+    images, views = _numbered(10), Views(pad=1, flip=True)
+    for batch in ResidentBatches(images, views=views, batch_size=4, seed=0, device="cpu").epoch(3):
+        assert batch.view_B is not None
+        rows = batch.index_B // 2
+        again = views.cut(views.padded(images.pixels_NCHW), rows, batch.view_B).float() / 255
+        assert torch.equal(batch.images_BCHW, again)
+        assert torch.equal(batch.labels_B, images.labels_N[rows])
+        assert torch.equal(batch.view_B, views.draw(batch.index_B, seed=0, epoch=3))
+
+
+def test_an_epoch_has_every_image_once_and_the_same_views_at_any_batch_size():
+    images, views = _numbered(10), Views(pad=1, flip=True)
+    seen = {}
+    for size in (1, 3, 10):
+        batches = ResidentBatches(images, views=views, batch_size=size, seed=0, device="cpu")
+        whole = list(batches.epoch(1))
+        assert len(whole) == len(batches)
+        index, view = torch.cat([b.index_B for b in whole]), torch.cat([b.view_B for b in whole])  # type: ignore[misc]
+        assert sorted(index.tolist()) == images.index_N.tolist()
+        seen[size] = dict(zip(index.tolist(), view.tolist(), strict=True))
+    assert seen[1] == seen[3] == seen[10]
+
+
+def test_without_augmentation_batches_are_the_images_themselves():
+    images = _numbered(6)
+    batches = ResidentBatches(images, views=Views(pad=1, flip=True), batch_size=6, seed=0, device="cpu", augment=False)
+    (batch,) = batches.epoch(0)
+    assert torch.equal(batch.images_BCHW, images.clean()[batch.index_B // 2])
+
+
+def test_unknown_data_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown data set 'digit'; did you mean 'digits'\?"):
+        load_data(DataSettings(data="digit"))
+    with pytest.raises(UserError, match="have no path"):
+        load_data(DataSettings(data="digits:/somewhere"))
+
+
+def test_stored_settings_load_the_same_data():
+    data = load_data(DataSettings(data="digits", train_images=100))
+    again = load_data(data_module.settings_of(data.identity))
+    assert again.identity == data.identity
+    assert torch.equal(again.train.index_N, data.train.index_N)

@@ -1,0 +1,41 @@
+"""Views: enumerated, and equal to a crop of the zero-padded image that is then flipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from checkpointkd.data import Views
+
+
+@pytest.mark.parametrize("views", [Views(pad=4, flip=True), Views(pad=1, flip=False), Views(pad=0, flip=False)])
+def test_every_view_is_a_crop_of_the_padded_image_perhaps_flipped(views: Views):
+    images = torch.randint(1, 256, (2, 3, 8, 6), dtype=torch.uint8)
+    padded = torch.nn.functional.pad(images, (views.pad,) * 4)
+    seen = []
+    for dy in range(2 * views.pad + 1):
+        for dx in range(2 * views.pad + 1):
+            for flip in (0, 1) if views.flip else (0,):
+                number = len(seen)
+                crop = padded[:, :, dy : dy + 8, dx : dx + 6]
+                seen.append(crop.flip(-1) if flip else crop)
+                assert [part.item() for part in views.offsets(torch.tensor([number]))] == [dy, dx, flip]
+    assert len(seen) == len(views)
+    view = torch.arange(len(views)).repeat_interleave(2)
+    row = torch.arange(2).repeat(len(views))
+    assert torch.equal(views.cut(views.padded(images), row, view), torch.cat(seen))
+    assert torch.equal(seen[views.clean], images)
+
+
+def test_cut_is_channels_last():
+    views = Views(pad=1, flip=True)
+    cut = views.cut(views.padded(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)), torch.arange(4), torch.arange(4))
+    assert cut.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_all_views_are_met_with_equal_chance():
+    views = Views(pad=1, flip=True)
+    drawn = views.draw(torch.arange(18_000), seed=0, epoch=0).bincount(minlength=len(views))
+    assert len(drawn) == 18
+    assert drawn.min() > 850
+    assert drawn.max() < 1150

@@ -1,0 +1,178 @@
+"""The decoders against plain PyTorch, and against cases whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import checkpointkd as ckd
+from checkpointkd.data import DataSettings, load_data
+from checkpointkd.errors import UserError
+from checkpointkd.information import Decoders, load_plane, pixel_entropy, reconstruct, reconstruction_loss
+from checkpointkd.information.decoder import upsampled_convolution
+from checkpointkd.settings import DecoderSettings
+
+DATA = load_data(DataSettings(data="digits", train_images=300))
+SETTINGS = DecoderSettings(steps=60, seeds=1)
+
+
+def plain_decoder(channels: int, image_channels: int, size: tuple[int, int]) -> nn.Sequential:
+    """SPEC §5 and InfoPro's `Decoder`, word for word."""
+    return nn.Sequential(
+        nn.Upsample(size=size, mode="bilinear", align_corners=True),
+        nn.Conv2d(channels, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, image_channels, 3, padding=1),
+        nn.Sigmoid(),
+    )
+
+
+@pytest.mark.parametrize(("maps", "size"), [((4, 4), (16, 16)), ((2, 3), (8, 12)), ((1, 1), (8, 8)), ((8, 8), (8, 8))])
+def test_mixing_before_upsampling_is_the_same_convolution(maps, size):
+    torch.manual_seed(0)
+    features, weights = torch.randn(2, 5, *maps, 6), torch.randn(2, 4, 6, 3, 3)
+    got = upsampled_convolution(features, weights, size)
+    for a in range(2):
+        large = nn.functional.interpolate(
+            features[a].permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=True
+        )
+        expected = nn.functional.conv2d(large, weights[a], padding=1)
+        torch.testing.assert_close(got[:, 4 * a : 4 * a + 4], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_of_the_decoders_is_the_plain_one():
+    """Losses and gradients of three checkpoints' two decoders are those of six separate plain ones."""
+    torch.manual_seed(0)
+    decoders = Decoders(checkpoints=3, seeds=[0, 1], channels=5, image_channels=2, size=(8, 8))
+    features, images = torch.randn(3, 4, 3, 3, 5), torch.rand(4, 2, 8, 8)
+    loss_BG = reconstruction_loss(decoders(features), images)
+    loss_BG.mean(0).sum().backward()
+    assert decoders.conv2.weight.grad is not None
+    assert decoders.weight1.grad is not None
+    for a in range(3):
+        for s in range(2):
+            g = 2 * a + s
+            plain = plain_decoder(5, 2, (8, 8))
+            first, second = plain[1], plain[4]
+            assert isinstance(first, nn.Conv2d)
+            assert isinstance(second, nn.Conv2d)
+            with torch.no_grad():
+                first.weight.copy_(decoders.weight1[12 * g : 12 * g + 12])
+                second.weight.copy_(decoders.conv2.weight[2 * g : 2 * g + 2])
+                for layer in (first, second):
+                    assert layer.bias is not None
+                    layer.bias.zero_()
+            loss = nn.functional.binary_cross_entropy(plain(features[a].permute(0, 3, 1, 2)), images)
+            loss.backward()
+            torch.testing.assert_close(loss_BG[:, g].mean(), loss)
+            pairs = ((decoders.weight1.grad[12 * g :][:12], first), (decoders.conv2.weight.grad[2 * g :][:2], second))
+            for ours, theirs in pairs:
+                assert theirs.weight.grad is not None
+                torch.testing.assert_close(ours, theirs.weight.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "image_channels", "count"), [(128, 3, 14_187), (64, 3, 7_275)])
+def test_parameter_counts_are_infopros(channels: int, image_channels: int, count: int):
+    decoders = Decoders(checkpoints=2, seeds=[0, 1], channels=channels, image_channels=image_channels, size=(32, 32))
+    assert sum(parameter.numel() for parameter in decoders.parameters()) == 4 * count
+
+
+def _reconstruct(*features_ANhwD: torch.Tensor, steps: int = 60) -> torch.Tensor:
+    """Mean excess loss for features of all training and then all selection images, one a checkpoint."""
+    stacked = torch.stack(list(features_ANhwD))
+    count = len(DATA.train)
+    settings = DecoderSettings(steps=steps, seeds=1)
+    loss = reconstruct(DATA.train, stacked[:, :count], DATA.selection, stacked[:, count:], settings=settings)
+    return (loss.double() - pixel_entropy(DATA.selection.clean().double())).mean((1, 2))
+
+
+def _images() -> torch.Tensor:
+    return torch.cat([DATA.train.clean(), DATA.selection.clean()]).permute(0, 2, 3, 1)
+
+
+def test_the_image_itself_reaches_the_floor_and_less_information_costs_more():
+    """The map is the image; the image with more and more noise; nothing at all."""
+    torch.manual_seed(0)
+    images = _images()
+    noise = torch.randn_like(images)
+    excess = _reconstruct(images * 4, images * 4 + noise, images * 4 + 4 * noise, torch.zeros_like(images), steps=400)
+    assert excess[0] < 0.02, "a decoder given x itself comes near the loss's floor"
+    assert excess.tolist() == sorted(excess.tolist()), "noise loses information"
+    assert excess[3] > 10 * excess[0]
+
+
+def test_the_floor_is_what_no_prediction_beats():
+    images = DATA.selection.clean().double()
+    best = torch.logit(images.clamp(1e-12, 1 - 1e-12))
+    loss = reconstruction_loss(best[:, None], images)[:, 0]
+    torch.testing.assert_close(loss, pixel_entropy(images), atol=1e-9, rtol=1e-9)
+    worse = reconstruction_loss((best + 0.3 * torch.randn_like(best))[:, None], images)[:, 0]
+    assert (worse > pixel_entropy(images)).all()
+
+
+def test_a_decoder_ends_as_it_would_have_alone():
+    torch.manual_seed(0)
+    images = _images()
+    other = torch.randn(len(images), 2, 2, 1).repeat(1, 4, 4, 1)
+    together = _reconstruct(images, other)
+    torch.testing.assert_close(_reconstruct(images), together[:1], rtol=1e-3, atol=1e-5)
+
+
+def test_the_plane_is_kept_and_only_new_checkpoints_are_scored(teacher_run: Path, monkeypatch):
+    whole = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
+    assert whole.epochs == [1, 2, 3, 4]
+    gone = (teacher_run / "checkpoints" / "epoch-0003.safetensors").read_bytes()
+    (teacher_run / "checkpoints" / "epoch-0003.safetensors").unlink()
+    fewer = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
+    assert fewer.epochs == [1, 2, 4]
+    (teacher_run / "checkpoints" / "epoch-0003.safetensors").write_bytes(gone)
+    scored = []
+    from checkpointkd.information import plane as module
+
+    real = module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *a, **k: scored.append(len(a[1])) or real(*a, **k))
+    again = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
+    assert scored == [1]
+    assert again.epochs == whole.epochs
+    np.testing.assert_allclose(again.excess_AN, whole.excess_AN, rtol=1e-2)  # Adam enlarges rounding
+    ckd.score(teacher_run, decoder_steps=5, decoder_seeds=2)
+    assert scored == [1, 4], "other settings are another plane"
+    assert len(list(teacher_run.glob("plane-*.safetensors"))) == 1
+
+
+def test_a_point_says_what_it_should(teacher_run: Path):
+    plane = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
+    trajectory = ckd.open_trajectory(teacher_run)
+    for row, point in enumerate(plane.points):
+        logits = trajectory[point.epoch].network()(DATA.selection.clean()).detach()
+        right = (logits.argmax(-1) == DATA.selection.labels_N).double().mean().item()
+        assert point.accuracy == pytest.approx(right)
+        assert point.sha256 == trajectory[point.epoch].sha256
+        assert point.excess == pytest.approx(float(plane.excess_AN[row].mean()), rel=1e-4)
+        assert point.label_information + point.nll == pytest.approx(np.log(10), abs=0.01)
+        assert point.excess_seed_sd > 0
+        assert point.excess_se > 0
+    assert plane.settings["measured_on"] == "the selection split"
+    assert plane.settings["features"] == "pool:input"
+
+
+def test_damage_to_a_plane_is_said_not_read(teacher_run: Path):
+    ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
+    (arrays,) = teacher_run.glob("plane-*.safetensors")
+    content = bytearray(arrays.read_bytes())
+    content[-1] ^= 1
+    arrays.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_plane(ckd.open_trajectory(teacher_run))
+
+
+def test_features_that_are_no_map_are_refused(teacher_run: Path):
+    with pytest.raises(UserError, match="are no map but 1-dimensional"):
+        ckd.score(teacher_run, features="classifier", decoder_steps=1)
+    with pytest.raises(UserError, match="no features 'stage7'"):
+        ckd.score(teacher_run, features="stage7", decoder_steps=1)

@@ -1,0 +1,141 @@
+"""One exam for every network: a new one is one line in EXAM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from checkpointkd.errors import UserError
+from checkpointkd.models import MODELS, Network, build_network, last_map_path, taps
+
+EXAM = ["wrn_10_1", "wrn_16_2", "tests.models.test_models:small_net", "tests.models.test_models:no_pooling"]
+
+
+def small_net(*, num_classes: int, in_channels: int) -> nn.Module:
+    """A user's own, unmodified."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, num_classes),
+    )
+
+
+class FunctionalPooling(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.activation = nn.ReLU()
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.activation(self.conv(x)).mean((2, 3)))
+
+
+def no_pooling(*, num_classes: int, in_channels: int) -> nn.Module:
+    """A user's own that pools without a module."""
+    return FunctionalPooling(num_classes, in_channels)
+
+
+def _build(name: str, classes: int = 10, channels: int = 3, seed: int = 0) -> Network:
+    half = [0.5] * channels
+    return build_network(name, num_classes=classes, in_channels=channels, mean=half, std=half, seed=seed)
+
+
+@pytest.mark.parametrize("name", EXAM)
+@pytest.mark.parametrize(("classes", "channels", "side"), [(10, 1, 8), (100, 3, 32), (2, 4, 16)])
+def test_shapes_and_gradients_reach_every_parameter(name: str, classes: int, channels: int, side: int):
+    network = _build(name, classes, channels)
+    logits = network(torch.rand(4, channels, side, side))
+    assert logits.shape == (4, classes)
+    logits.square().sum().backward()
+    starved = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    assert starved == []
+
+
+@pytest.mark.parametrize("name", EXAM)
+def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(name: str):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, again, other = (_build(name, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", EXAM)
+def test_channels_last_and_state_dict_round_trip(name: str):
+    network, other = _build(name).eval(), _build(name, seed=1).eval()
+    images = torch.rand(4, 3, 16, 16)
+    expected = network(images)
+    other.load_state_dict(network.state_dict())
+    other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.testing.assert_close(other(images.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("name", EXAM)
+def test_the_default_features_are_what_the_classifier_pools(name: str):
+    network = _build(name).eval()
+    images = torch.rand(2, 3, 16, 16)
+    path = last_map_path(network.body, images)
+    with taps(network.body, [path]) as taken:
+        logits = network(images)
+    assert taken[path].dim() == 4
+    assert taken[path].min() >= 0, "after the activation"
+    head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    torch.testing.assert_close(head(taken[path].mean((2, 3))), logits)
+    assert network.body.training is False
+
+
+def test_the_exam_has_a_member_of_every_family():
+    import re
+
+    assert MODELS
+    for pattern in MODELS:
+        assert any(re.fullmatch(pattern.replace("*", r"\d+"), name) for name in EXAM), pattern
+
+
+@pytest.mark.parametrize(("name", "count"), [("wrn_40_2", 2_255_156), ("wrn_40_1", 569_780)])
+def test_parameter_counts_are_the_papers(name: str, count: int):
+    assert sum(parameter.numel() for parameter in _build(name, 100).parameters()) == count
+
+
+def test_normalisation_is_the_networks_first_step():
+    network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.25], std=[0.5]).eval()
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(network(images), network.body((images - 0.25) / 0.5))
+    assert {"mean", "std"} <= network.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("wrn_16", r"unknown model 'wrn_16'; did you mean 'wrn_N_N'\?"),
+        ("wrn_17_2", r"wrn_17_2 does not exist: the depth must be 6n \+ 4"),
+        ("wrn_16_0", "wrn_16_0 does not exist"),
+        ("nowhere.module:net", "can't be imported: No module named 'nowhere'"),
+        ("tests.models.test_models:nothing", "can't be imported"),
+        ("builtins:dict", "gave a dict, not a torch.nn.Module"),
+        ("math:sqrt", "must take num_classes= and in_channels="),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(name: str, sentence: str):
+    with pytest.raises(UserError, match=sentence) as caught:
+        _build(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_feature_path_lists_those_there_are():
+    network = _build("wrn_10_1")
+    with pytest.raises(UserError, match=r"no features 'stage9' .*stage3"), taps(network.body, ["stage9"]):
+        pass
+
+
+def test_a_model_without_a_map_is_told_what_to_pass():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(UserError, match="--features PATH"):
+        last_map_path(flat, torch.rand(2, 1, 8, 8))

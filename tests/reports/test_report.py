@@ -1,0 +1,130 @@
+"""The report's data first; then that the page holds it, alone and as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+import checkpointkd as ckd
+from checkpointkd.errors import UserError
+from checkpointkd.reports import Arm, collect, conclusions, difference
+from checkpointkd.reports.figures import draw_plane, draw_students, plane_data, students_data
+
+
+@pytest.fixture
+def runs(teacher_run: Path) -> Path:
+    """A folder with a scored teacher and its students: alone, from epochs 2 and 4, from both (one seed)."""
+    folder = teacher_run.parent
+    ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
+    ckd.select(teacher_run, rule="best-accuracy")
+    for seed in (0, 1):
+        common = {"epochs": 2, "save_every": 2, "seed": seed}
+        ckd.train("wrn_10_1", data="digits", train_images=100, out=folder / f"alone-{seed}", **common)
+        ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=folder / f"two-{seed}", **common)
+        ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@4"], out=folder / f"four-{seed}", **common)
+    ckd.distill(
+        "wrn_10_1", teachers=[f"{teacher_run}@2", f"{teacher_run}@4"], out=folder / "both", epochs=2, save_every=2
+    )
+    return folder
+
+
+def test_students_are_told_by_what_they_learned_from(runs: Path):
+    collected = collect(runs)
+    assert [(arm.label, arm.n, arm.teachers) for arm in collected.arms] == [
+        ("no teacher", 2, ()),
+        ("epoch 2 (half-way)", 2, (("teacher", 2),)),
+        ("epoch 4 (full, chosen by best-accuracy)", 2, (("teacher", 4),)),
+        ("epoch 2 (half-way) and epoch 4 (full, chosen by best-accuracy)", 1, (("teacher", 2), ("teacher", 4))),
+    ]
+    alone = collected.arms[0]
+    for seed in (0, 1):
+        result = ckd.open_trajectory(runs / f"alone-{seed}").result()
+        assert result is not None
+        assert alone.accuracy[seed] == 100 * result["test"]["accuracy"]
+    assert alone.mean == pytest.approx((alone.accuracy[0] + alone.accuracy[1]) / 2)
+    assert alone.sd == pytest.approx(abs(alone.accuracy[0] - alone.accuracy[1]) / math.sqrt(2))
+    assert math.isnan(collected.arms[3].sd)
+    assert collected.unfinished == []
+    assert collected.provenance["runs"] == "8"
+    assert collected.provenance["protocol"] == "holdout: 100 images to train, 300 to select"
+
+
+def test_figures_draw_what_the_data_say(runs: Path):
+    collected = collect(runs)
+    plane = plane_data(collected.scored[0])
+    assert plane.epochs == [1, 2, 3, 4]
+    assert plane.chosen == 4
+    assert (min(plane.x), max(plane.x), min(plane.y), max(plane.y)) == (0, 1, 0, 1)
+    drawn = json.loads(str(draw_plane(plane).to_json()))["data"]
+    checkpoints = next(trace for trace in drawn if trace.get("name") == "checkpoints, by epoch")
+    assert checkpoints["x"] == plane.x
+    assert checkpoints["y"] == plane.y
+    star = next(trace for trace in drawn if trace.get("name") == "chosen: epoch 4")
+    assert (star["x"], star["y"]) == ([plane.x[3]], [plane.y[3]])
+    sums = next(trace for trace in drawn if trace.get("name") == "equal sums")
+    assert {round(x + y, 9) for x, y in zip(sums["x"], sums["y"], strict=True)} == {round(plane.x[3] + plane.y[3], 9)}
+
+    (students,) = students_data(collected)
+    assert (students.student, students.epochs, len(students.ensembles)) == ("wrn_10_1", [2, 4], 1)
+    assert students.alone == (collected.arms[0].mean, collected.arms[0].sd)
+    drawn = json.loads(str(draw_students(students).to_json()))["data"]
+    curve = next(trace for trace in drawn if trace.get("name") == "one checkpoint as teacher")
+    assert curve["y"] == [collected.arms[1].mean, collected.arms[2].mean]
+
+
+def test_the_page_is_one_file_with_the_numbers_and_no_address_to_load_from(runs: Path):
+    page = ckd.report(runs).read_text(encoding="utf-8")
+    collected = collect(runs)
+    for arm in collected.arms:
+        assert f"{arm.mean:.2f}" in page
+        assert arm.label in page
+    for sentence in conclusions(collected):
+        assert sentence in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", page)
+
+
+def test_half_finished_runs_are_named_and_left_out_of_the_table(runs: Path):
+    (runs / "alone-1" / "result.json").unlink()
+    collected = collect(runs)
+    assert collected.unfinished == ["alone-1: epoch 2 of 2"]
+    assert collected.arms[0].n == 1
+    assert "not finished: alone-1" in ckd.report(runs).read_text(encoding="utf-8")
+
+
+def test_a_single_run_has_a_report(teacher_run: Path):
+    page = ckd.report(teacher_run, out=teacher_run.parent / "page.html").read_text(encoding="utf-8")
+    assert "wrn_10_1" in page
+
+
+def test_names_are_shown_as_text(teacher_run: Path):
+    hostile = teacher_run.parent / "<script>alert(1)<"
+    teacher_run.rename(hostile)
+    ckd.score(hostile, decoder_steps=2, decoder_seeds=1)
+    page = ckd.report(hostile.parent).read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_nothing_to_report_on_is_said(tmp_path: Path):
+    with pytest.raises(UserError, match=r"there is no run in .*to report on"):
+        ckd.report(tmp_path)
+    with pytest.raises(UserError, match="there is no folder at"):
+        ckd.report(tmp_path / "nowhere")
+
+
+def _arm(*accuracies: float, label: str = "a", teachers: tuple = ()) -> Arm:
+    return Arm("s", label, teachers, {}, dict(enumerate(accuracies)), label)
+
+
+def test_differences_are_paired_and_their_intervals_students():
+    """Gaps 1, 2 and 3 points: mean 2, standard deviation 1, t at 97.5 % with 2 degrees of freedom 4.3027."""
+    gap = difference(_arm(91, 93, 95), _arm(90, 91, 92))
+    assert (gap.n, gap.mean) == (3, 2)
+    assert gap.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert gap.words == "+2.00 ± 2.48 (within noise)"
+    assert difference(_arm(92, 94, 96.1), _arm(90, 92, 94)).words.endswith("(beyond noise)")
+    assert difference(_arm(92), _arm(90)).words == "+2.00 (one seed: undecided)"

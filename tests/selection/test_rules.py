@@ -1,0 +1,114 @@
+"""One exam for every rule, and Algorithm 1 by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from checkpointkd.errors import UserError
+from checkpointkd.information import Plane, Point
+from checkpointkd.selection import NEED_NO_SCORES, RULES, Candidates, choose
+
+
+def _plane(excess: list[float], accuracy: list[float], epochs: list[int] | None = None, images: int = 400) -> Plane:
+    epochs = epochs or [10 * (number + 1) for number in range(len(excess))]
+    draw = np.random.default_rng(0)
+    right = (draw.random((len(accuracy), images)) < np.array(accuracy)[:, None]).astype(np.uint8)
+    points = tuple(
+        Point(
+            epoch=epoch,
+            sha256="",
+            accuracy=a,
+            accuracy_se=0.0,
+            nll=1.0,
+            label_information=0.0,
+            reconstruction_loss=e,
+            excess=e,
+            excess_se=0.0,
+            excess_seed_sd=0.0,
+        )
+        for epoch, e, a in zip(epochs, excess, accuracy, strict=True)
+    )
+    noise = draw.normal(0, 0.01, (1, images))
+    return Plane(points, {}, np.array(excess)[:, None] + noise, right)
+
+
+RISE_AND_FALL = _plane([0.5, 0.2, 0.1, 0.2, 0.3], [0.2, 0.5, 0.6, 0.7, 0.8])
+
+
+def _choose(rule: str, plane: Plane = RISE_AND_FALL, planned: int = 50):
+    return choose(Candidates(plane.epochs, planned, plane), rule=rule)
+
+
+def test_algorithm_1_by_hand():
+    """I(X;F) = −excess: 0, .75, 1, .75, .5; I(Y;F) = accuracy: 0, 1/2, 2/3, 5/6, 1."""
+    choice = _choose("paper")
+    expected = [0.0, 0.75 + 1 / 2, 1 + 2 / 3, 0.75 + 5 / 6, 1.5]
+    assert list(choice.scores.values()) == pytest.approx(expected)
+    assert (choice.epoch, choice.runner_up) == (30, 40)
+    assert choice.reason == "the largest sum, 1.67 = 1.00 for I(X;F) + 0.67 for I(Y;F)"
+    assert choice.probability is not None
+    assert sum(choice.probability.values()) == pytest.approx(1)
+    assert max(choice.probability, key=choice.probability.__getitem__) == 30
+    assert any("a student" in warning for warning in choice.warnings), "30 is right on three quarters of the last"
+
+
+@pytest.mark.parametrize(("rule", "epoch"), [("full", 50), ("half", 20), ("best-accuracy", 50), ("paper", 30)])
+def test_what_each_rule_chooses(rule: str, epoch: int):
+    assert _choose(rule).epoch == epoch
+
+
+def test_half_is_the_nearest_to_half_and_of_two_the_earlier():
+    assert _choose("half", planned=50).epoch == 20
+    assert _choose("half", planned=60).epoch == 30
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_exam(rule: str):
+    choice = _choose(rule)
+    assert choice.rule == rule
+    assert list(choice.scores) == RISE_AND_FALL.epochs
+    assert choice.scores[choice.epoch] == max(choice.scores.values())
+    assert choice.runner_up != choice.epoch
+    assert choice.reason
+    single = _choose(rule, _plane([0.3], [0.5]), planned=10)
+    assert (single.epoch, single.runner_up) == (10, None)
+    assert any("only one checkpoint" in warning for warning in single.warnings)
+    with pytest.raises(UserError, match="no checkpoint to choose from"):
+        choose(Candidates([], 10, None), rule=rule)
+    if rule in NEED_NO_SCORES:
+        assert choose(Candidates([10, 20], 20, None), rule=rule).epoch in (10, 20)
+    else:
+        with pytest.raises(UserError, match="needs scored checkpoints"):
+            choose(Candidates([10, 20], 20, None), rule=rule)
+        with pytest.raises(UserError, match="the score of epoch 20 is not a number"):
+            _choose(rule, _plane([0.3, float("nan")], [0.5, 0.6]))
+
+
+def test_a_tie_goes_to_the_earlier_and_is_said():
+    choice = _choose("paper", _plane([0.1, 0.2], [0.4, 0.5]), planned=20)
+    assert choice.epoch == 10
+    assert any("epochs 10 and 20 tie; the earlier was taken" in warning for warning in choice.warnings)
+
+
+@pytest.mark.parametrize(
+    ("excess", "accuracy", "name"), [([0.2, 0.2], [0.4, 0.5], "I(X;F)"), ([0.2, 0.1], [0.5, 0.5], "I(Y;F)")]
+)
+def test_a_flat_curve_is_said(excess: list[float], accuracy: list[float], name: str):
+    choice = _choose("paper", _plane(excess, accuracy), planned=20)
+    assert choice.epoch == 20
+    assert any(warning.startswith(f"{name} is the same at every checkpoint") for warning in choice.warnings)
+
+
+def test_the_bootstrap_is_unsure_where_the_images_are():
+    sure = _choose("best-accuracy", _plane([0.1, 0.1], [0.3, 0.9])).probability
+    unsure = _choose("best-accuracy", _plane([0.1, 0.1], [0.5, 0.5], images=100)).probability
+    assert sure is not None
+    assert unsure is not None
+    assert sure[20] == 1
+    assert 0 < unsure[20] < 1
+
+
+def test_an_unknown_rule_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown rule 'pape'; did you mean 'paper'\?"):
+        _choose("pape")

@@ -1,0 +1,174 @@
+"""The command as users meet it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from checkpointkd import verbs
+from checkpointkd.cli import main
+
+COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "evaluate", "report"]
+
+
+def _run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "checkpointkd.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_answers_at_once_and_without_torch():
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert _run("--help").returncode == 0
+        times.append(time.perf_counter() - began)
+    assert statistics.median(times) < 0.5
+    code = "import sys, checkpointkd.cli as c; c.main(['train', '--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_json(command: str):
+    shown = _run(command, "--help").stdout
+    assert f"checkpointkd {command} " in shown.partition("Example:")[2]
+    assert "--json" in shown
+    assert "Raises" not in shown
+
+
+def test_the_help_lists_every_command():
+    shown = _run("--help").stdout
+    assert re.findall(r"^│ (\w+) ", shown, re.M) == COMMANDS
+
+
+def test_by_hand_each_a_command_of_its_own(tmp_path: Path):
+    """The whole story, as JSON: one object on standard output and nothing else there."""
+
+    def ask(*arguments: object):
+        done = _run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    small = ["--epochs", 4, "--train-images", 100]
+    trained = ask("train", "wrn_10_1", "--data", "digits", *small, "--save-every", 2, "--out", teacher)
+    assert trained["epochs"] == [2, 4]
+    assert trained["result"]["test_images"] == 599
+    looked = ask("inspect", teacher)
+    assert [checkpoint["epoch"] for checkpoint in looked["checkpoints"]] == [2, 4]
+    scored = ask("score", teacher, "--decoder-steps", 4)
+    assert [point["epoch"] for point in scored["points"]] == [2, 4]
+    chosen = ask("select", teacher)
+    assert chosen["epoch"] in (2, 4)
+    assert set(chosen["scores"]) == {"2", "4"}
+    taught = ask("distill", "wrn_10_1", "--teachers", f"{teacher}@half", f"{teacher}@best", "--weak-teacher",
+                 "--epochs", 2, "--out", student)  # fmt: skip
+    assert taught["complete"] is True
+    measured = ask("evaluate", f"{teacher}@half", student, "--split", "test")
+    assert measured["images"] == 599
+    assert measured["members"][1]["accuracy"] == taught["result"]["test"]["accuracy"]
+    assert Path(ask("report", tmp_path)).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_words_go_where_they_belong(teacher_run: Path):
+    shown = _run("evaluate", f"{teacher_run}@half", f"{teacher_run}")
+    assert shown.stderr == ""
+    assert "the ensemble" in shown.stdout
+    again = _run("train", "wrn_10_1", "--data", "digits", "--train-images", 100, "--epochs", 4, "--save-every", 1,
+                 "--batch-size", 10, "--learning-rate", 0.03, "--out", teacher_run)  # fmt: skip
+    assert again.returncode == 0
+    assert "is complete already" in again.stderr
+    assert "accuracy" in again.stdout
+
+
+MISTAKES = [
+    (["trian"], r'Unknown command "trian"\. Did you mean "train"\?'),
+    (["train", "wrn_10_1", "--data", "digits"], "--out requires an argument"),
+    (["train", "wrn_10_1", "--data", "digits", "--epoch", "3", "--out", "{new}"], "Did you mean --epochs"),
+    (["train", "wrn_10_1", "--data", "digits", "--epochs", "many", "--out", "{new}"], 'unable to convert "many"'),
+    (["train", "wrn_10_1", "--data", "digits", "--epochs", "0", "--out", "{new}"], "epochs must be at least 1, not 0"),
+    (["train", "wrn_10_1", "--data", "digit", "--out", "{new}"], "unknown data set 'digit'; did you mean 'digits'"),
+    (["train", "wrm_10_1", "--data", "digits", "--out", "{new}"], "unknown model 'wrm_10_1'; did you mean 'wrn_N_N'"),
+    (["train", "wrn_11_1", "--data", "digits", "--out", "{new}"], r"the depth must be 6n \+ 4"),
+    (["train", "wrn_10_1", "--data", "digits", "--recipe", "digit", "--out", "{new}"], "unknown recipe 'digit'"),
+    (["train", "wrn_10_1", "--data", "digits", "--save-every", "0", "--out", "{new}"], "must be at least 1"),
+    (["train", "wrn_10_1", "--data", "digits", "--train-images", "5", "--out", "{new}"], "can't represent 10 classes"),
+    (["train", "wrn_10_1", "--data", "digits", "--train-images", "5000", "--out", "{new}"], "of 898 that there are"),
+    (["train", "wrn_10_1", "--data", "digits", "--device", "gpu", "--out", "{new}"], 'Choose from: "auto"'),
+    (["train", "wrn_10_1", "--data", "digits", "--out", "{run}"], "already holds another run"),
+    (["train", "wrn_10_1", "--data", "digits", "--out", "{run}/run.json"], "could not make the folder"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--alpha", "1.5", "--out", "{new}"], r"in \[0, 1\], not 1\.5"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "0", "--out", "{new}"], "tau must be above 0, not 0"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "nan", "--out", "{new}"], "tau must be above 0"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@7", "--out", "{new}"], r"no checkpoint of epoch 7 .*1, 2, 3, 4\)"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@best", "--out", "{new}"], "nothing has been selected"),
+    (["distill", "wrn_10_1", "--teachers", "{run}", "--method", "kdd", "--out", "{new}"], "unknown method 'kdd'"),
+    (["score", "{new}"], "there is no run folder at"),
+    (["score", "{empty}"], "is empty"),
+    (["score", "{run}", "--estimator", "ridg"], "Choose from"),
+    (["score", "{run}", "--decoder-steps", "0"], "steps must be at least 1, not 0"),
+    (["select", "{run}"], "have not been scored; run `checkpointkd score"),
+    (["select", "{run}", "--rule", "pape"], "unknown rule 'pape'; did you mean 'paper'"),
+    (["evaluate"], "name at least one checkpoint|requires"),
+    (["evaluate", "{run}@half", "--data", "cifar"], "unknown data set 'cifar'"),
+    (["inspect", "{new}"], "there is no run folder at"),
+    (["report", "{new}"], "there is no folder at"),
+    (["report", "{empty}"], "there is no run in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=lambda value: " ".join(value)[:60])
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence: str, teacher_run: Path, tmp_path: Path, capfd):
+    (tmp_path / "empty").mkdir()
+    places = {"run": teacher_run, "new": tmp_path / "new", "empty": tmp_path / "empty"}
+    code = main([argument.format(**places) for argument in arguments])
+    out, error = capfd.readouterr()
+    assert code == 2
+    assert out == ""
+    assert re.search(sentence, error)
+    assert error.startswith("checkpointkd: ")
+    assert error.count("\n") == 1, "one sentence, on one line"
+    assert not (tmp_path / "new").exists()
+
+
+def test_interrupted_it_says_how_to_go_on_and_does(tmp_path: Path):
+    arguments = [
+        "train",
+        "wrn_16_2",
+        "--data",
+        "digits",
+        "--epochs",
+        "40",
+        "--save-every",
+        "1",
+        "--out",
+        tmp_path / "run",
+    ]
+    command = [sys.executable, "-m", "checkpointkd.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "state.bin").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.endswith("stopped; the same command again continues where this one was\n")
+    assert "Traceback" not in error
+
+
+def test_python_and_command_line_take_the_same_names():
+    import inspect
+
+    from checkpointkd.cli import app
+
+    for command in COMMANDS[1:]:
+        parameters = inspect.signature(getattr(verbs, command)).parameters
+        shown = inspect.signature(app[command].default_command).parameters
+        assert [name for name in parameters if name != "progress"] == [name for name in shown if name != "json"]

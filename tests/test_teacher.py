@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpointkd as ckd
+from checkpointkd.data import DataSettings, ResidentBatches, load_data
+from checkpointkd.errors import UserError
+from checkpointkd.loop import fit, start
+from checkpointkd.losses import KD
+from checkpointkd.models import build_network
+from checkpointkd.settings import KDSettings, Recipe
+from checkpointkd.teacher import refuse_at_chance, teacher_of
+
+CPU = torch.device("cpu")
+
+
+def test_a_teacher_stays_as_it_is_while_a_student_learns(teacher_run: Path):
+    """In evaluation mode, its batch-norm statistics and weights untouched, and without gradients."""
+    data = load_data(DataSettings(data="digits", train_images=60))
+    teacher = teacher_of([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
+    networks = teacher._networks
+    before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in networks]
+    recipe = Recipe(epochs=2, batch_size=30)
+    student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37])
+    objective = KD(teacher, KDSettings())
+    state = start(student, objective, recipe, device=CPU)
+    batches = ResidentBatches(data.train, views=data.views, batch_size=30, seed=0, device=CPU)
+    for _ in fit(state, batches, recipe=recipe, seed=0):
+        assert not any(module.training for network in networks for module in network.modules())
+    for network, was in zip(networks, before, strict=True):
+        assert all(torch.equal(tensor, was[name]) for name, tensor in network.state_dict().items())
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert state.objective.state_dict() == {}, "a student's state must not carry its teachers"
+
+
+def test_logits_are_the_members_in_order(teacher_run: Path):
+    data = load_data(DataSettings(data="digits", train_images=60))
+    (batch,) = ResidentBatches(data.train, views=data.views, batch_size=60, seed=0, device=CPU).epoch(0)
+    both = teacher_of([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU).logits(batch)
+    assert both.shape == (2, 60, 10)
+    for row, epoch in enumerate((2, 4)):
+        network = ckd.open_trajectory(teacher_run)[epoch].network()
+        torch.testing.assert_close(both[row], network(batch.images_BCHW).detach())
+
+
+def test_an_ensemble_of_one_checkpoint_twice_measures_as_the_checkpoint(teacher_run: Path):
+    data = load_data(DataSettings(data="digits", train_images=60))
+    measured = teacher_of([f"{teacher_run}@4"] * 2, device=CPU).measure(data.selection)
+    for name in ("accuracy", "nll"):
+        assert measured["ensemble"][name] == pytest.approx(measured["members"][0][name], abs=1e-6)
+
+
+def test_a_teacher_at_chance_is_refused_unless_wanted(tmp_path: Path):
+    """One step at a learning rate of nearly nothing leaves a network that guesses."""
+    ckd.train("wrn_10_1", data="digits", train_images=60, epochs=1, learning_rate=1e-9, out=tmp_path / "t")
+    with pytest.raises(UserError, match=r"where guessing is on 10\.\d%.*--weak-teacher"):
+        ckd.distill("wrn_10_1", teachers=[str(tmp_path / "t")], epochs=1, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    ckd.distill("wrn_10_1", teachers=[str(tmp_path / "t")], epochs=1, weak_teacher=True, out=tmp_path / "s")
+
+
+def test_chance_is_the_most_frequent_class_and_its_noise():
+    measured = {"members": [{"address": "t", "accuracy": 0.03}]}
+    refuse_at_chance(measured, torch.arange(100).repeat(50))
+    with pytest.raises(UserError, match=r"guessing is on 1\.0%"):
+        refuse_at_chance(measured, torch.arange(100))
+    with pytest.raises(UserError, match=r"guessing is on 90\.0%"):
+        refuse_at_chance({"members": [{"address": "t", "accuracy": 0.9}]}, torch.tensor([0] * 90 + [1] * 10))
+
+
+def test_the_students_manifest_names_its_teachers(teacher_run: Path, tmp_path: Path):
+    student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
+    checkpoint = ckd.open_trajectory(teacher_run)[2]
+    assert student.run["teachers"] == [{"epoch": 2, "sha256": checkpoint.sha256}]
+    assert student.run["kd"] == {"alpha": 0.5, "tau": 5.0, "tau_squared": True, "average": "probabilities"}
+    assert student.run["teachers_measured"]["members"][0]["accuracy"] > 0.1
+
+
+def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):
+    ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
+    with pytest.raises(UserError, match=r"already holds another run .*teachers"):
+        ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@4"], epochs=1, out=tmp_path / "s")
+    with pytest.raises(UserError, match=r"already holds another run \(kd alpha 0\.5 there, 0\.9 here\)"):
+        ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], alpha=0.9, epochs=1, out=tmp_path / "s")
+
+
+def test_a_teacher_of_another_split_is_pointed_out(teacher_run: Path, tmp_path: Path, caplog):
+    with caplog.at_level("WARNING", logger="checkpointkd"):
+        ckd.distill("wrn_10_1", teachers=[str(teacher_run)], protocol="paper", epochs=1, out=tmp_path / "s")
+    assert "was trained on another split" in caplog.text
