@@ -28,5 +28,5 @@ students = {
     ),
 }
 for name, student in students.items():
-    print(f"{name:12} {student.result()['test']['accuracy']:.1%}")  # one seed: `checkpointkd demo` runs five
+    print(f"{name:12} {student.test_accuracy:.1%}")  # one seed: `checkpointkd demo` runs five
 print("report:", ckd.report("runs/quickstart"))

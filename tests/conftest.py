@@ -10,6 +10,11 @@ import torch
 
 import checkpointkd as ckd
 
+# torchvision's wheel is built for PyTorch with CUDA; beside the CPU build it imports once these two schemas are known.
+_torchvision = torch.library.Library("torchvision", "FRAGMENT")
+for _name in ("nms", "qnms"):
+    _torchvision.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 torch.set_num_threads(1)  # faster and steadier than two for networks this small
 
 SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10}

@@ -95,7 +95,7 @@ MISTAKES = [
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "many", "--out", "{new}"], 'unable to convert "many"'),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "0", "--out", "{new}"], "epochs must be at least 1, not 0"),
     (["train", "wrn_10_1", "--data", "digit", "--out", "{new}"], "unknown data set 'digit'; did you mean 'digits'"),
-    (["train", "wrm_10_1", "--data", "digits", "--out", "{new}"], "unknown model 'wrm_10_1'; did you mean 'wrn_N_N'"),
+    (["train", "wrm_10_1", "--data", "digits", "--out", "{new}"], "unknown model 'wrm_10_1'; did you mean 'wrn_D_K'"),
     (["train", "wrn_11_1", "--data", "digits", "--out", "{new}"], r"the depth must be 6n \+ 4"),
     (["train", "wrn_10_1", "--data", "digits", "--recipe", "digit", "--out", "{new}"], "unknown recipe 'digit'"),
     (["train", "wrn_10_1", "--data", "digits", "--save-every", "0", "--out", "{new}"], "must be at least 1"),

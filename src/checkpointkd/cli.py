@@ -104,6 +104,7 @@ for _verb, _words in (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    sys.path.insert(0, os.getcwd())  # for the user's own models, as `python -m` has it
     logging.getLogger("checkpointkd").setLevel(logging.INFO)
     logging.getLogger("checkpointkd").propagate = False
     try:

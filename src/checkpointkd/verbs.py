@@ -71,7 +71,8 @@ def train(
     Parameters
     ----------
     model
-        A network of ours (wrn_16_2: any WRN depth and width) or your own, package.module:callable.
+        A network: wrn_16_2 (any WRN), resnet_32 (any 6n + 2), mobilenetv2_0.75, timm:NAME, or your own,
+        package.module:callable.
     data
         A data set: digits.
     out

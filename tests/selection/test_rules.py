@@ -88,6 +88,7 @@ def test_the_exam(rule: str):
 def test_a_tie_goes_to_the_earlier_and_is_said():
     choice = _choose("paper", _plane([0.1, 0.2], [0.4, 0.5]), planned=20)
     assert choice.epoch == 10
+    assert _choose("best-accuracy", _plane([0.1] * 40, [0.4] * 20 + [0.5] * 20), planned=400).epoch == 210
     assert any("epochs 10 and 20 tie; the earlier was taken" in warning for warning in choice.warnings)
 
 

@@ -1,7 +1,8 @@
-"""Networks by name: ours, and the user's own as `package.module:callable`."""
+"""Networks by name: ours, timm's as `timm:NAME`, and the user's own as `package.module:callable`."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from collections.abc import Callable, Sequence
@@ -12,13 +13,30 @@ from torch import nn
 from ..errors import UserError, require, unknown
 from ..randomness import derive_seed
 from .features import last_map_path, taps
+from .mobilenet_v2 import MobileNetV2
 from .network import Network
+from .resnet import ResNet
 from .wide_resnet import WideResNet
 
-__all__ = ["MODELS", "Network", "WideResNet", "build_network", "last_map_path", "taps"]
+__all__ = [
+    "MODELS",
+    "MobileNetV2",
+    "Network",
+    "ResNet",
+    "WideResNet",
+    "build_network",
+    "last_map_path",
+    "taps",
+]
 
-# A name with `*` stands for a family; each `*` is a whole number that the builder is given.
-MODELS: dict[str, Callable[..., nn.Module]] = {"wrn_*_*": WideResNet}
+# D and K stand for whole numbers, W for a decimal one; the builder is given them in their order.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "wrn_D_K": WideResNet,
+    "resnet_D": ResNet,
+    "mobilenetv2_W": MobileNetV2,
+}
+_WHOLE = (r"\d+", int)
+_NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {"D": _WHOLE, "K": _WHOLE, "W": (r"\d*\.?\d+", float)}
 
 
 def build_network(
@@ -38,21 +56,40 @@ def build_network(
     return Network(body, mean=mean, std=std)
 
 
-def _body(model: str, **sizes: int) -> nn.Module:
+def _body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
     for pattern, builder in MODELS.items():
-        match = re.fullmatch(pattern.replace("*", r"(\d+)"), model)
+        name, *letters = pattern.split("_")
+        match = re.fullmatch("_".join([name, *(f"({_NUMBERS[letter][0]})" for letter in letters)]), model)
         if match:
-            return builder(*map(int, match.groups()), **sizes)
+            numbers = [_NUMBERS[letter][1](text) for letter, text in zip(letters, match.groups(), strict=True)]
+            return builder(*numbers, num_classes=num_classes, in_channels=in_channels)
+    if model.startswith("timm:"):
+        return _timms(model.removeprefix("timm:"), num_classes=num_classes, in_channels=in_channels)
     if ":" in model:
-        return _users_own(model, **sizes)
-    raise unknown("model", model, [*(pattern.replace("*", "N") for pattern in MODELS), "package.module:callable"])
+        return _users_own(model, num_classes=num_classes, in_channels=in_channels)
+    raise unknown("model", model, [*MODELS, "timm:NAME", "package.module:callable"])
+
+
+def _timms(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that doesn't fit this PyTorch
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the model 'timm:{name}' needs timm and a torchvision that fits this PyTorch ({reason}); get both with "
+            "pip install 'checkpointkd[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
+        raise unknown("timm model", name, near or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
 def _users_own(model: str, **sizes: int) -> nn.Module:
     module_name, _, attribute = model.partition(":")
     try:
         callable_ = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the model {model!r} can't be imported: {error}") from None
     try:
         body = callable_(**sizes)

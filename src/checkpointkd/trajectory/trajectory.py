@@ -111,6 +111,15 @@ class Trajectory(Mapping[int, Checkpoint]):
         """The final measurement, or None while the run is unfinished."""
         return files.read_json(self.path / "result.json") if self.complete else None
 
+    @property
+    def test_accuracy(self) -> float:
+        """Top-1 accuracy in [0, 1] of the last network on the test images; raises UserError while the run is
+        unfinished."""
+        result = self.result()
+        if result is None:
+            raise UserError(f"the run in {self.path} is not finished, so it has not been tested")
+        return result["test"]["accuracy"]
+
     def to_plain(self) -> dict[str, Any]:
         """The trajectory as JSON's values."""
         return {
