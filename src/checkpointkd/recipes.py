@@ -24,10 +24,20 @@ def cifar100_step() -> Recipe:
     return replace(cifar100(), schedule="step", source="Wang et al. 2022, the authors' code")
 
 
+def cifar100_small() -> Recipe:
+    """WRN-16-2 on 10,000 images of CIFAR-100 in minutes on two cores; the `small` scale, not from the paper.
+
+    checkpointkd train wrn_16_2 --data cifar100 --train-images 10000 --recipe cifar100-small --save-every 3 --out RUN
+    """
+    return replace(cifar100(), epochs=30, source="ours: the small scale")
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
     "cifar100": cifar100,
     "cifar100-step": cifar100_step,
+    "cifar100-small": cifar100_small,
+    "cifar10": cifar100,
 }
 
 

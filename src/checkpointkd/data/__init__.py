@@ -7,13 +7,18 @@ from dataclasses import asdict
 
 from ..errors import unknown
 from ..settings import DataSettings
+from .cifar import cifar10, cifar100
 from .digits import digits
 from .images import Batch, Images, ResidentBatches
 from .sets import Data, DataSet
 from .splits import stratified, without
 from .views import Views
 
-DATASETS: dict[str, Callable[[str | None], DataSet]] = {"digits": digits}
+DATASETS: dict[str, Callable[[str | None], DataSet]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+}
 
 __all__ = [
     "DATASETS",

@@ -1,0 +1,218 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32×32 pixels.
+
+Read from the official python archive (tar.gz, or its folder), each file checked by its md5; or from a folder of parquet
+files in the Hugging Face layout. Letters in names: N images, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import UserError, existing, require
+from .cache import Decoded, decoded_once, home
+from .images import Images
+from .pickles import read_pickle
+from .sets import DataSet
+from .views import Views
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An official python archive: where, its md5, and each file's."""
+
+    url: str
+    md5: str
+    folder: str
+    train: dict[str, str]
+    test: dict[str, str]
+    meta: dict[str, str]
+    names_key: bytes
+    labels_key: bytes
+    columns: tuple[str, ...]  # the label's name in parquet files, in order of preference
+
+
+CIFAR10 = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a",
+    folder="cifar-10-batches-py",
+    train={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    },
+    test={"test_batch": "40351d587109b95175f43aff81a1287e"},
+    meta={"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
+    names_key=b"label_names",
+    labels_key=b"labels",
+    columns=("label",),
+)
+CIFAR100 = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
+    folder="cifar-100-python",
+    train={"train": "16019d7e3df5f24257cddd939b257f8d"},
+    test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    meta={"meta": "7973b15100ade9c7d40fb424638fde48"},
+    names_key=b"fine_label_names",
+    labels_key=b"fine_labels",
+    columns=("fine_label", "label"),
+)
+
+
+def cifar10(path: str | None) -> DataSet:
+    """The data set `cifar10`."""
+    return _cifar("cifar10", CIFAR10, path)
+
+
+def cifar100(path: str | None) -> DataSet:
+    """The data set `cifar100`, with its 100 fine classes."""
+    return _cifar("cifar100", CIFAR100, path)
+
+
+def _cifar(name: str, archive: Archive, path: str | None) -> DataSet:
+    place = Path(path) if path is not None else home() / name
+    if path is None and not place.exists():
+        raise UserError(
+            f"{name} is not in {place}; put the official {archive.url.rpartition('/')[2]} or its parquet files there, "
+            f"or say where they are: {name}:PATH"
+        )
+    existing(place, f"{name} archive or folder")
+    parquet = sorted(place.glob("*.parquet")) if place.is_dir() else [place] if place.suffix == ".parquet" else []
+    if parquet:
+        return _from_parquet(place, parquet, archive)
+    return _from_archive(_unpacked(place, archive), archive)
+
+
+def _dataset(classes: tuple[str, ...], train, test) -> DataSet:
+    def images(decode):
+        def load() -> Images:
+            pixels_NCHW, labels_N = decode()
+            bad = int(((labels_N < 0) | (labels_N >= len(classes))).sum())
+            require(bad == 0, f"{bad} labels are not among the {len(classes)} classes")
+            return Images(pixels_NCHW, labels_N, torch.arange(len(labels_N)))
+
+        return load
+
+    return DataSet(classes=classes, views=Views(pad=4, flip=True), train=images(train), test=images(test))
+
+
+def _from_parquet(place: Path, files: list[Path], archive: Archive) -> DataSet:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError(f"reading {place} needs pyarrow; pip install 'checkpointkd[data]'") from None
+    splits = {split: [file for file in files if file.name.startswith(split)] for split in ("train", "test")}
+    for split, found in splits.items():
+        require(bool(found), f"{place} has no parquet file of the {split} images ({split}-*.parquet)")
+    try:
+        schema = parquet.read_schema(splits["train"][0])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{splits['train'][0]} is no whole parquet file: {str(error).splitlines()[0]}") from None
+    image = next((column for column in ("img", "image") if column in schema.names), None)
+    label = next((column for column in archive.columns if column in schema.names), None)
+    if image is None or label is None:
+        raise UserError(
+            f"{splits['train'][0]} has no column img or no column {' or '.join(archive.columns)} (its columns: "
+            f"{', '.join(schema.names)})"
+        )
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        classes = tuple(features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{splits['train'][0]} does not name its classes (no `huggingface` entry in its schema)"
+        ) from None
+
+    def decode(split: str) -> Decoded:
+        pixels, labels = [], []
+        for file in splits[split]:
+            try:
+                table = parquet.read_table(file, columns=[image, label])
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file} is no whole parquet file: {str(error).splitlines()[0]}") from None
+            labels += table[label].to_pylist()
+            for number, entry in enumerate(table[image].to_pylist()):
+                pixels.append(_pixels(entry["bytes"], where=f"image {number} of {file}"))
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+    return _dataset(
+        classes,
+        *(
+            lambda split=split: decoded_once(splits[split], lambda: decode(split), version="parquet 1")
+            for split in ("train", "test")
+        ),
+    )
+
+
+def _pixels(content: bytes, *, where: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    except (UnidentifiedImageError, OSError, TypeError) as error:
+        raise UserError(f"{where} can't be read: {str(error).splitlines()[0]}") from None
+    require(image.shape == (32, 32, 3), f"{where} is {image.shape[1]}×{image.shape[0]}, not 32×32")
+    return image
+
+
+def _unpacked(place: Path, archive: Archive) -> Path:
+    """The folder with the archive's files."""
+    if place.is_dir():
+        tars = sorted(place.glob("*-python.tar.gz"))
+        if (place / archive.folder).is_dir():
+            return place / archive.folder
+        if not tars or any((place / name).exists() for name in archive.test):
+            return place
+        place = tars[0]
+    found = _md5(place)
+    require(found == archive.md5, f"{place} is not the official archive: md5 expected {archive.md5}, found {found}")
+    target = home() / "unpacked" / archive.md5
+    if not (target / archive.folder).is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+            with tarfile.open(place) as tar:
+                tar.extractall(aside, filter="data")
+            Path(aside).rename(target)
+            Path(aside).mkdir()  # for the context manager to remove
+    return target / archive.folder
+
+
+def _from_archive(folder: Path, archive: Archive) -> DataSet:
+    for name, expected in {**archive.train, **archive.test, **archive.meta}.items():
+        path = existing(folder / name, "file of the official archive")
+        found = _md5(path)
+        require(found == expected, f"{path} is not the official file: md5 expected {expected}, found {found}")
+    (meta,) = archive.meta
+    classes = tuple(name.decode() for name in read_pickle(folder / meta)[archive.names_key])
+
+    def decode(names: dict[str, str]) -> Decoded:
+        batches = [read_pickle(folder / name) for name in names]
+        pixels = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels = [label for batch in batches for label in batch[archive.labels_key]]
+        return torch.from_numpy(pixels.copy()), torch.tensor(labels)
+
+    return _dataset(
+        classes,
+        *(
+            lambda names=names: decoded_once(
+                [folder / name for name in names], lambda: decode(names), version="python 1"
+            )
+            for names in (archive.train, archive.test)
+        ),
+    )
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,189 @@
+"""CIFAR-100 as it really is, from its parquet files; and what is refused, in one sentence each."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from checkpointkd.data import DataSettings, load_data, load_test
+from checkpointkd.data import cifar as module
+from checkpointkd.data.pickles import read_pickle
+from checkpointkd.errors import UserError
+
+REAL = Path(os.environ.get("CHECKPOINTKD_TEST_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100"))
+needs_cifar = pytest.mark.skipif(not REAL.exists(), reason=f"no CIFAR-100 in {REAL}; set CHECKPOINTKD_TEST_CIFAR100")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@needs_cifar
+def test_the_real_data_set(home: Path):
+    settings = DataSettings(data=f"cifar100:{REAL}")
+    data, test = load_data(settings), load_test(settings)
+    assert (len(data.train), len(data.selection), len(test)) == (45_000, 5_000, 10_000)
+    assert data.classes[:3] == ("apple", "aquarium_fish", "baby")
+    assert len(data.classes) == 100
+    assert len(data.views) == 162
+    assert data.selection.labels_N.bincount().tolist() == [50] * 100
+    assert test.labels_N.bincount().tolist() == [100] * 100
+    whole = load_data(replace(settings, protocol="paper")).train
+    means, _ = whole.channel_statistics()
+    assert means == pytest.approx([0.50707516, 0.48654887, 0.44091784], abs=1e-8)
+    began = time.perf_counter()
+    again = load_data(settings)
+    assert time.perf_counter() - began < 1.0, "the second load is quick"
+    assert again.identity == data.identity
+    assert torch.equal(again.selection.pixels_NCHW, data.selection.pixels_NCHW)
+
+
+@needs_cifar
+def test_pixels_are_those_of_the_file():
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    file = REAL / "test-00000-of-00001.parquet"
+    rows = parquet.read_table(file).slice(123, 2).to_pylist()
+    test = load_test(DataSettings(data=f"cifar100:{REAL}"))
+    for offset, row in enumerate(rows):
+        expected = np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
+        assert np.array_equal(test.pixels_NCHW[123 + offset].permute(1, 2, 0).numpy(), expected)
+        assert test.labels_N[123 + offset] == row["fine_label"]
+
+
+def _archive(folder: Path, monkeypatch, *, labels: list[int] | None = None) -> Path:
+    """A python archive of forty images in the official layout, its md5s entered in place of the official ones."""
+    draw = np.random.default_rng(0)
+    inside = folder / module.CIFAR100.folder
+    inside.mkdir(parents=True)
+    contents = {
+        "meta": {b"fine_label_names": [b"zero", b"one"]},
+        "train": {b"data": draw.integers(0, 256, (40, 3072), np.uint8), b"fine_labels": labels or [0, 1] * 20},
+        "test": {b"data": draw.integers(0, 256, (10, 3072), np.uint8), b"fine_labels": [0, 1] * 5},
+    }
+    md5 = {}
+    for name, content in contents.items():
+        raw = pickle.dumps(content, protocol=2)
+        (inside / name).write_bytes(raw)
+        md5[name] = hashlib.md5(raw).hexdigest()
+    tar = folder / "cifar-100-python.tar.gz"
+    with tarfile.open(tar, "w:gz") as file:
+        file.add(inside, arcname=module.CIFAR100.folder)
+    monkeypatch.setattr(
+        module,
+        "CIFAR100",
+        replace(
+            module.CIFAR100,
+            md5=hashlib.md5(tar.read_bytes()).hexdigest(),
+            train={"train": md5["train"]},
+            test={"test": md5["test"]},
+            meta={"meta": md5["meta"]},
+        ),
+    )
+    return folder
+
+
+@pytest.mark.parametrize("form", ["folder", "tar.gz", "folder with the tar.gz"])
+def test_a_python_archive_in_each_form(form: str, tmp_path: Path, monkeypatch):
+    folder = _archive(tmp_path / "given", monkeypatch)
+    expected = pickle.loads((folder / "cifar-100-python" / "train").read_bytes())
+    place = folder / "cifar-100-python" if form == "folder" else folder / "cifar-100-python.tar.gz"
+    if form == "folder with the tar.gz":
+        for file in (folder / "cifar-100-python").iterdir():
+            file.unlink()
+        (folder / "cifar-100-python").rmdir()
+        place = folder
+    data = load_data(DataSettings(data=f"cifar100:{place}", protocol="paper"))
+    assert data.classes == ("zero", "one")
+    assert torch.equal(data.train.pixels_NCHW, torch.from_numpy(expected[b"data"].reshape(40, 3, 32, 32)))
+    assert data.train.labels_N.tolist() == expected[b"fine_labels"]
+    assert len(data.selection) == 10
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated"])
+def test_an_archive_that_is_not_the_official_one_is_refused(damage: str, tmp_path: Path, monkeypatch, home: Path):
+    folder = _archive(tmp_path / "given", monkeypatch)
+    for path, kind in ((folder / "cifar-100-python" / "test", "file"), (folder / "cifar-100-python.tar.gz", "archive")):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "altered" else content[:-10])
+        place = path.parent if kind == "file" else path
+        with pytest.raises(UserError, match=rf"is not the official {kind}: md5 expected [0-9a-f]{{32}}, found"):
+            load_data(DataSettings(data=f"cifar100:{place}"))
+    assert not any(home.rglob("*.npy")), "nothing half-cached remains"
+
+
+def test_labels_out_of_range_are_counted(tmp_path: Path, monkeypatch):
+    folder = _archive(tmp_path / "given", monkeypatch, labels=[0, 1, 7, -1] * 10)
+    with pytest.raises(UserError, match="20 labels are not among the 2 classes"):
+        load_data(DataSettings(data=f"cifar100:{folder / 'cifar-100-python'}"))
+
+
+class _Gadget:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, value in enumerate([_Gadget(), {"data": [_Gadget()]}, os.system, pickle.loads]):
+        path = tmp_path / f"{number}"
+        path.write_bytes(pickle.dumps(value))
+        with pytest.raises(UserError, match=r"it asks for .*; it was not loaded"):
+            read_pickle(path)
+    (tmp_path / "cut").write_bytes(pickle.dumps(np.arange(100))[:50])
+    (tmp_path / "text").write_bytes(b"hello")
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("cut", "text", "empty"):
+        with pytest.raises(UserError, match="is no data of arrays and containers"):
+            read_pickle(tmp_path / name)
+    assert not (tmp_path / "owned").exists()
+    (tmp_path / "fine").write_bytes(pickle.dumps({"a": np.arange(3)}, protocol=2))
+    assert read_pickle(tmp_path / "fine")["a"].tolist() == [0, 1, 2]
+
+
+def test_parquet_that_is_not_what_it_should_be(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    def load(columns: dict, metadata: dict | None = None):
+        for split in ("train", "test"):
+            table = pyarrow.table(columns).replace_schema_metadata(metadata)
+            parquet.write_table(table, tmp_path / f"{split}-00000.parquet")
+        return load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+
+    named = {"huggingface": '{"info": {"features": {"fine_label": {"names": ["zero", "one"]}}}}'}
+    with pytest.raises(UserError, match=r"has no column img or no column fine_label or label \(its columns: a, b\)"):
+        load({"a": [1], "b": [2]})
+    with pytest.raises(UserError, match="does not name its classes"):
+        load({"img": [{"bytes": b""}], "fine_label": [0]})
+    with pytest.raises(UserError, match=r"image 0 of .*train-00000\.parquet can't be read"):
+        load({"img": [{"bytes": b"no image"}] * 2, "fine_label": [0, 1]}, named)
+    (tmp_path / "train-00000.parquet").write_bytes((tmp_path / "train-00000.parquet").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"train-00000\.parquet is no whole parquet file"):
+        load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+    (tmp_path / "test-00000.parquet").unlink()
+    with pytest.raises(UserError, match="has no parquet file of the test images"):
+        load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+
+
+def test_data_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path, home: Path):
+    with pytest.raises(
+        UserError, match=r"cifar100 is not in .*home/cifar100; put the official cifar-100-python\.tar\.gz"
+    ):
+        load_data(DataSettings(data="cifar100"))
+    with pytest.raises(UserError, match="there is no cifar10 archive or folder at"):
+        load_data(DataSettings(data=f"cifar10:{tmp_path / 'nowhere'}"))
