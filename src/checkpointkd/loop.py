@@ -163,8 +163,7 @@ def predict(network: nn.Module, images: Images, *, batch_size: int = 500) -> Ten
     was_training = network.training
     network.eval()
     logits = [
-        network(chunk.to(device, memory_format=torch.channels_last)).float()
-        for chunk in images.clean().split(batch_size)
+        network(chunk.to(device, memory_format=torch.channels_last)).float() for chunk in images.chunks(batch_size)
     ]
     network.train(was_training)
     return torch.cat(logits).cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .errors import require, unknown
@@ -145,11 +145,13 @@ def one_of(what: str, value: str, kinds: object) -> None:
         raise unknown(what, value, get_args(kinds))
 
 
-def differences(asked: object, there: dict) -> list[str]:
-    """How settings that are asked for differ from those stored as a dict, as `name 3 there, 5 here`."""
-    wanted = asdict(asked) if not isinstance(asked, dict) else asked  # type: ignore[call-overload]
+def differences(asked: dict, there: dict) -> list[str]:
+    """How settings that are asked for differ from those stored, as `name 3 there, 5 here`.
+
+    Where the data lie (`source`) may differ; what they are may not.
+    """
     return [
         f"{name} {there.get(name)!r} there, {value!r} here"
-        for name, value in wanted.items()
-        if there.get(name) != value
+        for name, value in asked.items()
+        if name != "source" and there.get(name) != value
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from ..errors import unknown
 from ..settings import DataSettings
@@ -56,8 +57,11 @@ def load_data(settings: DataSettings) -> Data:
     if settings.train_images is not None:
         rows_M = stratified(train.labels_N, settings.train_images, seed=settings.split_seed, purpose="training")
         train = train.take(rows_M)
+    name, _, path = settings.data.partition(":")
     identity = {
         **asdict(settings),
+        "data": name,
+        "source": str(Path(path).resolve()) if path else None,
         "selection_fraction": fraction,
         "sha256": official.sha256(),
         "train_size": len(train),
@@ -73,7 +77,9 @@ def load_test(settings: DataSettings) -> Images:
 
 def settings_of(identity: dict) -> DataSettings:
     """The settings that a stored identity was loaded with."""
-    return DataSettings(**{name: identity[name] for name in DataSettings.__dataclass_fields__})
+    stored = {name: identity[name] for name in DataSettings.__dataclass_fields__}
+    spec = f"{identity['data']}:{identity['source']}" if identity["source"] else identity["data"]
+    return DataSettings(**{**stored, "data": spec})
 
 
 def _open(spec: str) -> DataSet:

@@ -33,5 +33,5 @@ class Data:
 
     @property
     def name(self) -> str:
-        """The data set's name, without a path."""
-        return self.identity["data"].partition(":")[0]
+        """The data set's name."""
+        return self.identity["data"]

@@ -138,7 +138,7 @@ def last_maps(network: nn.Module, images: Images, path: str, *, batch_size: int 
     maps = []
     body = network.get_submodule("body")
     with taps(body, [path]) as taken:
-        for chunk in images.clean().split(batch_size):
+        for chunk in images.chunks(batch_size):
             network(chunk.to(device, memory_format=torch.channels_last))
             found = taken[path]
             require(

@@ -93,7 +93,7 @@ def score_trajectory(
         "estimator": "decoder",
         "features": path,
         "decoder": asdict(settings),
-        "data": data.identity,
+        "data": {name: value for name, value in data.identity.items() if name != "source"},
         "measured_on": "the test set" if data.identity["protocol"] == "paper" else "the selection split",
     }
     stored = load_plane(trajectory, missing_ok=True)
