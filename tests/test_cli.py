@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from checkpointkd import verbs
 from checkpointkd.cli import main
@@ -74,7 +75,7 @@ def test_by_hand_each_a_command_of_its_own(tmp_path: Path):
     measured = ask("evaluate", f"{teacher}@half", student, "--split", "test")
     assert measured["images"] == 599
     assert measured["members"][1]["accuracy"] == taught["result"]["test"]["accuracy"]
-    assert Path(ask("report", tmp_path)).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert Path(ask("report", tmp_path)["path"]).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_words_go_where_they_belong(teacher_run: Path):
@@ -88,11 +89,22 @@ def test_words_go_where_they_belong(teacher_run: Path):
     assert "accuracy" in again.stdout
 
 
+def raises(**sizes: int) -> torch.nn.Module:
+    raise RuntimeError("no luck today\nand a second line")
+
+
+def few_classes(**sizes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+
+
 MISTAKES = [
     (["trian"], r'Unknown command "trian"\. Did you mean "train"\?'),
     (["train", "wrn_10_1", "--data", "digits"], "--out requires an argument"),
     (["train", "wrn_10_1", "--data", "digits", "--epoch", "3", "--out", "{new}"], "Did you mean --epochs"),
-    (["train", "wrn_10_1", "--data", "digits", "--epochs", "many", "--out", "{new}"], 'unable to convert "many"'),
+    (["train", "wrn_10_1", "--data", "digits", "--epochs", "many", "--out", "{new}"], '"many" is no whole number'),
+    (["train", "wrn_10_1", "--data", "digits", "--epochs", "2.5", "--out", "{new}"], '"2.5" is no whole number'),
+    (["train", "tests.test_cli:raises", "--data", "digits", "--out", "{new}"], "can't be made: no luck today"),
+    (["train", "tests.test_cli:few_classes", "--data", "digits", "--out", "{new}"], r"gives \(2, 3\), not logits"),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "0", "--out", "{new}"], "epochs must be at least 1, not 0"),
     (["train", "wrn_10_1", "--data", "digit", "--out", "{new}"], "unknown data set 'digit'; did you mean 'digits'"),
     (["train", "wrm_10_1", "--data", "digits", "--out", "{new}"], "unknown model 'wrm_10_1'; did you mean 'wrn_D_K'"),
@@ -105,7 +117,7 @@ MISTAKES = [
     (["train", "wrn_10_1", "--data", "digits", "--out", "{run}"], "already holds another run"),
     (["train", "wrn_10_1", "--data", "digits", "--out", "{run}/run.json"], "could not make the folder"),
     (["distill", "wrn_10_1", "--teachers", "{run}@half", "--alpha", "1.5", "--out", "{new}"], r"in \[0, 1\], not 1\.5"),
-    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "0", "--out", "{new}"], "tau must be above 0, not 0"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "0", "--out", "{new}"], "tau must be above 0"),
     (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "nan", "--out", "{new}"], "tau must be above 0"),
     (["distill", "wrn_10_1", "--teachers", "{run}@7", "--out", "{new}"], r"no checkpoint of epoch 7 .*1, 2, 3, 4\)"),
     (["distill", "wrn_10_1", "--teachers", "{run}@best", "--out", "{new}"], "nothing has been selected"),
@@ -159,7 +171,7 @@ def test_interrupted_it_says_how_to_go_on_and_does(tmp_path: Path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.endswith("stopped; the same command again continues where this one was\n")
+    assert error.endswith("stopped; what is saved is kept, and the same command again goes on from there\n")
     assert "Traceback" not in error
 
 

@@ -16,7 +16,7 @@ def test_the_demo_leaves_everything_and_reuses_it(tmp_path: Path):
     assert labels[0] == "no teacher"
     assert any("full" in label for label in labels)
     assert any("half-way" in label for label in labels)
-    assert any("chosen by paper" in label for label in labels)
+    assert any("chosen by Algorithm 1" in label for label in labels)
     assert any(" and " in label for label in labels)
     assert all(row["n"] == 2 for row in result["students"])
     assert result["chosen_epoch"] in (2, 4, 6, 8, 10)

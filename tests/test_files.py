@@ -108,10 +108,23 @@ def test_a_folder_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
         pass
 
 
-def test_rows_end_where_a_killed_process_stopped_writing(tmp_path: Path):
+def test_rows_are_read_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert files.read_rows(path) == []
+    path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert files.read_rows(path) == [{"epoch": 1}, {"epoch": 2}]
+    for damage in ('{"epoch": 1}\n{"epo', "[1]\n", "{}\n", "\udcff"):
+        path.write_bytes(damage.encode("utf-8", "surrogateescape"))
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+            files.read_rows(path)
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path):
+    for name in ("a.json.123.unfinished", "my.unfinished", "nested/b.123.unfinished"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    files.remove_leftovers(tmp_path)
+    assert sorted(file.name for file in tmp_path.rglob("*.unfinished")) == ["b.123.unfinished", "my.unfinished"]
 
 
 def test_json_is_never_written_with_nan(tmp_path: Path):

@@ -140,14 +140,41 @@ def test_a_loss_that_is_no_number_stops_and_says_where():
     assert state.epoch == 1
 
 
+class Explodes(DropoutNet):
+    """Answers with infinities after some training steps."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, images):
+        self.count += self.training
+        return super().forward(images) * torch.where(self.count > 6, torch.inf, 1.0)
+
+
 def test_a_run_whose_loss_explodes_keeps_its_last_good_checkpoint(tmp_path: Path):
-    out = tmp_path / "run"
-    with pytest.raises(UserError, match="the loss stopped being a number in epoch"):
-        ckd.train("wrn_10_1", data="digits", train_images=60, epochs=40, save_every=1, learning_rate=1e30, out=out)
+    out, model = tmp_path / "run", "tests.test_loop:Explodes"
+    with pytest.raises(UserError, match="the loss stopped being a number in epoch 4"):
+        ckd.train(model, data="digits", train_images=60, epochs=40, save_every=1, out=out)
     trajectory = ckd.open_trajectory(out)
     assert not trajectory.complete
+    assert list(trajectory) == [1, 2, 3]
     for checkpoint in trajectory.values():
         assert all(tensor.isfinite().all() for tensor in checkpoint.network().state_dict().values())
+
+
+class RootOfZero(DropoutNet):
+    """Its loss is a number, its gradient is not."""
+
+    def forward(self, images):
+        return super().forward(images) + (self.head.weight.sum() * 0).sqrt()
+
+
+def test_weights_spoiled_by_an_epochs_last_step_are_not_saved(tmp_path: Path):
+    out, model = tmp_path / "run", "tests.test_loop:RootOfZero"
+    with pytest.raises(UserError, match="the loss stopped being a number in epoch 1, step 1 of 1"):
+        ckd.train(model, data="digits", train_images=60, batch_size=60, epochs=3, save_every=1, out=out)
+    assert len(ckd.open_trajectory(out)) == 0
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
@@ -171,4 +198,6 @@ def test_prediction_is_in_evaluation_mode_and_measured_by_hand():
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     torch.testing.assert_close(predict(network, data.selection, batch_size=300), logits)
     right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, data.selection.labels_N, strict=True))
-    assert measure(logits, data.selection.labels_N)["accuracy"] == pytest.approx(right / 300)
+    measured = measure(logits, data.selection.labels_N)
+    assert measured["accuracy"] == pytest.approx(right / 300)
+    assert measured["accuracy_se"] == pytest.approx((right / 300 * (1 - right / 300) / 300) ** 0.5)

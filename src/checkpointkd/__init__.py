@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UserError
+    from .studies.demo import demo
     from .trajectory import Trajectory, open_trajectory
     from .verbs import distill, evaluate, inspect, report, score, select, train
 
 __all__ = [
     "Trajectory",
     "UserError",
+    "demo",
     "distill",
     "evaluate",
     "inspect",
@@ -24,7 +26,12 @@ __all__ = [
 ]
 
 # Looked up on first use, so that the command line answers without importing torch.
-_HOMES = {"Trajectory": ".trajectory", "open_trajectory": ".trajectory", "UserError": ".errors"}
+_HOMES = {
+    "Trajectory": ".trajectory",
+    "open_trajectory": ".trajectory",
+    "UserError": ".errors",
+    "demo": ".studies.demo",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import json as json_module
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +53,7 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
 
     signature = inspect.signature(verb, eval_str=True, locals=_UNRESOLVED)
     parameters = signature.parameters
-    kept = [_readable(p) for p in parameters.values() if p.name != "progress"]
+    kept = [_readable(p) for p in parameters.values() if p.name != "progress" and not p.name.startswith("_")]
     json_option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
     command.__signature__ = signature.replace(parameters=[*kept, json_option], return_annotation=None)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, json_option]}
@@ -71,13 +71,24 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
     """The types that the command line reads: a path is a path, a list takes several values (--teachers A B), and only a
     switch that is on by default has a --no- of its own."""
     annotation = parameter.annotation
+    if annotation in (int, int | None):
+        return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(converter=_whole)])
     if annotation is bool and parameter.default is False:
         return parameter.replace(annotation=Annotated[bool, cyclopts.Parameter(negative=())])
     if annotation == list[str]:
-        return parameter.replace(annotation=Annotated[list[str], cyclopts.Parameter(consume_multiple=True)])
+        return parameter.replace(
+            annotation=Annotated[list[str], cyclopts.Parameter(consume_multiple=True, negative=())]
+        )
     if annotation in (Path | str, Path | str | None):
         return parameter.replace(annotation=Path if annotation == Path | str else Path | None)
     return parameter
+
+
+def _whole(_: type, tokens: Sequence[cyclopts.Token]) -> int:
+    """A whole number; left alone, 2.5 would be taken for 2."""
+    if not tokens[0].value.lstrip("-").isdecimal():
+        raise ValueError(f'"{tokens[0].value}" is no whole number')
+    return int(tokens[0].value)
 
 
 class _Handler(logging.Handler):
@@ -114,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         return _complain(" ".join(str(error).split()) + " (`checkpointkd --help` lists commands and options)")
     except KeyboardInterrupt:
-        print("\nstopped; the same command again continues where this one was", file=sys.stderr)
+        print("\nstopped; what is saved is kept, and the same command again goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,16 +27,17 @@ ASIDE = ".unfinished"  # the ending of a file that is still being written
 
 def write_whole(path: Path, content: bytes) -> None:
     """Put these bytes at the path, whole or not at all, even if the process or the machine dies here."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}") if path.name else path
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is intact") from None
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -46,9 +48,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written below this folder; call it only when holding the lock."""
-    for leftover in folder.rglob(f"*{ASIDE}"):
-        leftover.unlink(missing_ok=True)
+    """Delete what a killed process left half-written in this folder; call it only when holding the lock."""
+    for leftover in folder.glob(f"*{ASIDE}"):
+        if re.fullmatch(rf".+\.\d+{re.escape(ASIDE)}", leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,8 +67,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {_first_line(error)}") from None
 
 
 def rows_text(rows: list[dict]) -> str:
@@ -74,17 +77,16 @@ def rows_text(rows: list[dict]) -> str:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file; a last line that a killed process left unfinished is not a row."""
+    """The rows of a JSON-lines file, none where there is no file; raises UserError for a line that is no row."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-        if not line.endswith("\n"):
-            rows.pop()
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+    for row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("epoch"), int)):
+            raise UserError(f"{path} is damaged: a line of it is no epoch's row")
     return rows
 
 
@@ -123,9 +125,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
     except (safetensors.SafetensorError, ValueError, struct.error) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); remove it and run again") from None
+        raise UserError(f"{path} is damaged ({_first_line(error)}); restore it from a copy or make it anew") from None
     if metadata.get("sha256") != content_hash(tensors):
-        raise UserError(f"{path} is damaged (its checksum does not match its content); remove it and run again")
+        raise UserError(
+            f"{path} is damaged (its checksum does not match its content); restore it from a copy or make it anew"
+        )
     return tensors, metadata
 
 
@@ -135,7 +139,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safetensors.safe_open(path, framework="pt") as file:
             return _ours(file.metadata() or {})
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); remove it and run again") from None
+        raise UserError(f"{path} is damaged ({_first_line(error)}); restore it from a copy or make it anew") from None
 
 
 def save_state(path: Path, state: Any) -> None:
@@ -148,7 +152,10 @@ def save_state(path: Path, state: Any) -> None:
 
 def load_state(path: Path) -> Any:
     """Read what save_state wrote, with weights_only=True; raises UserError when it is damaged."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}") from None
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise UserError(f"{path} is damaged (checksum); remove the run folder {path.parent} to start it anew")
     return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
@@ -170,7 +177,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text() if holder.exists() else "another process"
-        raise UserError(f"{folder} is in use by {who}; wait for it or choose another --out") from None
+        raise UserError(f"{folder} is in use by {who}; try again when it is done") from None
     except OSError as error:
         raise UserError(f"could not write in {folder}: {error.strerror}") from None
     try:
@@ -182,7 +189,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _ours(metadata: dict[str, str]) -> dict[str, str]:
-    return json.loads(metadata.get(METADATA, "{}"))
+    ours = json.loads(metadata.get(METADATA, "{}"))
+    if not isinstance(ours, dict):
+        raise ValueError("its header is none of ours")
+    return ours
 
 
 def _header(content: bytes) -> dict:

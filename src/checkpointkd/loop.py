@@ -50,11 +50,16 @@ class State:
         }
 
     def restore(self, stored: dict[str, Any]) -> None:
-        """Take over what `to_dict` gave."""
-        self.model.load_state_dict(stored["model"])
-        self.objective.load_state_dict(stored["objective"])
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.epoch = stored["epoch"]
+        """Take over what `to_dict` gave; raises UserError when it belongs to another network."""
+        try:
+            self.model.load_state_dict(stored["model"])
+            self.objective.load_state_dict(stored["objective"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.epoch = int(stored["epoch"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the stored state is not this run's ({str(error).splitlines()[0]}); remove the folder to start anew"
+            ) from None
 
 
 def pick_device(device: Device) -> torch.device:
@@ -143,6 +148,8 @@ def fit(
                 on_step(step + 1, steps)
         total_loss, total_right, examples = sums.tolist()
         bad = int(first_bad_step)
+        if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
+            bad = steps - 1
         if bad >= 0:
             rate = recipe.learning_rate_at(state.epoch + bad / steps)
             raise UserError(
@@ -154,6 +161,10 @@ def fit(
         if logits_BK is not None:
             row["train_accuracy"] = total_right / examples
         yield {**row, "learning_rate": learning_rate, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _all_finite(model: nn.Module) -> bool:
+    return bool(torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all())
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 QUIET_SECONDS = 10.0  # between two lines where there is no terminal
 
@@ -17,16 +18,18 @@ class Bars:
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("left:"),
             TimeRemainingColumn(),
+            TextColumn(
+                "left: {task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
             console=self.console,
             transient=True,
             speed_estimate_period=60,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._shares: dict[str, int] = {}
         self._said = time.monotonic()
 
     def __enter__(self) -> Bars:
@@ -40,9 +43,14 @@ class Bars:
 
     def __call__(self, task: str, done: int, total: int) -> None:
         if not self.console.is_terminal:
+            self._shares[task] = 100 * done // total
             if time.monotonic() - self._said >= QUIET_SECONDS:
                 self._said = time.monotonic()
-                print(f"{task}: {done} of {total}", file=sys.stderr, flush=True)
+                print(
+                    ", ".join(f"{name}: {share} %" for name, share in self._shares.items()), file=sys.stderr, flush=True
+                )
+            if done >= total:
+                del self._shares[task]
             return
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total)

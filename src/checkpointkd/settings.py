@@ -45,8 +45,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
-        require(self.batch_size >= 1, f"the batch size must be at least 1, not {self.batch_size}")
-        require(positive(self.learning_rate), f"the learning rate must be above 0, not {self.learning_rate}")
+        require(1 <= self.batch_size < 10**9, f"the batch size must be from 1 to 10⁹, not {self.batch_size}")
+        require(
+            0 < self.learning_rate <= 1e6,
+            f"the learning rate must be above 0 and at most 10⁶, not {self.learning_rate}",
+        )
         require(0 <= self.momentum < 1, f"the momentum must be in [0, 1), not {self.momentum}")
         require(0 <= self.weight_decay < math.inf, f"the weight decay must be at least 0, not {self.weight_decay}")
         require(self.step_every >= 1, f"step_every must be at least 1 epoch, not {self.step_every}")
@@ -109,7 +112,7 @@ class KDSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}")
-        require(positive(self.tau), f"tau must be above 0, not {self.tau}")
+        require(1e-3 <= self.tau <= 1e6, f"tau must be above 0 (from 0.001 to 10⁶), not {self.tau}")
         one_of("average", self.average, Average)
 
 
@@ -131,12 +134,7 @@ class DecoderSettings:
         for name in ("images", "steps", "batch_size", "seeds"):
             value = getattr(self, name)
             require(value >= 1, f"the decoder's {name.replace('_', ' ')} must be at least 1, not {value}")
-        require(positive(self.learning_rate), f"the decoder's learning rate must be above 0, not {self.learning_rate}")
-
-
-def positive(value: float) -> bool:
-    """Whether a number is above 0 and finite (NaN is neither)."""
-    return 0 < value < math.inf
+        require(0 < self.learning_rate <= 1e3, f"the decoder's learning rate can't be {self.learning_rate}")
 
 
 def one_of(what: str, value: str, kinds: object) -> None:

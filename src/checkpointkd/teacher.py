@@ -45,7 +45,12 @@ class Teacher:
 
     def predict(self, images: Images) -> Tensor:
         """Each member's logits on clean images, (T, N, K), float32 on the CPU."""
-        return torch.stack([predict(network, images) for network in self._networks])
+        answers = []
+        for member, network in zip(self.members, self._networks, strict=True):
+            logits_NK = predict(network, images)
+            require(bool(logits_NK.isfinite().all()), f"the teacher {member.text} answers with no finite numbers")
+            answers.append(logits_NK)
+        return torch.stack(answers)
 
     def measure(self, images: Images, *, average: Average = "probabilities") -> dict:
         """Accuracy and NLL of each member and of the ensemble (Eq. 2 at τ = 1) on clean images."""

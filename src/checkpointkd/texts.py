@@ -17,7 +17,7 @@ def plain(result: Any) -> Any:
         return result.to_plain()
     if is_dataclass(result) and not isinstance(result, type):
         return asdict(result)
-    return str(result) if isinstance(result, Path) else result
+    return {"path": str(result)} if isinstance(result, Path) else result
 
 
 def trajectory(found: Any) -> RenderableType:
@@ -64,7 +64,7 @@ def plane(scored: Any) -> RenderableType:
             f"{point.nll:.3f}",
             f"{point.excess:.4f}",
             f"{point.excess_se:.4f}",
-            f"{point.excess_seed_sd:.4f}",
+            "" if point.excess_seed_sd is None else f"{point.excess_seed_sd:.4f}",
         )
     note = (
         f"measured on {scored.settings['measured_on']} ({scored.excess_AN.shape[1]:,} images); less excess means a "

@@ -94,7 +94,7 @@ def train(
     train_images
         Train on this many images only, class by class in proportion.
     precision
-        bf16 computes in 16 bits where the processor does that well.
+        fp32, or bf16 for 16 bits where they suffice; which is faster depends on the processor.
     device
         Where to compute.
 
@@ -192,7 +192,7 @@ def distill(
     train_images
         Train on this many images only; by default as the first teacher.
     precision
-        bf16 computes in 16 bits where the processor does that well.
+        fp32, or bf16 for 16 bits where they suffice; which is faster depends on the processor.
     weak_teacher
         Take a teacher even if it knows no more than guessing does.
     device
@@ -289,7 +289,7 @@ def score(
     decoder_images
         On how many training images a decoder is fitted, at most.
     decoder_steps
-        For how many steps.
+        For how many steps, rounded up to whole passes over those images.
     decoder_seeds
         From how many starts; their spread is reported.
     device
@@ -341,7 +341,7 @@ def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
         When the rule needs scores and the checkpoints have none.
     """
     from . import files
-    from .information import load_plane
+    from .information import load_plane, stale_epochs
     from .selection import NEED_NO_SCORES, RULES, Candidates, choose
     from .trajectory import open_trajectory
 
@@ -349,10 +349,10 @@ def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
         raise unknown("rule", rule, RULES)
     trajectory = open_trajectory(run)
     plane = load_plane(trajectory, missing_ok=rule in NEED_NO_SCORES)
-    if rule not in NEED_NO_SCORES and plane is not None and plane.epochs != list(trajectory):
+    if rule not in NEED_NO_SCORES and plane is not None and (stale := stale_epochs(plane, trajectory)):
         raise UserError(
-            f"{trajectory.path} has checkpoints that are not scored yet; run `checkpointkd score {trajectory.path}` "
-            "again"
+            f"in {trajectory.path} checkpoints are new, gone or changed since they were scored (epochs "
+            f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.path}` again"
         )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane), rule=rule)
     with files.locked(trajectory.path):
@@ -411,6 +411,8 @@ def evaluate(
     require(
         teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
     )
+    for address in found if split == "selection" else ():
+        _say_if_seen(address, loaded)
     images = load_test(settings) if split == "test" else loaded.selection
     return {
         "data": loaded.name,
@@ -513,9 +515,12 @@ def _run(
     notes: dict[str, Any] | None = None,
 ) -> Trajectory:
     """Carry out one run in its folder, from wherever it stands, and measure its last network on the test images."""
+    import torch
+
     from .data import ResidentBatches, load_test, settings_of
     from .files import locked
     from .loop import fit, measure, predict, start
+    from .models import try_out
     from .trajectory import RunFolder, fresh_network, open_trajectory
 
     one_of("precision", precision, Precision)
@@ -535,16 +540,19 @@ def _run(
     }
     normalisation = {"mean": mean, "std": std}  # follows from the data
     network = fresh_network({**run, **normalisation})  # first of all: an unknown model leaves no folder behind
+    try_out(network, data.train.take(torch.arange(2)).clean(), classes=len(data.classes), model=model)
+    network = fresh_network({**run, **normalisation})  # untouched by the trial
     where = _device(device)
     with locked(out):
         folder = RunFolder(out)
-        stored = folder.open(run, notes={**normalisation, **(notes or {})})
+        stored = folder.open(run, notes={**normalisation, "device": str(where), **(notes or {})})
         if folder.complete:
             log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
             return open_trajectory(out)
         state = start(network, objective(network), recipe, device=where)
         if stored is not None:
             state.restore(stored)
+            require(0 <= state.epoch <= recipe.epochs, f"{out / 'state.bin'} is damaged: it is at epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", out, state.epoch, recipe.epochs)
         rows = folder.rows(up_to=state.epoch)
         batches = ResidentBatches(
@@ -596,7 +604,8 @@ def _data_like(
     if protocol is not None and protocol != settings.protocol:
         settings = replace(settings, protocol=protocol, selection_fraction=None)
     if data is not None:
-        settings = replace(settings, data=data)
+        same = data.partition(":")[0] == identity["data"]
+        settings = replace(settings, data=data, selection_fraction=settings.selection_fraction if same else None)
     return settings if train_images is None else replace(settings, train_images=train_images)
 
 
@@ -621,10 +630,8 @@ def _same_classes(trajectory: Trajectory, data: Data) -> None:
 
 
 def _selected_epoch(trajectory: Trajectory) -> int | None:
-    from . import files
-
-    path = trajectory.path / "selection.json"
-    return files.read_json(path)["epoch"] if path.exists() else None
+    selection = trajectory.selection()
+    return None if selection is None else selection["epoch"]
 
 
 def _device(device: Device) -> torch.device:

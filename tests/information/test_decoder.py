@@ -155,8 +155,9 @@ def test_a_point_says_what_it_should(teacher_run: Path):
         assert point.sha256 == trajectory[point.epoch].sha256
         assert point.excess == pytest.approx(float(plane.excess_AN[row].mean()), rel=1e-4)
         assert point.label_information + point.nll == pytest.approx(np.log(10), abs=0.01)
+        assert point.excess_seed_sd is not None
         assert point.excess_seed_sd > 0
-        assert point.excess_se > 0
+        assert point.excess_se == pytest.approx(float(plane.excess_AN[row].std()) / 300**0.5, rel=1e-4)
     assert plane.settings["measured_on"] == "the selection split"
     assert plane.settings["features"] == "pool:input"
 
@@ -176,3 +177,31 @@ def test_features_that_are_no_map_are_refused(teacher_run: Path):
         ckd.score(teacher_run, features="classifier", decoder_steps=1)
     with pytest.raises(UserError, match="no features 'stage7'"):
         ckd.score(teacher_run, features="stage7", decoder_steps=1)
+
+
+def test_scores_belong_to_the_weights_they_were_made_from(teacher_run: Path, tmp_path: Path):
+    """Another network in a checkpoint's place: select refuses, score scores it again."""
+    ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
+    other = ckd.train(
+        "wrn_10_1",
+        data="digits",
+        train_images=100,
+        epochs=4,
+        save_every=1,
+        batch_size=10,
+        seed=9,
+        out=tmp_path / "other",
+    )
+    (teacher_run / "checkpoints" / "epoch-0002.safetensors").write_bytes(other[2].path.read_bytes())
+    with pytest.raises(UserError, match=r"changed since they were scored \(epochs 2\); run `checkpointkd score"):
+        ckd.select(teacher_run)
+    again = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
+    assert again.points[1].sha256 == other[2].sha256
+    ckd.select(teacher_run)
+
+
+def test_a_checkpoint_under_another_epochs_name_is_noticed(teacher_run: Path):
+    folder = teacher_run / "checkpoints"
+    (folder / "epoch-0002.safetensors").write_bytes((folder / "epoch-0003.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"epoch-0002\.safetensors is of epoch 3, not 2: was it renamed\?"):
+        ckd.evaluate(f"{teacher_run}@2")

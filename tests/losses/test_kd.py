@@ -134,8 +134,8 @@ def test_objectives_give_one_loss_an_example_and_the_logits():
         ({"alpha": 1.01}, r"alpha must lie in \[0, 1\], not 1.01"),
         ({"alpha": -0.1}, "alpha must lie"),
         ({"alpha": float("nan")}, "alpha must lie"),
-        ({"tau": 0}, "tau must be above 0, not 0"),
-        ({"tau": float("inf")}, "tau must be above 0, not inf"),
+        ({"tau": 0}, r"tau must be above 0 \(from 0.001 to 10⁶\), not 0"),
+        ({"tau": float("inf")}, "tau must be above 0 .*, not inf"),
         ({"average": "median"}, "unknown average 'median'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -37,8 +38,12 @@ def test_students_are_told_by_what_they_learned_from(runs: Path):
     assert [(arm.label, arm.n, arm.teachers) for arm in collected.arms] == [
         ("no teacher", 2, ()),
         ("epoch 2 (half-way)", 2, (("teacher", 2),)),
-        ("epoch 4 (full, chosen by best-accuracy)", 2, (("teacher", 4),)),
-        ("epoch 2 (half-way) and epoch 4 (full, chosen by best-accuracy)", 1, (("teacher", 2), ("teacher", 4))),
+        ("epoch 4 (full, chosen by the rule 'best-accuracy')", 2, (("teacher", 4),)),
+        (
+            "epoch 2 (half-way) and epoch 4 (full, chosen by the rule 'best-accuracy')",
+            1,
+            (("teacher", 2), ("teacher", 4)),
+        ),
     ]
     alone = collected.arms[0]
     for seed in (0, 1):
@@ -48,7 +53,7 @@ def test_students_are_told_by_what_they_learned_from(runs: Path):
     assert alone.mean == pytest.approx((alone.accuracy[0] + alone.accuracy[1]) / 2)
     assert alone.sd == pytest.approx(abs(alone.accuracy[0] - alone.accuracy[1]) / math.sqrt(2))
     assert math.isnan(collected.arms[3].sd)
-    assert collected.unfinished == []
+    assert collected.notes == []
     assert collected.provenance["runs"] == "8"
     assert collected.provenance["protocol"] == "holdout: 100 images to train, 300 to select"
 
@@ -77,7 +82,7 @@ def test_figures_draw_what_the_data_say(runs: Path):
 
 
 def test_the_page_is_one_file_with_the_numbers_and_no_address_to_load_from(runs: Path):
-    page = ckd.report(runs).read_text(encoding="utf-8")
+    page = html.unescape(ckd.report(runs).read_text(encoding="utf-8"))
     collected = collect(runs)
     for arm in collected.arms:
         assert f"{arm.mean:.2f}" in page
@@ -90,7 +95,7 @@ def test_the_page_is_one_file_with_the_numbers_and_no_address_to_load_from(runs:
 def test_half_finished_runs_are_named_and_left_out_of_the_table(runs: Path):
     (runs / "alone-1" / "result.json").unlink()
     collected = collect(runs)
-    assert collected.unfinished == ["alone-1: epoch 2 of 2"]
+    assert collected.notes == ["not finished: alone-1, epoch 2 of 2"]
     assert collected.arms[0].n == 1
     assert "not finished: alone-1" in ckd.report(runs).read_text(encoding="utf-8")
 
@@ -117,7 +122,7 @@ def test_nothing_to_report_on_is_said(tmp_path: Path):
 
 
 def _arm(*accuracies: float, label: str = "a", teachers: tuple = ()) -> Arm:
-    return Arm("s", label, teachers, {}, dict(enumerate(accuracies)), label)
+    return Arm("s", label, teachers, dict(enumerate(accuracies)), family="")
 
 
 def test_differences_are_paired_and_their_intervals_students():
@@ -127,4 +132,55 @@ def test_differences_are_paired_and_their_intervals_students():
     assert gap.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
     assert gap.words == "+2.00 ± 2.48 (within noise)"
     assert difference(_arm(92, 94, 96.1), _arm(90, 92, 94)).words.endswith("(beyond noise)")
-    assert difference(_arm(92), _arm(90)).words == "+2.00 (one seed: undecided)"
+    assert difference(_arm(92), _arm(90)).words == "+2.00 on one seed (undecided)"
+
+
+def test_only_students_trained_alike_are_compared(runs: Path):
+    """A longer student and one with another alpha beside the others: no mixing, and every arm told apart."""
+    ckd.train("wrn_10_1", data="digits", train_images=100, epochs=3, save_every=3, out=runs / "longer")
+    teacher = [f"{runs / 'teacher'}@2"]
+    ckd.distill("wrn_10_1", teachers=teacher, alpha=0.9, epochs=2, save_every=2, out=runs / "other-alpha")
+    ckd.distill("wrn_10_1", teachers=teacher, epochs=4, save_every=4, out=runs / "without-baseline")
+    collected = collect(runs)
+    assert len({arm.label for arm in collected.arms}) == len(collected.arms)
+    by_label = {arm.label: arm for arm in collected.arms}
+    other = by_label["epoch 2 (half-way); from teacher, α 0.9, τ 5, 2 epochs, 100 images of digits"]
+    baseline = collected.baseline(other)
+    assert baseline is not None
+    assert baseline.label == "no teacher; 2 epochs, 100 images of digits"
+    alone = next(arm for label, arm in by_label.items() if label.startswith("epoch 2") and "4 epochs" in label)
+    assert collected.baseline(alone) is None
+    assert any("no student was trained in the same way without a teacher" in text for text in conclusions(collected))
+    assert any("with one seed undecided" in text for text in conclusions(collected))
+
+
+def test_a_copied_run_is_counted_once(runs: Path):
+    import shutil
+
+    shutil.copytree(runs / "alone-1", runs / "copied")
+    collected = collect(runs)
+    assert collected.arms[0].n == 2
+    assert collected.notes == ["there twice, counted once: copied"]
+
+
+def test_a_teacher_of_the_students_own_kind_is_a_baseline(runs: Path):
+    """Self-distillation: the run that taught is the student without a teacher."""
+    ckd.distill("wrn_10_1", teachers=[f"{runs / 'alone-0'}"], epochs=2, save_every=2, out=runs / "self")
+    arms = collect(runs).arms
+    assert next(arm for arm in arms if not arm.teachers).n == 2
+
+
+def test_no_other_file_is_overwritten(runs: Path):
+    precious = runs / "thesis.tex"
+    precious.write_text("precious")
+    for there in (precious, runs / "teacher" / "run.json", runs):
+        with pytest.raises(UserError, match="is no report of ours; choose another --out"):
+            ckd.report(runs, out=there)
+    assert precious.read_text() == "precious"
+    assert ckd.report(runs) == ckd.report(runs), "a report may be written anew"
+
+
+def test_a_run_json_of_others_is_left_out(runs: Path):
+    (runs / "npm").mkdir()
+    (runs / "npm" / "run.json").write_text('{"scripts": {}}')
+    assert any(note.startswith("left out: ") and "npm" in note for note in collect(runs).notes)

@@ -86,6 +86,11 @@ def test_what_is_no_run_is_said(tmp_path: Path, teacher_run: Path):
 
 def test_an_unfinished_run_has_no_full_checkpoint(teacher_run: Path):
     (teacher_run / "checkpoints" / "epoch-0004.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the last checkpoint, of epoch 4, is gone from .* \(still there: 1, 2, 3\)"):
+        resolve(str(teacher_run))
+    (teacher_run / "result.json").unlink()
+    with pytest.raises(UserError, match=r"has not come as far as 0\.9 of its 4 epochs"):
+        resolve(f"{teacher_run}@0.9")
     with pytest.raises(UserError, match=r"is not finished \(planned epochs: 4, saved: 1, 2, 3\)"):
         resolve(str(teacher_run))
     assert resolve(f"{teacher_run}@3").checkpoint.epoch == 3

@@ -82,8 +82,8 @@ def test_a_damaged_checkpoint_is_never_loaded(teacher_run: Path, damage: str, tm
     path = teacher_run / "checkpoints" / "epoch-0004.safetensors"
     content = path.read_bytes()
     if damage == "other model":
-        other = ckd.train("wrn_10_2", data="digits", train_images=60, epochs=1, out=tmp_path / "other")
-        path.write_bytes(other[1].path.read_bytes())
+        other = ckd.train("wrn_10_2", data="digits", train_images=60, epochs=4, out=tmp_path / "other")
+        path.write_bytes(other[4].path.read_bytes())
     else:
         flipped = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
         path.write_bytes({"flip": flipped, "truncate": content[:-100], "empty": b""}[damage])
@@ -96,3 +96,57 @@ def test_checkpoints_are_every_so_many_epochs_and_the_last(tmp_path: Path):
     run = ckd.train("wrn_10_1", data="digits", train_images=60, epochs=5, save_every=2, out=tmp_path / "run")
     assert list(run) == [2, 4, 5]
     assert run.full.epoch == 5
+
+
+DAMAGE = {
+    "run.json": ["[]", "{}", "5", "{", '{"model": 5}', "[" * 100_000, b"\xff", '{"recipe": {}}'],
+    "metrics.jsonl": ["[1]", "{}", "{", b"\xff"],
+    "result.json": ["[]", "{}", "null", '{"test": {"accuracy": "high"}}'],
+    "selection.json": ["[]", "{}", "5", '{"epoch": null}', '{"epoch": 2.7, "rule": "half", "reason": ""}'],
+    "plane.json": ["[]", "{}", "5", '{"arrays": 5, "points": [], "settings": null}'],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_files_are_named_by_every_verb_that_reads_them(teacher_run: Path, name: str):
+    """Whatever is in the file: one sentence that names it, or a result that doesn't need it."""
+    ckd.score(teacher_run, decoder_steps=2, decoder_seeds=1)
+    ckd.select(teacher_run)
+    asked = [
+        lambda: ckd.inspect(teacher_run),
+        lambda: ckd.evaluate(f"{teacher_run}@best"),
+        lambda: ckd.select(teacher_run),
+        lambda: ckd.report(teacher_run),
+        lambda: ckd.score(teacher_run, decoder_steps=2, decoder_seeds=1),
+    ]
+    said = []
+    for damage in DAMAGE[name]:
+        for ask in asked:
+            if isinstance(damage, bytes):
+                (teacher_run / name).write_bytes(damage)
+            else:
+                (teacher_run / name).write_text(damage)
+            try:
+                ask()
+            except UserError as error:
+                said.append(str(error))
+    assert len(said) >= len(DAMAGE[name])
+    assert [sentence for sentence in said if name not in sentence or "\n" in sentence] == []
+
+
+def test_resuming_wants_all_rows(tmp_path: Path):
+    """A run whose rows were lost is not continued as if nothing had happened."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        ckd.train("wrn_10_1", data="digits", train_images=60, epochs=6, out=out, progress=_stop_after(5))
+    (out / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: it lacks epochs"):
+        ckd.train("wrn_10_1", data="digits", train_images=60, epochs=6, out=out)
+
+
+def _stop_after(steps: int):
+    def tell(task: str, done: int, total: int) -> None:
+        if done >= steps:
+            raise KeyboardInterrupt
+
+    return tell

@@ -1,7 +1,7 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
 from .decoder import Decoders, pixel_entropy, reconstruct, reconstruction_loss
-from .plane import Plane, Point, load_plane, score_trajectory
+from .plane import Plane, Point, load_plane, score_trajectory, stale_epochs
 
 __all__ = [
     "Decoders",
@@ -12,4 +12,5 @@ __all__ = [
     "reconstruct",
     "reconstruction_loss",
     "score_trajectory",
+    "stale_epochs",
 ]

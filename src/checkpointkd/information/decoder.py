@@ -10,6 +10,7 @@ output channels, h w map height and width, H W image's, y x a kernel's.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -74,18 +75,19 @@ def upsampled_convolution(maps_ABhwD: Tensor, weight_AODyx: Tensor, size: tuple[
     weights = weight_AODyx.permute(0, 2, 1, 3, 4).reshape(checkpoints, channels, outputs * 9)
     mixed = torch.bmm(maps_ABhwD.reshape(checkpoints, -1, channels), weights)
     mixed = mixed.view(checkpoints, batch, height, width, outputs, 3, 3)
-    along_x = mixed.permute(0, 1, 4, 5, 2, 6, 3).reshape(-1, 3 * width) @ _spread(width, size[1], like=maps_ABhwD)
+    along_x = mixed.permute(0, 1, 4, 5, 2, 6, 3).reshape(-1, 3 * width) @ _spread(width, size[1], maps_ABhwD.device)
     along_x = along_x.view(checkpoints, batch, outputs, 3, height, size[1])
-    along_y = along_x.permute(0, 1, 2, 5, 3, 4).reshape(-1, 3 * height) @ _spread(height, size[0], like=maps_ABhwD)
+    along_y = along_x.permute(0, 1, 2, 5, 3, 4).reshape(-1, 3 * height) @ _spread(height, size[0], maps_ABhwD.device)
     spread = along_y.view(checkpoints, batch, outputs, size[1], size[0])
     return spread.permute(1, 0, 2, 4, 3).reshape(batch, -1, *size).contiguous(memory_format=torch.channels_last)
 
 
-def _spread(small: int, large: int, *, like: Tensor) -> Tensor:
+@functools.cache
+def _spread(small: int, large: int, device: torch.device) -> Tensor:
     """(3·small, large): what pixel q of a line, through tap k, adds to pixel p of the upsampled, zero-padded line."""
     line = F.interpolate(torch.eye(small)[None], size=large, mode="linear", align_corners=True)[0]
     padded = F.pad(line, (1, 1))
-    return torch.cat([padded[:, tap : tap + large] for tap in range(3)]).to(like)
+    return torch.cat([padded[:, tap : tap + large] for tap in range(3)]).to(device)
 
 
 def _first_weights(out_channels: int, in_channels: int, seed: int) -> Tensor:
@@ -140,6 +142,7 @@ def last_maps(network: nn.Module, images: Images, path: str, *, batch_size: int 
     with taps(body, [path]) as taken:
         for chunk in images.chunks(batch_size):
             network(chunk.to(device, memory_format=torch.channels_last))
+            require(path in taken, f"the features at {path!r} are never computed; name another module's")
             found = taken[path]
             require(
                 found.dim() == 4,

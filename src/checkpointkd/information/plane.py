@@ -5,6 +5,7 @@ Letters in names: A checkpoints, N images, K classes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from ..settings import DecoderSettings
 from ..trajectory import Checkpoint, Trajectory
 from .decoder import last_maps, pixel_entropy, reconstruct
 
+log = logging.getLogger("checkpointkd")
+
 CHUNK = 10  # checkpoints whose features are held at once
 
 OnCheckpoint = Callable[[str, int, int], None]  # what is done, how many steps of how many
@@ -35,7 +38,8 @@ class Point:
 
     `excess` is the decoder's loss on unseen images above the pixels' own entropy, in nats a pixel: a proxy of which
     less means a larger I(X;F), not an estimate of it in nats. `excess_se` is its standard error over images,
-    `excess_seed_sd` its deviation over decoder seeds. `label_information` is H(Y) − CE in nats, a lower bound on
+    `excess_seed_sd` its deviation over decoder seeds
+    (None for a single one). `label_information` is H(Y) − CE in nats, a lower bound on
     I(Y;F).
     """
 
@@ -48,7 +52,7 @@ class Point:
     reconstruction_loss: float
     excess: float
     excess_se: float
-    excess_seed_sd: float
+    excess_seed_sd: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,8 @@ def score_trajectory(
     }
     stored = load_plane(trajectory, missing_ok=True)
     kept = _still_valid(stored, trajectory, made_with)
+    if stored is not None and stored.settings != made_with:
+        log.warning("the scores in %s were made with other settings; these replace them: select again", trajectory.path)
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
     count = min(settings.images, len(data.train))
     fitted_on = data.train.take(stratified(data.train.labels_N, count, seed=0, purpose="decoder"))
@@ -130,23 +136,38 @@ def load_plane(trajectory: Trajectory, *, missing_ok: bool = False) -> Plane | N
     stored = files.read_json(path)
     try:
         points = tuple(Point(**point) for point in stored["points"])
-        settings, arrays_name = stored["settings"], stored["arrays"]
-    except (KeyError, TypeError):
-        raise UserError(f"{path} is damaged or of another version; remove it and score again") from None
-    arrays, _ = files.load_tensors(path.with_name(Path(arrays_name).name))
+        settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
+        numbers = [point.excess + point.accuracy + point.epoch for point in points]
+        require(len(numbers) > 0 and isinstance(settings["measured_on"], str), "it is empty")
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
+    arrays, _ = files.load_tensors(path.with_name(arrays_name))
+    shapes = {name: tensor.shape for name, tensor in arrays.items()}
+    if shapes.keys() != {"excess_AN", "right_AN"} or any(
+        len(shape) != 2 or shape[0] != len(points) for shape in shapes.values()
+    ):
+        raise UserError(f"{path.with_name(arrays_name)} does not belong to {path}; remove both and score again")
     return Plane(points, settings, arrays["excess_AN"].numpy(), arrays["right_AN"].numpy())
 
 
 _Kept = dict[int, tuple[Point, np.ndarray, np.ndarray]]
 
 
+def stale_epochs(plane: Plane, trajectory: Trajectory) -> list[int]:
+    """The epochs whose checkpoint is new, gone, or another than the one that was scored."""
+    scored = {point.epoch: point.sha256 for point in plane.points}
+    there = {epoch: checkpoint.sha256 for epoch, checkpoint in trajectory.items()}
+    return sorted(epoch for epoch in scored.keys() | there.keys() if scored.get(epoch) != there.get(epoch))
+
+
 def _still_valid(stored: Plane | None, trajectory: Trajectory, made_with: dict[str, Any]) -> _Kept:
     if stored is None or stored.settings != made_with:
         return {}
+    stale = stale_epochs(stored, trajectory)
     return {
         point.epoch: (point, stored.excess_AN[row], stored.right_AN[row])
         for row, point in enumerate(stored.points)
-        if point.epoch in trajectory and trajectory[point.epoch].sha256 == point.sha256
+        if point.epoch not in stale
     }
 
 
@@ -178,6 +199,8 @@ def _score(
 ) -> list[tuple[Point, np.ndarray, np.ndarray]]:
     networks: list[Network] = [checkpoint.network(device) for checkpoint in checkpoints]
     logits_ANK = torch.stack([predict(network, data.selection) for network in networks])
+    for checkpoint, logits_NK in zip(checkpoints, logits_ANK, strict=True):
+        require(bool(logits_NK.isfinite().all()), f"the network in {checkpoint.path} answers with no finite numbers")
     fitted_maps = torch.stack([last_maps(network, fitted_on, path) for network in networks])
     measured_maps = torch.stack([last_maps(network, data.selection, path) for network in networks])
     loss_ASN = reconstruct(
@@ -206,7 +229,7 @@ def _point(
         reconstruction_loss=loss_SN.mean().item(),
         excess=excess_N.mean().item(),
         excess_se=excess_N.std(correction=0).item() / math.sqrt(len(excess_N)),
-        excess_seed_sd=excess_SN.mean(1).std(correction=1).item() if len(excess_SN) > 1 else 0.0,
+        excess_seed_sd=excess_SN.mean(1).std(correction=1).item() if len(excess_SN) > 1 else None,
     )
     right_N = (logits_NK.argmax(-1) == labels_N).to(torch.uint8)
     return point, excess_N.float().numpy(), right_N.numpy()

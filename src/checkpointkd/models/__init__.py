@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError, require, unknown
 from ..randomness import derive_seed
@@ -27,6 +27,7 @@ __all__ = [
     "build_network",
     "last_map_path",
     "taps",
+    "try_out",
 ]
 
 # D and K stand for whole numbers, W for a decimal one; the builder is given them in their order.
@@ -35,8 +36,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet_D": ResNet,
     "mobilenetv2_W": MobileNetV2,
 }
-_WHOLE = (r"\d+", int)
-_NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {"D": _WHOLE, "K": _WHOLE, "W": (r"\d*\.?\d+", float)}
+_WHOLE = (r"[0-9]{1,4}", int)
+_NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {
+    "D": _WHOLE,
+    "K": _WHOLE,
+    "W": (r"[0-9]?\.?[0-9]{1,4}", float),
+}
 
 
 def build_network(
@@ -54,6 +59,26 @@ def build_network(
         torch.manual_seed(derive_seed("weights", seed))
         body = _body(model, num_classes=num_classes, in_channels=in_channels)
     return Network(body, mean=mean, std=std)
+
+
+def try_out(network: Network, images_BCHW: Tensor, *, classes: int, model: str) -> None:
+    """Take one step's forward and backward pass; raises UserError, in one sentence, when the model can't be trained so.
+
+    The network is spent: its statistics have changed.
+    """
+    try:
+        logits_BK = network.train()(images_BCHW)
+        shape = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
+        require(
+            shape == (len(images_BCHW), classes), f"it gives {shape}, not logits of shape {(len(images_BCHW), classes)}"
+        )
+        logits_BK.square().sum().backward()
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"the model {model!r} can't learn from these images: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -89,11 +114,13 @@ def _users_own(model: str, **sizes: int) -> nn.Module:
     module_name, _, attribute = model.partition(":")
     try:
         callable_ = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"the model {model!r} can't be imported: {error}") from None
+    except Exception as error:  # the user's module may raise anything
+        raise UserError(f"the model {model!r} can't be imported: {_one_line(error)}") from None
     try:
         body = callable_(**sizes)
     except TypeError as error:
-        raise UserError(f"{model!r} must take num_classes= and in_channels=: {error}") from None
+        raise UserError(f"{model!r} must take num_classes= and in_channels=: {_one_line(error)}") from None
+    except Exception as error:
+        raise UserError(f"the model {model!r} can't be made: {_one_line(error)}") from None
     require(isinstance(body, nn.Module), f"{model!r} gave a {type(body).__name__}, not a torch.nn.Module")
     return body

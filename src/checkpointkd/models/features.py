@@ -16,13 +16,13 @@ from ..errors import UserError, require
 
 @contextmanager
 def taps(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
-    """While open, every forward pass leaves the tensors at these paths in the dict; raises UserError for a path that
-    the module doesn't have.
+    """While open, every forward pass leaves copies of the tensors at these paths in the dict; raises UserError for a
+    path that the module doesn't have. Copies, because a layer after may work in place.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     >>> with taps(net, ["0", "1:input"]) as taken:
     ...     _ = net(torch.zeros(1, 1, 8, 8))
-    >>> taken["0"].shape, taken["0"] is taken["1:input"]
+    >>> taken["0"].shape, torch.equal(taken["0"], taken["1:input"])
     (torch.Size([1, 2, 6, 6]), True)
     """
     taken: dict[str, Tensor] = {}
@@ -35,10 +35,10 @@ def taps(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
             f"the model has no features {path!r} (its modules: {', '.join(filter(None, modules))})",
         )
         if side == "input":
-            hook = lambda _, inputs, path=path: taken.__setitem__(path, inputs[0])  # noqa: E731
+            hook = lambda _, inputs, path=path: taken.__setitem__(path, inputs[0].clone())  # noqa: E731
             handles.append(modules[name].register_forward_pre_hook(hook))
         else:
-            hook = lambda _, __, output, path=path: taken.__setitem__(path, output)  # noqa: E731
+            hook = lambda _, __, output, path=path: taken.__setitem__(path, output.clone())  # noqa: E731
             handles.append(modules[name].register_forward_hook(hook))
     try:
         yield taken
@@ -58,7 +58,7 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
     def look(name: str, inputs: tuple, output: object) -> None:
         nonlocal entering, leaving
         if _is_map(output):
-            leaving = name
+            entering, leaving = None, name  # what entered a pooling before this, as in squeeze-excite, was not the last
         elif leaving is not None and inputs and _is_map(inputs[0]):
             entering = f"{name}:input"
 

@@ -10,15 +10,21 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from .. import files
-from .collect import Arm, Collected, Difference, Scored, collect, difference
+from ..errors import UserError
+from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
 from .figures import draw_plane, draw_students, plane_data, students_data
 
 __all__ = ["Arm", "Collected", "Difference", "Scored", "collect", "conclusions", "difference", "write_report"]
 
 
+_GENERATOR = b'<meta name="generator" content="checkpointkd">'
+
+
 def write_report(folder: Path, *, out: Path) -> Path:
     """Write the report on every run below a folder, as one HTML file that needs no network; raises UserError when
-    there is nothing to report on."""
+    there is nothing to report on, or when the file is there and is no report of ours."""
+    if out.exists() and not (out.is_file() and _GENERATOR in out.read_bytes()[:1000]):
+        raise UserError(f"{out} is there already and is no report of ours; choose another --out")
     collected = collect(folder)
     figures = []
     for scored in collected.scored:
@@ -47,7 +53,9 @@ def write_report(folder: Path, *, out: Path) -> Path:
         title=f"Checkpoints as teachers: {folder.resolve().name}",
         plotly_js=Markup(get_plotlyjs() if figures else ""),
         summary=[_summary(scored) for scored in collected.scored],
-        notes=[*conclusions(collected), *(f"not finished: {text}" for text in collected.unfinished)],
+        conclusions=conclusions(collected),
+        notes=collected.notes,
+        heading="Students" if any(arm.teachers for arm in collected.arms) else "Networks",
         rows=[_row(arm, collected) for arm in collected.arms],
         figures=figures,
         planes=[_plane_table(scored) for scored in collected.scored],
@@ -60,19 +68,22 @@ def write_report(folder: Path, *, out: Path) -> Path:
 def conclusions(collected: Collected) -> list[str]:
     """What the students' differences amount to, in plain words."""
     sentences = []
-    for student in dict.fromkeys(arm.student for arm in collected.arms):
-        taught = [arm for arm in collected.arms if arm.student == student and arm.teachers]
-        baseline = next((arm for arm in collected.arms if arm.student == student and not arm.teachers), None)
-        if baseline is None or not taught:
+    for arms in collected.families():
+        baseline = collected.baseline(arms[0])
+        taught = [arm for arm in arms if arm.teachers]
+        if taught and baseline is None:
+            sentences.append(f"{arms[0].student}: no student was trained in the same way without a teacher.")
+        if not taught or baseline is None:
             continue
-        against = {arm.label: difference(arm, baseline) for arm in taught}
-        clear = [label for label, gap in against.items() if gap.n > 1 and abs(gap.mean) > gap.half_width]
-        if clear:
-            listed = "; ".join(f"{label}: {against[label].words.split(' (')[0]} points" for label in clear)
-            sentences.append(f"{student}: beyond noise against no teacher: {listed}.")
-        within = [label for label in against if label not in clear]
-        if within:
-            sentences.append(f"{student}: within noise of no teacher at this n: {', '.join(within)}.")
+        found = [(arm.label, difference(arm, baseline)) for arm in taught]
+        for verdict, why in (("beyond noise", ""), ("within noise", "at this n "), ("undecided", "with one seed ")):
+            of_these = [(label, gap) for label, gap in found if gap.verdict == verdict]
+            if verdict == "beyond noise":
+                listed = [f"{label}: {gap.mean:+.2f} points" for label, gap in of_these]
+            else:
+                listed = [label for label, _ in of_these]
+            if listed:
+                sentences.append(f"{arms[0].student}, against no teacher, {why}{verdict}: {'; '.join(listed)}.")
     return sentences
 
 
@@ -81,7 +92,7 @@ def _summary(scored: Scored) -> str:
         return f"{scored.name}: {len(scored.plane.points)} checkpoints scored, none chosen yet."
     runner_up = scored.selection.get("runner_up")
     return (
-        f"{scored.name}: of {len(scored.plane.points)} checkpoints the rule {scored.selection['rule']!r} chose epoch "
+        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose epoch "
         f"{scored.selection['epoch']}: {scored.selection['reason']}"
         + (f"; the runner-up is epoch {runner_up}." if runner_up is not None else ".")
     )
@@ -111,7 +122,7 @@ def _plane_table(scored: Scored) -> dict[str, Any]:
                 "accuracy": f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f}",
                 "nll": f"{point.nll:.3f}",
                 "excess": f"{point.excess:.4f} ± {point.excess_se:.4f}",
-                "seeds": f"{point.excess_seed_sd:.4f}",
+                "seeds": "" if point.excess_seed_sd is None else f"{point.excess_seed_sd:.4f}",
                 "sha256": point.sha256[:12],
                 "chosen": point.epoch == chosen,
             }

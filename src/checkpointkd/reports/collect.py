@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy import stats
 
-from .. import files
-from ..errors import existing, require
+from ..errors import UserError, existing, require
 from ..information import Plane, load_plane
 from ..trajectory import Trajectory, open_trajectory
 
@@ -34,14 +34,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Arm:
-    """Students that differ in nothing but their seed: what they learned from, and how well, in percent by seed."""
+    """Students that differ in nothing but their seed: what they learned from, and how well, in percent by seed.
+
+    Arms of one `family` (network, data, recipe, precision) differ in what they learned from only, and can be compared.
+    """
 
     student: str
     label: str
     teachers: tuple[tuple[str, int], ...]  # (run's name, epoch)
-    settings: dict[str, Any]
     accuracy: dict[int, float]
-    key: str = field(repr=False)
+    family: str = field(repr=False)
 
     @property
     def n(self) -> int:
@@ -66,12 +68,19 @@ class Difference:
     half_width: float
 
     @property
-    def words(self) -> str:
-        """The difference as a sentence's part, saying plainly when it is within noise."""
+    def verdict(self) -> str:
+        """Whether seeds alone could have made the difference, in two words."""
         if self.n < 2:
-            return f"{self.mean:+.2f} (one seed: undecided)"
-        verdict = "beyond noise" if abs(self.mean) > self.half_width else "within noise"
-        return f"{self.mean:+.2f} ± {self.half_width:.2f} ({verdict})"
+            return "undecided"
+        return "beyond noise" if abs(self.mean) > self.half_width else "within noise"
+
+    @property
+    def words(self) -> str:
+        """The difference and its verdict, as a cell of a table."""
+        if self.n == 0:
+            return "no seed in common"
+        interval = f" ± {self.half_width:.2f}" if self.n > 1 else " on one seed"
+        return f"{self.mean:+.2f}{interval} ({self.verdict})"
 
 
 @dataclass(frozen=True)
@@ -81,43 +90,51 @@ class Collected:
     folder: Path
     scored: list[Scored]
     arms: list[Arm]
-    unfinished: list[str]
+    notes: list[str]  # runs that are unfinished, unreadable or there twice
     provenance: dict[str, str]
 
     def baseline(self, arm: Arm) -> Arm | None:
-        """The same student without a teacher."""
-        return next((other for other in self.arms if other.student == arm.student and not other.teachers), None)
+        """The same student, trained in the same way without a teacher."""
+        return next((other for other in self.arms if other.family == arm.family and not other.teachers), None)
+
+    def families(self) -> list[list[Arm]]:
+        """Arms that can be compared, together."""
+        return [
+            [arm for arm in self.arms if arm.family == family]
+            for family in dict.fromkeys(arm.family for arm in self.arms)
+        ]
 
 
 def collect(folder: Path) -> Collected:
     """Read every run below a folder; raises UserError when there is none."""
     existing(folder, "folder")
-    runs = [open_trajectory(path.parent) for path in sorted(folder.rglob("run.json"))]
-    require(bool(runs), f"there is no run in {folder}, nor in the folders below it, to report on")
+    runs, notes = [], []
+    for path in sorted(folder.rglob("run.json")):
+        try:
+            runs.append(open_trajectory(path.parent))
+        except UserError as error:
+            notes.append(f"left out: {error}")
+    why = f" ({notes[0]})" if notes else ""
+    require(bool(runs), f"there is no run in {folder}, nor in the folders below it, to report on{why}")
     names = {run.path: _name(run, folder) for run in runs}
     scored = [
-        Scored(names[run.path], run, plane, _selection(run))
+        Scored(names[run.path], run, plane, run.selection())
         for run in runs
         if (plane := load_plane(run, missing_ok=True)) is not None
     ]
-    return Collected(
-        folder=folder,
-        scored=scored,
-        arms=_arms(runs, names),
-        unfinished=[
-            f"{names[run.path]}: epoch {max((row['epoch'] for row in run.rows()), default=0)} of {run.planned_epochs}"
-            for run in runs
-            if not run.complete
-        ],
-        provenance=_provenance(runs),
-    )
+    for run in runs:
+        if not run.complete:
+            done = max((row["epoch"] for row in run.rows()), default=0)
+            notes.append(f"not finished: {names[run.path]}, epoch {done} of {run.planned_epochs}")
+    arms, doubled = _arms(runs, names)
+    return Collected(folder, scored, arms, notes + doubled, _provenance(runs))
 
 
 def difference(arm: Arm, other: Arm) -> Difference:
     """The paired difference of two arms over the seeds that both have, in points.
 
-    >>> a = Arm("s", "a", (), {}, {0: 91.0, 1: 92.0, 2: 93.0}, "a")
-    >>> b = Arm("s", "b", (), {}, {0: 90.0, 1: 90.5, 2: 92.5}, "b")
+    >>> a = Arm("s", "a", (), {0: 91.0, 1: 92.0, 2: 93.0}, family="")
+    >>> b = Arm("s", "b", (), {0: 90.0, 1: 90.5, 2: 92.5}, family="")
     >>> difference(a, b).words
     '+1.00 ± 1.24 (within noise)'
     """
@@ -129,40 +146,66 @@ def difference(arm: Arm, other: Arm) -> Difference:
     return Difference(len(gaps), fmean(gaps), quantile * stdev(gaps) / math.sqrt(len(gaps)))
 
 
-def _arms(runs: list[Trajectory], names: dict[Path, str]) -> list[Arm]:
-    """Students by what they learned from. A run that taught others and had no teacher is a teacher, not a student."""
+_FAMILY = ("model", "data", "recipe", "precision")  # what students that are compared must have in common
+_TEACHING = ("method", "kd", "teachers")  # what they learned from
+
+
+def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], list[str]]:
+    """Students by what they learned from, and notes on runs that are there twice."""
     where = {
         checkpoint.sha256: (names[run.path], epoch, _epoch_word(run, epoch))
         for run in runs
         for epoch, checkpoint in run.items()
     }
-    taught = {teacher["sha256"] for run in runs for teacher in run.run.get("teachers", [])}
-    grouped: dict[str, list[Trajectory]] = {}
+    grouped: dict[tuple[str, str], list[Trajectory]] = {}
     for run in runs:
-        is_teacher = run.run["kind"] == "train" and any(checkpoint.sha256 in taught for checkpoint in run.values())
-        if run.complete and not is_teacher:
-            what = {key: value for key, value in run.run.items() if key in _SAME_IN_AN_ARM}
-            grouped.setdefault(json.dumps(what, sort_keys=True), []).append(run)
-    arms = []
-    for key, members in grouped.items():
+        if run.complete:
+            grouped.setdefault((_part(run, _FAMILY), _part(run, _TEACHING)), []).append(run)
+    taught = {teacher["sha256"] for run in runs for teacher in run.run.get("teachers", [])}
+    with_students = {family for (family, _), members in grouped.items() if members[0].run.get("teachers")}
+    found, notes = [], []
+    for (family, _), members in grouped.items():
         teachers = members[0].run.get("teachers", [])
-        found = [
-            where.get(teacher["sha256"], ("?", teacher["epoch"], f"epoch {teacher['epoch']}")) for teacher in teachers
-        ]
-        arms.append(
-            Arm(
-                student=members[0].run["model"],
-                label=" and ".join(word for _, _, word in found) or "no teacher",
-                teachers=tuple((name, epoch) for name, epoch, _ in found),
-                settings=members[0].run.get("kd", {}),
-                accuracy={run.run["seed"]: 100 * run.result()["test"]["accuracy"] for run in members},  # type: ignore[index]
-                key=key,
-            )
-        )
-    return sorted(arms, key=lambda arm: (arm.student, len(arm.teachers), arm.teachers))
+        known = [where.get(t["sha256"], ("elsewhere", t["epoch"], f"epoch {t['epoch']}")) for t in teachers]
+        is_teacher = not teachers and all(any(c.sha256 in taught for c in run.values()) for run in members)
+        if is_teacher and family not in with_students:
+            continue  # it is nobody's baseline
+        accuracy: dict[int, float] = {}
+        for run in members:
+            result = run.result()
+            assert result is not None
+            if run.run["seed"] in accuracy:
+                notes.append(f"there twice, counted once: {names[run.path]}")
+            accuracy.setdefault(run.run["seed"], 100 * result["test"]["accuracy"])
+        label = " and ".join(word for _, _, word in known) or "no teacher"
+        who = tuple((name, epoch) for name, epoch, _ in known)
+        found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family)))
+    found.sort(key=lambda pair: _order(pair[1]))
+    arms = [arm for _, arm in found]
+    return [_told_apart(run, arm, arms) for run, arm in found], notes
 
 
-_SAME_IN_AN_ARM = ("kind", "model", "data", "recipe", "precision", "method", "kd", "teachers")
+def _order(arm: Arm) -> tuple:
+    return arm.student, arm.family, len(arm.teachers), arm.teachers
+
+
+def _told_apart(run: Trajectory, arm: Arm, arms: list[Arm]) -> Arm:
+    """The arm, its label with the settings and the teachers' run where another arm would have the same."""
+    if sum(other.label == arm.label and other.student == arm.student for other in arms) < 2:
+        return arm
+    kd = run.run.get("kd", {})
+    words = [f"from {', '.join(dict.fromkeys(name for name, _ in arm.teachers))}"] if arm.teachers else []
+    words += [f"α {kd['alpha']:g}, τ {kd['tau']:g}"] if kd else []
+    words += [f"{run.planned_epochs} epochs", f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}"]
+    return replace(arm, label=f"{arm.label}; {', '.join(words)}")
+
+
+def _part(run: Trajectory, names: tuple[str, ...]) -> str:
+    """Some of what a run is, as a key; where data lie is no part of it."""
+    part = {name: run.run[name] for name in names if name in run.run}
+    if "data" in part:
+        part["data"] = {name: value for name, value in part["data"].items() if name != "source"}
+    return json.dumps(part, sort_keys=True)
 
 
 def _epoch_word(run: Trajectory, epoch: int) -> str:
@@ -171,15 +214,15 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
         words.append("full")
     if epoch == run.half.epoch:
         words.append("half-way")
-    selection = _selection(run)
+    selection = run.selection()
     if selection is not None and selection["epoch"] == epoch:
-        words.append(f"chosen by {selection['rule']}")
+        words.append(f"chosen by {rule_name(selection['rule'])}")
     return f"epoch {epoch}" + (f" ({', '.join(words)})" if words else "")
 
 
-def _selection(run: Trajectory) -> dict[str, Any] | None:
-    path = run.path / "selection.json"
-    return files.read_json(path) if path.exists() else None
+def rule_name(rule: str) -> str:
+    """A rule as a reader knows it."""
+    return "Algorithm 1" if rule == "paper" else f"the rule {rule!r}"
 
 
 def _name(run: Trajectory, folder: Path) -> str:
@@ -189,15 +232,23 @@ def _name(run: Trajectory, folder: Path) -> str:
 
 def _provenance(runs: list[Trajectory]) -> dict[str, str]:
     """What a reviewer asks first: versions, machine, data, protocol, seeds."""
-    first = runs[0].run
-    data = first["data"]
-    seeds = sorted({run.run["seed"] for run in runs})
+
+    def all_of(value: Callable[[dict[str, Any]], object]) -> str:
+        return "; ".join(dict.fromkeys(str(value(run.run)) for run in runs))
+
+    def protocol(run: dict[str, Any]) -> str:
+        data = run["data"]
+        return f"{data['protocol']}: {data['train_size']:,} images to train, {data['selection_size']:,} to select"
+
     return {
         "runs": str(len(runs)),
-        "data": f"{data['data']}, content {data['sha256'][:12]}",
-        "protocol": f"{data['protocol']}: {data['train_size']:,} images to train, {data['selection_size']:,} to select",
-        "seeds": ", ".join(map(str, seeds)),
-        "precision": ", ".join(sorted({run.run["precision"] for run in runs})),
-        **{name: value for name, value in first["provenance"].items() if name != "started"},
-        "first run started": first["provenance"]["started"],
+        "data": all_of(lambda run: f"{run['data']['data']}, content {run['data']['sha256'][:12]}"),
+        "protocol": all_of(protocol),
+        "seeds": ", ".join(map(str, sorted({run.run["seed"] for run in runs}))),
+        "precision": all_of(lambda run: run["precision"]),
+        **{
+            name: all_of(lambda run, name=name: run["provenance"].get(name, "?"))
+            for name in ("checkpointkd", "torch", "python", "machine")
+        },
+        "first run started": min(str(run.run["provenance"].get("started", "?")) for run in runs),
     }

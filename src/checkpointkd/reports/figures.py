@@ -56,16 +56,15 @@ def plane_data(scored: Scored) -> PlaneData:
 
 
 def students_data(collected: Collected) -> list[StudentsData]:
-    """What the students' figures draw: one figure for each student network that had single teachers."""
+    """What the students' figures draw: one figure for each family that had single teachers."""
     figures = []
-    for student in dict.fromkeys(arm.student for arm in collected.arms):
-        arms = [arm for arm in collected.arms if arm.student == student]
+    for arms in collected.families():
         single = sorted((arm for arm in arms if len(arm.teachers) == 1), key=lambda arm: arm.teachers[0][1])
         alone = next((arm for arm in arms if not arm.teachers), None)
         if single:
             figures.append(
                 StudentsData(
-                    student=student,
+                    student=arms[0].student,
                     epochs=[arm.teachers[0][1] for arm in single],
                     mean=[arm.mean for arm in single],
                     sd=[arm.sd for arm in single],

@@ -111,6 +111,10 @@ def half(candidates: Candidates) -> Choice:
 
 def full(candidates: Candidates) -> Choice:
     """The last checkpoint, whatever it is like."""
+    last = max(candidates.epochs)
+    require(
+        last == candidates.planned_epochs, f"the run stopped at epoch {last} of {candidates.planned_epochs}: finish it"
+    )
     reason = f"the last of {candidates.planned_epochs} epochs"
     return _choose("full", candidates, np.array(candidates.epochs, dtype=float), reason)
 

@@ -123,7 +123,8 @@ def demo(
                 "device": device,
                 "progress": overall.part(sizes.student_cost(len(teachers))),
             }
-            with _quiet(seed > 0):  # the teachers' accuracies are worth saying once
+            done = (common["out"] / "result.json").exists()
+            with _quiet(seed > 0 or done):  # the teachers' accuracies are worth saying once
                 if teachers:
                     addresses = [f"{teacher}@{epoch}" for epoch in teachers]
                     verbs.distill(STUDENT, teachers=addresses, weak_teacher=True, **common)
@@ -165,8 +166,8 @@ class _Overall:
 
         def tell(task: str, done: int, total: int) -> None:
             if self._progress is not None:
-                self._progress(task, done, total)
                 self._progress("the whole demo", round(before + cost * done / total), round(self._total))
+                self._progress(task, done, total)
 
         return tell
 

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import files
 from ..errors import NoSuchEpoch, UserError
 from .trajectory import Checkpoint, Trajectory, open_trajectory
 
@@ -30,7 +29,7 @@ class Address:
 def resolve(address: str) -> Address:
     """The checkpoint at an address; raises UserError when the run, the epoch or the selection isn't there."""
     path, at, which = address.rpartition("@")
-    if not at or (not _is_which(which) and Path(address).exists()):  # an @ may be part of a folder's name
+    if not at or _exists(address):  # an @ may be part of a folder's name
         path, which = address, "full"
     if not _is_which(which):
         raise UserError(
@@ -54,14 +53,21 @@ def find(trajectory: Trajectory, which: str) -> Checkpoint:
 
 
 def _is_which(text: str) -> bool:
-    return text in WORDS or re.fullmatch(r"\d+|\d*\.\d+", text) is not None
+    return text in WORDS or re.fullmatch(r"[0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9}", text) is not None
+
+
+def _exists(address: str) -> bool:
+    try:
+        return Path(address).exists()
+    except OSError:  # longer than a path can be
+        return False
 
 
 def _selected(trajectory: Trajectory) -> int:
-    path = trajectory.path / "selection.json"
-    if not path.exists():
+    selection = trajectory.selection()
+    if selection is None:
         raise NoSuchEpoch(
             f"nothing has been selected in {trajectory.path} yet; run `checkpointkd score {trajectory.path}` and "
             f"`checkpointkd select {trajectory.path}` first"
         )
-    return int(files.read_json(path)["epoch"])
+    return selection["epoch"]

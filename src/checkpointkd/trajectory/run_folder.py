@@ -47,7 +47,9 @@ class RunFolder:
         run = json.loads(json.dumps(run, allow_nan=False))  # as it will be read back: tuples are lists
         path = self.path / "run.json"
         if path.exists():
-            _refuse_other_run(self.path, asked=run, there=files.read_json(path))
+            there = files.read_json(path)
+            require(isinstance(there, dict), f"{path} is damaged: it is no run's")
+            _refuse_other_run(self.path, asked=run, there=there)
         else:
             strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".lock")]
             strangers = [name for name in strangers if not name.endswith(files.ASIDE)]
@@ -57,7 +59,8 @@ class RunFolder:
                 "choose another --out",
             )
             files.write_json(path, {**run, **(notes or {}), "provenance": provenance()})
-        files.remove_leftovers(self.path)
+        for folder in (self.path, self.path / "checkpoints"):
+            files.remove_leftovers(folder)
         state = self.path / "state.bin"
         return files.load_state(state) if state.exists() else None
 
@@ -70,10 +73,14 @@ class RunFolder:
         path = self.path / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
         files.save_tensors(path, tensors, {"format": "checkpointkd", "epoch": str(epoch)})
 
-    def rows(self, *, up_to: int | None = None) -> list[dict]:
-        """The rows of metrics.jsonl, without those past the epoch that a resumed run continues from."""
-        rows = files.read_rows(self.path / "metrics.jsonl")
-        return [row for row in rows if up_to is None or row["epoch"] <= up_to]
+    def rows(self, *, up_to: int) -> list[dict]:
+        """The rows of metrics.jsonl, without those past the epoch that a resumed run continues from; raises UserError
+        when rows are missing."""
+        path = self.path / "metrics.jsonl"
+        rows = [row for row in files.read_rows(path) if row["epoch"] <= up_to]
+        if [row["epoch"] for row in rows] != list(range(1, up_to + 1)):
+            raise UserError(f"{path} is damaged: it lacks epochs before {up_to}; remove the run's folder to start anew")
+        return rows
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final measurement; the run is complete."""

@@ -13,6 +13,7 @@ import torch
 from .. import files
 from ..errors import NoSuchEpoch, UserError, existing, require
 from ..models import Network, build_network
+from ..settings import Recipe
 from .run_folder import CHECKPOINT
 
 
@@ -27,12 +28,19 @@ class Checkpoint:
     @cached_property
     def sha256(self) -> str:
         """The content hash of the weights, as the file states it (`network` verifies it)."""
-        return files.read_metadata(self.path).get("sha256", "")
+        metadata = files.read_metadata(self.path)
+        self._check_epoch(metadata)
+        return str(metadata.get("sha256", ""))
+
+    def _check_epoch(self, metadata: dict[str, str]) -> None:
+        if metadata.get("epoch") != str(self.epoch):
+            raise UserError(f"{self.path} is of epoch {metadata.get('epoch')}, not {self.epoch}: was it renamed?")
 
     def network(self, device: torch.device | str = "cpu") -> Network:
         """The network with these weights, in evaluation mode; raises UserError when the file is damaged or doesn't
         fit."""
-        tensors, _ = files.load_tensors(self.path)
+        tensors, metadata = files.load_tensors(self.path)
+        self._check_epoch(metadata)
         network = fresh_network(self.run)
         wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -83,6 +91,11 @@ class Trajectory(Mapping[int, Checkpoint]):
     @property
     def full(self) -> Checkpoint:
         """The last planned epoch's; raises NoSuchEpoch while the run is unfinished."""
+        if self.planned_epochs not in self._checkpoints and self.complete:
+            raise NoSuchEpoch(
+                f"the last checkpoint, of epoch {self.planned_epochs}, is gone from {self.path} (still there: "
+                f"{self._listed()}); restore it, or train anew in another folder"
+            )
         if self.planned_epochs not in self._checkpoints:
             raise NoSuchEpoch(
                 f"the run in {self.path} is not finished (planned epochs: {self.planned_epochs}, saved: "
@@ -101,6 +114,11 @@ class Trajectory(Mapping[int, Checkpoint]):
         require(0 < fraction <= 1, f"a fraction of the training must lie in (0, 1], not {fraction}")
         require(len(self) > 0, f"the run in {self.path} has saved no checkpoint yet")
         wanted = fraction * self.planned_epochs
+        require(
+            self.complete or max(self._checkpoints) >= wanted,
+            f"the run in {self.path} has not come as far as {fraction:g} of its {self.planned_epochs} epochs (saved: "
+            f"{self._listed()}); give its command again to finish it, or name an epoch",
+        )
         return self._checkpoints[min(self._checkpoints, key=lambda epoch: (abs(epoch - wanted), epoch))]
 
     def rows(self) -> list[dict]:
@@ -109,7 +127,27 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     def result(self) -> dict[str, Any] | None:
         """The final measurement, or None while the run is unfinished."""
-        return files.read_json(self.path / "result.json") if self.complete else None
+        if not self.complete:
+            return None
+        path = self.path / "result.json"
+        result = files.read_json(path)
+        try:
+            sound = all(0 <= result[split]["accuracy"] <= 1 for split in ("selection", "test"))
+        except (KeyError, TypeError):
+            sound = False
+        require(sound, f"{path} is damaged: it is no run's result")
+        return result
+
+    def selection(self) -> dict[str, Any] | None:
+        """What `select` chose last, or None; raises UserError when that is damaged or its checkpoint gone."""
+        path = self.path / "selection.json"
+        if not path.exists():
+            return None
+        selection = files.read_json(path)
+        sound = isinstance(selection, dict) and {"rule", "reason", "epoch"} <= selection.keys()
+        require(sound and type(selection["epoch"]) is int, f"{path} is damaged; run `checkpointkd select` again")
+        self[selection["epoch"]]  # raises if it is gone
+        return selection
 
     @property
     def test_accuracy(self) -> float:
@@ -142,11 +180,33 @@ def open_trajectory(path: Path | str) -> Trajectory:
     require(any(path.iterdir()), f"the folder {path} is empty; `checkpointkd train` fills one")
     require((path / "run.json").exists(), f"{path} is not a run's folder: it has no run.json")
     run = files.read_json(path / "run.json")
-    require(isinstance(run, dict) and {"model", "recipe", "data"} <= run.keys(), f"{path / 'run.json'} is damaged")
+    _check_run(run, path / "run.json")
     folder = path / "checkpoints"
     named = [(CHECKPOINT.fullmatch(file.name), file) for file in folder.iterdir()] if folder.exists() else []
     checkpoints = {int(match[1]): Checkpoint(file, int(match[1]), run) for match, file in named if match}
     return Trajectory(path, run, checkpoints)
+
+
+_RUN = {"kind": str, "model": str, "classes": list, "mean": list, "std": list, "seed": int, "precision": str}
+_DATA = ("data", "source", "sha256", "protocol", "selection_fraction", "split_seed", "train_images", "train_size")
+
+
+def _check_run(run: Any, path: Path) -> None:
+    """Raise UserError unless this can be what run.json says of a run."""
+    try:
+        for name, kind in _RUN.items():
+            require(type(run[name]) is kind, f"its {name} is no {kind.__name__}")
+        require(len(run["classes"]) > 0 and all(isinstance(name, str) for name in run["classes"]), "its classes")
+        numbers = [*run["mean"], *run["std"]]
+        require(
+            len(run["mean"]) == len(run["std"]) > 0 and all(isinstance(n, float | int) for n in numbers), "its mean"
+        )
+        require(min(run["std"]) > 0, "its std is not positive")
+        require(set(_DATA) <= run["data"].keys(), "its data are not described")
+        require(isinstance(run["provenance"], dict), "it has no provenance")
+        Recipe(**run["recipe"])
+    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or not one of ours ({error})") from None
 
 
 def fresh_network(run: dict[str, Any]) -> Network:
