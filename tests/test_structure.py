@@ -10,7 +10,7 @@ import checkpointkd
 LAYERS = [
     "errors", "settings", "recipes", "randomness", "files",
     "data", "models", "losses", "trajectory", "loop", "teacher",
-    "information", "selection", "reports", "verbs", "studies",
+    "information", "selection", "reports", "runs", "verbs", "studies",
     "progress", "texts", "cli",
 ]  # fmt: skip
 ROOT = Path(checkpointkd.__file__).parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +17,8 @@ Precision = Literal["fp32", "bf16"]
 Protocol = Literal["holdout", "paper"]
 Schedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["selection", "test"]
+
+Progress = Callable[[str, int, int], None]  # told the task, how many of its parts are done, how many it has
 
 
 @dataclass(frozen=True, kw_only=True)

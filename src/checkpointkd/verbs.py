@@ -8,8 +8,6 @@ only, because the command line imports this module to answer `--help`.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from .settings import (
     Estimator,
     KDSettings,
     Precision,
+    Progress,
     Protocol,
     Recipe,
     SplitName,
@@ -32,7 +31,6 @@ from .settings import (
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from .data import Data
     from .information import Plane
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     from .trajectory import Trajectory
 
 log = logging.getLogger("checkpointkd")
-
-Progress = Callable[[str, int, int], None]  # the task, how many of its parts are done, how many it has
 
 
 def train(
@@ -105,9 +101,10 @@ def train(
     """
     from .data import load_data
     from .losses import Supervised
+    from .runs import carry_out
 
     loaded = load_data(DataSettings(data=data, protocol=protocol, train_images=train_images))
-    return _run(
+    return carry_out(
         model,
         kind="train",
         out=Path(out),
@@ -116,9 +113,9 @@ def train(
         save_every=save_every,
         seed=seed,
         precision=precision,
-        device=device,
+        device=_device(device),
         progress=progress,
-        objective=lambda _: Supervised(),
+        objective=Supervised(),
     )
 
 
@@ -206,6 +203,7 @@ def distill(
     """
     from .data import load_data
     from .losses import METHODS
+    from .runs import carry_out
     from .teacher import Teacher, refuse_at_chance
     from .trajectory import resolve
 
@@ -235,7 +233,7 @@ def distill(
         log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
     if not weak_teacher:
         refuse_at_chance(measured, loaded.selection.labels_N)
-    return _run(
+    return carry_out(
         student,
         kind="distill",
         out=Path(out),
@@ -244,9 +242,9 @@ def distill(
         save_every=save_every,
         seed=seed,
         precision=precision,
-        device=device,
+        device=_device(device),
         progress=progress,
-        objective=lambda _: METHODS[method](teacher, settings),
+        objective=METHODS[method](teacher, settings),
         more={"method": method, "kd": asdict(settings), "teachers": teacher.manifest()},
         notes={
             "teachers_measured": measured,
@@ -496,96 +494,6 @@ def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
     from .reports import write_report
 
     return write_report(Path(folder), out=Path(out) if out is not None else Path(folder) / "report.html")
-
-
-def _run(
-    model: str,
-    *,
-    kind: str,
-    out: Path,
-    data: Data,
-    recipe: Recipe,
-    save_every: int | None,
-    seed: int,
-    precision: Precision,
-    device: Device,
-    progress: Progress | None,
-    objective: Callable[[nn.Module], nn.Module],
-    more: dict[str, Any] | None = None,
-    notes: dict[str, Any] | None = None,
-) -> Trajectory:
-    """Carry out one run in its folder, from wherever it stands, and measure its last network on the test images."""
-    import torch
-
-    from .data import ResidentBatches, load_test, settings_of
-    from .files import locked
-    from .loop import fit, measure, predict, start
-    from .models import try_out
-    from .trajectory import RunFolder, fresh_network, open_trajectory
-
-    one_of("precision", precision, Precision)
-    every = max(1, recipe.epochs // 20) if save_every is None else save_every
-    require(every >= 1, f"a checkpoint every {every} epochs makes no sense; --save-every must be at least 1")
-    mean, std = data.train.channel_statistics()
-    run = {
-        "kind": kind,
-        "model": model,
-        "classes": data.classes,
-        "data": data.identity,
-        "recipe": asdict(recipe),
-        "save_every": every,
-        "seed": seed,
-        "precision": precision,
-        **(more or {}),
-    }
-    normalisation = {"mean": mean, "std": std}  # follows from the data
-    network = fresh_network({**run, **normalisation})  # first of all: an unknown model leaves no folder behind
-    try_out(network, data.train.take(torch.arange(2)).clean(), classes=len(data.classes), model=model)
-    network = fresh_network({**run, **normalisation})  # untouched by the trial
-    where = _device(device)
-    with locked(out):
-        folder = RunFolder(out)
-        stored = folder.open(run, notes={**normalisation, "device": str(where), **(notes or {})})
-        if folder.complete:
-            log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
-            return open_trajectory(out)
-        state = start(network, objective(network), recipe, device=where)
-        if stored is not None:
-            state.restore(stored)
-            require(0 <= state.epoch <= recipe.epochs, f"{out / 'state.bin'} is damaged: it is at epoch {state.epoch}")
-            log.info("%s continues after epoch %d of %d", out, state.epoch, recipe.epochs)
-        rows = folder.rows(up_to=state.epoch)
-        batches = ResidentBatches(
-            data.train,
-            views=data.views,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            device=where,
-            augment=recipe.augment,
-        )
-        tell = progress or (lambda task, done, total: None)
-        total = recipe.epochs * len(batches)
-        on_step = lambda step, steps: tell(str(out), state.epoch * steps + step, total)  # noqa: E731
-        began = time.perf_counter()
-        for row in fit(state, batches, recipe=recipe, seed=seed, precision=precision, on_step=on_step):
-            if state.epoch % every == 0 or state.epoch == recipe.epochs:
-                measured = measure(predict(network, data.selection), data.selection.labels_N)
-                row = {**row, "selection_accuracy": measured["accuracy"], "selection_nll": measured["nll"]}
-                folder.save_checkpoint(state.epoch, network.state_dict())
-            rows.append(row)
-            folder.save_epoch(rows, state.to_dict())
-        test = load_test(settings_of(data.identity))
-        folder.finish(
-            {
-                "epoch": state.epoch,
-                "selection": measure(predict(network, data.selection), data.selection.labels_N),
-                "test": measure(predict(network, test), test.labels_N),
-                "test_images": len(test),
-                "seconds": round(sum(row["seconds"] for row in rows), 3),
-                "wall_seconds_since_start_or_resume": round(time.perf_counter() - began, 3),
-            }
-        )
-    return open_trajectory(out)
 
 
 def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import verbs
-from ..settings import Device
-from ..verbs import Progress
+from ..settings import Device, Progress
 
 log = logging.getLogger("checkpointkd")
 
