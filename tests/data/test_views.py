@@ -39,3 +39,17 @@ def test_all_views_are_met_with_equal_chance():
     assert len(drawn) == 18
     assert drawn.min() > 850
     assert drawn.max() < 1150
+
+
+def test_all_162_views_are_torchvisions_pixel_for_pixel():
+    """RandomCrop(32, padding=4) at these offsets, then RandomHorizontalFlip."""
+    from torchvision.transforms import functional
+
+    views = Views(pad=4, flip=True)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for row in range(2):
+        ours = views.cut(views.padded(images), torch.full((162,), row), torch.arange(162))
+        for number in range(162):
+            dy, dx, flip = (int(part) for part in views.offsets(torch.tensor(number)))
+            crop = functional.crop(functional.pad(images[row], [4]), dy, dx, 32, 32)
+            assert torch.equal(ours[number], functional.hflip(crop) if flip else crop)
