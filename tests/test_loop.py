@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import checkpointkd as ckd
-from checkpointkd.data import DataSettings, ResidentBatches, load_data
+from checkpointkd.data import DataSettings, Epochs, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.loop import State, fit, measure, predict, start
 from checkpointkd.losses import Supervised
@@ -26,11 +26,11 @@ from checkpointkd.settings import Recipe
 GOLDEN = Path(__file__).parent / "golden" / "training.json"
 
 
-def _state(recipe: Recipe, objective: nn.Module | None = None) -> tuple[State, ResidentBatches]:
+def _state(recipe: Recipe, objective: nn.Module | None = None) -> tuple[State, Epochs]:
     data = load_data(DataSettings(data="digits", train_images=60))
     network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37])
     state = start(network, objective or Supervised(), recipe, device=torch.device("cpu"))
-    return state, ResidentBatches(data.train, views=data.views, batch_size=recipe.batch_size, seed=0, device="cpu")
+    return state, data.train.batches(batch_size=recipe.batch_size, seed=0, device="cpu")
 
 
 def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path):

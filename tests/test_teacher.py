@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import checkpointkd as ckd
-from checkpointkd.data import DataSettings, ResidentBatches, load_data
+from checkpointkd.data import DataSettings, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.loop import fit, start
 from checkpointkd.losses import KD
@@ -27,7 +27,7 @@ def test_a_teacher_stays_as_it_is_while_a_student_learns(teacher_run: Path):
     student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37])
     objective = KD(teacher, KDSettings())
     state = start(student, objective, recipe, device=CPU)
-    batches = ResidentBatches(data.train, views=data.views, batch_size=30, seed=0, device=CPU)
+    batches = data.train.batches(batch_size=30, seed=0, device=CPU)
     for _ in fit(state, batches, recipe=recipe, seed=0):
         assert not any(module.training for network in networks for module in network.modules())
     for network, was in zip(networks, before, strict=True):
@@ -38,7 +38,7 @@ def test_a_teacher_stays_as_it_is_while_a_student_learns(teacher_run: Path):
 
 def test_logits_are_the_members_in_order(teacher_run: Path):
     data = load_data(DataSettings(data="digits", train_images=60))
-    (batch,) = ResidentBatches(data.train, views=data.views, batch_size=60, seed=0, device=CPU).epoch(0)
+    (batch,) = data.train.batches(batch_size=60, seed=0, device=CPU).epoch(0)
     both = teacher_of([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU).logits(batch)
     assert both.shape == (2, 60, 10)
     for row, epoch in enumerate((2, 4)):

@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -27,18 +27,26 @@ ASIDE = ".unfinished"  # the ending of a file that is still being written
 
 def write_whole(path: Path, content: bytes) -> None:
     """Put these bytes at the path, whole or not at all, even if the process or the machine dies here."""
+    with whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which is at the path once the block has ended, and not at all if it fails."""
     aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}") if path.name else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is intact") from None
+    finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is intact") from None
     if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -9,26 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, Images
+from .data import Epochs, Images
 from .errors import UserError, require
 from .randomness import derive_seed
 from .settings import Device, Precision, Recipe
 
 Row = dict[str, Any]
 OnStep = Callable[[int, int], None]  # steps done in this epoch, steps an epoch has
-
-
-class Epochs(Protocol):
-    """Batches, epoch by epoch."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
 
 
 @dataclass
@@ -108,13 +100,13 @@ def fit(
     PyTorch's global generator is set at the start of each epoch from (seed, epoch), so that dropout and the like resume
     bit for bit too.
 
-    >>> from checkpointkd.data import DataSettings, ResidentBatches, load_data
+    >>> from checkpointkd.data import DataSettings, load_data
     >>> from checkpointkd.losses import Supervised
     >>> from checkpointkd.models import build_network
     >>> data, recipe = load_data(DataSettings(train_images=100)), Recipe(epochs=2, batch_size=50)
     >>> network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.4])
     >>> state = start(network, Supervised(), recipe, device=torch.device("cpu"))
-    >>> batches = ResidentBatches(data.train, views=data.views, batch_size=50, seed=0, device="cpu")
+    >>> batches = data.train.batches(batch_size=50, seed=0, device="cpu")
     >>> [row["epoch"] for row in fit(state, batches, recipe=recipe, seed=0)]
     [1, 2]
     """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import Data, ResidentBatches, load_test, settings_of
+from .data import Data, load_test, settings_of
 from .errors import require
 from .files import locked
 from .loop import fit, measure, predict, start
@@ -75,14 +75,7 @@ def carry_out(
             require(0 <= state.epoch <= recipe.epochs, f"{out / 'state.bin'} is damaged: it is at epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", out, state.epoch, recipe.epochs)
         rows = folder.rows(up_to=state.epoch)
-        batches = ResidentBatches(
-            data.train,
-            views=data.views,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            device=device,
-            augment=recipe.augment,
-        )
+        batches = data.train.batches(batch_size=recipe.batch_size, seed=seed, device=device, augment=recipe.augment)
         tell = progress or (lambda task, done, total: None)
         total = recipe.epochs * len(batches)
         on_step = lambda step, steps: tell(str(out), state.epoch * steps + step, total)  # noqa: E731
@@ -97,7 +90,7 @@ def carry_out(
                 folder.save_checkpoint(state.epoch, network.state_dict())
             rows.append(row)
             folder.save_epoch(rows, state.to_dict())
-        test = load_test(settings_of(data.identity))
+        test = load_test(settings_of(data.identity), progress=progress)
         folder.finish(
             {
                 "epoch": state.epoch,

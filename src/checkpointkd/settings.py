@@ -75,7 +75,8 @@ class DataSettings:
     `holdout` keeps a stratified `selection_fraction` of the official training set out of training; everything that is
     chosen is chosen on it, and the test set is touched once, at the end. `paper` does as the paper did: the test set
     measures, selects and tunes. The split depends on `split_seed` alone, never on a run's seed. `train_images` keeps
-    that many of the remaining training images, class by class.
+    that many of the remaining training images, class by class. `image_size` is the side to which images from folders
+    are cut; `flip` says whether an image's mirror image is as good a picture of its class.
     """
 
     data: str = "digits"
@@ -83,6 +84,8 @@ class DataSettings:
     selection_fraction: float | None = None  # None: the data set's own, 0.1 unless it is tiny
     split_seed: int = 0
     train_images: int | None = None
+    image_size: int | None = None  # None: the data set's own, 224 for images from folders
+    flip: bool | None = None  # None: the data set's own, true but for digits
 
     def __post_init__(self) -> None:
         one_of("protocol", self.protocol, Protocol)
@@ -93,6 +96,10 @@ class DataSettings:
         require(
             self.train_images is None or self.train_images >= 1,
             f"train_images must be at least 1, not {self.train_images}",
+        )
+        require(
+            self.image_size is None or 8 <= self.image_size <= 4096,
+            f"the image size must be from 8 to 4096 pixels, not {self.image_size}",
         )
 
 

@@ -54,6 +54,8 @@ def train(
     seed: int = 0,
     protocol: Protocol = "holdout",
     train_images: int | None = None,
+    image_size: int | None = None,
+    flip: bool | None = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     progress: Progress | None = None,
@@ -70,7 +72,8 @@ def train(
         A network: wrn_16_2 (any WRN), resnet_32 (any 6n + 2), mobilenetv2_0.75, timm:NAME, or your own,
         package.module:callable.
     data
-        A data set: digits.
+        A data set: digits, cifar10, cifar100, tiny-imagenet, imagenet; folder:PATH, with PATH/train/CLASS and
+        PATH/val/CLASS; hf:NAME of the Hugging Face Hub. NAME:PATH says where it lies.
     out
         The run's folder; it is made if need be and never overwritten.
     recipe
@@ -89,6 +92,10 @@ def train(
         holdout keeps images of the training set back to choose with; paper chooses on the test set, as the paper did.
     train_images
         Train on this many images only, class by class in proportion.
+    image_size
+        The side, in pixels, to which images from folders are cut; 224 by default.
+    flip
+        Whether mirror images are learned from too; by default yes, but not for digits.
     precision
         fp32, or bf16 for 16 bits where they suffice; which is faster depends on the processor.
     device
@@ -103,13 +110,14 @@ def train(
     from .losses import Supervised
     from .runs import carry_out
 
-    loaded = load_data(DataSettings(data=data, protocol=protocol, train_images=train_images))
+    settings = DataSettings(data=data, protocol=protocol, train_images=train_images, image_size=image_size, flip=flip)
+    loaded = load_data(settings, progress=progress)
     return carry_out(
         model,
         kind="train",
         out=Path(out),
         data=loaded,
-        recipe=_recipe(recipe or loaded.name, epochs, batch_size, learning_rate),
+        recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, learning_rate),
         save_every=save_every,
         seed=seed,
         precision=precision,
@@ -213,7 +221,7 @@ def distill(
     settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
     addresses = [resolve(address) for address in teachers]
     taught_on = addresses[0].checkpoint.run["data"]
-    loaded = load_data(_data_like(taught_on, data, protocol, train_images))
+    loaded = load_data(_data_like(taught_on, data, protocol, train_images), progress=progress)
     where = _device(device)
     teacher = Teacher(addresses, device=where)
     require(
@@ -238,7 +246,7 @@ def distill(
         kind="distill",
         out=Path(out),
         data=loaded,
-        recipe=_recipe(recipe or loaded.name, epochs, batch_size, learning_rate),
+        recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, learning_rate),
         save_every=save_every,
         seed=seed,
         precision=precision,
@@ -306,7 +314,7 @@ def score(
     one_of("estimator", estimator, Estimator)
     settings = DecoderSettings(images=decoder_images, steps=decoder_steps, seeds=decoder_seeds)
     trajectory = open_trajectory(run)
-    loaded = load_data(_data_like(trajectory.run["data"], data, None, None))
+    loaded = load_data(_data_like(trajectory.run["data"], data, None, None), progress=progress)
     _same_classes(trajectory, loaded)
     with locked(trajectory.path):
         return score_trajectory(
@@ -367,6 +375,7 @@ def evaluate(
     split: SplitName = "selection",
     average: Average = "probabilities",
     device: Device = "auto",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure checkpoints, and the ensemble of them if there are several, on clean images.
 
@@ -404,14 +413,14 @@ def evaluate(
     one_of("average", average, Average)
     found = [resolve(address) for address in addresses]
     settings = _data_like(found[0].checkpoint.run["data"], data, None, None)
-    loaded = load_data(settings)
+    loaded = load_data(settings, progress=progress)
     teacher = Teacher(found, device=_device(device))
     require(
         teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
     )
     for address in found if split == "selection" else ():
         _say_if_seen(address, loaded)
-    images = load_test(settings) if split == "test" else loaded.selection
+    images = load_test(settings, progress=progress) if split == "test" else loaded.selection
     return {
         "data": loaded.name,
         "protocol": loaded.identity["protocol"],

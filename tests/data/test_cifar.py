@@ -20,6 +20,8 @@ from checkpointkd.data import cifar as module
 from checkpointkd.data.pickles import read_pickle
 from checkpointkd.errors import UserError
 
+from .serving import serving
+
 REAL = Path(os.environ.get("CHECKPOINTKD_TEST_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100"))
 needs_cifar = pytest.mark.skipif(not REAL.exists(), reason=f"no CIFAR-100 in {REAL}; set CHECKPOINTKD_TEST_CIFAR100")
 
@@ -37,7 +39,7 @@ def test_the_real_data_set(home: Path):
     assert (len(data.train), len(data.selection), len(test)) == (45_000, 5_000, 10_000)
     assert data.classes[:3] == ("apple", "aquarium_fish", "baby")
     assert len(data.classes) == 100
-    assert len(data.views) == 162
+    assert len(data.train.views) == 162
     assert data.selection.labels_N.bincount().tolist() == [50] * 100
     assert test.labels_N.bincount().tolist() == [100] * 100
     whole = load_data(replace(settings, protocol="paper")).train
@@ -170,7 +172,7 @@ def test_parquet_that_is_not_what_it_should_be(tmp_path: Path):
         load({"a": [1], "b": [2]})
     with pytest.raises(UserError, match="does not name its classes"):
         load({"img": [{"bytes": b""}], "fine_label": [0]})
-    with pytest.raises(UserError, match=r"image 0 of .*train-00000\.parquet can't be read"):
+    with pytest.raises(UserError, match=r"image 0 of .*train-00000\.parquet is no picture"):
         load({"img": [{"bytes": b"no image"}] * 2, "fine_label": [0, 1]}, named)
     (tmp_path / "train-00000.parquet").write_bytes((tmp_path / "train-00000.parquet").read_bytes()[:-20])
     with pytest.raises(UserError, match=r"train-00000\.parquet is no whole parquet file"):
@@ -180,10 +182,43 @@ def test_parquet_that_is_not_what_it_should_be(tmp_path: Path):
         load_data(DataSettings(data=f"cifar100:{tmp_path}"))
 
 
-def test_data_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path, home: Path):
-    with pytest.raises(
-        UserError, match=r"cifar100 is not in .*home/cifar100; put the official cifar-100-python\.tar\.gz"
-    ):
-        load_data(DataSettings(data="cifar100"))
+def test_data_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path):
     with pytest.raises(UserError, match="there is no cifar10 archive or folder at"):
         load_data(DataSettings(data=f"cifar10:{tmp_path / 'nowhere'}"))
+
+
+def test_the_archive_is_downloaded_where_there_is_none(tmp_path: Path, monkeypatch, home: Path):
+    folder = _archive(tmp_path / "given", monkeypatch)
+    told = []
+    with serving(folder) as address:
+        archive = replace(module.CIFAR100, url=f"{address}/cifar-100-python.tar.gz")
+        monkeypatch.setattr(module, "CIFAR100", archive)
+        data = load_data(DataSettings(data="cifar100"), progress=lambda *step: told.append(step))
+        assert len(data.train) + len(data.selection) == 40
+        size = (home / "cifar100" / "cifar-100-python.tar.gz").stat().st_size
+        assert told[-1] == ("download cifar100", size, size)
+    assert load_data(DataSettings(data="cifar100")).identity == data.identity, (
+        "the server is gone; nothing is asked of it"
+    )
+
+
+def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch, home: Path):
+    folder = _archive(tmp_path / "given", monkeypatch)
+    tar = folder / "cifar-100-python.tar.gz"
+    with serving(folder) as address:
+        monkeypatch.setattr(module, "CIFAR100", replace(module.CIFAR100, url=f"{address}/{tar.name}"))
+        whole = tar.read_bytes()
+        tar.write_bytes(whole[:-1] + b"x")
+        found = hashlib.md5(tar.read_bytes()).hexdigest()
+        with pytest.raises(
+            UserError, match=rf"did not give the official file \(md5 expected \w{{32}}, found {found}\)"
+        ):
+            load_data(DataSettings(data="cifar100"))
+        tar.unlink()
+        with pytest.raises(UserError, match=r"could not be downloaded \(404 .*\); put it there yourself"):
+            load_data(DataSettings(data="cifar100"))
+    with pytest.raises(
+        UserError, match=r"cifar100 is not in .*could not be downloaded .*or say where it is: cifar100:P"
+    ):
+        load_data(DataSettings(data="cifar100"))
+    assert [path for path in home.rglob("*") if path.is_file()] == []

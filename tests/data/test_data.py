@@ -7,7 +7,7 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd import data as data_module
-from checkpointkd.data import DATASETS, DataSettings, Images, ResidentBatches, Views, load_data, load_test
+from checkpointkd.data import DATASETS, DataSettings, ResidentImages, Views, load_data, load_test
 from checkpointkd.data.splits import stratified
 from checkpointkd.errors import UserError
 
@@ -39,8 +39,8 @@ def test_no_verb_but_the_last_measurement_reads_the_test_images(teacher_run: Pat
     opened = []
     real = DATASETS["digits"]
 
-    def watched(path):
-        dataset = real(path)
+    def watched(*arguments):
+        dataset = real(*arguments)
         test = dataset.test
         object.__setattr__(dataset, "test", lambda: opened.append("test") or test())
         return dataset
@@ -73,14 +73,15 @@ def test_stratified_keeps_proportions_and_says_when_it_can_not():
         stratified(torch.tensor([0] * 99 + [1]), 5, seed=0, purpose="x")
 
 
-def _numbered(count: int) -> Images:
+def _numbered(count: int) -> ResidentImages:
     pixels = torch.randint(1, 256, (count, 1, 4, 4), dtype=torch.uint8)
-    return Images(pixels, torch.arange(count) % 3, torch.arange(count) * 2)
+    return ResidentImages(pixels, torch.arange(count) % 3, torch.arange(count) * 2, Views(pad=1, flip=True))
 
 
 def test_batches_carry_index_and_view_that_explain_their_pixels():
-    images, views = _numbered(10), Views(pad=1, flip=True)
-    for batch in ResidentBatches(images, views=views, batch_size=4, seed=0, device="cpu").epoch(3):
+    images = _numbered(10)
+    views = images.views
+    for batch in images.batches(batch_size=4, seed=0, device="cpu").epoch(3):
         assert batch.view_B is not None
         rows = batch.index_B // 2
         again = views.cut(views.padded(images.pixels_NCHW), rows, batch.view_B).float() / 255
@@ -90,10 +91,10 @@ def test_batches_carry_index_and_view_that_explain_their_pixels():
 
 
 def test_an_epoch_has_every_image_once_and_the_same_views_at_any_batch_size():
-    images, views = _numbered(10), Views(pad=1, flip=True)
+    images = _numbered(10)
     seen = {}
     for size in (1, 3, 10):
-        batches = ResidentBatches(images, views=views, batch_size=size, seed=0, device="cpu")
+        batches = images.batches(batch_size=size, seed=0, device="cpu")
         whole = list(batches.epoch(1))
         assert len(whole) == len(batches)
         index, view = torch.cat([b.index_B for b in whole]), torch.cat([b.view_B for b in whole])  # type: ignore[misc]
@@ -104,7 +105,7 @@ def test_an_epoch_has_every_image_once_and_the_same_views_at_any_batch_size():
 
 def test_without_augmentation_batches_are_the_images_themselves():
     images = _numbered(6)
-    batches = ResidentBatches(images, views=Views(pad=1, flip=True), batch_size=6, seed=0, device="cpu", augment=False)
+    batches = images.batches(batch_size=6, seed=0, device="cpu", augment=False)
     (batch,) = batches.epoch(0)
     assert torch.equal(batch.images_BCHW, images.clean()[batch.index_B // 2])
 

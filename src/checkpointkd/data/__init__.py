@@ -6,19 +6,28 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import unknown
-from ..settings import DataSettings
+from ..errors import require, unknown
+from ..settings import DataSettings, Progress
 from .cifar import cifar10, cifar100
 from .digits import digits
-from .images import Batch, Images, ResidentBatches
+from .folders import folder, imagenet
+from .hub import hub
+from .images import Batch, Epochs, Images, ResidentBatches, ResidentImages
 from .sets import Data, DataSet
 from .splits import stratified, without
+from .streamed import StreamedImages
+from .tiny_imagenet import tiny_imagenet
 from .views import Views
 
-DATASETS: dict[str, Callable[[str | None], DataSet]] = {
+# What a name means: (path or None, settings, whom to tell of progress) -> the data set. NAME:PATH gives the path.
+DATASETS: dict[str, Callable[[str | None, DataSettings, Progress], DataSet]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
+    "tiny-imagenet": tiny_imagenet,
+    "imagenet": imagenet,
+    "folder": folder,
+    "hf": hub,
 }
 
 __all__ = [
@@ -27,8 +36,11 @@ __all__ = [
     "Data",
     "DataSet",
     "DataSettings",
+    "Epochs",
     "Images",
     "ResidentBatches",
+    "ResidentImages",
+    "StreamedImages",
     "Views",
     "load_data",
     "load_test",
@@ -37,14 +49,14 @@ __all__ = [
 ]
 
 
-def load_data(settings: DataSettings) -> Data:
+def load_data(settings: DataSettings, *, progress: Progress | None = None) -> Data:
     """The training and the selection images under a protocol; raises UserError for unknown names and bad splits.
 
     >>> data = load_data(DataSettings(data="digits", train_images=300))
-    >>> len(data.train), len(data.selection), len(data.views)
-    (300, 300, 9)
+    >>> len(data.train), len(data.selection), data.train.shape
+    (300, 300, (1, 8, 8))
     """
-    dataset = _open(settings.data)
+    dataset = _open(settings, progress)
     official = dataset.train()
     if settings.protocol == "paper":
         train, selection, fraction = official, dataset.test(), None
@@ -57,33 +69,38 @@ def load_data(settings: DataSettings) -> Data:
     if settings.train_images is not None:
         rows_M = stratified(train.labels_N, settings.train_images, seed=settings.split_seed, purpose="training")
         train = train.take(rows_M)
+    require(
+        settings.image_size is None or official.shape[1:] == (settings.image_size,) * 2,
+        f"the images of {settings.data} have {official.shape[1]}×{official.shape[2]} pixels and stay so; only pictures "
+        "that are streamed (imagenet, folder:PATH, larger ones of hf:NAME) are cut to --image-size",
+    )
     name, _, path = settings.data.partition(":")
     identity = {
         **asdict(settings),
         "data": name,
-        "source": str(Path(path).resolve()) if path else None,
+        "source": (str(Path(path).resolve()) if Path(path).exists() else path) if path else None,
         "selection_fraction": fraction,
         "sha256": official.sha256(),
         "train_size": len(train),
         "selection_size": len(selection),
     }
-    return Data(dataset.classes, dataset.views, train, selection, identity)
+    return Data(dataset.classes, train, selection, dataset.recipe, identity)
 
 
-def load_test(settings: DataSettings) -> Images:
+def load_test(settings: DataSettings, *, progress: Progress | None = None) -> Images:
     """The test images, for the final evaluation of a run and for nothing else."""
-    return _open(settings.data).test()
+    return _open(settings, progress).test()
 
 
 def settings_of(identity: dict) -> DataSettings:
     """The settings that a stored identity was loaded with."""
-    stored = {name: identity[name] for name in DataSettings.__dataclass_fields__}
+    stored = {name: identity[name] for name in DataSettings.__dataclass_fields__ if name in identity}
     spec = f"{identity['data']}:{identity['source']}" if identity["source"] else identity["data"]
     return DataSettings(**{**stored, "data": spec})
 
 
-def _open(spec: str) -> DataSet:
-    name, _, path = spec.partition(":")
+def _open(settings: DataSettings, progress: Progress | None) -> DataSet:
+    name, _, path = settings.data.partition(":")
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    return DATASETS[name](path or None)
+    return DATASETS[name](path or None, settings, progress or (lambda task, done, total: None))

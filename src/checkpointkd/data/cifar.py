@@ -6,11 +6,10 @@ files in the Hugging Face layout. Letters in names: N images, C channels, H W he
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,11 @@ import numpy as np
 import torch
 
 from ..errors import UserError, existing, require
-from .cache import Decoded, decoded_once, home
-from .images import Images
+from ..settings import DataSettings, Progress
+from .cache import Decoded, content_key, decoded_once, download, home, official
+from .images import ResidentImages, resident
 from .pickles import read_pickle
+from .pictures import decode_all, needs_pillow
 from .sets import DataSet
 from .views import Views
 
@@ -70,44 +71,40 @@ CIFAR100 = Archive(
 )
 
 
-def cifar10(path: str | None) -> DataSet:
+def cifar10(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     """The data set `cifar10`."""
-    return _cifar("cifar10", CIFAR10, path)
+    return _cifar("cifar10", CIFAR10, path, settings, tell)
 
 
-def cifar100(path: str | None) -> DataSet:
+def cifar100(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     """The data set `cifar100`, with its 100 fine classes."""
-    return _cifar("cifar100", CIFAR100, path)
+    return _cifar("cifar100", CIFAR100, path, settings, tell)
 
 
-def _cifar(name: str, archive: Archive, path: str | None) -> DataSet:
+def _cifar(name: str, archive: Archive, path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     place = Path(path) if path is not None else home() / name
-    if path is None and not place.exists():
-        raise UserError(
-            f"{name} is not in {place}; put the official {archive.url.rpartition('/')[2]} or its parquet files there, "
-            f"or say where they are: {name}:PATH"
-        )
+    signs = ["*.parquet", archive.url.rpartition("/")[2], archive.folder, *archive.test]
+    if path is None and not any(any(place.glob(sign)) for sign in signs):
+        place = download(name, archive.url, archive.md5, tell=tell)
     existing(place, f"{name} archive or folder")
     parquet = sorted(place.glob("*.parquet")) if place.is_dir() else [place] if place.suffix == ".parquet" else []
     if parquet:
-        return _from_parquet(place, parquet, archive)
-    return _from_archive(_unpacked(place, archive), archive)
+        classes, train, test = _from_parquet(place, parquet, archive, tell)
+    else:
+        classes, train, test = _from_archive(_unpacked(place, archive), archive)
+    views = Views(pad=4, flip=settings.flip is not False)
+
+    def images(decode: Callable[[], Decoded]) -> ResidentImages:
+        return resident(*decode(), classes=classes, views=views)
+
+    return DataSet(classes=classes, train=lambda: images(train), test=lambda: images(test), recipe="cifar100")
 
 
-def _dataset(classes: tuple[str, ...], train, test) -> DataSet:
-    def images(decode):
-        def load() -> Images:
-            pixels_NCHW, labels_N = decode()
-            bad = int(((labels_N < 0) | (labels_N >= len(classes))).sum())
-            require(bad == 0, f"{bad} labels are not among the {len(classes)} classes")
-            return Images(pixels_NCHW, labels_N, torch.arange(len(labels_N)))
-
-        return load
-
-    return DataSet(classes=classes, views=Views(pad=4, flip=True), train=images(train), test=images(test))
+_Parts = tuple[tuple[str, ...], Callable[[], Decoded], Callable[[], Decoded]]  # classes, training and test images
 
 
-def _from_parquet(place: Path, files: list[Path], archive: Archive) -> DataSet:
+def _from_parquet(place: Path, files: list[Path], archive: Archive, tell: Progress) -> _Parts:
+    needs_pillow(str(place))
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -135,35 +132,42 @@ def _from_parquet(place: Path, files: list[Path], archive: Archive) -> DataSet:
         ) from None
 
     def decode(split: str) -> Decoded:
-        pixels, labels = [], []
+        contents, counts, labels = [], {}, []
         for file in splits[split]:
             try:
                 table = parquet.read_table(file, columns=[image, label])
             except (OSError, ValueError) as error:
                 raise UserError(f"{file} is no whole parquet file: {str(error).splitlines()[0]}") from None
+            require(table[label].null_count == 0, f"{file} has images without a label")
             labels += table[label].to_pylist()
-            for number, entry in enumerate(table[image].to_pylist()):
-                pixels.append(_pixels(entry["bytes"], where=f"image {number} of {file}"))
-        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+            contents += [(entry or {}).get("bytes") or b"" for entry in table[image].to_pylist()]
+            counts[file] = len(table)
+        pictures = InTables(contents, counts)
+        pixels_NCHW = decode_all(pictures, len(labels), size=(32, 32), task=f"decode {split} images", tell=tell)
+        return pixels_NCHW, torch.tensor(labels)
 
-    return _dataset(
-        classes,
-        *(
-            lambda split=split: decoded_once(splits[split], lambda: decode(split), version="parquet 1")
-            for split in ("train", "test")
-        ),
-    )
+    def once(split: str) -> Decoded:
+        return decoded_once(content_key(splits[split], version="parquet 1"), lambda: decode(split))
+
+    return classes, lambda: once("train"), lambda: once("test")
 
 
-def _pixels(content: bytes, *, where: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+@dataclass(frozen=True)
+class InTables:
+    """The encoded pictures of parquet files, and how many each file has."""
 
-    try:
-        image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    except (UnidentifiedImageError, OSError, TypeError) as error:
-        raise UserError(f"{where} can't be read: {str(error).splitlines()[0]}") from None
-    require(image.shape == (32, 32, 3), f"{where} is {image.shape[1]}×{image.shape[0]}, not 32×32")
-    return image
+    contents: list[bytes]
+    counts: dict[Path, int]
+
+    def read(self, number: int) -> bytes:
+        return self.contents[number]
+
+    def name(self, number: int) -> str:
+        for file, count in self.counts.items():
+            if number < count:
+                return f"image {number} of {file}"
+            number -= count
+        raise IndexError(number)
 
 
 def _unpacked(place: Path, archive: Archive) -> Path:
@@ -175,8 +179,7 @@ def _unpacked(place: Path, archive: Archive) -> Path:
         if not tars or any((place / name).exists() for name in archive.test):
             return place
         place = tars[0]
-    found = _md5(place)
-    require(found == archive.md5, f"{place} is not the official archive: md5 expected {archive.md5}, found {found}")
+    official(place, archive.md5, what="archive")
     target = home() / "unpacked" / archive.md5
     if not (target / archive.folder).is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -188,11 +191,9 @@ def _unpacked(place: Path, archive: Archive) -> Path:
     return target / archive.folder
 
 
-def _from_archive(folder: Path, archive: Archive) -> DataSet:
+def _from_archive(folder: Path, archive: Archive) -> _Parts:
     for name, expected in {**archive.train, **archive.test, **archive.meta}.items():
-        path = existing(folder / name, "file of the official archive")
-        found = _md5(path)
-        require(found == expected, f"{path} is not the official file: md5 expected {expected}, found {found}")
+        official(existing(folder / name, "file of the official archive"), expected, what="file")
     (meta,) = archive.meta
     classes = tuple(name.decode() for name in read_pickle(folder / meta)[archive.names_key])
 
@@ -202,17 +203,7 @@ def _from_archive(folder: Path, archive: Archive) -> DataSet:
         labels = [label for batch in batches for label in batch[archive.labels_key]]
         return torch.from_numpy(pixels.copy()), torch.tensor(labels)
 
-    return _dataset(
-        classes,
-        *(
-            lambda names=names: decoded_once(
-                [folder / name for name in names], lambda: decode(names), version="python 1"
-            )
-            for names in (archive.train, archive.test)
-        ),
-    )
+    def once(names: dict[str, str]) -> Decoded:
+        return decoded_once(content_key([folder / name for name in names], version="python 1"), lambda: decode(names))
 
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return classes, lambda: once(archive.train), lambda: once(archive.test)

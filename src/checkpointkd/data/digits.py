@@ -12,7 +12,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from ..errors import require
-from .images import Images
+from ..settings import DataSettings, Progress
+from .images import resident
 from .sets import DataSet
 from .splits import stratified, without
 from .views import Views
@@ -20,17 +21,18 @@ from .views import Views
 TEST_IMAGES = 599
 
 
-def digits(path: str | None) -> DataSet:
+def digits(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     """The data set `digits`; it has no path."""
     require(path is None, f"the digits are part of scikit-learn and have no path; say `digits`, not `digits:{path}`")
     bunch: Any = load_digits()
     pixels_NCHW = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels_N = torch.from_numpy(bunch.target).long()
-    everything = Images(pixels_NCHW, labels_N, torch.arange(len(labels_N)), white=16)
+    views, classes = Views(pad=1, flip=settings.flip is True), tuple(str(name) for name in bunch.target_names)
+    everything = resident(pixels_NCHW, labels_N, classes=classes, views=views, white=16)
     test_M = stratified(labels_N, TEST_IMAGES, seed=0, purpose="test")
     return DataSet(
-        classes=tuple(str(name) for name in bunch.target_names),
-        views=Views(pad=1, flip=False),
+        classes=classes,
+        recipe="digits",
         selection_fraction=0.25,
         train=lambda: everything.take(without(len(labels_N), test_M)),
         test=lambda: everything.take(test_M),

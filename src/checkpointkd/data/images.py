@@ -7,58 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from ..errors import require
 from ..randomness import generator
 from .views import Views
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Labelled images in memory: whole-numbered pixels (`white` is white), labels, and the data set's own index."""
-
-    pixels_NCHW: Tensor  # uint8
-    labels_N: Tensor  # int64
-    index_N: Tensor  # int64: the image's number in the official file, so that answers about it can be looked up
-    white: int = 255
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def take(self, rows_M: Tensor) -> Images:
-        """Some of the images."""
-        return Images(self.pixels_NCHW[rows_M], self.labels_N[rows_M], self.index_N[rows_M], self.white)
-
-    def clean(self) -> Tensor:
-        """All images as floats in [0, 1], (N, C, H, W), without augmentation."""
-        return self.pixels_NCHW.float() / self.white
-
-    def chunks(self, size: int) -> Iterator[Tensor]:
-        """The clean images in order, at most `size` at a time: floats take four times the room of the pixels."""
-        for rows_B in torch.arange(len(self)).split(size):
-            yield self.take(rows_B).clean()
-
-    def sha256(self) -> str:
-        """The identity of these images: their pixels, labels and order."""
-        digest = hashlib.sha256(f"{tuple(self.pixels_NCHW.shape)} {self.white}".encode())
-        for tensor in (self.pixels_NCHW, self.labels_N, self.index_N):
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
-
-    def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, in [0, 1]."""
-        level = torch.arange(256, dtype=torch.float64) / self.white
-        means, deviations = [], []
-        for channel_NHW in self.pixels_NCHW.unbind(1):  # from how often each level occurs: exact, and little memory
-            frequency = channel_NHW.flatten().bincount(minlength=256).double() / channel_NHW.numel()
-            mean = (frequency * level).sum()
-            means.append(mean.item())
-            deviations.append((frequency * (level - mean) ** 2).sum().sqrt().item())
-        return means, deviations
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,37 +29,149 @@ class Batch:
     view_B: Tensor | None  # None where the augmentation has no finite views
 
 
-class ResidentBatches:
-    """Batches of images that stay on the device: epoch by epoch, in an order and in views that (seed, epoch) fix.
+class Epochs(Protocol):
+    """Batches, epoch by epoch, in an order and in views that (seed, epoch) fix."""
 
-    >>> images = Images(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5).long(), torch.arange(5))
-    >>> batches = ResidentBatches(images, views=Views(pad=1, flip=False), batch_size=2, seed=0, device="cpu")
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of the epoch that follows `epoch` completed ones."""
+        ...
+
+
+class Images(Protocol):
+    """Labelled images, wherever they are: in memory (`ResidentImages`) or in files (`StreamedImages`)."""
+
+    @property
+    def labels_N(self) -> Tensor:
+        """The labels, int64."""
+        ...
+
+    @property
+    def index_N(self) -> Tensor:
+        """Each image's number in the official data set, so that answers about it can be looked up."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows_M: Tensor) -> Self:
+        """Some of the images."""
+        ...
+
+    def clean(self) -> Tensor:
+        """All images as floats in [0, 1], (N, C, H, W), without augmentation."""
+        ...
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """The clean images in order, at most `size` at a time."""
+        ...
+
+    def batches(self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True) -> Epochs:
+        """Batches to learn from."""
+        ...
+
+    def sha256(self) -> str:
+        """The identity of these images."""
+        ...
+
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentImages:
+    """Labelled images in memory: whole-numbered pixels (`white` is white), and the views that there are of them."""
+
+    pixels_NCHW: Tensor  # uint8
+    labels_N: Tensor
+    index_N: Tensor
+    views: Views = Views(pad=0, flip=False)
+    white: int = 255
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.pixels_NCHW.shape[1:]
+        return channels, height, width
+
+    def take(self, rows_M: Tensor) -> ResidentImages:
+        return replace(
+            self,
+            pixels_NCHW=self.pixels_NCHW[rows_M],
+            labels_N=self.labels_N[rows_M],
+            index_N=self.index_N[rows_M],
+        )
+
+    def clean(self) -> Tensor:
+        return self.pixels_NCHW.float() / self.white
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        for rows_B in torch.arange(len(self)).split(size):  # floats take four times the room of the pixels
+            yield self.take(rows_B).clean()
+
+    def batches(
+        self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
+    ) -> ResidentBatches:
+        return ResidentBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+
+    def sha256(self) -> str:
+        """The identity of these images: their pixels, labels and order."""
+        digest = hashlib.sha256(f"{tuple(self.pixels_NCHW.shape)} {self.white}".encode())
+        for tensor in (self.pixels_NCHW, self.labels_N, self.index_N):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        level = torch.arange(256, dtype=torch.float64) / self.white
+        means, deviations = [], []
+        for channel_NHW in self.pixels_NCHW.unbind(1):  # from how often each level occurs: exact, and little memory
+            frequency = channel_NHW.flatten().bincount(minlength=256).double() / channel_NHW.numel()
+            mean = (frequency * level).sum()
+            means.append(mean.item())
+            deviations.append((frequency * (level - mean) ** 2).sum().sqrt().item())
+        return means, deviations
+
+
+def resident(
+    pixels_NCHW: Tensor, labels_N: Tensor, *, classes: Sequence[str], views: Views, white: int = 255
+) -> ResidentImages:
+    """A split as its files have it, in their order; raises UserError for labels that are no class."""
+    bad = int(((labels_N < 0) | (labels_N >= len(classes))).sum())
+    require(bad == 0, f"{bad} labels are not among the {len(classes)} classes")
+    return ResidentImages(pixels_NCHW, labels_N, torch.arange(len(labels_N)), views, white)
+
+
+class ResidentBatches:
+    """Batches of images that stay on the device.
+
+    >>> images = ResidentImages(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5).long(), torch.arange(5))
+    >>> batches = images.batches(batch_size=2, seed=0, device="cpu")
     >>> len(batches), [len(batch.labels_B) for batch in batches.epoch(0)]
     (3, [2, 2, 1])
     """
 
     def __init__(
-        self,
-        images: Images,
-        *,
-        views: Views,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        augment: bool = True,
+        self, images: ResidentImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
     ) -> None:
-        self.views, self.batch_size, self.seed, self.augment = views, batch_size, seed, augment
+        self.views, self.batch_size, self.seed, self.augment = images.views, batch_size, seed, augment
         self.device = torch.device(device)
         self._white = images.white
-        self._padded_NHWC = views.padded(images.pixels_NCHW).to(self.device)
+        self._padded_NHWC = self.views.padded(images.pixels_NCHW).to(self.device)
         self._labels_N, self._index_N = images.labels_N.to(self.device), images.index_N.to(self.device)
 
     def __len__(self) -> int:
         return math.ceil(len(self._labels_N) / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of the epoch that follows `epoch` completed ones."""
-        order_N = torch.randperm(len(self._labels_N), generator=generator("order", self.seed, epoch)).to(self.device)
+        order_N = order(len(self._labels_N), seed=self.seed, epoch=epoch).to(self.device)
         if self.augment:
             view_N = self.views.draw(self._index_N, seed=self.seed, epoch=epoch)
         else:
@@ -115,3 +185,8 @@ class ResidentBatches:
                 index_B=self._index_N[row_B],
                 view_B=view_B,
             )
+
+
+def order(count: int, *, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch goes through its images."""
+    return torch.randperm(count, generator=generator("order", seed, epoch))

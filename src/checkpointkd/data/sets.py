@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .images import Images
-from .views import Views
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,9 +14,9 @@ class DataSet:
     called `test` has not seen the test images."""
 
     classes: tuple[str, ...]
-    views: Views
     train: Callable[[], Images]
     test: Callable[[], Images]
+    recipe: str  # the name of the recipe for it
     selection_fraction: float = 0.1
 
 
@@ -26,9 +25,9 @@ class Data:
     """What a run may see: training images and the images that select. Test images aren't here; `load_test` has them."""
 
     classes: tuple[str, ...]
-    views: Views
     train: Images
     selection: Images
+    recipe: str
     identity: dict  # settings, content hash and sizes: what run.json keeps, and what a resumed run must match
 
     @property

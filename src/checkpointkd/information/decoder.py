@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Batch, Images, ResidentBatches, Views
+from ..data import Batch, Images
 from ..errors import require
 from ..loop import OnStep, fit, start
 from ..models import taps
@@ -169,22 +169,15 @@ def reconstruct(
     """
     device = fitted_maps_ANhwD.device
     checkpoints = len(fitted_maps_ANhwD)
-    image_shape = fitted_on.pixels_NCHW.shape
+    image_channels, height, width = fitted_on.shape
     decoders = Decoders(
         checkpoints=checkpoints,
         seeds=list(range(seed, seed + settings.seeds)),
         channels=fitted_maps_ANhwD.shape[-1],
-        image_channels=image_shape[1],
-        size=(image_shape[2], image_shape[3]),
+        image_channels=image_channels,
+        size=(height, width),
     )
-    batches = ResidentBatches(
-        fitted_on,
-        views=Views(pad=0, flip=False),
-        batch_size=settings.batch_size,
-        seed=seed,
-        device=device,
-        augment=False,
-    )
+    batches = fitted_on.batches(batch_size=settings.batch_size, seed=seed, device=device, augment=False)
     row_of_index = torch.full((int(fitted_on.index_N.max()) + 1,), -1)
     row_of_index[fitted_on.index_N] = torch.arange(len(fitted_on))
     recipe = Recipe(
@@ -202,7 +195,9 @@ def reconstruct(
     decoders.eval()
     losses = []
     with torch.no_grad():
-        for rows_B in torch.arange(len(measured_on)).split(settings.batch_size):
-            redrawn = decoders(measured_maps_ANhwD[:, rows_B.to(device)])
-            losses.append(reconstruction_loss(redrawn, measured_on.take(rows_B).clean().to(device)))
+        chunks = zip(
+            measured_maps_ANhwD.split(settings.batch_size, 1), measured_on.chunks(settings.batch_size), strict=True
+        )
+        for maps_ABhwD, images_BCHW in chunks:
+            losses.append(reconstruction_loss(decoders(maps_ABhwD), images_BCHW.to(device)))
     return torch.cat(losses).T.unflatten(0, (checkpoints, settings.seeds)).cpu()

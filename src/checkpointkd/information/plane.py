@@ -92,7 +92,7 @@ def score_trajectory(
     """
     require(len(trajectory) > 0, f"the run in {trajectory.path} has saved no checkpoint yet")
     first = next(iter(trajectory.values())).network(device)
-    path = features or last_map_path(first.body, data.selection.clean()[:2].to(device))
+    path = features or last_map_path(first.body, data.selection.take(torch.arange(2)).clean().to(device))
     made_with = {
         "estimator": "decoder",
         "features": path,
@@ -206,7 +206,7 @@ def _score(
     loss_ASN = reconstruct(
         fitted_on, fitted_maps, data.selection, measured_maps, settings=settings, on_step=on_step
     ).double()
-    floor_N = pixel_entropy(data.selection.clean().double())
+    floor_N = torch.cat([pixel_entropy(chunk.double()) for chunk in data.selection.chunks(500)])
     return [
         _point(checkpoint, logits_NK, loss_SN, floor_N, data.selection.labels_N)
         for checkpoint, logits_NK, loss_SN in zip(checkpoints, logits_ANK, loss_ASN, strict=True)

@@ -1,0 +1,131 @@
+"""Pictures in folders, one folder for each class: the user's own as `folder:PATH`, and ImageNet (Russakovsky et al.
+2015), both streamed.
+
+    PATH/train/CLASS/anything.jpg       to learn from; under the holdout protocol also to select with
+    PATH/val/CLASS/anything.jpg         the test images (also: valid, validation, test)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import UserError, existing, require
+from ..settings import DataSettings, Progress
+from .cache import home
+from .pictures import needs_pillow
+from .sets import DataSet
+from .streamed import StreamedImages
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+TESTS = ("val", "valid", "validation", "test")
+IMAGENET_CLASSES = 1_000
+
+
+def folder(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+    """The user's own pictures, as `folder:PATH`."""
+    require(path is not None, "say which folder: folder:PATH, with PATH/train/CLASS/… and PATH/val/CLASS/… in it")
+    assert path is not None
+    return _folder(existing(Path(path), "folder of images"), settings)
+
+
+def imagenet(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+    """The data set `imagenet`: 1,281,167 training and 50,000 validation images of 1,000 classes."""
+    place = Path(path) if path is not None else home() / "imagenet"
+    require(
+        place.exists(),
+        f"imagenet is not in {place}; downloading it needs an account at image-net.org: say where its folders train "
+        "and val are, imagenet:PATH",
+    )
+    dataset = _folder(place, settings)
+    require(
+        len(dataset.classes) == IMAGENET_CLASSES,
+        f"{place / 'train'} has {len(dataset.classes):,} classes, ImageNet {IMAGENET_CLASSES:,}; for your own pictures "
+        f"say folder:{place}",
+    )
+    return dataset
+
+
+def _folder(place: Path, settings: DataSettings) -> DataSet:
+    needs_pillow(str(place))
+    train = place / "train"
+    test = next((place / name for name in TESTS if (place / name).is_dir()), None)
+    require(
+        train.is_dir() and test is not None,
+        f"{place} needs a folder train and a folder val (or {', '.join(TESTS[1:])}), each with a folder for each class",
+    )
+    assert test is not None
+    classes, theirs = _classes(train), _classes(test)
+    if classes != theirs:
+        here, there = sorted(set(classes) - set(theirs)), sorted(set(theirs) - set(classes))
+        only = [f"only in {split.name}: {_some(names)}" for split, names in ((train, here), (test, there)) if names]
+        raise UserError(f"the classes in {train} and {test} differ ({'; '.join(only)})")
+
+    def images(split: Path) -> StreamedImages:
+        names, labels = [], []
+        for label, name in enumerate(classes):
+            found = _pictures(split / name)
+            require(bool(found), f"the class folder {split / name} has no picture in it ({', '.join(ENDINGS)})")
+            names += [f"{name}/{picture}" for picture in found]
+            labels += [label] * len(found)
+            encoded = [os.fsencode(name) for name in names]
+        # By name, not by content: reading ImageNet takes hours, and a picture replaced by an intact copy is the same.
+        digest = hashlib.sha256(b"\0".join(encoded)).hexdigest()
+        return StreamedImages(
+            InFolders(split, np.array(encoded)),
+            digest,
+            torch.tensor(labels),
+            torch.arange(len(labels)),
+            settings.image_size or 224,
+            flip=settings.flip is not False,
+        )
+
+    return DataSet(classes=classes, train=lambda: images(train), test=lambda: images(test), recipe="imagenet")
+
+
+@dataclass(frozen=True, eq=False)
+class InFolders:
+    """Pictures below a folder, by name. The names are one array, so that workers share its memory."""
+
+    root: Path
+    names_N: np.ndarray  # bytes
+
+    def read(self, number: int) -> bytes:
+        try:
+            return (self.root / self.name(number)).read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.name(number)} could not be read: {error.strerror}") from None
+
+    def name(self, number: int) -> str:
+        return str(self.root / os.fsdecode(self.names_N[number]))
+
+
+def _classes(split: Path) -> tuple[str, ...]:
+    classes = tuple(sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and entry.name[0] != "."))
+    require(len(classes) >= 2, f"{split} has {len(classes)} class folders; at least two are needed")
+    return classes
+
+
+def _pictures(of_class: Path) -> list[str]:
+    """The names of the pictures below a class's folder, in order; an empty one is named at once, not in hour three."""
+    found = []
+    for place, folders, names in os.walk(of_class):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(ENDINGS) and name[0] != ".":
+                path = Path(place, name)
+                try:
+                    require(path.stat().st_size > 0, f"the picture {path} is empty; replace it by an intact copy")
+                except OSError as error:
+                    raise UserError(f"the picture {path} can't be read: {error.strerror}") from None
+                found.append(str(path.relative_to(of_class)))
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,141 @@
+"""Data sets of the Hugging Face Hub, or folders that its library reads: `hf:NAME`, `hf:NAME:CONFIGURATION`.
+
+Small images, all of one size, are decoded once and stay in memory; larger ones are streamed.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError, require
+from ..settings import DataSettings, Progress
+from .cache import Decoded, content_key, decoded_once
+from .images import Images, resident
+from .pictures import decode_all, needs_pillow
+from .sets import DataSet
+from .streamed import StreamedImages
+from .views import Views
+
+SMALL = 64  # pixels a side up to which images stay in memory
+TESTS = ("test", "validation", "valid", "val")
+LABELS = ("fine_label", "label", "labels")  # preferred where there are several
+
+
+def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+    """A data set of the Hugging Face Hub."""
+    require(path is not None, "say which data set of the Hugging Face Hub: hf:NAME")
+    assert path is not None
+    datasets = _library()
+    needs_pillow(f"hf:{path}")
+    splits = _load(datasets, path)
+    require("train" in splits, f"hf:{path} has no split called train (its splits: {', '.join(splits)})")
+    features = splits["train"].features
+    image, label = _columns(datasets, features, path)
+    classes = tuple(features[label].names)
+
+    flip = settings.flip is not False
+
+    def pictures(split: str) -> InHub:
+        return InHub(f"hf:{path}", split, splits[split].cast_column(image, datasets.Image(decode=False)), image)
+
+    def streamed(split: str) -> Images:
+        labels_N = torch.tensor(splits[split][label][:])
+        bad = int((labels_N < 0).sum())
+        require(bad == 0, f"{bad} images of hf:{path}, split {split}, have no label")
+        side = settings.image_size or 224
+        # Known by its labels in their order, in `sha256`: the content of large data sets would take hours to read.
+        return StreamedImages(pictures(split), split, labels_N, torch.arange(len(labels_N)), side, flip=flip)
+
+    def small(split: str, size: tuple[int, int]) -> Images:
+        def decode() -> Decoded:
+            labels_N = torch.tensor(splits[split][label][:])
+            task = f"decode {split} images"
+            return decode_all(pictures(split), len(labels_N), size=size, task=task, tell=tell), labels_N
+
+        sources = [Path(file["filename"]) for file in splits[split].cache_files]
+        version = f"hf 1 {split} {image} {label}"
+        decoded = decoded_once(content_key(sources, version=version), decode) if sources else decode()
+        return resident(*decoded, classes=classes, views=Views(pad=4, flip=flip))
+
+    def test_split() -> str:
+        for split in TESTS:
+            if split in splits and min(splits[split][label][:], default=-1) >= 0:
+                return split
+        raise UserError(
+            f"hf:{path} has no labelled split to test on ({', '.join(TESTS)}; its splits: {', '.join(splits)})"
+        )
+
+    require(len(splits["train"]) > 0, f"hf:{path} has no image in its split train")
+    size = None if settings.image_size is not None else _small(pictures("train"))
+    if size is None:
+        return DataSet(classes, train=lambda: streamed("train"), test=lambda: streamed(test_split()), recipe="imagenet")
+    return DataSet(
+        classes, train=lambda: small("train", size), test=lambda: small(test_split(), size), recipe="cifar100"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class InHub:
+    """The encoded pictures of a split."""
+
+    what: str
+    split: str
+    rows: Any  # a datasets.Dataset
+    column: str
+
+    def read(self, number: int) -> bytes:
+        entry = self.rows[number][self.column] or {}
+        if entry.get("bytes"):
+            return entry["bytes"]
+        try:
+            return Path(entry["path"]).read_bytes()
+        except (KeyError, TypeError, OSError):
+            return b""
+
+    def name(self, number: int) -> str:
+        return f"image {number} of {self.what}, split {self.split},"
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("hf:NAME needs Hugging Face's datasets; pip install 'checkpointkd[hub]'") from None
+    return datasets
+
+
+def _load(datasets: Any, path: str) -> Any:
+    name, _, configuration = path.partition(":")
+    try:
+        return datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # the library raises dozens of kinds
+        raise UserError(f"hf:{path} can't be loaded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _columns(datasets: Any, features: Any, path: str) -> tuple[str, str]:
+    """The columns of images and of labels."""
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    label = labels if len(labels) == 1 else [name for name in LABELS if name in labels][:1]
+    require(
+        len(images) == 1 and len(label) == 1,
+        f"hf:{path} must have one column of images and one of class labels (its columns: "
+        f"{', '.join(f'{name}: {type(feature).__name__}' for name, feature in features.items())})",
+    )
+    return images[0], label[0]
+
+
+def _small(pictures: InHub) -> tuple[int, int] | None:
+    """Height and width of the first image if it is a small one; only its header is read."""
+    from PIL import Image
+
+    try:
+        width, height = Image.open(io.BytesIO(pictures.read(0))).size
+    except (OSError, IndexError):
+        raise UserError(f"{pictures.name(0)} can't be read") from None
+    return (height, width) if max(width, height) <= SMALL else None

@@ -1,0 +1,76 @@
+"""Pictures in files, read by Pillow; whatever is wrong with one is said in one sentence that names it."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, require
+from ..settings import Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Pictures(Protocol):
+    """Encoded pictures in some store, by number; it may travel to other processes."""
+
+    def read(self, number: int) -> bytes:
+        """The encoded picture; raises UserError when it can't be had."""
+        ...
+
+    def name(self, number: int) -> str:
+        """What to call it when it can't be read."""
+        ...
+
+
+def rgb(content: bytes, *, where: str) -> Image:
+    """The picture in these bytes, decoded, in three channels whatever it came in; raises UserError that says where."""
+    from PIL import Image, UnidentifiedImageError
+
+    require(len(content) > 0, f"{where} is empty; replace it by an intact copy")
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError(f"{where} is no picture in a format that Pillow knows; replace it by an intact copy") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's formats raise all these
+        raise UserError(f"{where} can't be read ({str(error).splitlines()[0]}); replace it by an intact copy") from None
+
+
+def decode_all(pictures: Pictures, count: int, *, size: tuple[int, int], task: str, tell: Progress) -> Tensor:
+    """The first `count` pictures as pixels (N, 3, H, W), uint8; raises UserError for one of another size (H, W)."""
+    height, width = size
+    pixels_NCHW = np.empty((count, 3, height, width), np.uint8)
+
+    def decode(number: int) -> None:
+        name = pictures.name(number)
+        picture = rgb(pictures.read(number), where=name)
+        require(
+            picture.size == (width, height), f"{name} is {picture.width}×{picture.height}, not {width}×{height} pixels"
+        )
+        pixels_NCHW[number] = np.asarray(picture).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets other threads run while it decodes
+        for done, _ in enumerate(pool.map(decode, range(count)), 1):
+            if done % 500 == 0 or done == count:
+                tell(task, done, count)
+    return torch.from_numpy(pixels_NCHW)
+
+
+def needs_pillow(what: str) -> None:
+    """Raise UserError, with the way to get it, where Pillow isn't installed."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise UserError(f"reading {what} needs Pillow; pip install 'checkpointkd[data]'") from None

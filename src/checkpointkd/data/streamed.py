@@ -1,0 +1,207 @@
+"""Images that are too many or too large for memory: read, decoded and cut by worker processes as they are needed.
+
+What an image becomes depends on (seed, epoch, its number) alone, never on which worker cuts it, in which batch.
+Letters in names: N images, B batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError, require
+from ..randomness import generator
+from .images import Batch, order
+from .pictures import Pictures, rgb
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MEASURED = 1_000  # images from which a channel's mean and deviation are estimated
+CLEAN_MARGIN = 256 / 224  # the shorter side of an unaugmented image before its centre is cut out: ImageNet's practice
+
+
+def workers() -> int:
+    """How many processes decode: `CHECKPOINTKD_WORKERS`, else one for each processor this process may use, at most 8.
+
+    They change how fast images come and nothing else.
+    """
+    asked = os.environ.get("CHECKPOINTKD_WORKERS")
+    if asked is None:
+        return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    require(asked.isdecimal(), f"CHECKPOINTKD_WORKERS must be a whole number of processes, not {asked!r}")
+    return int(asked)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedImages:
+    """Labelled pictures in a store. To learn from, a random part of random proportions is cut out and perhaps flipped,
+    as torchvision's RandomResizedCrop does; clean ones are the centre. All end as squares of `size` pixels."""
+
+    pictures: Pictures
+    digest: str  # of what the pictures are, without having read them
+    labels_N: Tensor
+    index_N: Tensor
+    size: int
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.size, self.size
+
+    def take(self, rows_M: Tensor) -> StreamedImages:
+        return replace(self, labels_N=self.labels_N[rows_M], index_N=self.index_N[rows_M])
+
+    def clean(self) -> Tensor:
+        return torch.cat(list(self.chunks(100)))
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        for pixels_BCHW, _ in _load(_Cut(self, None), torch.arange(len(self)).split(size)):
+            yield pixels_BCHW.float() / 255
+
+    def batches(
+        self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
+    ) -> StreamedBatches:
+        return StreamedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+
+    def sha256(self) -> str:
+        """The identity of these images: which pictures, and their labels."""
+        digest = hashlib.sha256(self.digest.encode())
+        for tensor in (self.labels_N, self.index_N):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, in [0, 1], over a thousand of the images, evenly spaced."""
+        rows_M = torch.linspace(0, len(self) - 1, min(MEASURED, len(self))).long()
+        total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+        for images_BCHW in self.take(rows_M).chunks(50):
+            level = images_BCHW.double()
+            total += level.sum((0, 2, 3))
+            squares += level.square().sum((0, 2, 3))
+            count += level[:, 0].numel()
+        mean = total / count
+        return mean.tolist(), (squares / count - mean**2).clamp_min(0).sqrt().tolist()
+
+
+class StreamedBatches:
+    """Batches of streamed images."""
+
+    def __init__(
+        self, images: StreamedImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
+    ) -> None:
+        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        cut = _Cut(self.images, (self.seed, epoch) if self.augment else None)
+        rows = order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
+        for pixels_BCHW, row_B in _load(cut, rows, pin=self.device.type == "cuda"):
+            pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            yield Batch(
+                images_BCHW=pixels_BCHW.float().div_(255),
+                labels_B=self.images.labels_N[row_B].to(self.device),
+                index_B=self.images.index_N[row_B].to(self.device),
+                view_B=None,
+            )
+
+
+def part(width: int, height: int, random: torch.Generator) -> tuple[int, int, int, int]:
+    """A random part (left, top, width, height) of 8 % to all of a picture's area, of proportions 3:4 to 4:3.
+
+    Ten attempts are made; then it is the largest centred part whose proportions are allowed (Szegedy et al. 2015, as
+    torchvision draws it).
+    """
+    for _ in range(10):
+        area, proportion, x, y = torch.rand(4, generator=random, dtype=torch.float64).tolist()
+        area = width * height * (0.08 + 0.92 * area)
+        proportion = math.exp(math.log(4 / 3) * (2 * proportion - 1))
+        w, h = round(math.sqrt(area * proportion)), round(math.sqrt(area / proportion))
+        if 0 < w <= width and 0 < h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def cut_part(picture: Image, size: int, left: int, top: int, width: int, height: int) -> Image:
+    """A part of a picture as a square."""
+    from PIL.Image import Resampling
+
+    return picture.crop((left, top, left + width, top + height)).resize((size, size), Resampling.BILINEAR)
+
+
+def cut_centre(picture: Image, size: int) -> Image:
+    """The centre of a picture whose shorter side is brought to a little more than `size`."""
+    from PIL.Image import Resampling
+
+    shorter, longer = round(size * CLEAN_MARGIN), max(picture.size)
+    longer = int(shorter * longer / min(picture.size))
+    width, height = (shorter, longer) if picture.width <= picture.height else (longer, shorter)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return picture.resize((width, height), Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+class _Cut(Dataset):
+    """What the workers do: read, decode, cut. `draw` is (seed, epoch), or None for clean images."""
+
+    def __init__(self, images: StreamedImages, draw: tuple[int, int] | None) -> None:
+        self.images, self.draw = images, draw
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int] | UserError:
+        number, size = int(self.images.index_N[row]), self.images.size
+        try:
+            picture = rgb(self.images.pictures.read(number), where=self.images.pictures.name(number))
+        except UserError as error:
+            return error  # raised here, it would arrive wrapped in a worker's traceback
+        if self.draw is None:
+            return _tensor(cut_centre(picture, size)), row
+        random = generator("part", *self.draw, number)
+        pixels_CHW = _tensor(cut_part(picture, size, *part(*picture.size, random)))
+        if self.images.flip and torch.rand((), generator=random) < 0.5:
+            pixels_CHW = pixels_CHW.flip(-1)
+        return pixels_CHW, row
+
+
+def _tensor(picture: Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _load(cut: _Cut, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pixels (B, C, H, W), uint8, of each batch of rows, and the rows, in order."""
+    loader = DataLoader(
+        cut,
+        batch_sampler=[rows_B.tolist() for rows_B in batches],
+        num_workers=0 if len(batches) == 1 else min(workers(), len(batches)),
+        collate_fn=_collate,
+        pin_memory=pin,
+        generator=torch.Generator(),  # its own: the global one belongs to the network
+    )
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
+
+
+def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
+    pixels, rows = [], []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        pixels.append(item[0])
+        rows.append(item[1])
+    return torch.stack(pixels), torch.tensor(rows)

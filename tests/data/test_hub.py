@@ -1,0 +1,82 @@
+"""Data sets that Hugging Face's library reads, from folders on this machine: there is no network in tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpointkd.data import DataSettings, ResidentImages, StreamedImages, load_data, load_test
+from checkpointkd.errors import UserError
+
+from .pictures import digit, folder_of_digits
+from .test_cifar import REAL, needs_cifar
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch):
+    os.environ.setdefault("HF_HOME", str(tmp_path_factory.mktemp("hf")))  # read once, when the library is imported
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+
+
+@needs_cifar
+def test_the_real_cifar100_is_the_same_by_either_way():
+    ours, theirs = (load_data(DataSettings(data=f"{name}:{REAL}")) for name in ("cifar100", "hf"))
+    assert theirs.classes == ours.classes
+    assert isinstance(theirs.train, ResidentImages)
+    assert theirs.identity["sha256"] == ours.identity["sha256"]
+    assert torch.equal(theirs.selection.index_N, ours.selection.index_N)
+    assert theirs.recipe == "cifar100"
+    test = load_test(DataSettings(data=f"hf:{REAL}"))
+    assert test.labels_N.bincount().tolist() == [100] * 100
+
+
+def _squares(root: Path, side: int) -> Path:
+    for split, numbers in (("train", range(8)), ("test", range(8, 11))):
+        for label in range(2):
+            place = root / split / f"class-{label}"
+            place.mkdir(parents=True)
+            for number in numbers:
+                digit(label, number, size=(side, side)).save(place / f"{number}.png")
+    return root
+
+
+def test_small_images_stay_in_memory_and_large_ones_are_streamed(tmp_path: Path):
+    small = load_data(DataSettings(data=f"hf:{_squares(tmp_path / 'small', 20)}", selection_fraction=0.25))
+    assert isinstance(small.train, ResidentImages)
+    assert (len(small.train), small.train.shape, small.recipe) == (12, (3, 20, 20), "cifar100")
+    assert len(small.train.views) == 162
+    place = _squares(tmp_path / "large", 70)
+    large = load_data(DataSettings(data=f"hf:{place}", selection_fraction=0.25))
+    assert isinstance(large.train, StreamedImages)
+    assert (len(large.train), large.train.shape, large.recipe) == (12, (3, 224, 224), "imagenet")
+    assert large.train.clean().shape == (12, 3, 224, 224)
+    smaller = load_data(DataSettings(data=f"hf:{place}", selection_fraction=0.25, image_size=32))
+    assert smaller.train.shape == (3, 32, 32)
+    assert len(load_test(DataSettings(data=f"hf:{place}"))) == 6
+    (batch,) = smaller.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)
+    assert sorted(batch.index_B.tolist()) == smaller.train.index_N.tolist()
+
+
+def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):
+    def refused(path: object, sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence) as caught:
+            load_data(DataSettings(data=f"hf:{path}"))
+        assert "\n" not in str(caught.value)
+
+    with pytest.raises(UserError, match="say which data set of the Hugging Face Hub: hf:NAME"):
+        load_data(DataSettings(data="hf"))
+    refused("nobody/nothing", "hf:nobody/nothing can't be loaded: ")
+    mixed = tmp_path / "mixed"
+    folder_of_digits(mixed)
+    refused(mixed, r"image \d+ of hf:.*, split train, is \d+×\d+, not \d+×\d+ pixels")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "train.csv").write_text("a,label\n1,2\n")
+    refused(tmp_path / "text", r"must have one column of images and one of class labels \(its columns: a: Value")
+    only_test = tmp_path / "only"
+    (only_test / "test" / "zero").mkdir(parents=True)
+    digit(0, 0).save(only_test / "test" / "zero" / "a.png")
+    refused(only_test, r"has no split called train \(its splits: test\)")

@@ -1,0 +1,248 @@
+"""Pictures from folders: cut as torchvision cuts them, the same with any number of workers, refused by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpointkd as ckd
+from checkpointkd.data import DataSettings, StreamedImages, load_data, load_test
+from checkpointkd.data.streamed import cut_centre, cut_part, part
+from checkpointkd.errors import UserError
+from checkpointkd.randomness import generator
+
+from .pictures import digit, folder_of_digits
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return folder_of_digits(tmp_path / "pictures")
+
+
+def _settings(folder: Path, **more) -> DataSettings:
+    return DataSettings(data=f"folder:{folder}", **{"image_size": 16, "selection_fraction": 0.25, **more})
+
+
+def test_a_folder_under_both_protocols(folder: Path):
+    holdout = load_data(_settings(folder))
+    paper = load_data(_settings(folder, protocol="paper", selection_fraction=None))
+    test = load_test(_settings(folder))
+    assert holdout.classes == ("class-0", "class-1", "class-2")
+    assert (len(holdout.train), len(holdout.selection), len(test)) == (27, 9, 12)
+    assert (len(paper.train), len(paper.selection)) == (36, 12)
+    assert holdout.selection.labels_N.bincount().tolist() == [3, 3, 3]
+    assert not set(holdout.train.index_N.tolist()) & set(holdout.selection.index_N.tolist())
+    for images in (holdout.train, test):
+        clean = images.clean()
+        assert clean.shape == (len(images), 3, 16, 16)
+        assert 0 <= clean.min() < clean.max() <= 1
+    assert torch.equal(torch.cat(list(test.chunks(5))), test.clean())
+    assert torch.equal(test.take(torch.tensor([7, 2])).clean(), test.clean()[[7, 2]])
+
+
+def test_the_statistics_are_those_of_the_clean_images(folder: Path):
+    images = load_test(_settings(folder))
+    mean, std = images.channel_statistics()
+    clean = images.clean().double()
+    assert mean == pytest.approx(clean.mean((0, 2, 3)).tolist())
+    assert std == pytest.approx(clean.std((0, 2, 3), correction=0).tolist())
+
+
+@pytest.mark.parametrize("size", [(40, 17), (17, 40), (64, 64), (20, 21)])
+def test_pictures_are_cut_as_torchvision_cuts_them(size: tuple[int, int]):
+    from torchvision.transforms import functional as theirs
+    from torchvision.transforms import v2
+
+    picture = digit(3, 5, size=size)
+    their_centre = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(picture)
+    assert np.array_equal(np.asarray(cut_centre(picture, 224)), np.asarray(their_centre))
+    random = generator("test", *size)
+    for _ in range(20):
+        left, top, width, height = part(*size, random)
+        their_part = theirs.resized_crop(picture, top, left, height, width, [24, 24])  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(cut_part(picture, 24, left, top, width, height)), np.asarray(their_part))
+
+
+def test_parts_are_spread_as_torchvision_spreads_them():
+    from torchvision.transforms import RandomResizedCrop
+
+    picture, random = Image.new("RGB", (90, 70)), generator("spread")
+    torch.manual_seed(0)
+    theirs = torch.tensor([RandomResizedCrop.get_params(picture, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])  # type: ignore[arg-type]
+    ours = torch.tensor([part(90, 70, random) for _ in range(4000)])[:, [1, 0, 3, 2]]
+    standard_error = (theirs.float().var(0) / 2000).sqrt()  # of the difference of two means of 4,000
+    assert ((ours.float().mean(0) - theirs.float().mean(0)) / standard_error).abs().max() < 4.5
+    assert (ours.float().std(0) / theirs.float().std(0) - 1).abs().max() < 0.07
+    assert (ours >= 0).all()
+    assert (ours[:, 1] + ours[:, 3] <= 90).all()
+    assert (ours[:, 0] + ours[:, 2] <= 70).all()
+    assert part(1000, 10, random)[2:] == (13, 10), "a strip: no part of allowed proportions and area exists"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are processors
+def test_an_image_is_cut_alike_by_any_worker_in_any_batch(folder: Path, monkeypatch):
+    images = load_data(_settings(folder)).train
+    seen = {}
+    for workers, batch_size in ((0, 4), (1, 4), (3, 4), (2, 5)):
+        monkeypatch.setenv("CHECKPOINTKD_WORKERS", str(workers))
+        batches = images.batches(batch_size=batch_size, seed=1, device="cpu")
+        whole = list(batches.epoch(2))
+        assert len(whole) == len(batches)
+        assert all(batch.view_B is None for batch in whole)
+        index, pixels, labels = (
+            torch.cat([getattr(b, f) for b in whole]) for f in ("index_B", "images_BCHW", "labels_B")
+        )
+        order = index.argsort()
+        assert torch.equal(index[order], images.index_N)
+        assert torch.equal(labels[order], images.labels_N)
+        seen[workers, batch_size] = (index if batch_size == 4 else None, pixels[order])
+    first_index, first_pixels = seen[0, 4]
+    for index, pixels in seen.values():
+        assert index is None or torch.equal(index, first_index), "the order doesn't depend on the workers"
+        assert torch.equal(pixels, first_pixels)
+    other = torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(3)])
+    assert not torch.equal(
+        other, torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(2)])
+    )
+
+
+def test_flips_can_be_left_out(folder: Path):
+    def mirrored(flip: bool | None) -> int:
+        images = load_data(_settings(folder, flip=flip)).train
+        assert isinstance(images, StreamedImages)
+        (batch,) = images.batches(batch_size=100, seed=0, device="cpu").epoch(0)
+        count = 0
+        for number, pixels_CHW in zip(batch.index_B.tolist(), batch.images_BCHW, strict=True):
+            picture = Image.open(images.pictures.name(number)).convert("RGB")
+            plain = cut_part(picture, 16, *part(*picture.size, generator("part", 0, 0, number)))
+            same = torch.equal(pixels_CHW, torch.from_numpy(np.array(plain)).permute(2, 0, 1) / 255)
+            count += not same
+        return count
+
+    assert mirrored(False) == 0
+    assert 5 < mirrored(None) < 22, "about half of 27"
+
+
+def test_without_augmentation_batches_are_the_clean_images(folder: Path):
+    images = load_test(_settings(folder))
+    (batch,) = images.batches(batch_size=12, seed=0, device="cpu", augment=False).epoch(0)
+    assert torch.equal(batch.images_BCHW, images.clean()[batch.index_B])
+
+
+def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
+    """Trained, scored, chosen, distilled, evaluated; and continued after pictures moved elsewhere."""
+    common = {"epochs": 2, "batch_size": 9, "learning_rate": 0.05}
+    teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, save_every=1, out=tmp_path / "t", **common)
+    assert teacher.run["recipe"]["schedule"] == "step", "pictures in folders have ImageNet's recipe"
+    ckd.score(teacher.path, decoder_steps=4, decoder_seeds=1)
+    ckd.select(teacher.path)
+    student = ckd.distill(
+        "wrn_10_1", teachers=[f"{teacher.path}@best"], weak_teacher=True, out=tmp_path / "s", **common
+    )
+    assert student.run["data"]["image_size"] == 16
+    moved = folder.rename(tmp_path / "moved")
+    measured = ckd.evaluate(f"{student.path}@full", data=f"folder:{moved}", split="test")
+    assert measured["images"] == 12
+    assert measured["ensemble"]["accuracy"] == student.test_accuracy
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_change_no_trained_weight(folder: Path, tmp_path: Path, monkeypatch):
+    hashes = set()
+    for workers in (0, 2):
+        monkeypatch.setenv("CHECKPOINTKD_WORKERS", str(workers))
+        run = ckd.train(
+            "wrn_10_1", data=f"folder:{folder}", image_size=16, epochs=1, batch_size=6, out=tmp_path / str(workers)
+        )
+        hashes.add(run.full.sha256)
+    assert len(hashes) == 1
+
+
+def _refused(folder: Path, sentence: str, **more) -> None:
+    def read_all() -> None:
+        data = load_data(_settings(folder, **more))
+        for images in (data.train, data.selection):
+            list(images.chunks(10))
+
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_all()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_picture_that_can_not_be_read_is_named(folder: Path, monkeypatch, workers: str):
+    monkeypatch.setenv("CHECKPOINTKD_WORKERS", workers)
+    path = folder / "train" / "class-1" / "000.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    _refused(folder, r"the picture .*class-1/000\.jpg is empty; replace it")
+    path.write_bytes(whole[: len(whole) // 2])
+    _refused(folder, r"class-1/000\.jpg can't be read \(.*[Tt]runcated.*\); replace it")
+    path.write_bytes(b"hello")
+    _refused(folder, r"class-1/000\.jpg is no picture in a format that Pillow knows")
+    path.unlink()
+    path.symlink_to(folder / "nowhere.jpg")
+    _refused(folder, r"the picture .*class-1/000\.jpg can't be read: No such file")
+    path.unlink()
+    path.write_bytes(whole)
+    load_data(_settings(folder)).train.clean()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_that_may_not_be_read_is_named(folder: Path):
+    (folder / "train" / "class-1" / "000.jpg").chmod(0)
+    _refused(folder, r"class-1/000\.jpg could not be read: Permission denied")
+
+
+def test_folders_that_are_no_data_set(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="there is no folder of images at"):
+        load_data(_settings(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="say which folder: folder:PATH"):
+        load_data(DataSettings(data="folder"))
+    with pytest.raises(UserError, match=r"needs a folder train and a folder val \(or valid, validation, test\)"):
+        load_data(_settings(folder / "train"))
+    _refused(folder, "100 training images were asked for, of 27 that there are", train_images=100)
+    _refused(folder, "1 selection images can't represent 3 classes", selection_fraction=0.03)
+    (folder / "val" / "class-2").rename(folder / "val" / "class-9")
+    _refused(folder, r"classes in .*train and .*val differ \(only in train: class-2; only in val: class-9\)")
+    (folder / "val" / "class-9").rename(folder / "val" / "class-2")
+    for picture in (folder / "train" / "class-2").iterdir():
+        picture.unlink()
+    _refused(folder, r"the class folder .*train/class-2 has no picture in it")
+    (folder / "train" / "class-2" / "notes.txt").write_text("not a picture")
+    _refused(folder, r"the class folder .*train/class-2 has no picture in it")
+
+
+def test_imagenet_is_a_folder_of_a_thousand_classes(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    with pytest.raises(UserError, match=r"imagenet is not in .*; downloading it needs an account at image-net\.org"):
+        load_data(DataSettings(data="imagenet"))
+    with pytest.raises(UserError, match=r"has 3 classes, ImageNet 1,000; for your own pictures say folder:"):
+        load_data(DataSettings(data=f"imagenet:{folder_of_digits(tmp_path / 'few')}"))
+    root = tmp_path / "thousand"
+    picture = digit(0, 0)
+    for split in ("train", "val"):
+        for label in range(1000):
+            (root / split / f"n{label:08}").mkdir(parents=True)
+            picture.save(root / split / f"n{label:08}" / "a.png")
+    data = load_data(DataSettings(data=f"imagenet:{root}", protocol="paper"))
+    assert (len(data.classes), len(data.train), data.train.shape) == (1000, 1000, (3, 224, 224))
+
+
+def test_an_image_size_is_for_pictures_that_are_streamed():
+    with pytest.raises(UserError, match="the images of digits have 8×8 pixels and stay so"):
+        load_data(DataSettings(data="digits", image_size=32))
+    with pytest.raises(UserError, match="the image size must be from 8 to 4096 pixels, not 0"):
+        DataSettings(image_size=0)
+
+
+def test_the_number_of_workers_is_checked(folder: Path, monkeypatch):
+    monkeypatch.setenv("CHECKPOINTKD_WORKERS", "many")
+    with pytest.raises(UserError, match="CHECKPOINTKD_WORKERS must be a whole number of processes, not 'many'"):
+        list(load_data(_settings(folder)).train.chunks(2))

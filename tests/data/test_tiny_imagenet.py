@@ -1,0 +1,172 @@
+"""Tiny-ImageNet in its official layout, with few real pictures and the md5 of that zip in place of the official one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from checkpointkd.data import DataSettings, load_data, load_test
+from checkpointkd.errors import UserError
+
+from .pictures import digit, encoded
+from .serving import serving
+
+module = importlib.import_module("checkpointkd.data.tiny_imagenet")  # the package's name of it is the function's
+
+CLASSES = ["n02", "n00", "n01"]  # wnids.txt, and not the alphabet, numbers the classes
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, home: Path) -> Path:
+    root = tmp_path / "given" / "tiny-imagenet-200"
+    root.mkdir(parents=True)
+    (root / "wnids.txt").write_text("\n".join(CLASSES) + "\n")
+    annotations = []
+    for label, name in enumerate(CLASSES):
+        place = root / "train" / name / "images"
+        place.mkdir(parents=True)
+        for number in range(12):
+            mode = "L" if number % 5 == 4 else "RGB"  # some of the real ones are grey
+            picture = encoded(digit(label, number, size=(64, 64), mode=mode), "JPEG")
+            (place / f"{name}_{number}.JPEG").write_bytes(picture)
+        (root / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t62\t62\n")
+    (root / "val" / "images").mkdir(parents=True)
+    for number in range(9):
+        label = (number * 2) % 3
+        picture = encoded(digit(label, 20 + number, size=(64, 64), mode="L" if number == 4 else "RGB"), "JPEG")
+        (root / "val" / "images" / f"val_{number}.JPEG").write_bytes(picture)
+        annotations.append(f"val_{number}.JPEG\t{CLASSES[label]}\t0\t0\t62\t62")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(annotations) + "\n")
+    (root / "test" / "images").mkdir(parents=True)
+    (root / "test" / "images" / "test_0.JPEG").write_bytes(b"never read: it has no label")
+    return root
+
+
+@pytest.fixture
+def archive(folder: Path, tmp_path: Path, monkeypatch) -> Path:
+    path = tmp_path / "zipped" / "tiny-imagenet-200.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as file:
+        for member in sorted(folder.rglob("*")):
+            file.write(member, f"tiny-imagenet-200/{member.relative_to(folder).as_posix()}")
+    monkeypatch.setattr(module, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    return path
+
+
+def _load(place: Path, protocol: str = "paper"):
+    return load_data(DataSettings(data=f"tiny-imagenet:{place}", protocol=protocol))  # type: ignore[arg-type]
+
+
+def test_every_form_gives_the_same_images(folder: Path, archive: Path):
+    loaded = [_load(place) for place in (folder, folder.parent, archive, archive.parent)]
+    for data in loaded:
+        assert data.classes == tuple(CLASSES)
+        assert data.identity["sha256"] == loaded[0].identity["sha256"]
+        assert torch.equal(data.selection.clean(), loaded[0].selection.clean())
+    data = loaded[0]
+    assert (len(data.train), len(data.selection), data.train.shape) == (36, 9, (3, 64, 64))
+    assert data.recipe == "tiny-imagenet"
+    assert data.train.labels_N.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    assert data.selection.labels_N.tolist() == [0, 2, 1, 0, 2, 1, 0, 2, 1], "as val_annotations.txt says"
+    expected = np.asarray(Image.open(folder / "train" / "n00" / "images" / "n00_1.JPEG").convert("RGB"))
+    in_order = sorted(f"n00_{number}.JPEG" for number in range(12))
+    row = 12 + in_order.index("n00_1.JPEG")
+    assert np.array_equal((data.train.clean()[row] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+    grey = data.selection.clean()[4]
+    assert torch.equal(grey[0], grey[1])
+    assert not torch.equal(data.selection.clean()[3][0], data.selection.clean()[3][1])
+
+
+def test_holdout_keeps_the_validation_images_for_the_end(folder: Path, home: Path):
+    data = load_data(DataSettings(data=f"tiny-imagenet:{folder}", selection_fraction=0.25))
+    assert (len(data.train), len(data.selection)) == (27, 9)
+    assert len(list(home.rglob("pixels.npy"))) == 1, "they have not even been decoded"
+    assert len(load_test(DataSettings(data=f"tiny-imagenet:{folder}"))) == 9
+
+
+def test_decoded_once_and_again_when_a_file_has_changed(folder: Path, home: Path):
+    first = _load(folder)
+    pixels = sorted(home.rglob("pixels.npy"))
+    assert len(pixels) == 2
+    made = [path.stat().st_mtime_ns for path in pixels]
+    assert _load(folder).identity == first.identity
+    assert [path.stat().st_mtime_ns for path in pixels] == made
+    time.sleep(0.01)
+    target = folder / "train" / "n02" / "images" / "n02_0.JPEG"
+    target.write_bytes(encoded(digit(7, 3, size=(64, 64)), "JPEG"))
+    assert _load(folder).identity["sha256"] != first.identity["sha256"]
+
+
+def test_downloaded_where_there_is_none(archive: Path, monkeypatch):
+    with serving(archive.parent) as address:
+        monkeypatch.setattr(module, "URL", f"{address}/{archive.name}")
+        data = load_data(DataSettings(data="tiny-imagenet", protocol="paper"))
+    assert load_data(DataSettings(data="tiny-imagenet", protocol="paper")).identity == data.identity
+
+
+def test_a_zip_that_is_not_the_official_one_is_refused(archive: Path, home: Path):
+    whole = archive.read_bytes()
+    for damaged in (whole[:-10], whole[:100] + b"x" + whole[101:], b""):
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"is not the official zip: md5 expected \w{32}, found \w{32}"):
+            _load(archive)
+    assert not home.exists(), "nothing half-cached remains"
+
+
+def _put(path: Path, content: bytes | str) -> None:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: _put(f / "train/n00/images/n00_3.JPEG", b""), r"train/n00/images/n00_3\.JPEG in .* is empty"),
+        (lambda f: _put(f / "train/n00/images/n00_3.JPEG", b"text"), r"n00_3\.JPEG in .* is no picture in a format"),
+        (
+            lambda f: _put(f / "val/images/val_2.JPEG", (f / "val/images/val_2.JPEG").read_bytes()[:400]),
+            r"val/images/val_2\.JPEG in .* (can't be read|is no picture)",
+        ),
+        (
+            lambda f: digit(0, 0, size=(32, 64)).save(f / "train/n01/images/n01_0.JPEG"),
+            r"n01_0\.JPEG in .* is 32×64, not 64×64 pixels",
+        ),
+        (lambda f: [p.unlink() for p in (f / "train/n01/images").iterdir()], "has no training image of the class n01"),
+        (lambda f: (f / "train/n01").rename(f / "train/n77"), "has the class n77 in train, but not in wnids.txt"),
+        (lambda f: (f / "val/images/val_8.JPEG").unlink(), r"lists 1 images that are not there: \['val/images/val_8"),
+        (lambda f: (f / "val/val_annotations.txt").unlink(), r"has no val/val_annotations\.txt; is it the official"),
+        (lambda f: _put(f / "val/val_annotations.txt", ""), "lists no image"),
+        (lambda f: _put(f / "val/val_annotations.txt", "val_0.JPEG\tn99\n"), "line 1 of .* gives the class 'n99'"),
+        (lambda f: _put(f / "val/val_annotations.txt", "val_0.JPEG\n"), "line 1 of .* gives the class ''"),
+        (lambda f: _put(f / "val/val_annotations.txt", "../../x.JPEG\tn00\n"), "names a file elsewhere"),
+        (lambda f: _put(f / "wnids.txt", b"\xff\xfe"), "wnids.txt in .* is no text"),
+        (lambda f: _put(f / "wnids.txt", "n00\nn00\nn01\nn02"), "names no classes, or one twice"),
+        (lambda f: shutil.rmtree(f / "train"), "has no training image of the class n02"),
+        (lambda f: (f / "wnids.txt").unlink(), r"has no wnids\.txt; is it the official"),
+    ],
+)
+def test_damage_is_said_in_one_sentence(folder: Path, home: Path, damage, sentence: str):
+    damage(folder)
+    with pytest.raises(UserError, match=sentence) as caught:
+        _load(folder)
+    assert "\n" not in str(caught.value)
+    assert len(list(home.rglob("*.npy"))) in (0, 2), "a split is kept whole or not at all"
+
+
+def test_a_place_where_nothing_is(tmp_path: Path, home: Path):
+    with pytest.raises(UserError, match="there is no Tiny-ImageNet zip or folder at"):
+        _load(tmp_path / "nowhere")
