@@ -143,7 +143,7 @@ def _put(path: Path, content: bytes | str) -> None:
         ),
         (
             lambda f: digit(0, 0, size=(32, 64)).save(f / "train/n01/images/n01_0.JPEG"),
-            r"n01_0\.JPEG in .* is 32×64, not 64×64 pixels",
+            r"n01_0\.JPEG in .* is 32×64, not 64×64",
         ),
         (lambda f: [p.unlink() for p in (f / "train/n01/images").iterdir()], "has no training image of the class n01"),
         (lambda f: (f / "train/n01").rename(f / "train/n77"), "has the class n77 in train, but not in wnids.txt"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +60,7 @@ def _build(name: str, classes: int = 10, channels: int = 3, seed: int = 0) -> Ne
 
 
 @pytest.mark.parametrize("name", EXAM)
-@pytest.mark.parametrize(("classes", "channels", "side"), [(10, 1, 8), (100, 3, 32), (2, 4, 16)])
+@pytest.mark.parametrize(("classes", "channels", "side"), [(10, 1, 8), (100, 3, 32), (2, 4, 16), (200, 3, 64)])
 def test_shapes_and_gradients_reach_every_parameter(name: str, classes: int, channels: int, side: int):
     network = _build(name, classes, channels)
     logits = network(torch.rand(4, channels, side, side))
@@ -129,6 +132,32 @@ def test_mobilenet_costs_what_it_should_at_32_pixels():
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_parameter_counts_are_the_papers(name: str, count: int):
     assert sum(parameter.numel() for parameter in _build(name, 100).parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)]
+)
+def test_imagenets_networks_are_timms(name: str, count: int):
+    assert sum(parameter.numel() for parameter in _build(f"timm:{name}", 1000).parameters()) == count
+
+
+def test_a_torchvision_that_does_not_fit_is_one_sentence():
+    """In a process without the schemas that conftest.py declares; where torchvision does import, there is no error."""
+    script = """
+from checkpointkd.errors import UserError
+from checkpointkd.models import build_network
+try:
+    build_network("timm:resnet18", num_classes=10, in_channels=3, mean=[0.5] * 3, std=[0.5] * 3)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if not done.stdout:
+        pytest.skip("torchvision fits this PyTorch")
+    assert "'timm:resnet18' needs timm and a torchvision that fits this PyTorch" in done.stdout
+    assert "pip install 'checkpointkd[timm]'" in done.stdout
+    assert done.stdout.count("\n") == 1
 
 
 def test_normalisation_is_the_networks_first_step():

@@ -53,18 +53,20 @@ def decode_all(pictures: Pictures, count: int, *, size: tuple[int, int], task: s
     height, width = size
     pixels_NCHW = np.empty((count, 3, height, width), np.uint8)
 
-    def decode(number: int) -> None:
-        name = pictures.name(number)
-        picture = rgb(pictures.read(number), where=name)
-        require(
-            picture.size == (width, height), f"{name} is {picture.width}×{picture.height}, not {width}×{height} pixels"
-        )
-        pixels_NCHW[number] = np.asarray(picture).transpose(2, 0, 1)
+    def decode(numbers: range) -> int:
+        for number in numbers:
+            name = pictures.name(number)
+            picture = rgb(pictures.read(number), where=name)
+            require(
+                picture.size == (width, height), f"{name} is {picture.width}×{picture.height}, not {width}×{height}"
+            )
+            pixels_NCHW[number] = np.asarray(picture).transpose(2, 0, 1)
+        return numbers.stop
 
+    portions = [range(first, min(first + 250, count)) for first in range(0, count, 250)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets other threads run while it decodes
-        for done, _ in enumerate(pool.map(decode, range(count)), 1):
-            if done % 500 == 0 or done == count:
-                tell(task, done, count)
+        for done in pool.map(decode, portions):
+            tell(task, done, count)
     return torch.from_numpy(pixels_NCHW)
 
 
