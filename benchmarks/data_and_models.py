@@ -2,8 +2,8 @@
 
     python benchmarks/data_and_models.py --cifar100 PATH
 
-Writes benchmarks/results/data-and-models.json. `cold` is the first load with an empty cache folder, `warm` the median of
-five after it; both in this process, with the libraries imported.
+Writes benchmarks/results/data-and-models.json. `cold` is the first load with an empty cache folder, `warm` the median
+of five after it; both in this process, with the libraries imported.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import tempfile
 import time
 
 import torch
-from common import write_result
 from torch.utils.flop_counter import FlopCounterMode
 
 from checkpointkd.data import DataSettings, load_data
 from checkpointkd.models import build_network
+from common import write_result
 
 PARAMETERS = {  # at 100 classes, from the specification
     "wrn_40_2": 2_255_156,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from common import write_result
-
 import checkpointkd as ckd
+from common import write_result
 
 TEACHERS = {"none": None, "epoch 12": "@12", "half": "@half", "chosen": "@best", "full": "@full"}
 
