@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ for _name in ("nms", "qnms"):
 
 torch.set_num_threads(1)  # faster and steadier than two for networks this small
 
-SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10}
+SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10, "precision": "fp32"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests leave nothing in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHECKPOINTKD_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

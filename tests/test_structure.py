@@ -9,7 +9,7 @@ import checkpointkd
 
 LAYERS = [
     "errors", "settings", "recipes", "randomness", "files",
-    "data", "models", "losses", "trajectory", "loop", "teacher",
+    "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
     "information", "selection", "reports", "runs", "verbs", "studies",
     "progress", "texts", "cli",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Epochs, Images
+from .data import Batch, Epochs, Images
 from .errors import UserError, require
 from .randomness import derive_seed
 from .settings import Device, Precision, Recipe
@@ -120,24 +120,19 @@ def fit(
         sums = torch.zeros(3, device=device)  # of losses, of right answers, of examples
         first_bad_step = torch.full((), -1, device=device)
         learning_rate = recipe.learning_rate
-        for step, batch in enumerate(batches.epoch(state.epoch)):
-            progress = (state.epoch + step / steps) / recipe.epochs
-            learning_rate = recipe.learning_rate_at(state.epoch + step / steps)
+        for number, batch in enumerate(batches.epoch(state.epoch)):
+            progress = (state.epoch + number / steps) / recipe.epochs
+            learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss_B, logits_BK = state.objective(state.model, batch, progress)
-                loss = loss_B.mean()
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            state.optimizer.step()
+            loss, logits_BK = step(state, batch, precision=precision, progress=progress)
             with torch.no_grad():
                 right = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
                 count = len(batch.labels_B)
-                sums += torch.stack([loss.detach().float() * count, right.float(), loss.new_full((), count).float()])
-                first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), step, first_bad_step)
+                sums += torch.stack([loss.float() * count, right.float(), loss.new_full((), count).float()])
+                first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), number, first_bad_step)
             if on_step is not None:
-                on_step(step + 1, steps)
+                on_step(number + 1, steps)
         total_loss, total_right, examples = sums.tolist()
         bad = int(first_bad_step)
         if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
@@ -153,6 +148,17 @@ def fit(
         if logits_BK is not None:
             row["train_accuracy"] = total_right / examples
         yield {**row, "learning_rate": learning_rate, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def step(state: State, batch: Batch, *, precision: Precision, progress: float) -> tuple[Tensor, Tensor | None]:
+    """One step of training: forward, loss, backward, update. Gives the mean loss, and the logits if there are any."""
+    with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss_B, logits_BK = state.objective(state.model, batch, progress)
+        loss = loss_B.mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    return loss.detach(), logits_BK
 
 
 def _all_finite(model: nn.Module) -> bool:

@@ -36,11 +36,16 @@ def hashed_uniform(index_N: Tensor, below: int, *keys: int | str) -> Tensor:
     >>> torch.equal(hashed_uniform(torch.tensor([7, 2]), 162, "views", 0), whole[[7, 2]])
     True
     """
+    # 31 bits: the modulo's bias is below 10⁻⁷ for the few hundred views there are
+    return _shift(hashed_words(index_N, *keys), 33) % below
+
+
+def hashed_words(index_N: Tensor, *keys: int | str) -> Tensor:
+    """64 bits for each index, by hashing (keys, index)."""
     state = index_N.to(torch.int64) * _signed(0x9E3779B97F4A7C15) + derive_seed(*keys)
     state = (state ^ _shift(state, 30)) * _signed(0xBF58476D1CE4E5B9)
     state = (state ^ _shift(state, 27)) * _signed(0x94D049BB133111EB)
-    state = state ^ _shift(state, 31)
-    return _shift(state, 33) % below  # 31 bits: the modulo's bias is below 10⁻⁷ for the few hundred views there are
+    return state ^ _shift(state, 31)
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

@@ -18,6 +18,8 @@ from .losses import soften
 from .settings import Average
 from .trajectory import Address, resolve
 
+_FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
+
 
 class Teacher:
     """Frozen networks that answer with logits (T, B, K); always in evaluation mode, never trained.
@@ -38,10 +40,15 @@ class Teacher:
         self.classes: list[str] = first["classes"]
         self._networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
 
-    @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Each member's logits on the batch's images, (T, B, K)."""
-        return torch.stack([network(batch.images_BCHW) for network in self._networks])
+        return torch.stack([self.member_logits(member, batch) for member in range(len(self.members))]).float()
+
+    @torch.no_grad()
+    def member_logits(self, member: int, batch: Batch) -> Tensor:
+        """One member's logits, (B, K), in the 16 bits that tables keep: live answers and kept ones are alike."""
+        logits_BK = self._networks[member](batch.images_BCHW).float()
+        return logits_BK.clamp(*_FP16_RANGE).half()
 
     def predict(self, images: Images) -> Tensor:
         """Each member's logits on clean images, (T, N, K), float32 on the CPU."""
@@ -64,6 +71,12 @@ class Teacher:
             ],
             "ensemble": measure(ensemble, images.labels_N),
         }
+
+    def identities(self) -> list[dict[str, str]]:
+        """What a member's answers follow from, besides the images: weights (with normalisation) and network."""
+        return [
+            {"teacher": member.checkpoint.sha256, "model": member.checkpoint.run["model"]} for member in self.members
+        ]
 
     def manifest(self) -> list[dict]:
         """Who the teachers are, wherever they lie: epoch and content hash of each."""

@@ -22,6 +22,7 @@ from .settings import (
     Estimator,
     KDSettings,
     Precision,
+    PrecisionChoice,
     Progress,
     Protocol,
     Recipe,
@@ -32,7 +33,7 @@ from .settings import (
 if TYPE_CHECKING:
     import torch
 
-    from .data import Data
+    from .data import Data, Epochs
     from .information import Plane
     from .selection import Choice
     from .trajectory import Trajectory
@@ -56,7 +57,8 @@ def train(
     train_images: int | None = None,
     image_size: int | None = None,
     flip: bool | None = None,
-    precision: Precision = "fp32",
+    precision: PrecisionChoice = "auto",
+    compile: bool = False,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -97,7 +99,9 @@ def train(
     flip
         Whether mirror images are learned from too; by default yes, but not for digits.
     precision
-        fp32, or bf16 for 16 bits where they suffice; which is faster depends on the processor.
+        fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
+    compile
+        Compile the network first: it takes a minute or so, and whether it pays depends on the network and the machine.
     device
         Where to compute.
 
@@ -121,6 +125,7 @@ def train(
         save_every=save_every,
         seed=seed,
         precision=precision,
+        compile=compile,
         device=_device(device),
         progress=progress,
         objective=Supervised(),
@@ -147,8 +152,10 @@ def distill(
     seed: int = 0,
     protocol: Protocol | None = None,
     train_images: int | None = None,
-    precision: Precision = "fp32",
+    precision: PrecisionChoice = "auto",
+    compile: bool = False,
     weak_teacher: bool = False,
+    table_limit: float = 20.0,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -197,9 +204,14 @@ def distill(
     train_images
         Train on this many images only; by default as the first teacher.
     precision
-        fp32, or bf16 for 16 bits where they suffice; which is faster depends on the processor.
+        fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
+    compile
+        Compile the network first: it takes a minute or so, and whether it pays depends on the network and the machine.
     weak_teacher
         Take a teacher even if it knows no more than guessing does.
+    table_limit
+        How many gigabytes the tables of teachers' answers may take up in all; those not used for longest make room.
+        With 0 the teachers are asked at every step, which gives the same student more slowly.
     device
         Where to compute.
 
@@ -212,11 +224,13 @@ def distill(
     from .data import load_data
     from .losses import METHODS
     from .runs import carry_out
+    from .tables import taught
     from .teacher import Teacher, refuse_at_chance
     from .trajectory import resolve
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    require(table_limit >= 0, f"the table limit must be at least 0 gigabytes, not {table_limit}")
     require(len(teachers) > 0, "distilling needs --teachers; to train without one, use `checkpointkd train`")
     settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
     addresses = [resolve(address) for address in teachers]
@@ -239,6 +253,14 @@ def distill(
         )  # fmt: skip
     if len(addresses) > 1:
         log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
+
+    def teach(batches: Epochs, precision: Precision) -> Epochs:
+        if table_limit == 0:
+            return batches
+        tell = progress or (lambda task, done, total: None)
+        limit = int(table_limit * 1e9)
+        return taught(batches, loaded.train, teacher, precision=precision, limit=limit, tell=tell)
+
     if not weak_teacher:
         refuse_at_chance(measured, loaded.selection.labels_N)
     return carry_out(
@@ -250,9 +272,11 @@ def distill(
         save_every=save_every,
         seed=seed,
         precision=precision,
+        compile=compile,
         device=_device(device),
         progress=progress,
         objective=METHODS[method](teacher, settings),
+        teach=teach,
         more={"method": method, "kd": asdict(settings), "teachers": teacher.manifest()},
         notes={
             "teachers_measured": measured,

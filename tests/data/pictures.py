@@ -21,9 +21,9 @@ def digit(label: int, number: int, *, size: tuple[int, int] = (24, 20), mode: st
     return Image.merge("RGB", [grey, grey.point(lambda v: v // 2), grey.point(lambda v: 255 - v)])
 
 
-def encoded(picture: Image.Image, format: str) -> bytes:
+def encoded(picture: Image.Image, format: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format)
+    picture.save(buffer, format, **options)
     return buffer.getvalue()
 
 

@@ -62,6 +62,28 @@ def test_small_images_stay_in_memory_and_large_ones_are_streamed(tmp_path: Path)
     assert sorted(batch.index_B.tolist()) == smaller.train.index_N.tolist()
 
 
+def _table(path: Path, labels: list[int]) -> None:
+    """A parquet file as the Hub has it: pictures, and labels of two classes, -1 where there is none."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["zero", "one"])})
+    pictures = [digit(max(label, 0), number) for number, label in enumerate(labels)]
+    datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(path)
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
+    for split, labels in (("train", [0, 1] * 6), ("test", [-1] * 5), ("validation", [0, 1, 1])):
+        _table(tmp_path / f"{split}-00000.parquet", labels)
+    settings = DataSettings(data=f"hf:{tmp_path}", selection_fraction=0.25)
+    assert load_test(settings).labels_N.tolist() == [0, 1, 1]
+    (tmp_path / "validation-00000.parquet").unlink()
+    with pytest.raises(UserError, match=r"has no labelled split to test on"):
+        load_test(settings)
+    _table(tmp_path / "train-00000.parquet", [0, 1, -1] * 4)
+    with pytest.raises(UserError, match="4 labels are not among the 2 classes"):
+        load_data(settings)
+
+
 def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):
     def refused(path: object, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence) as caught:

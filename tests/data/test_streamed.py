@@ -45,6 +45,15 @@ def test_a_folder_under_both_protocols(folder: Path):
     assert torch.equal(test.take(torch.tensor([7, 2])).clean(), test.clean()[[7, 2]])
 
 
+def test_each_image_is_its_own_picture_with_its_own_label(folder: Path):
+    images = load_test(_settings(folder))
+    paths = [path for label in range(3) for path in sorted((folder / "val" / f"class-{label}").iterdir())]
+    for path, label, pixels_CHW in zip(paths, images.labels_N.tolist(), images.clean(), strict=True):
+        assert path.parent.name == f"class-{label}"
+        expected = np.array(cut_centre(Image.open(path).convert("RGB"), 16))
+        assert torch.equal(pixels_CHW, torch.from_numpy(expected).permute(2, 0, 1) / 255)
+
+
 def test_the_statistics_are_those_of_the_clean_images(folder: Path):
     images = load_test(_settings(folder))
     mean, std = images.channel_statistics()
@@ -102,6 +111,7 @@ def test_an_image_is_cut_alike_by_any_worker_in_any_batch(folder: Path, monkeypa
         assert torch.equal(labels[order], images.labels_N)
         seen[workers, batch_size] = (index if batch_size == 4 else None, pixels[order])
     first_index, first_pixels = seen[0, 4]
+    assert not torch.equal(first_index, images.index_N), "an epoch's order is drawn"
     for index, pixels in seen.values():
         assert index is None or torch.equal(index, first_index), "the order doesn't depend on the workers"
         assert torch.equal(pixels, first_pixels)

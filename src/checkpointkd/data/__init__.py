@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import require, unknown
 from ..settings import DataSettings, Progress
+from .cache import home
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .folders import folder, imagenet
@@ -42,6 +43,7 @@ __all__ = [
     "ResidentImages",
     "StreamedImages",
     "Views",
+    "home",
     "load_data",
     "load_test",
     "settings_of",

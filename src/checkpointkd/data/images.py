@@ -27,6 +27,7 @@ class Batch:
     labels_B: Tensor
     index_B: Tensor
     view_B: Tensor | None  # None where the augmentation has no finite views
+    teacher_TBK: Tensor | None = None  # what the teachers answer, where that is known already
 
 
 class Epochs(Protocol):
@@ -171,20 +172,30 @@ class ResidentBatches:
         return math.ceil(len(self._labels_N) / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        view_N = self.view_N(epoch)
+        for row_B in self.rows(epoch):
+            yield self.batch(row_B, view_N[row_B])
+
+    def rows(self, epoch: int) -> Sequence[Tensor]:
+        """The rows of the images in each of an epoch's batches."""
         order_N = order(len(self._labels_N), seed=self.seed, epoch=epoch).to(self.device)
+        return order_N.split(self.batch_size)
+
+    def view_N(self, epoch: int) -> Tensor:
+        """The view in which an epoch shows each image."""
         if self.augment:
-            view_N = self.views.draw(self._index_N, seed=self.seed, epoch=epoch)
-        else:
-            view_N = torch.full_like(self._index_N, self.views.clean)
-        for row_B in order_N.split(self.batch_size):
-            view_B = view_N[row_B]
-            pixels_BCHW = self.views.cut(self._padded_NHWC, row_B, view_B)
-            yield Batch(
-                images_BCHW=pixels_BCHW.float().div_(self._white),
-                labels_B=self._labels_N[row_B],
-                index_B=self._index_N[row_B],
-                view_B=view_B,
-            )
+            return self.views.draw(self._index_N, seed=self.seed, epoch=epoch)
+        return torch.full_like(self._index_N, self.views.clean)
+
+    def batch(self, row_B: Tensor, view_B: Tensor) -> Batch:
+        """These rows in these views."""
+        pixels_BCHW = self.views.cut(self._padded_NHWC, row_B, view_B)
+        return Batch(
+            images_BCHW=pixels_BCHW.float().div_(self._white),
+            labels_B=self._labels_N[row_B],
+            index_B=self._index_N[row_B],
+            view_B=view_B,
+        )
 
 
 def order(count: int, *, seed: int, epoch: int) -> Tensor:

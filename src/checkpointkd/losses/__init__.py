@@ -41,7 +41,8 @@ class KD(nn.Module):
 
     def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
-        return kd(logits_BK, self.teacher.logits(batch), batch.labels_B, self.settings), logits_BK
+        teacher_TBK = self.teacher.logits(batch) if batch.teacher_TBK is None else batch.teacher_TBK
+        return kd(logits_BK, teacher_TBK, batch.labels_B, self.settings), logits_BK
 
 
 METHODS: dict[str, type[KD]] = {"kd": KD}

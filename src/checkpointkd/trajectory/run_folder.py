@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError, require
-from ..settings import differences
+from ..settings import Precision, differences
 
 CHECKPOINT = re.compile(r"epoch-(\d+)\.safetensors")
 
@@ -37,6 +37,12 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         return (self.path / "result.json").exists()
+
+    def precision(self) -> Precision | None:
+        """The precision of the run that is here, if one is."""
+        path = self.path / "run.json"
+        there = files.read_json(path) if path.exists() else None
+        return there.get("precision") if isinstance(there, dict) else None
 
     def open(self, run: dict[str, Any], *, notes: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Begin the run here, or find it here: None when it is new or had no whole epoch, else its stored state.
