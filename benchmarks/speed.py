@@ -201,7 +201,7 @@ def common_practice(bench: Bench, name: str, teachers: int) -> Job:
             return len(pictures)
 
         def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-            return transform(pictures[row]), labels[row]
+            return transform(pictures[row]), labels[row]  # type: ignore[return-value]
 
     loader = DataLoader(Pictures(), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     student = build_network(name, num_classes=100, in_channels=3, mean=[0] * 3, std=[1] * 3).to(bench.device).train()
@@ -265,7 +265,7 @@ def compiling(bench: Bench, precisions: dict[str, Precision]) -> None:
         wait()
         first = time.perf_counter() - began
         steps = range(len(bench.batches()))
-        precision = precisions[name]
+        precision: Precision = precisions[name]
         times = in_turn(
             {
                 "eager": bench.bare(name, precision),
@@ -332,16 +332,16 @@ def floors(bench: Bench, precisions: dict[str, Precision]) -> dict[str, Any]:
     rates: of a large matrix product, and of copying a large tensor."""
     rates: dict[str, float] = {}
     size = 2048 if bench.device.type == "cpu" else 8192
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         matrix = torch.randn(size, size, device=bench.device, dtype=dtype)
         seconds = in_turn({"product": lambda: matrix @ matrix}, rounds=5)["product"]  # noqa: B023
-        rates[f"{precision}_flop_per_s"] = 2 * size**3 / seconds
+        rates[f"{kind}_flop_per_s"] = 2 * size**3 / seconds
     source = torch.zeros(1 << 28, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     rates["bytes_per_s"] = 2 * source.nbytes / in_turn({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
     found: dict[str, Any] = {"rates": {name: f"{rate:.3g}" for name, rate in rates.items()}}
     for name in (*STUDENTS, "wrn_40_2"):
-        precision = precisions.get(name, "bf16")
+        precision = precisions[name]
         state = start(bench.network(name), Supervised(), RECIPE, device=bench.device)
         batch: Batch = next(iter(bench.batches().epoch(0)))
         with FlopCounterMode(display=False) as counter:
