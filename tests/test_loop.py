@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import checkpointkd as ckd
+from checkpointkd import loop as loop_module
 from checkpointkd.data import DataSettings, Epochs, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.loop import State, fit, measure, predict, start
@@ -194,14 +195,16 @@ def test_schedules_are_functions_of_progress(schedule):
     assert rates == pytest.approx(expected, abs=2e-4)
 
 
-def test_prediction_is_in_evaluation_mode_and_measured_by_hand():
+def test_prediction_is_in_evaluation_mode_and_measured_by_hand(monkeypatch):
     data = load_data(DataSettings(data="digits", train_images=60))
     network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37]).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    logits = predict(network, data.selection, batch_size=7)
+    monkeypatch.setattr(loop_module, "portion", lambda images: 7)
+    logits = predict(network, data.selection)
+    monkeypatch.undo()
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    torch.testing.assert_close(predict(network, data.selection, batch_size=300), logits)
+    torch.testing.assert_close(predict(network, data.selection), logits)
     right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, data.selection.labels_N, strict=True))
     measured = measure(logits, data.selection.labels_N)
     assert measured["accuracy"] == pytest.approx(right / 300)

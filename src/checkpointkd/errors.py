@@ -37,5 +37,8 @@ def require(condition: bool, sentence: str) -> None:
 
 def existing(path: Path, what: str) -> Path:
     """The path itself, or the error that says that there is no such file or folder."""
-    require(path.exists(), f"there is no {what} at {path}")
+    try:
+        require(path.exists(), f"there is no {what} at {path}")
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise UserError(f"the {what} at {path} can't be looked at: {error.strerror}") from None
     return path

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, Epochs, Images
+from .data import Batch, Epochs, Images, portion
 from .errors import UserError, require
 from .randomness import derive_seed
 from .settings import Device, Precision, Recipe
@@ -166,13 +166,13 @@ def _all_finite(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Images, *, batch_size: int = 500) -> Tensor:
+def predict(network: nn.Module, images: Images) -> Tensor:
     """The network's logits (N, K) on clean images, in evaluation mode, float32 on the CPU; its mode is put back."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     logits = [
-        network(chunk.to(device, memory_format=torch.channels_last)).float() for chunk in images.chunks(batch_size)
+        network(chunk.to(device, memory_format=torch.channels_last)).float() for chunk in images.chunks(portion(images))
     ]
     network.train(was_training)
     return torch.cat(logits).cpu()

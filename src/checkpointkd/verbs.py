@@ -152,6 +152,7 @@ def distill(
     seed: int = 0,
     protocol: Protocol | None = None,
     train_images: int | None = None,
+    image_size: int | None = None,
     precision: PrecisionChoice = "auto",
     compile: bool = False,
     weak_teacher: bool = False,
@@ -203,6 +204,8 @@ def distill(
         holdout or paper, see train; by default the first teacher's.
     train_images
         Train on this many images only; by default as the first teacher.
+    image_size
+        The side, in pixels, to which images from folders are cut; by default as the first teacher.
     precision
         fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
     compile
@@ -235,7 +238,7 @@ def distill(
     settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
     addresses = [resolve(address) for address in teachers]
     taught_on = addresses[0].checkpoint.run["data"]
-    loaded = load_data(_data_like(taught_on, data, protocol, train_images), progress=progress)
+    loaded = load_data(_data_like(taught_on, data, protocol, train_images, image_size), progress=progress)
     where = _device(device)
     teacher = Teacher(addresses, device=where)
     require(
@@ -338,7 +341,7 @@ def score(
     one_of("estimator", estimator, Estimator)
     settings = DecoderSettings(images=decoder_images, steps=decoder_steps, seeds=decoder_seeds)
     trajectory = open_trajectory(run)
-    loaded = load_data(_data_like(trajectory.run["data"], data, None, None), progress=progress)
+    loaded = load_data(_data_like(trajectory.run["data"], data), progress=progress)
     _same_classes(trajectory, loaded)
     with locked(trajectory.path):
         return score_trajectory(
@@ -436,7 +439,7 @@ def evaluate(
     one_of("split", split, SplitName)
     one_of("average", average, Average)
     found = [resolve(address) for address in addresses]
-    settings = _data_like(found[0].checkpoint.run["data"], data, None, None)
+    settings = _data_like(found[0].checkpoint.run["data"], data)
     loaded = load_data(settings, progress=progress)
     teacher = Teacher(found, device=_device(device))
     require(
@@ -536,7 +539,11 @@ def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate
 
 
 def _data_like(
-    identity: dict[str, Any], data: str | None, protocol: Protocol | None, train_images: int | None
+    identity: dict[str, Any],
+    data: str | None,
+    protocol: Protocol | None = None,
+    train_images: int | None = None,
+    image_size: int | None = None,
 ) -> DataSettings:
     """The data settings that a run was made with, with what the user says in their place."""
     from .data import settings_of
@@ -545,9 +552,13 @@ def _data_like(
     if protocol is not None and protocol != settings.protocol:
         settings = replace(settings, protocol=protocol, selection_fraction=None)
     if data is not None:
-        same = data.partition(":")[0] == identity["data"]
-        settings = replace(settings, data=data, selection_fraction=settings.selection_fraction if same else None)
-    return settings if train_images is None else replace(settings, train_images=train_images)
+        settings = replace(settings, data=data)
+        kind = data.partition(":")[0]
+        if kind != identity["data"]:  # another data set has its own ways; pictures are cut to what the network knows
+            side = identity["shape"][1] if kind in ("folder", "imagenet") else None
+            settings = replace(settings, selection_fraction=None, flip=None, image_size=side)
+    changes = {"train_images": train_images, "image_size": image_size}
+    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _say_if_seen(address: Any, data: Data) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from checkpointkd.data import DataSettings, load_data, load_test
+from checkpointkd.data import DataSet, DataSettings, load_data, load_test
 from checkpointkd.data import cifar as module
 from checkpointkd.data.pickles import read_pickle
 from checkpointkd.errors import UserError
@@ -55,7 +57,6 @@ def test_the_real_data_set(home: Path):
 @needs_cifar
 def test_pixels_are_those_of_the_file():
     import pyarrow.parquet as parquet
-    from PIL import Image
 
     file = REAL / "test-00000-of-00001.parquet"
     rows = parquet.read_table(file).slice(123, 2).to_pylist()
@@ -130,7 +131,7 @@ def test_an_archive_that_is_not_the_official_one_is_refused(damage: str, tmp_pat
 
 def test_labels_out_of_range_are_counted(tmp_path: Path, monkeypatch):
     folder = _archive(tmp_path / "given", monkeypatch, labels=[0, 1, 7, -1] * 10)
-    with pytest.raises(UserError, match="20 labels are not among the 2 classes"):
+    with pytest.raises(UserError, match=r"20 labels in .* are not among the 2 classes, numbered from 0"):
         load_data(DataSettings(data=f"cifar100:{folder / 'cifar-100-python'}"))
 
 
@@ -177,9 +178,89 @@ def test_parquet_that_is_not_what_it_should_be(tmp_path: Path):
     (tmp_path / "train-00000.parquet").write_bytes((tmp_path / "train-00000.parquet").read_bytes()[:-20])
     with pytest.raises(UserError, match=r"train-00000\.parquet is no whole parquet file"):
         load_data(DataSettings(data=f"cifar100:{tmp_path}"))
-    (tmp_path / "test-00000.parquet").unlink()
-    with pytest.raises(UserError, match="has no parquet file of the test images"):
+    (tmp_path / "train-00000.parquet").unlink()
+    with pytest.raises(UserError, match="has no parquet file of the train images"):
         load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+
+
+def _png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ({"img": [_png()] * 4}, "the column img of .* must hold encoded pictures in a field `bytes`, not binary"),
+        ({"img": [{"bytes": "text"}] * 4}, "must hold encoded pictures in a field `bytes`, not struct<bytes: string>"),
+        ({"img": [{"path": "a"}] * 4}, "must hold encoded pictures in a field `bytes`, not struct<path: string>"),
+        ({"img": [{"bytes": _png()}, None, {"bytes": None}, {"bytes": b""}]}, "image 1 of .* is empty"),
+        ({"fine_label": [0.0, 1.0, 0.0, 1.0]}, "the column fine_label of .* must hold whole numbers, not double"),
+        ({"fine_label": ["a", "b", "a", "b"]}, "must hold whole numbers, not string"),
+        ({"fine_label": [[0], [1], [0], [1]]}, "must hold whole numbers, not list"),
+        ({"fine_label": [True, False, True, False]}, "must hold whole numbers, not bool"),
+        ({"fine_label": [0, 1, None, 0]}, "has images without a label"),
+        ({"fine_label": np.array([0, 1, 2**63 + 1, 0], np.uint64)}, "test-00000.parquet can't be read: "),
+        ({"fine_label": [0, 1, 2, 0]}, "1 labels in .* are not among the 2 classes"),
+        ({"img": [], "fine_label": []}, "has no rows|must hold"),
+        ({"names": ["one", "zero"]}, r"test-00000.parquet names other classes than .*train-00000.parquet"),
+        ({"names": "zero"}, "does not name its classes"),
+    ],
+)
+def test_what_is_wrong_with_the_test_file_is_said(tmp_path: Path, damage: dict, sentence: str):
+    """The same checks for both files; what can be seen without a look at the images, before any training."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    fine = {"img": [{"bytes": _png()}] * 4, "fine_label": [0, 1, 0, 1], "names": ["zero", "one"]}
+    for split, columns in (("train", fine), ("test", {**fine, **damage})):
+        names = {"info": {"features": {"fine_label": {"names": columns["names"]}}}}
+        table = pyarrow.table({"img": columns["img"], "fine_label": columns["fine_label"]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+        parquet.write_table(table, tmp_path / f"{split}-00000.parquet")
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_test(DataSettings(data=f"cifar100:{tmp_path}"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names", [["zero", "zero"], ["zero"], ["zero", ""], ["zero", 1], ["zero", "o\nne"], ["zero", "\udcff"]]
+)
+def test_classes_that_are_none(names: list, tmp_path: Path):
+    with pytest.raises(UserError, match="class"):
+        DataSet(tuple(names), train=lambda: None, test=lambda: None, recipe="")  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "labels.npy", "sha256"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "altered", "another", "gone"])
+def test_decoded_images_that_were_damaged_are_decoded_anew(
+    name: str, damage: str, tmp_path: Path, monkeypatch, home: Path
+):
+    folder = _archive(tmp_path / "given", monkeypatch)
+    settings = DataSettings(data=f"cifar100:{folder}")
+    whole = load_data(settings).identity
+    for path in home.rglob(name):
+        content = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        else:
+            altered = content[:-1] + bytes([content[-1] ^ 1])
+            path.write_bytes(
+                {"cut": content[:-3], "emptied": b"", "altered": altered, "another": b"hello " * 30}[damage]
+            )
+    assert load_data(settings).identity == whole
+    assert all((path.parent / "sha256").exists() for path in home.rglob("pixels.npy")), "and kept again"
+
+
+def test_decoded_images_that_can_not_be_kept_are_used_all_the_same(tmp_path: Path, monkeypatch, home: Path, caplog):
+    folder = _archive(tmp_path / "given", monkeypatch)
+    settings = DataSettings(data=f"cifar100:{folder / 'cifar-100-python'}")
+    home.write_text("a file where the folder should be")
+    data = load_data(settings)
+    assert "the decoded images are not kept for the next time" in caplog.text
+    home.unlink()
+    assert load_data(settings).identity == data.identity
 
 
 def test_data_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path):

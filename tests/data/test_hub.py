@@ -76,12 +76,21 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
         _table(tmp_path / f"{split}-00000.parquet", labels)
     settings = DataSettings(data=f"hf:{tmp_path}", selection_fraction=0.25)
     assert load_test(settings).labels_N.tolist() == [0, 1, 1]
+    _table(tmp_path / "train-00000.parquet", [0, 1, -1] * 4)
+    with pytest.raises(UserError, match=r"4 labels in hf:.*, split train, are not among the 2 classes"):
+        load_data(settings)
     (tmp_path / "validation-00000.parquet").unlink()
     with pytest.raises(UserError, match=r"has no labelled split to test on"):
-        load_test(settings)
-    _table(tmp_path / "train-00000.parquet", [0, 1, -1] * 4)
-    with pytest.raises(UserError, match="4 labels are not among the 2 classes"):
         load_data(settings)
+
+
+def test_pictures_that_changed_beside_the_librarys_files_are_seen(tmp_path: Path):
+    place = _squares(tmp_path / "squares", 20)
+    settings = DataSettings(data=f"hf:{place}", protocol="paper")
+    before = load_data(settings).identity["sha256"]
+    target = place / "train" / "class-0" / "3.png"
+    digit(9, 0, size=(20, 20)).save(target)
+    assert load_data(settings).identity["sha256"] != before
 
 
 def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):
@@ -95,7 +104,7 @@ def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):
     refused("nobody/nothing", "hf:nobody/nothing can't be loaded: ")
     mixed = tmp_path / "mixed"
     folder_of_digits(mixed)
-    refused(mixed, r"image \d+ of hf:.*, split train, is \d+×\d+, not \d+×\d+")
+    refused(mixed, r"image \d+ in train of hf:.* is \d+×\d+, not \d+×\d+; --image-size N brings")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.csv").write_text("a,label\n1,2\n")
     refused(tmp_path / "text", r"must have one column of images and one of class labels \(its columns: a: Value")

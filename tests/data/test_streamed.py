@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +15,14 @@ import torch
 from PIL import Image
 
 import checkpointkd as ckd
+from checkpointkd import verbs
 from checkpointkd.data import DataSettings, StreamedImages, load_data, load_test
+from checkpointkd.data.pictures import rgb
 from checkpointkd.data.streamed import cut_centre, cut_part, part
 from checkpointkd.errors import UserError
 from checkpointkd.randomness import generator
 
-from .pictures import digit, folder_of_digits
+from .pictures import digit, encoded, folder_of_digits
 
 
 @pytest.fixture
@@ -207,7 +213,7 @@ def test_a_picture_that_can_not_be_read_is_named(folder: Path, monkeypatch, work
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_picture_that_may_not_be_read_is_named(folder: Path):
     (folder / "train" / "class-1" / "000.jpg").chmod(0)
-    _refused(folder, r"class-1/000\.jpg could not be read: Permission denied")
+    _refused(folder, r"class-1/000\.jpg can't be read: Permission denied")
 
 
 def test_folders_that_are_no_data_set(folder: Path, tmp_path: Path):
@@ -227,6 +233,112 @@ def test_folders_that_are_no_data_set(folder: Path, tmp_path: Path):
     _refused(folder, r"the class folder .*train/class-2 has no picture in it")
     (folder / "train" / "class-2" / "notes.txt").write_text("not a picture")
     _refused(folder, r"the class folder .*train/class-2 has no picture in it")
+
+
+def test_what_is_wrong_with_the_test_folder_is_said_before_any_training(folder: Path):
+    (folder / "val" / "class-1" / "012.webp").write_bytes(b"")
+    _refused(folder, r"the picture .*val/class-1/012\.webp is empty")
+    for picture in (folder / "val" / "class-1").iterdir():
+        picture.unlink()
+    _refused(folder, r"the class folder .*val/class-1 has no picture in it")
+
+
+def test_paths_as_people_write_them(folder: Path, tmp_path: Path, monkeypatch):
+    expected = load_data(_settings(folder)).train.clean()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    odd = folder.rename(tmp_path / "my photos: größer, 50 %")
+    for path in (odd.name, f"~/{odd.name}", f"./{odd.name}", odd):
+        assert torch.equal(load_data(_settings(path)).train.clean(), expected)  # type: ignore[arg-type]
+    for path in ("a" * 300, "new\nline", "\udcff"):
+        with pytest.raises(UserError) as caught:
+            load_data(_settings(path))  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        str(caught.value).encode()
+
+
+def test_links_are_followed_and_circles_left(folder: Path):
+    count = len(load_data(_settings(folder, protocol="paper", selection_fraction=None)).train)
+    inside = folder / "train" / "class-0" / "more"
+    (folder / "train" / "class-0").rename(folder / "elsewhere")
+    (folder / "train" / "class-0").mkdir()
+    inside.symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "back").symlink_to(folder / "train" / "class-0")
+    (folder / "train" / "loop").symlink_to(folder / "train" / "loop")
+    assert len(load_data(_settings(folder, protocol="paper", selection_fraction=None)).train) == count
+
+
+def test_memory_stays_bounded_whatever_the_pictures(folder: Path, tmp_path: Path):
+    """A thread of a picture, and large squares: each in a process that may not have more than some gigabytes."""
+    Image.new("RGB", (65_000, 1)).save(folder / "val" / "class-0" / "thread.png")
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+import checkpointkd as ckd
+ckd.train("wrn_10_1", data="folder:{folder}", image_size=512, epochs=1, batch_size=2, train_images=6,
+          protocol="paper", precision="fp32", out="{tmp_path / "run"}")
+"""
+    environment = {**os.environ, "CHECKPOINTKD_WORKERS": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "CMYK", "LA", "RGBA", "1", "P"])
+def test_pictures_of_every_mode_look_alike(mode: str):
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
+    picture = Image.fromarray(ramp)
+    if mode in ("I;16", "I"):
+        content = encoded(Image.fromarray(ramp.astype(np.uint16) << 8), "PNG" if mode == "I;16" else "TIFF")
+    elif mode == "P":
+        picture = picture.convert("P")
+        picture.info["transparency"] = bytes(range(256))
+        content = encoded(picture, "PNG")
+    elif mode == "F":
+        content = encoded(Image.fromarray(ramp.astype(np.float32) / 255), "TIFF")
+        with pytest.raises(UserError, match=r"x can't be read \(its pixels are fractions"):
+            rgb(content, where="x")
+        return
+    else:
+        picture = Image.merge("RGB", [picture] * 3).convert(mode) if mode == "CMYK" else picture.convert(mode)
+        content = encoded(picture, "TIFF")
+    found = np.asarray(rgb(content, where="x")).astype(int)
+    assert found.shape == (64, 64, 3)
+    assert abs(found.mean() - ramp.mean()) < 2
+    if mode != "1":
+        assert np.abs(found - ramp[:, :, None]).max() < 8
+
+
+def test_a_teacher_of_other_data_teaches_at_its_own_size(folder: Path, tmp_path: Path):
+    teacher = ckd.train(
+        "wrn_10_1", data=f"folder:{folder}", image_size=24, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
+    )
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    identity = teacher.run["data"]
+    assert verbs._data_like({**identity, "data": "cifar100", "shape": [3, 32, 32]}, f"folder:{copied}").image_size == 32
+    assert verbs._data_like(identity, f"folder:{copied}").image_size == 24
+    assert verbs._data_like(identity, "digits").image_size is None
+    assert verbs._data_like(identity, None, None, None, 48).image_size == 48
+
+
+def test_a_killed_run_on_streamed_pictures_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path):
+    command = [
+        sys.executable, "-m", "checkpointkd.cli", "train", "wrn_10_1", "--data", f"folder:{folder}", "--image-size",
+        "16", "--epochs", "12", "--save-every", "4", "--batch-size", "6", "--precision", "fp32", "--out",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINTKD_WORKERS": "2"}
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    killed = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "killed" / "state.bin").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    environment["CHECKPOINTKD_WORKERS"] = "0"
+    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
+    whole, resumed = (ckd.open_trajectory(tmp_path / name) for name in ("whole", "killed"))
+    assert [c.sha256 for c in whole.values()] == [c.sha256 for c in resumed.values()]
 
 
 def test_imagenet_is_a_folder_of_a_thousand_classes(tmp_path: Path, monkeypatch):
@@ -254,5 +366,5 @@ def test_an_image_size_is_for_pictures_that_are_streamed():
 
 def test_the_number_of_workers_is_checked(folder: Path, monkeypatch):
     monkeypatch.setenv("CHECKPOINTKD_WORKERS", "many")
-    with pytest.raises(UserError, match="CHECKPOINTKD_WORKERS must be a whole number of processes, not 'many'"):
+    with pytest.raises(UserError, match="CHECKPOINTKD_WORKERS must be a number of processes from 0 to 999, not 'many'"):
         list(load_data(_settings(folder)).train.chunks(2))

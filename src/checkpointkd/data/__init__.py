@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from .cifar import cifar10, cifar100
 from .digits import digits
 from .folders import folder, imagenet
 from .hub import hub
-from .images import Batch, Epochs, Images, ResidentBatches, ResidentImages
+from .images import Batch, Epochs, Images, ResidentBatches, ResidentImages, portion
 from .sets import Data, DataSet
 from .splits import stratified, without
 from .streamed import StreamedImages
@@ -46,6 +47,7 @@ __all__ = [
     "home",
     "load_data",
     "load_test",
+    "portion",
     "settings_of",
     "stratified",
 ]
@@ -76,10 +78,13 @@ def load_data(settings: DataSettings, *, progress: Progress | None = None) -> Da
         f"the images of {settings.data} have {official.shape[1]}×{official.shape[2]} pixels and stay so; only pictures "
         "that are streamed (imagenet, folder:PATH, larger ones of hf:NAME) are cut to --image-size",
     )
-    name, _, path = settings.data.partition(":")
+    name, path = _parts(settings.data)
     identity = {
         **asdict(settings),
         "data": name,
+        "image_size": official.shape[1] if isinstance(official, StreamedImages) else None,
+        "flip": official.flip,
+        "shape": list(official.shape),
         "source": (str(Path(path).resolve()) if Path(path).exists() else path) if path else None,
         "selection_fraction": fraction,
         "sha256": official.sha256(),
@@ -102,7 +107,13 @@ def settings_of(identity: dict) -> DataSettings:
 
 
 def _open(settings: DataSettings, progress: Progress | None) -> DataSet:
-    name, _, path = settings.data.partition(":")
+    name, path = _parts(settings.data)
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
+    require(path.isprintable(), f"the path {path!r} can't be written in UTF-8 on one line")
     return DATASETS[name](path or None, settings, progress or (lambda task, done, total: None))
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    name, _, path = spec.partition(":")
+    return name, os.path.expanduser(path)

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -32,39 +32,82 @@ def home() -> Path:
 def decoded_once(key: str, decode: Callable[[], Decoded]) -> Decoded:
     """What `decode` gives, kept under a key that names the sources' content; the arrays are mapped from disk.
 
-    A folder that can't be written to costs time on the next call, nothing else.
+    What is damaged is decoded anew. A folder that can't be written to costs time on the next call, nothing else.
     """
     folder = home() / "decoded" / key
-    kept = [folder / "pixels.npy", folder / "labels.npy"]
-    if not all(path.exists() for path in kept):
-        made = decode()
-        try:
-            for path, tensor in zip(kept, made, strict=True):
-                with files.whole(path) as file:
-                    np.save(file, tensor.contiguous().numpy())
-        except UserError as error:
-            log.warning("decoded images are not kept for the next time: %s", error)
-            return made
-    # Copy on write: torch wants writable memory, and what is on disk must stay as it is.
-    pixels, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in kept)
+    try:
+        kept = _kept(folder) if folder.exists() else None
+    except OSError as error:
+        log.warning("the decoded images in %s can't be read (%s)", folder, error.strerror)
+        kept = None
+    if kept is not None:
+        return kept
+    made = decode()
+    try:
+        with files.locked(folder):  # whoever else decodes the same goes on with what it has
+            files.remove_leftovers(folder)
+            (folder / DIGEST).unlink(missing_ok=True)
+            for name, tensor in zip(ARRAYS, made, strict=True):
+                with files.whole(folder / name) as file:
+                    _write_npy(file, tensor.contiguous().numpy())
+            files.write_whole(folder / DIGEST, _digest(made).encode())
+        return _kept(folder) or made
+    except (UserError, OSError) as error:
+        log.warning("the decoded images are not kept for the next time: %s", error)
+        return made
+
+
+ARRAYS, DIGEST = ("pixels.npy", "labels.npy"), "sha256"
+
+
+def _kept(folder: Path) -> Decoded | None:
+    """The arrays, or None where they are not whole, not there, or not what was written."""
+    try:
+        expected = (folder / DIGEST).read_text()
+        # Copy on write: torch wants writable memory, and what is on disk must stay as it is.
+        pixels, labels = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in ARRAYS)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError, TypeError, OSError):
+        expected, pixels, labels = "", torch.empty(0), torch.empty(0)
+    if _digest((pixels, labels)) != expected:
+        log.warning("the decoded images in %s are damaged; decoding anew", folder)
+        return None
     return pixels, labels
+
+
+def _digest(decoded: Decoded) -> str:
+    digest = hashlib.sha256()
+    for tensor in decoded:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _write_npy(file: IO[bytes], array: np.ndarray) -> None:
+    """As np.save, but through `write`, which says so when the disk is full."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.data)
 
 
 def content_key(sources: Sequence[Path], *, version: str) -> str:
     """A key of what is in these files; `version` names the way of decoding them."""
-    digest = hashlib.sha256(version.encode())
-    for source in sources:
-        with open(source, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(" ".join([version, *(_hash(path, "sha256") for path in sources)]).encode()).hexdigest()[:32]
 
 
 def official(path: Path, md5: str, *, what: str) -> Path:
     """The path itself, or UserError when the file is not the one that was published."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    found = _hash(path, "md5")
     require(found == md5, f"{path} is not the official {what}: md5 expected {md5}, found {found}")
     return path
+
+
+def _hash(path: Path, kind: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
 
 
 def download(name: str, url: str, md5: str, *, tell: Progress) -> Path:

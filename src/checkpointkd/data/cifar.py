@@ -95,7 +95,7 @@ def _cifar(name: str, archive: Archive, path: str | None, settings: DataSettings
     views = Views(pad=4, flip=settings.flip is not False)
 
     def images(decode: Callable[[], Decoded]) -> ResidentImages:
-        return resident(*decode(), classes=classes, views=views)
+        return resident(*decode(), what=str(place), classes=classes, views=views)
 
     return DataSet(classes=classes, train=lambda: images(train), test=lambda: images(test), recipe="cifar100")
 
@@ -103,43 +103,33 @@ def _cifar(name: str, archive: Archive, path: str | None, settings: DataSettings
 _Parts = tuple[tuple[str, ...], Callable[[], Decoded], Callable[[], Decoded]]  # classes, training and test images
 
 
-def _from_parquet(place: Path, files: list[Path], archive: Archive, tell: Progress) -> _Parts:
+def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: Progress) -> _Parts:
     needs_pillow(str(place))
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise UserError(f"reading {place} needs pyarrow; pip install 'checkpointkd[data]'") from None
-    splits = {split: [file for file in files if file.name.startswith(split)] for split in ("train", "test")}
-    for split, found in splits.items():
-        require(bool(found), f"{place} has no parquet file of the {split} images ({split}-*.parquet)")
-    try:
-        schema = parquet.read_schema(splits["train"][0])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{splits['train'][0]} is no whole parquet file: {str(error).splitlines()[0]}") from None
-    image = next((column for column in ("img", "image") if column in schema.names), None)
-    label = next((column for column in archive.columns if column in schema.names), None)
-    if image is None or label is None:
-        raise UserError(
-            f"{splits['train'][0]} has no column img or no column {' or '.join(archive.columns)} (its columns: "
-            f"{', '.join(schema.names)})"
-        )
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        classes = tuple(features[label]["names"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{splits['train'][0]} does not name its classes (no `huggingface` entry in its schema)"
-        ) from None
+    splits = {split: [file for file in found if file.name.startswith(split)] for split in ("train", "test")}
+    named: dict[Path, tuple[str, ...]] = {}
+    image = label = ""
+    for split, parts in splits.items():
+        require(bool(parts), f"{place} has no parquet file of the {split} images ({split}-*.parquet)")
+        for file in parts:  # of the test images, too, what they are called: mistakes are said before any training
+            image, label, named[file] = _columns(file, archive)
+            require(named[file] == named[splits["train"][0]], f"{file} names other classes than {splits['train'][0]}")
+    classes = named[splits["train"][0]]
 
     def decode(split: str) -> Decoded:
         contents, counts, labels = [], {}, []
         for file in splits[split]:
             try:
                 table = parquet.read_table(file, columns=[image, label])
+                labels_of_file = table[label].cast(pyarrow.int64())
             except (OSError, ValueError) as error:
-                raise UserError(f"{file} is no whole parquet file: {str(error).splitlines()[0]}") from None
-            require(table[label].null_count == 0, f"{file} has images without a label")
-            labels += table[label].to_pylist()
+                raise UserError(f"{file} can't be read: {str(error).splitlines()[0]}") from None
+            require(labels_of_file.null_count == 0, f"{file} has images without a label")
+            labels += labels_of_file.to_pylist()
             contents += [(entry or {}).get("bytes") or b"" for entry in table[image].to_pylist()]
             counts[file] = len(table)
         pictures = InTables(contents, counts)
@@ -147,9 +137,42 @@ def _from_parquet(place: Path, files: list[Path], archive: Archive, tell: Progre
         return pixels_NCHW, torch.tensor(labels)
 
     def once(split: str) -> Decoded:
-        return decoded_once(content_key(splits[split], version="parquet 1"), lambda: decode(split))
+        return decoded_once(content_key(splits[split], version=f"parquet 2 {image} {label}"), lambda: decode(split))
 
     return classes, lambda: once("train"), lambda: once("test")
+
+
+def _columns(file: Path, archive: Archive) -> tuple[str, str, tuple[str, ...]]:
+    """The columns of images and of labels in a parquet file, and the names of its classes."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        described = parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no whole parquet file: {str(error).splitlines()[0]}") from None
+    schema = described.schema_arrow
+    require(described.metadata.num_rows > 0, f"{file} has no rows")
+    image = next((column for column in ("img", "image") if column in schema.names), None)
+    label = next((column for column in archive.columns if column in schema.names), None)
+    if image is None or label is None:
+        raise UserError(
+            f"{file} has no column img or no column {' or '.join(archive.columns)} (its columns: "
+            f"{', '.join(schema.names)})"
+        )
+    kind = schema.field(image).type
+    encoded = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    encoded = encoded and kind.field("bytes").type in (pyarrow.binary(), pyarrow.large_binary())
+    require(encoded, f"the column {image} of {file} must hold encoded pictures in a field `bytes`, not {kind}")
+    kind = schema.field(label).type
+    require(pyarrow.types.is_integer(kind), f"the column {label} of {file} must hold whole numbers, not {kind}")
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        names = None
+    if not isinstance(names, list):
+        raise UserError(f"{file} does not name its classes (no `huggingface` entry in its schema)")
+    return image, label, tuple(names)
 
 
 @dataclass(frozen=True)
@@ -181,13 +204,21 @@ def _unpacked(place: Path, archive: Archive) -> Path:
         place = tars[0]
     official(place, archive.md5, what="archive")
     target = home() / "unpacked" / archive.md5
-    if not (target / archive.folder).is_dir():
+    if (target / archive.folder).is_dir():
+        return target / archive.folder
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+            inside = Path(aside) / "whole"
             with tarfile.open(place) as tar:
-                tar.extractall(aside, filter="data")
-            Path(aside).rename(target)
-            Path(aside).mkdir()  # for the context manager to remove
+                tar.extractall(inside, filter="data")
+            if not target.exists():  # another process may have been quicker
+                inside.rename(target)
+    except (OSError, tarfile.TarError) as error:
+        if not (target / archive.folder).is_dir():
+            raise UserError(
+                f"{place} can't be unpacked to {target.parent} ({error}); unpack it yourself and name the folder"
+            ) from None
     return target / archive.folder
 
 

@@ -28,7 +28,7 @@ def digits(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     pixels_NCHW = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels_N = torch.from_numpy(bunch.target).long()
     views, classes = Views(pad=1, flip=settings.flip is True), tuple(str(name) for name in bunch.target_names)
-    everything = resident(pixels_NCHW, labels_N, classes=classes, views=views, white=16)
+    everything = resident(pixels_NCHW, labels_N, what="the digits", classes=classes, views=views, white=16)
     test_M = stratified(labels_N, TEST_IMAGES, seed=0, purpose="test")
     return DataSet(
         classes=classes,

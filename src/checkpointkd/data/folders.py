@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,14 +67,16 @@ def _folder(place: Path, settings: DataSettings) -> DataSet:
         only = [f"only in {split.name}: {_some(names)}" for split, names in ((train, here), (test, there)) if names]
         raise UserError(f"the classes in {train} and {test} differ ({'; '.join(only)})")
 
+    for name in classes:  # the test images' names too: what is wrong with them is said now, not after the training
+        _pictures(test / name)
+
     def images(split: Path) -> StreamedImages:
         names, labels = [], []
         for label, name in enumerate(classes):
-            found = _pictures(split / name)
-            require(bool(found), f"the class folder {split / name} has no picture in it ({', '.join(ENDINGS)})")
-            names += [f"{name}/{picture}" for picture in found]
+            found = [f"{name}/{picture}" for picture in _pictures(split / name)]
+            names += found
             labels += [label] * len(found)
-            encoded = [os.fsencode(name) for name in names]
+        encoded = [os.fsencode(name) for name in names]
         # By name, not by content: reading ImageNet takes hours, and a picture replaced by an intact copy is the same.
         digest = hashlib.sha256(b"\0".join(encoded)).hexdigest()
         return StreamedImages(
@@ -97,33 +100,47 @@ class InFolders:
 
     def read(self, number: int) -> bytes:
         try:
-            return (self.root / self.name(number)).read_bytes()
+            return Path(self.name(number)).read_bytes()
         except OSError as error:
-            raise UserError(f"{self.name(number)} could not be read: {error.strerror}") from None
+            raise UserError(f"{self.name(number)} can't be read: {error.strerror}") from None
 
     def name(self, number: int) -> str:
         return str(self.root / os.fsdecode(self.names_N[number]))
 
 
 def _classes(split: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and entry.name[0] != "."))
-    require(len(classes) >= 2, f"{split} has {len(classes)} class folders; at least two are needed")
-    return classes
+    try:
+        names = os.listdir(split)
+    except OSError as error:
+        raise UserError(f"the folder {split} can't be read: {error.strerror}") from None
+    return tuple(sorted(name for name in names if name[0] != "." and os.path.isdir(split / name)))
 
 
 def _pictures(of_class: Path) -> list[str]:
     """The names of the pictures below a class's folder, in order; an empty one is named at once, not in hour three."""
-    found = []
-    for place, folders, names in os.walk(of_class):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} can't be read: {error.strerror}")
+
+    found, been = [], set()
+    for place, folders, names in os.walk(of_class, onerror=refuse, followlinks=True):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in been:  # a link that leads in a circle
+            folders.clear()
+            continue
+        been.add((here.st_dev, here.st_ino))
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and name[0] != ".":
                 path = Path(place, name)
                 try:
-                    require(path.stat().st_size > 0, f"the picture {path} is empty; replace it by an intact copy")
+                    there = path.stat()
                 except OSError as error:
                     raise UserError(f"the picture {path} can't be read: {error.strerror}") from None
+                require(stat.S_ISREG(there.st_mode), f"the picture {path} is no file")
+                require(there.st_size > 0, f"the picture {path} is empty; replace it by an intact copy")
                 found.append(str(path.relative_to(of_class)))
+    require(bool(found), f"the class folder {of_class} has no picture in it ({', '.join(ENDINGS)})")
     return found
 
 

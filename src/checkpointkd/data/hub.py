@@ -6,6 +6,7 @@ Small images, all of one size, are decoded once and stay in memory; larger ones 
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     features = splits["train"].features
     image, label = _columns(datasets, features, path)
     classes = tuple(features[label].names)
-
     flip = settings.flip is not False
+    test = _test_split(splits, label, path)
 
     def pictures(split: str) -> InHub:
         return InHub(f"hf:{path}", split, splits[split].cast_column(image, datasets.Image(decode=False)), image)
@@ -55,28 +56,23 @@ def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
         def decode() -> Decoded:
             labels_N = torch.tensor(splits[split][label][:])
             task = f"decode {split} images"
-            return decode_all(pictures(split), len(labels_N), size=size, task=task, tell=tell), labels_N
+            way_out = "; --image-size N brings pictures of any size to one, and streams them"
+            pixels_NCHW = decode_all(pictures(split), len(labels_N), size=size, task=task, tell=tell, way_out=way_out)
+            return pixels_NCHW, labels_N
 
         sources = [Path(file["filename"]) for file in splits[split].cache_files]
         version = f"hf 1 {split} {image} {label}"
-        decoded = decoded_once(content_key(sources, version=version), decode) if sources else decode()
-        return resident(*decoded, classes=classes, views=Views(pad=4, flip=flip))
-
-    def test_split() -> str:
-        for split in TESTS:
-            if split in splits and min(splits[split][label][:], default=-1) >= 0:
-                return split
-        raise UserError(
-            f"hf:{path} has no labelled split to test on ({', '.join(TESTS)}; its splits: {', '.join(splits)})"
-        )
+        if sources and pictures(split).inside():
+            decoded = decoded_once(content_key(sources, version=version), decode)
+        else:  # the library's files hold the pictures' paths only, which say nothing of their content
+            decoded = decode()
+        return resident(*decoded, what=f"hf:{path}, split {split},", classes=classes, views=Views(pad=4, flip=flip))
 
     require(len(splits["train"]) > 0, f"hf:{path} has no image in its split train")
     size = None if settings.image_size is not None else _small(pictures("train"))
     if size is None:
-        return DataSet(classes, train=lambda: streamed("train"), test=lambda: streamed(test_split()), recipe="imagenet")
-    return DataSet(
-        classes, train=lambda: small("train", size), test=lambda: small(test_split(), size), recipe="cifar100"
-    )
+        return DataSet(classes, train=lambda: streamed("train"), test=lambda: streamed(test), recipe="imagenet")
+    return DataSet(classes, train=lambda: small("train", size), test=lambda: small(test, size), recipe="cifar100")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +86,19 @@ class InHub:
 
     def read(self, number: int) -> bytes:
         entry = self.rows[number][self.column] or {}
-        if entry.get("bytes"):
-            return entry["bytes"]
+        if entry.get("bytes") or not entry.get("path"):
+            return entry.get("bytes") or b""
         try:
             return Path(entry["path"]).read_bytes()
-        except (KeyError, TypeError, OSError):
-            return b""
+        except OSError as error:
+            raise UserError(f"{self.name(number)} can't be read at {entry['path']}: {error.strerror}") from None
+
+    def inside(self) -> bool:
+        """Whether the pictures are in the library's own files, and not elsewhere."""
+        return bool((self.rows[0][self.column] or {}).get("bytes"))
 
     def name(self, number: int) -> str:
-        return f"image {number} of {self.what}, split {self.split},"
+        return f"image {number} in {self.split} of {self.what}"
 
 
 def _library() -> Any:
@@ -106,7 +106,17 @@ def _library() -> Any:
         import datasets
     except ImportError:
         raise UserError("hf:NAME needs Hugging Face's datasets; pip install 'checkpointkd[hub]'") from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     return datasets
+
+
+def _test_split(splits: Any, label: str, path: str) -> str:
+    """The name of the first split to test on whose labels are known."""
+    for split in TESTS:
+        if split in splits and label in splits[split].features and min(splits[split][label][:], default=-1) >= 0:
+            return split
+    raise UserError(f"hf:{path} has no labelled split to test on ({', '.join(TESTS)}; its splits: {', '.join(splits)})")
 
 
 def _load(datasets: Any, path: str) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -58,9 +58,14 @@ class Images(Protocol):
         """Channels, height and width of each image."""
         ...
 
+    @property
+    def flip(self) -> bool:
+        """Whether mirror images are learned from."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def take(self, rows_M: Tensor) -> Self:
+    def take(self, rows_M: Tensor) -> Images:
         """Some of the images."""
         ...
 
@@ -85,6 +90,7 @@ class Images(Protocol):
         ...
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class ResidentImages:
     """Labelled images in memory: whole-numbered pixels (`white` is white), and the views that there are of them."""
@@ -102,6 +108,10 @@ class ResidentImages:
     def shape(self) -> tuple[int, int, int]:
         channels, height, width = self.pixels_NCHW.shape[1:]
         return channels, height, width
+
+    @property
+    def flip(self) -> bool:
+        return self.views.flip
 
     def take(self, rows_M: Tensor) -> ResidentImages:
         return replace(
@@ -142,11 +152,11 @@ class ResidentImages:
 
 
 def resident(
-    pixels_NCHW: Tensor, labels_N: Tensor, *, classes: Sequence[str], views: Views, white: int = 255
+    pixels_NCHW: Tensor, labels_N: Tensor, *, what: str, classes: Sequence[str], views: Views, white: int = 255
 ) -> ResidentImages:
     """A split as its files have it, in their order; raises UserError for labels that are no class."""
     bad = int(((labels_N < 0) | (labels_N >= len(classes))).sum())
-    require(bad == 0, f"{bad} labels are not among the {len(classes)} classes")
+    require(bad == 0, f"{bad} labels in {what} are not among the {len(classes)} classes, numbered from 0")
     return ResidentImages(pixels_NCHW, labels_N, torch.arange(len(labels_N)), views, white)
 
 
@@ -196,6 +206,11 @@ class ResidentBatches:
             index_B=self._index_N[row_B],
             view_B=view_B,
         )
+
+
+def portion(images: Images) -> int:
+    """How many images to take at once: 500 of 32×32 pixels, fewer of larger ones, so that memory stays bounded."""
+    return max(1, min(500, 4_000_000 // (images.shape[1] * images.shape[2])))
 
 
 def order(count: int, *, seed: int, epoch: int) -> Tensor:

@@ -31,25 +31,33 @@ class Pictures(Protocol):
 
 
 def rgb(content: bytes, *, where: str) -> Image:
-    """The picture in these bytes, decoded, in three channels whatever it came in; raises UserError that says where."""
+    """The picture in these bytes, decoded, in three channels of 8 bits whatever it came in; raises UserError that says
+    where. As with torchvision and timm, a camera's note that it was held on its side is not heeded."""
     from PIL import Image, UnidentifiedImageError
 
     require(len(content) > 0, f"{where} is empty; replace it by an intact copy")
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        picture = Image.open(io.BytesIO(content))
+        if picture.mode == "F":
+            raise ValueError("its pixels are fractions; save it with 8 bits")
+        if picture.mode.startswith("I"):  # 16 bits, or 32 of which 16 are used
+            levels = np.asarray(picture).astype(np.int64)
+            picture = Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).clip(0, 255).astype(np.uint8))
+        if "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        return picture.convert("RGB")
     except UnidentifiedImageError:
         raise UserError(f"{where} is no picture in a format that Pillow knows; replace it by an intact copy") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:  # Pillow's formats raise all these
-        raise UserError(f"{where} can't be read ({str(error).splitlines()[0]}); replace it by an intact copy") from None
+    except Exception as error:  # Pillow's formats raise anything at broken files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{where} can't be read ({reason}); replace it by an intact copy") from None
 
 
-def decode_all(pictures: Pictures, count: int, *, size: tuple[int, int], task: str, tell: Progress) -> Tensor:
-    """The first `count` pictures as pixels (N, 3, H, W), uint8; raises UserError for one of another size (H, W)."""
+def decode_all(
+    pictures: Pictures, count: int, *, size: tuple[int, int], task: str, tell: Progress, way_out: str = ""
+) -> Tensor:
+    """The first `count` pictures as pixels (N, 3, H, W), uint8; raises UserError for one of another size (H, W), with
+    what to do about it."""
     height, width = size
     pixels_NCHW = np.empty((count, 3, height, width), np.uint8)
 
@@ -58,7 +66,8 @@ def decode_all(pictures: Pictures, count: int, *, size: tuple[int, int], task: s
             name = pictures.name(number)
             picture = rgb(pictures.read(number), where=name)
             require(
-                picture.size == (width, height), f"{name} is {picture.width}×{picture.height}, not {width}×{height}"
+                picture.size == (width, height),
+                f"{name} is {picture.width}×{picture.height}, not {width}×{height}{way_out}",
             )
             pixels_NCHW[number] = np.asarray(picture).transpose(2, 0, 1)
         return numbers.stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import require
 from .images import Images
 
 
@@ -18,6 +19,15 @@ class DataSet:
     test: Callable[[], Images]
     recipe: str  # the name of the recipe for it
     selection_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        names = self.classes
+        require(len(names) >= 2, f"there must be at least two classes, not {len(names)}: {', '.join(map(repr, names))}")
+        for name in names:
+            require(isinstance(name, str) and name != "", f"a class must have a name in letters, not {name!r}")
+            require(name.isprintable(), f"the class name {name!r} can't be written in UTF-8 on one line")
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        require(not twice, f"the class {twice[:1]} is there twice")
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,11 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
     most_short = (share_K - quota_K).argsort(descending=True, stable=True)
     quota_K[most_short[: count - int(quota_K.sum())]] += 1
     empty = (quota_K == 0).nonzero().flatten().tolist()
-    require(not empty, f"a split of {count} {purpose} images leaves none to class number {empty[:1]}; take more")
+    require(
+        not empty,
+        f"a split of {count} {purpose} images leaves none to class number {empty[:1]}; take more, or, where a "
+        "class has few, choose on the test images: --protocol paper",
+    )
     rows = []
     for label, quota in enumerate(quota_K.tolist()):
         of_class = (labels_N == label).nonzero().flatten()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError, require
 from ..randomness import generator
-from .images import Batch, order
+from .images import Batch, order, portion
 from .pictures import Pictures, rgb
 
 if TYPE_CHECKING:
@@ -38,10 +40,14 @@ def workers() -> int:
     asked = os.environ.get("CHECKPOINTKD_WORKERS")
     if asked is None:
         return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    require(asked.isdecimal(), f"CHECKPOINTKD_WORKERS must be a whole number of processes, not {asked!r}")
+    require(
+        re.fullmatch("[0-9]{1,3}", asked) is not None,
+        f"CHECKPOINTKD_WORKERS must be a number of processes from 0 to 999, not {asked[:20]!r}",
+    )
     return int(asked)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class StreamedImages:
     """Labelled pictures in a store. To learn from, a random part of random proportions is cut out and perhaps flipped,
@@ -65,11 +71,11 @@ class StreamedImages:
         return replace(self, labels_N=self.labels_N[rows_M], index_N=self.index_N[rows_M])
 
     def clean(self) -> Tensor:
-        return torch.cat(list(self.chunks(100)))
+        return torch.cat(list(self.chunks(portion(self))))
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         for pixels_BCHW, _ in _load(_Cut(self, None), torch.arange(len(self)).split(size)):
-            yield pixels_BCHW.float() / 255
+            yield pixels_BCHW.float() / 255  # a new tensor: what came from a worker is not to be written to
 
     def batches(
         self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
@@ -87,7 +93,7 @@ class StreamedImages:
         """Mean and standard deviation of each channel, in [0, 1], over a thousand of the images, evenly spaced."""
         rows_M = torch.linspace(0, len(self) - 1, min(MEASURED, len(self))).long()
         total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-        for images_BCHW in self.take(rows_M).chunks(50):
+        for images_BCHW in self.take(rows_M).chunks(max(1, portion(self) // 4)):
             level = images_BCHW.double()
             total += level.sum((0, 2, 3))
             squares += level.square().sum((0, 2, 3))
@@ -149,6 +155,10 @@ def cut_centre(picture: Image, size: int) -> Image:
     """The centre of a picture whose shorter side is brought to a little more than `size`."""
     from PIL.Image import Resampling
 
+    if max(picture.size) > 16 * min(picture.size):  # a thread, which would be resized to gigabytes
+        kept = 16 * min(picture.size)
+        left, top = max(0, picture.width - kept) // 2, max(0, picture.height - kept) // 2
+        picture = picture.crop((left, top, left + min(kept, picture.width), top + min(kept, picture.height)))
     shorter, longer = round(size * CLEAN_MARGIN), max(picture.size)
     longer = int(shorter * longer / min(picture.size))
     width, height = (shorter, longer) if picture.width <= picture.height else (longer, shorter)
@@ -162,46 +172,46 @@ class _Cut(Dataset):
     def __init__(self, images: StreamedImages, draw: tuple[int, int] | None) -> None:
         self.images, self.draw = images, draw
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int] | UserError:
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int] | UserError:
         number, size = int(self.images.index_N[row]), self.images.size
         try:
             picture = rgb(self.images.pictures.read(number), where=self.images.pictures.name(number))
         except UserError as error:
             return error  # raised here, it would arrive wrapped in a worker's traceback
         if self.draw is None:
-            return _tensor(cut_centre(picture, size)), row
+            return np.asarray(cut_centre(picture, size)), row
         random = generator("part", *self.draw, number)
-        pixels_CHW = _tensor(cut_part(picture, size, *part(*picture.size, random)))
+        pixels_HWC = np.asarray(cut_part(picture, size, *part(*picture.size, random)))
         if self.images.flip and torch.rand((), generator=random) < 0.5:
-            pixels_CHW = pixels_CHW.flip(-1)
-        return pixels_CHW, row
-
-
-def _tensor(picture: Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            pixels_HWC = pixels_HWC[:, ::-1]
+        return pixels_HWC, row
 
 
 def _load(cut: _Cut, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """The pixels (B, C, H, W), uint8, of each batch of rows, and the rows, in order."""
-    loader = DataLoader(
-        cut,
-        batch_sampler=[rows_B.tolist() for rows_B in batches],
-        num_workers=0 if len(batches) == 1 else min(workers(), len(batches)),
-        collate_fn=_collate,
-        pin_memory=pin,
-        generator=torch.Generator(),  # its own: the global one belongs to the network
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors, as was asked
+        loader = DataLoader(
+            cut,
+            batch_sampler=[rows_B.tolist() for rows_B in batches],
+            num_workers=0 if len(batches) == 1 else min(workers(), len(batches)),
+            collate_fn=_collate,
+            generator=torch.Generator(),  # its own: the global one belongs to the network
+        )
     for loaded in loader:
         if isinstance(loaded, UserError):
             raise loaded
-        yield loaded
+        pixels_BHWC, rows = loaded
+        pixels_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
+        yield (pixels_BCHW.pin_memory() if pin else pixels_BCHW), torch.tensor(rows)
 
 
-def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
+def _collate(items: list[tuple[np.ndarray, int] | UserError]) -> tuple[np.ndarray, list[int]] | UserError:
+    """Arrays, which travel through a pipe: tensors would through /dev/shm, of which containers have little."""
     pixels, rows = [], []
     for item in items:
         if isinstance(item, UserError):
             return item
         pixels.append(item[0])
         rows.append(item[1])
-    return torch.stack(pixels), torch.tensor(rows)
+    return np.stack(pixels), rows

@@ -62,7 +62,7 @@ def tiny_imagenet(path: str | None, settings: DataSettings, tell: Progress) -> D
 
         key = hashlib.sha256(f"tiny-imagenet 1 {split} {store.key}".encode()).hexdigest()[:32]
         views = Views(pad=4, flip=settings.flip is not False)
-        return resident(*decoded_once(key, decode), classes=classes, views=views)
+        return resident(*decoded_once(key, decode), what=store.what, classes=classes, views=views)
 
     return DataSet(
         classes=classes,
@@ -141,7 +141,11 @@ def _zip(place: Path) -> Store:
 
 def _folder(place: Path) -> Store:
     names, digest = [], hashlib.sha256()
-    for root, folders, files in os.walk(place):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} can't be read: {error.strerror}")
+
+    for root, folders, files in os.walk(place, onerror=refuse):
         folders[:] = sorted(name for name in folders if not (name == "test" and Path(root) == place))
         for name in sorted(files):
             path = Path(root, name)
@@ -150,7 +154,7 @@ def _folder(place: Path) -> Store:
                 there = path.stat()
             except OSError as error:
                 raise UserError(f"{path} can't be read: {error.strerror}") from None
-            digest.update(f"{names[-1]} {there.st_size} {there.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{names[-1]} {there.st_size} {there.st_mtime_ns}\n"))
 
     def read(name: str) -> bytes:
         try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Batch, Images
+from ..data import Batch, Images, portion
 from ..errors import require
 from ..loop import OnStep, fit, start
 from ..models import taps
@@ -131,7 +131,7 @@ def pixel_entropy(images_NCHW: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def last_maps(network: nn.Module, images: Images, path: str, *, batch_size: int = 500) -> Tensor:
+def last_maps(network: nn.Module, images: Images, path: str) -> Tensor:
     """The map at a path of the network's body for every clean image, (N, h, w, D) on the network's device.
 
     Raises UserError when what is at the path is no map.
@@ -140,7 +140,7 @@ def last_maps(network: nn.Module, images: Images, path: str, *, batch_size: int 
     maps = []
     body = network.get_submodule("body")
     with taps(body, [path]) as taken:
-        for chunk in images.chunks(batch_size):
+        for chunk in images.chunks(portion(images)):
             network(chunk.to(device, memory_format=torch.channels_last))
             require(path in taken, f"the features at {path!r} are never computed; name another module's")
             found = taken[path]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..data import Data, Images, stratified
+from ..data import Data, Images, portion, stratified
 from ..errors import UserError, require
 from ..loop import measure, predict
 from ..models import Network, last_map_path
@@ -206,7 +206,7 @@ def _score(
     loss_ASN = reconstruct(
         fitted_on, fitted_maps, data.selection, measured_maps, settings=settings, on_step=on_step
     ).double()
-    floor_N = torch.cat([pixel_entropy(chunk.double()) for chunk in data.selection.chunks(500)])
+    floor_N = torch.cat([pixel_entropy(chunk.double()) for chunk in data.selection.chunks(portion(data.selection))])
     return [
         _point(checkpoint, logits_NK, loss_SN, floor_N, data.selection.labels_N)
         for checkpoint, logits_NK, loss_SN in zip(checkpoints, logits_ANK, loss_ASN, strict=True)
