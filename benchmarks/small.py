@@ -26,7 +26,7 @@ def main() -> None:
     teacher = ckd.train(
         "wrn_16_2", recipe="cifar100-small", save_every=3, out=f"{options.out}/teacher", progress=_say, **common
     )
-    plane = ckd.score(teacher.path, decoder_seeds=2, decoder_steps=300, progress=_say)
+    plane = ckd.score(teacher.path, decoder_seeds=1, decoder_steps=300, progress=_say)
     choice = ckd.select(teacher.path)
     students = {}
     student = {"recipe": "cifar100-small-student", "save_every": 20, **common}

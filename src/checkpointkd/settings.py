@@ -19,6 +19,7 @@ Protocol = Literal["holdout", "paper"]
 Schedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["selection", "test"]
 
+ASKING = "ask the teachers"  # the task of filling a teachers' table
 Progress = Callable[[str, int, int], None]  # told the task, how many of its parts are done, how many it has
 
 

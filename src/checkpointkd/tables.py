@@ -28,7 +28,7 @@ from . import files
 from .data import Batch, Epochs, ResidentBatches, ResidentImages, home
 from .errors import UserError
 from .randomness import hashed_words
-from .settings import Precision, Progress
+from .settings import ASKING, Precision, Progress
 from .teacher import Teacher
 
 log = logging.getLogger("checkpointkd")
@@ -119,7 +119,8 @@ class Taught:
                 table.write(row_N[image_B], answer_BK)
                 logits_NK[image_B] = answer_BK
                 done += len(image_B)
-                self.tell("ask the teachers", done, total)
+                if total > 10 * FILL_BATCH:  # a bar for less would only flicker
+                    self.tell(ASKING, done, total)
         return torch.stack(found).to(self.batches.device)
 
 
