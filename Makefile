@@ -1,8 +1,9 @@
 # Everything runs in .venv, which is made on first use: `make demo` and `make test` work on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
+CIFAR100 ?= ../shared/data/cifar100
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check bench format clean
 
 demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
@@ -17,6 +18,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/speed.py --cifar100 $(CIFAR100)
 
 format: .venv/installed
 	$(BIN)/ruff format
