@@ -20,6 +20,7 @@ check: .venv/installed
 	$(BIN)/pyright
 
 bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/speed.py --cifar100 $(CIFAR100)
 
 format: .venv/installed

@@ -157,8 +157,23 @@ def distilling(bench: Bench, teachers: dict[int, Teacher], precision: Precision,
             common_images_per_s=round(1 / per_image, 1),
         )  # fmt: skip
         if count == 1:
+            against_torchdistill(bench, name, live, warm)
             ratio = per_image / live
             bench.report(f"{name}: KD from a live teacher ÷ common practice, images/s", ratio, "≥ 2", ratio >= 2)
+
+
+def against_torchdistill(bench: Bench, name: str, live: float, warm: float) -> None:
+    """`live` and `warm` are our seconds for an image."""
+    try:
+        job = torchdistills(bench)
+    except ImportError as error:
+        print(f"torchdistill is not measured: {error}")
+        return
+    theirs = in_turn({"theirs": job}, rounds=max(2, bench.rounds // 2))["theirs"] / THEIR_STEPS / BATCH
+    speed = round(1 / theirs, 1)
+    bench.report(f"{name}: KD from a live teacher ÷ torchdistill, images/s", theirs / live, "", None, theirs=speed)
+    ratio = theirs / warm
+    bench.report(f"{name}: KD from a kept teacher ÷ torchdistill, images/s", ratio, "≥ 4", ratio >= 4)
 
 
 def filling(bench: Bench, teacher: Teacher, precision: Precision) -> Job:
@@ -178,10 +193,10 @@ def filling(bench: Bench, teacher: Teacher, precision: Precision) -> Job:
 THEIR_STEPS = 4
 
 
-def common_practice(bench: Bench, name: str, teachers: int) -> Job:
-    """As CIFAR distillation code bases do: fp32, NCHW, Pillow in a DataLoader, live teachers, `.item()`."""
+def their_pictures(bench: Bench) -> Any:
+    """A data set as others have it: Pillow's pictures, cropped and flipped by torchvision one by one."""
     from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import Dataset
     from torchvision import transforms
 
     transform = transforms.Compose(
@@ -200,10 +215,55 @@ def common_practice(bench: Bench, name: str, teachers: int) -> Job:
         def __len__(self) -> int:
             return len(pictures)
 
-        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-            return transform(pictures[row]), labels[row]  # type: ignore[return-value]
+        def __getitem__(self, row: int) -> Any:
+            return transform(pictures[row]), labels[row]
 
-    loader = DataLoader(Pictures(), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    return Pictures()
+
+
+def torchdistills(bench: Bench) -> Job:
+    """torchdistill, driven as its own example and its CIFAR-100 configuration for WRN-40-1 do."""
+    from torch.utils.data import RandomSampler
+    from torchdistill.core.distillation import get_distillation_box
+    from torchdistill.misc.log import MetricLogger, SmoothedValue
+    from torchdistill.models.classification.wide_resnet import wide_resnet
+
+    loading = {"batch_size": BATCH, "num_workers": 2, "persistent_workers": True}
+    whole = {"student_module_path": ".", "student_module_io": "output"}
+    whole |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    kd = {"key": "KDLoss", "kwargs": {**whole, "temperature": 4.0, "alpha": 0.9, "reduction": "batchmean"}}
+    settings = {
+        "num_epochs": 200,
+        "train_data_loader": {"dataset_id": "train", "sampler": {"class_or_func": RandomSampler}, "kwargs": loading},
+        "teacher": {"sequential": [], "requires_grad": False, "frozen_modules": [], "forward_proc": "forward_batch_only"},
+        "student": {"sequential": [], "requires_grad": True, "frozen_modules": [], "forward_proc": "forward_batch_only"},
+        "optimizer": {"key": "SGD", "kwargs": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
+    }
+    size: dict[str, Any] = {"dropout_p": 0.0, "num_classes": 100, "pretrained": False, "progress": False}
+    teacher, student = (wide_resnet(40, width, **size).to(bench.device) for width in (2, 1))
+    box: Any = get_distillation_box(
+        teacher, student, {"train": their_pictures(bench)}, settings, bench.device, None, False, 1
+    )
+
+    def job() -> None:
+        meters = MetricLogger(delimiter="  ")
+        meters.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
+        box.pre_epoch_process(epoch=0)
+        for images, targets, extra in meters.log_every(box.train_data_loader, 100, ""):
+            images, targets = images.to(bench.device), targets.to(bench.device)
+            loss = box.forward_process(images, targets, extra)
+            box.post_forward_process(loss=loss)
+            meters.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
+
+    return job
+
+
+def common_practice(bench: Bench, name: str, teachers: int) -> Job:
+    """As CIFAR distillation code bases do: fp32, NCHW, Pillow in a DataLoader, live teachers, `.item()`."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(their_pictures(bench), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     student = build_network(name, num_classes=100, in_channels=3, mean=[0] * 3, std=[1] * 3).to(bench.device).train()
     ensemble = [
         build_network("wrn_40_2", num_classes=100, in_channels=3, mean=[0] * 3, std=[1] * 3).to(bench.device).eval()
