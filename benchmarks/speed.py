@@ -235,8 +235,18 @@ def torchdistills(bench: Bench) -> Job:
     settings = {
         "num_epochs": 200,
         "train_data_loader": {"dataset_id": "train", "sampler": {"class_or_func": RandomSampler}, "kwargs": loading},
-        "teacher": {"sequential": [], "requires_grad": False, "frozen_modules": [], "forward_proc": "forward_batch_only"},
-        "student": {"sequential": [], "requires_grad": True, "frozen_modules": [], "forward_proc": "forward_batch_only"},
+        "teacher": {
+            "sequential": [],
+            "requires_grad": False,
+            "frozen_modules": [],
+            "forward_proc": "forward_batch_only",
+        },
+        "student": {
+            "sequential": [],
+            "requires_grad": True,
+            "frozen_modules": [],
+            "forward_proc": "forward_batch_only",
+        },
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
     }

@@ -236,28 +236,27 @@ def test_where_the_disk_can_not_hold_it_the_teachers_are_asked(
     assert not [path for path in home.rglob("*") if path.is_file() and path.suffix != ".json"], "nothing is left behind"
 
 
-def test_the_limit_makes_room_and_never_takes_what_is_wanted(teacher_run: Path, data: Data, home: Path, caplog):
+@pytest.mark.parametrize("older", [0, 1])
+def test_the_limit_makes_room_and_never_takes_what_is_wanted(
+    older: int, teacher_run: Path, data: Data, home: Path, caplog
+):
     one = size_of(60 * 18, 10)
     teachers = [teacher_of([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (1, 2, 3)]
     kept: dict[int, Path] = {}
     for number, teacher in enumerate(teachers[:2]):
         _taught(data, teacher, limit=2 * one)
         (kept[number],) = set(home.rglob("rows.bin")) - set(kept.values())
-        os.utime(kept[number], (1000 + number, 1000 + number))
-    first = _taught(data, teachers[0], limit=2 * one)  # used again: now the second is the older
-    assert isinstance(first, Taught)
-    third = _taught(data, teachers[2], limit=2 * one)
-    assert isinstance(third, Taught)
-    assert kept[0].exists()
-    assert not kept[1].exists()
-    list(first.epoch(0))
-    assert isinstance(_taught(data, teachers[1], limit=one - 1), ResidentBatches)
+        os.utime(kept[number], (1000, 1000))
+    newer = _taught(data, teachers[1 - older], limit=2 * one)  # used again
+    assert isinstance(newer, Taught)
+    assert isinstance(_taught(data, teachers[2], limit=2 * one), Taught)
+    assert [kept[older].exists(), kept[1 - older].exists()] == [False, True]
+    assert isinstance(_taught(data, teachers[older], limit=one - 1), ResidentBatches)
     assert "--table-limit allows" in caplog.text
-    assert kept[0].exists(), "for what does not fit anyway nothing is removed"
-    removed = _taught(data, teachers[1], limit=one)
-    assert isinstance(removed, Taught)
-    assert not kept[0].exists()
-    answers = [batch.teacher_TBK for batch in first.epoch(3)]  # its file is gone; whoever uses it goes on
+    assert kept[1 - older].exists(), "for what does not fit anyway nothing is removed"
+    assert isinstance(_taught(data, teachers[older], limit=one), Taught)
+    assert not kept[1 - older].exists()
+    answers = [batch.teacher_TBK for batch in newer.epoch(3)]  # its file is gone; whoever uses it goes on
     assert len(answers) == 4
 
 

@@ -1,0 +1,54 @@
+"""How a run computes: which precision it chooses, and that it keeps to it; compiled networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpointkd as ckd
+from checkpointkd import runs
+from checkpointkd.data import DataSettings, load_data
+from checkpointkd.errors import UserError
+from checkpointkd.models import build_network
+from checkpointkd.runs import faster_precision
+from checkpointkd.settings import Recipe
+
+SMALL = {"data": "digits", "train_images": 60, "epochs": 1, "batch_size": 20}
+
+
+def test_the_precision_that_was_chosen_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(runs, "faster_precision", lambda *_: "bf16")
+    first = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
+    assert first.run["precision"] == "bf16"
+    assert all(tensor.dtype != torch.bfloat16 for tensor in first.full.network().state_dict().values())
+    monkeypatch.setattr(runs, "faster_precision", lambda *_: pytest.fail("measured again"))
+    assert ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL).full.sha256 == first.full.sha256
+    with pytest.raises(UserError, match="precision 'bf16' there, 'fp32' here"):
+        ckd.train("wrn_10_1", out=tmp_path / "run", precision="fp32", **SMALL)
+    with pytest.raises(UserError, match=r"unknown precision 'fp16'; did you mean"):
+        ckd.train("wrn_10_1", out=tmp_path / "other", precision="fp16", **SMALL)  # type: ignore[arg-type]
+    assert not (tmp_path / "other").exists()
+
+
+def test_steps_of_milliseconds_stay_in_fp32():
+    """Here the measurement would be chance, and equal commands would give unequal runs."""
+    data = load_data(DataSettings(data="digits", train_images=60))
+    for _ in range(3):
+        network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37])
+        assert faster_precision(network, data, Recipe(batch_size=10), torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_network_learns_the_same(tmp_path: Path):
+    """Needs a C++ compiler, as PyTorch's compiler does."""
+    plain, compiled = (
+        ckd.train("wrn_10_1", out=tmp_path / str(compile), precision="fp32", compile=compile, **SMALL)
+        for compile in (False, True)
+    )
+    assert compiled.run["recipe"] == plain.run["recipe"]
+    assert list(compiled.full.network().state_dict()) == list(plain.full.network().state_dict())
+    losses = [[row["loss"] for row in run.rows()] for run in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
