@@ -2,13 +2,14 @@
 
     python benchmarks/small.py --data cifar100:PATH --out runs/small
 
-Writes benchmarks/results/cifar100-small.json. Stopped, it continues. About forty minutes on two cores.
+Writes benchmarks/results/cifar100-small.json after each part. Stopped, it continues.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+from dataclasses import asdict
+from typing import Any
 
 import checkpointkd as ckd
 from common import write_result
@@ -26,48 +27,32 @@ def main() -> None:
     teacher = ckd.train(
         "wrn_16_2", recipe="cifar100-small", save_every=3, out=f"{options.out}/teacher", progress=_say, **common
     )
+    result: dict[str, Any] = {
+        "command": "python benchmarks/small.py --data cifar100:PATH --out runs/small",
+        "teacher": {"model": "wrn_16_2", "epochs": accuracies(teacher), "result": teacher.result()},
+    }
+    write_result("cifar100-small", result)
     plane = ckd.score(teacher.path, decoder_seeds=1, decoder_steps=300, progress=_say)
     choice = ckd.select(teacher.path)
-    students = {}
+    result["plane"] = [asdict(point) for point in plane.points]
+    result |= {"chosen_epoch": choice.epoch, "reason": choice.reason, "students": {"model": "wrn_10_1", "from": {}}}
     student = {"recipe": "cifar100-small-student", "save_every": 20, **common}
-    for name, address in TEACHERS.items():
-        runs = []
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for name, address in TEACHERS.items():
             out = f"{options.out}/students/{name.replace(' ', '-')}-seed{seed}"
             if address is None:
                 run = ckd.train("wrn_10_1", out=out, seed=seed, progress=_say, **student)
             else:
                 teachers = [f"{teacher.path}{address}"]
                 run = ckd.distill("wrn_10_1", teachers=teachers, out=out, seed=seed, progress=_say, **student)
-            runs.append(run)
-        accuracies = [run.test_accuracy for run in runs]
-        students[name] = {
-            "test_accuracy": accuracies,
-            "mean": statistics.mean(accuracies),
-            "sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            "training_seconds": [run.result()["seconds"] for run in runs],
-        }
-    points = {point.epoch: point for point in plane.points}
-    epochs = [
-        {
-            "epoch": row["epoch"],
-            "selection_accuracy": row["selection_accuracy"],
-            "excess": points[row["epoch"]].excess,
-            "excess_se": points[row["epoch"]].excess_se,
-        }
-        for row in teacher.rows()
-        if "selection_accuracy" in row
-    ]
-    write_result(
-        "cifar100-small",
-        {
-            "command": "python benchmarks/small.py --data cifar100:PATH --out runs/small",
-            "teacher": {"model": "wrn_16_2", "epochs": epochs, "result": teacher.result()},
-            "chosen_epoch": choice.epoch,
-            "reason": choice.reason,
-            "students": {"model": "wrn_10_1", "alpha": 0.5, "tau": 5.0, "from": students},
-        },
-    )
+            result["students"]["from"].setdefault(name, []).append(run.test_accuracy)
+            write_result("cifar100-small", result)
+
+
+def accuracies(run: ckd.Trajectory) -> list[dict[str, Any]]:
+    """The accuracy on the selection images at each saved epoch."""
+    rows = [row for row in run.rows() if "selection_accuracy" in row]
+    return [{name: row[name] for name in ("epoch", "selection_accuracy", "train_accuracy", "loss")} for row in rows]
 
 
 def _say(task: str, done: int, total: int) -> None:

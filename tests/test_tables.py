@@ -104,7 +104,7 @@ def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data:
     assert contents[0] == contents[1]
 
 
-def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path):
+def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path, monkeypatch):
     """Warm and cold are the same run, bit for bit; without a table it is the same up to float order."""
 
     def student(name: str, **more) -> ckd.Trajectory:
@@ -115,7 +115,9 @@ def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path):
 
     cold = student("cold")
     assert len(list(home.rglob("rows.bin"))) == 2, "one for each teacher"
-    warm = student("warm")
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "member_logits", lambda *_: pytest.fail("a warm run asks a teacher"))
+        warm = student("warm")
     assert [c.sha256 for c in cold.values()] == [c.sha256 for c in warm.values()]
     live = student("live", table_limit=0)
     assert [row["loss"] for row in live.rows()] == pytest.approx([row["loss"] for row in cold.rows()], rel=1e-3)
