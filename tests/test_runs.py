@@ -19,6 +19,7 @@ SMALL = {"data": "digits", "train_images": 60, "epochs": 1, "batch_size": 20}
 
 
 def test_the_precision_that_was_chosen_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(runs, "WORTH_MEASURING", 1)
     monkeypatch.setattr(runs, "faster_precision", lambda *_: "bf16")
     first = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
     assert first.run["precision"] == "bf16"
@@ -30,6 +31,31 @@ def test_the_precision_that_was_chosen_is_kept(tmp_path: Path, monkeypatch):
     with pytest.raises(UserError, match=r"unknown precision 'fp16'; did you mean"):
         ckd.train("wrn_10_1", out=tmp_path / "other", precision="fp16", **SMALL)  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_in_which_nothing_was_done_yet_is_taken_over(tmp_path: Path, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("stopped in the first epoch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "fit", broken)
+        with pytest.raises(RuntimeError):
+            ckd.train("wrn_10_1", out=tmp_path / "run", precision="bf16", **SMALL)
+    assert (tmp_path / "run" / "run.json").exists()
+    run = ckd.train("wrn_10_1", out=tmp_path / "run", precision="fp32", **SMALL)
+    assert run.run["precision"] == "fp32"
+    with pytest.raises(UserError, match="already holds another run"):
+        ckd.train("wrn_10_1", out=tmp_path / "run", precision="bf16", **SMALL)
+    with pytest.raises(UserError, match=r"run/inner lies in the folder of another run, .*run; choose another --out"):
+        ckd.train("wrn_10_1", out=tmp_path / "run" / "inner", precision="fp32", **SMALL)
+
+
+def test_a_short_run_is_not_measured_and_says_what_it_is(tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setattr(runs, "faster_precision", lambda *_: pytest.fail("three steps are not worth twelve"))
+    caplog.set_level("INFO", "checkpointkd")
+    run = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
+    assert run.run["precision"] == "fp32"
+    assert "1 epochs of 3 steps, batch 20, learning rate 0.1, cosine; a checkpoint every 1 epochs" in caplog.text
 
 
 def test_steps_of_milliseconds_stay_in_fp32():

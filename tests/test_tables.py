@@ -126,6 +126,15 @@ def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path, 
     assert partly.full.sha256 == cold.full.sha256
 
 
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_bf16_with_and_without_a_table(teacher_run: Path, tmp_path: Path, limit: float):
+    student = ckd.distill(
+        "wrn_10_1", teachers=[f"{teacher_run}@2", f"{teacher_run}@4"], epochs=1, precision="bf16", table_limit=limit,
+        out=tmp_path / "student",
+    )  # fmt: skip
+    assert student.complete
+
+
 def test_every_change_of_what_answers_follow_from_is_another_table(teacher_run: Path, data: Data, home: Path):
     def tables() -> set[str]:
         return {path.parent.name for path in home.rglob("rows.bin")}

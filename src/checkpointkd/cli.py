@@ -123,7 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except cyclopts.CycloptsError as error:
-        return _complain(" ".join(str(error).split()) + " (`checkpointkd --help` lists commands and options)")
+        return _complain(
+            " ".join(str(error).split())
+            + " (`checkpointkd --help` lists the commands, `checkpointkd COMMAND --help` its options)"
+        )
     except KeyboardInterrupt:
         print("\nstopped; what is saved is kept, and the same command again goes on from there", file=sys.stderr)
         return 130

@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     unknown data set 'digit'; did you mean 'digits'? (known: digits, cifar100)
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 

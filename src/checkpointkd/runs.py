@@ -24,6 +24,8 @@ from .trajectory import RunFolder, Trajectory, fresh_network, open_trajectory
 
 log = logging.getLogger("checkpointkd")
 
+WORTH_MEASURING = 100  # steps; the measurement itself takes up to twelve
+
 
 def carry_out(
     model: str,
@@ -57,22 +59,25 @@ def carry_out(
     known = {"model": model, "classes": data.classes, "seed": seed, **normalisation}
     network = fresh_network(known)  # first of all: an unknown model leaves no folder behind
     try_out(network, data.train.take(torch.arange(2)).clean(), classes=len(data.classes), model=model)
-    chosen = RunFolder(out).precision() if precision == "auto" else precision
-    chosen = chosen or faster_precision(fresh_network(known), data, recipe, device)
-    run = {
-        "kind": kind,
-        "model": model,
-        "classes": data.classes,
-        "data": data.identity,
-        "recipe": asdict(recipe),
-        "save_every": every,
-        "seed": seed,
-        "precision": chosen,
-        **(more or {}),
-    }
-    network = fresh_network(known)  # untouched by the trials
+    network = fresh_network(known)  # untouched by the trial
+    steps = recipe.epochs * math.ceil(len(data.train) / recipe.batch_size)
     with locked(out):
         folder = RunFolder(out)
+        chosen = folder.precision() if precision == "auto" else precision
+        if chosen is None:
+            long_enough = steps >= WORTH_MEASURING
+            chosen = faster_precision(fresh_network(known), data, recipe, device) if long_enough else "fp32"
+        run = {
+            "kind": kind,
+            "model": model,
+            "classes": data.classes,
+            "data": data.identity,
+            "recipe": asdict(recipe),
+            "save_every": every,
+            "seed": seed,
+            "precision": chosen,
+            **(more or {}),
+        }
         stored = folder.open(run, notes={**normalisation, "device": str(device), **(notes or {})})
         if folder.complete:
             log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
@@ -80,7 +85,13 @@ def carry_out(
         state = start(network, objective, recipe, device=device)
         if compile:
             network.compile()
-        if stored is not None:
+        if stored is None:
+            log.info(
+                "%s: %d epochs of %d steps, batch %d, learning rate %g, %s; a checkpoint every %d epochs",
+                out, recipe.epochs, steps // recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.schedule,
+                every,
+            )  # fmt: skip
+        else:
             state.restore(stored)
             require(0 <= state.epoch <= recipe.epochs, f"{out / 'state.bin'} is damaged: it is at epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", out, state.epoch, recipe.epochs)
@@ -123,6 +134,7 @@ def faster_precision(network: nn.Module, data: Data, recipe: Recipe, device: tor
     """
     if device.type == "mps" or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return "fp32"
+    log.info("measuring a few steps in fp32 and in bf16")
     rows_B = torch.arange(min(recipe.batch_size, len(data.train)))
     batch = next(iter(data.train.take(rows_B).batches(batch_size=len(rows_B), seed=0, device=device).epoch(0)))
     state = start(network, Supervised(), replace(recipe, epochs=1), device=device)
@@ -139,5 +151,8 @@ def faster_precision(network: nn.Module, data: Data, recipe: Recipe, device: tor
     fp32, bf16 = (min(measured[1:]) for measured in seconds.values())  # the first step prepares kernels
     long_enough = device.type != "cpu" or fp32 > 0.05
     chosen: Precision = "bf16" if bf16 < 0.7 * fp32 and long_enough else "fp32"
-    log.info("a step takes %.0f ms in fp32, %.0f ms in bf16: computing in %s", 1e3 * fp32, 1e3 * bf16, chosen)
+    log.info(
+        "a step takes %.0f ms in fp32, %.0f ms in bf16: computing in %s (bf16 where it takes below 0.7 of the time)",
+        1e3 * fp32, 1e3 * bf16, chosen,
+    )  # fmt: skip
     return chosen

@@ -42,7 +42,7 @@ class Teacher:
 
     def logits(self, batch: Batch) -> Tensor:
         """Each member's logits on the batch's images, (T, B, K)."""
-        return torch.stack([self.member_logits(member, batch) for member in range(len(self.members))]).float()
+        return torch.stack([self.member_logits(member, batch).float() for member in range(len(self.members))])
 
     @torch.no_grad()
     def member_logits(self, member: int, batch: Batch) -> Tensor:
@@ -97,6 +97,7 @@ def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
         if member["accuracy"] < clearly:
             raise UserError(
                 f"the teacher {member['address']} is right on {member['accuracy']:.1%} of {len(labels_N):,} images, "
-                f"where guessing is on {chance:.1%}; if it should know better, its classes or its preprocessing differ "
-                "from this data's; if it is meant to teach, add --weak-teacher"
+                f"where guessing is on {chance:.1%}, and only from {clearly:.1%} on surely better; if it should know "
+                "better, its classes or its preprocessing differ from this data's, or the images are too few to tell; "
+                "if it is meant to teach, add --weak-teacher"
             )

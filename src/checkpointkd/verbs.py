@@ -79,7 +79,8 @@ def train(
     out
         The run's folder; it is made if need be and never overwritten.
     recipe
-        Named settings of the training; the data set's own by default.
+        Named settings of the training: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student,
+        tiny-imagenet or imagenet; by default what suits the data. The first line that is printed says what it means.
     epochs
         How many epochs, in place of the recipe's.
     batch_size
@@ -95,7 +96,7 @@ def train(
     train_images
         Train on this many images only, class by class in proportion.
     image_size
-        The side, in pixels, to which images from folders are cut; 224 by default.
+        The side, in pixels, of the squares that pictures in folders are resized and cropped to; 224 by default.
     flip
         Whether mirror images are learned from too; by default yes, but not for digits.
     precision
@@ -173,13 +174,14 @@ def distill(
     student
         The student's network, as for train.
     teachers
-        One or more addresses: RUN@160 (an epoch), RUN@0.5 (a share of the training), RUN@half, RUN@full, RUN@best.
+        One or more addresses: RUN@160 (an epoch), RUN@0.5 (a share of the training), RUN@half, RUN@full, RUN@best; RUN
+        alone is its last epoch.
     out
         The student's run folder.
     data
         A data set; by default the first teacher's, with its protocol and its images.
     method
-        How the teachers' knowledge is passed on.
+        How the teachers' knowledge is passed on: kd.
     alpha
         The weight of the labels, in [0, 1]; the teachers have the rest (Eq. 1).
     tau
@@ -189,7 +191,8 @@ def distill(
     average
         Several teachers: the mean of their probabilities (Eq. 2), or of their logits, as the authors' code has it.
     recipe
-        Named settings of the training; the data set's own by default.
+        Named settings of the training: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student,
+        tiny-imagenet or imagenet; by default what suits the data. The first line that is printed says what it means.
     epochs
         How many epochs, in place of the recipe's.
     batch_size
@@ -205,7 +208,8 @@ def distill(
     train_images
         Train on this many images only; by default as the first teacher.
     image_size
-        The side, in pixels, to which images from folders are cut; by default as the first teacher.
+        The side, in pixels, of the squares that pictures in folders are resized and cropped to; by default, as whether
+        mirror images are learned from, the first teacher's.
     precision
         fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
     compile
@@ -247,7 +251,7 @@ def distill(
         f"{len(loaded.classes)}, or in another order: give the data that the teacher was trained on",
     )
     for address in addresses:
-        _say_if_seen(address, loaded)
+        _say_if_seen(address.text, address.checkpoint.run["data"], loaded)
     measured = teacher.measure(loaded.selection, average=average)
     for member in measured["members"]:
         log.info(
@@ -343,6 +347,7 @@ def score(
     trajectory = open_trajectory(run)
     loaded = load_data(_data_like(trajectory.run["data"], data), progress=progress)
     _same_classes(trajectory, loaded)
+    _say_if_seen(str(trajectory.path), trajectory.run["data"], loaded)
     with locked(trajectory.path):
         return score_trajectory(
             trajectory,
@@ -446,7 +451,7 @@ def evaluate(
         teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
     )
     for address in found if split == "selection" else ():
-        _say_if_seen(address, loaded)
+        _say_if_seen(address.text, address.checkpoint.run["data"], loaded)
     images = load_test(settings, progress=progress) if split == "test" else loaded.selection
     return {
         "data": loaded.name,
@@ -561,15 +566,15 @@ def _data_like(
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _say_if_seen(address: Any, data: Data) -> None:
-    """Warn when a teacher may have learned from the images that are kept back here to choose with."""
-    theirs, ours = address.checkpoint.run["data"], data.identity
+def _say_if_seen(who: str, theirs: dict[str, Any], data: Data) -> None:
+    """Warn when a network may have learned from the images that are kept back here to choose with."""
+    ours = data.identity
     split = ("sha256", "protocol", "selection_fraction", "split_seed")
     if [theirs.get(key) for key in split] != [ours[key] for key in split]:
         log.warning(
-            "%s was trained on another split, so it may have seen the selection images, and its accuracy on them may "
-            "flatter it",
-            address.text,
+            "%s was trained on another split (other data, other settings, or files that changed since), so it may "
+            "have seen the selection images, and its accuracy on them may flatter it",
+            who,
         )
 
 

@@ -113,6 +113,11 @@ def test_without_augmentation_batches_are_the_images_themselves():
 def test_unknown_data_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"unknown data set 'digit'; did you mean 'digits'\?"):
         load_data(DataSettings(data="digit"))
+    with pytest.raises(UserError, match=r"unknown data set 'CIFAR100'; did you mean 'cifar100'"):
+        load_data(DataSettings(data="CIFAR100"))
+    here = str(Path(__file__).parent)
+    with pytest.raises(UserError, match=f"'{here}' is a path; for pictures in folders say folder:{here}"):
+        load_data(DataSettings(data=here))
     with pytest.raises(UserError, match="have no path"):
         load_data(DataSettings(data="digits:/somewhere"))
 

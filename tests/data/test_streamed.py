@@ -99,7 +99,6 @@ def test_parts_are_spread_as_torchvision_spreads_them():
     assert part(1000, 10, random)[2:] == (13, 10), "a strip: no part of allowed proportions and area exists"
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are processors
 def test_an_image_is_cut_alike_by_any_worker_in_any_batch(folder: Path, monkeypatch):
     images = load_data(_settings(folder)).train
     seen = {}
@@ -154,7 +153,8 @@ def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
     """Trained, scored, chosen, distilled, evaluated; and continued after pictures moved elsewhere."""
     common = {"epochs": 2, "batch_size": 9, "learning_rate": 0.05}
     teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, save_every=1, out=tmp_path / "t", **common)
-    assert teacher.run["recipe"]["schedule"] == "step", "pictures in folders have ImageNet's recipe"
+    assert teacher.run["recipe"]["schedule"] == "cosine", "small pictures have CIFAR's recipe"
+    assert load_data(_settings(folder, image_size=None)).recipe == "imagenet"
     ckd.score(teacher.path, decoder_steps=4, decoder_seeds=1)
     ckd.select(teacher.path)
     student = ckd.distill(
@@ -167,7 +167,34 @@ def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
     assert measured["ensemble"]["accuracy"] == student.test_accuracy
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_pictures_that_are_enlarged_are_said(folder: Path, caplog):
+    load_data(_settings(folder))
+    assert caplog.text == ""
+    load_data(_settings(folder, image_size=None))
+    assert "the first picture has 20×40 pixels and is enlarged to 224×224" in caplog.text
+    assert "--image-size 20 keeps its size" in caplog.text
+
+
+def test_a_folder_that_changed_since_is_said(folder: Path, tmp_path: Path, caplog):
+    teacher = ckd.train(
+        "wrn_10_1", data=f"folder:{folder}", image_size=16, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
+    )
+    ckd.score(teacher.path, decoder_steps=2, decoder_seeds=1)
+    assert "another split" not in caplog.text
+    digit(1, 30).save(folder / "train" / "class-1" / "new.png")
+    ckd.score(teacher.path, decoder_steps=2, decoder_seeds=1)
+    assert "was trained on another split (other data, other settings, or files that changed since)" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_live_teacher_answers_in_either_precision(folder: Path, tmp_path: Path, precision):
+    common = {"epochs": 1, "batch_size": 9, "precision": precision}
+    teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, out=tmp_path / "t", **common)
+    both = [str(teacher.path), f"{teacher.path}@1"]
+    student = ckd.distill("wrn_10_1", teachers=both, weak_teacher=True, out=tmp_path / "s", **common)
+    assert student.complete
+
+
 def test_workers_change_no_trained_weight(folder: Path, tmp_path: Path, monkeypatch):
     hashes = set()
     for workers in (0, 2):
@@ -190,7 +217,6 @@ def _refused(folder: Path, sentence: str, **more) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_picture_that_can_not_be_read_is_named(folder: Path, monkeypatch, workers: str):
     monkeypatch.setenv("CHECKPOINTKD_WORKERS", workers)

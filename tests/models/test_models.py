@@ -155,7 +155,9 @@ except UserError as error:
     assert done.returncode == 0, done.stderr
     if not done.stdout:
         pytest.skip("torchvision fits this PyTorch")
-    assert "'timm:resnet18' needs timm and a torchvision that fits this PyTorch" in done.stdout
+    assert (
+        "'timm:resnet18' needs timm, and a torchvision of the same build (CPU or CUDA) as this PyTorch" in done.stdout
+    )
     assert "pip install 'checkpointkd[timm]'" in done.stdout
     assert done.stdout.count("\n") == 1
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import require, unknown
+from ..errors import UserError, require, unknown
 from ..settings import DataSettings, Progress
 from .cache import home
 from .cifar import cifar10, cifar100
@@ -78,6 +78,8 @@ def load_data(settings: DataSettings, *, progress: Progress | None = None) -> Da
         f"the images of {settings.data} have {official.shape[1]}×{official.shape[2]} pixels and stay so; only pictures "
         "that are streamed (imagenet, folder:PATH, larger ones of hf:NAME) are cut to --image-size",
     )
+    if isinstance(official, StreamedImages):
+        official.say_if_enlarged()
     name, path = _parts(settings.data)
     identity = {
         **asdict(settings),
@@ -109,6 +111,8 @@ def settings_of(identity: dict) -> DataSettings:
 def _open(settings: DataSettings, progress: Progress | None) -> DataSet:
     name, path = _parts(settings.data)
     if name not in DATASETS:
+        if Path(settings.data).exists():
+            raise UserError(f"{settings.data!r} is a path; for pictures in folders say folder:{settings.data}")
         raise unknown("data set", name, DATASETS)
     require(path.isprintable(), f"the path {path!r} can't be written in UTF-8 on one line")
     return DATASETS[name](path or None, settings, progress or (lambda task, done, total: None))

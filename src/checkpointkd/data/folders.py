@@ -88,7 +88,12 @@ def _folder(place: Path, settings: DataSettings) -> DataSet:
             flip=settings.flip is not False,
         )
 
-    return DataSet(classes=classes, train=lambda: images(train), test=lambda: images(test), recipe="imagenet")
+    return DataSet(
+        classes=classes,
+        train=lambda: images(train),
+        test=lambda: images(test),
+        recipe="imagenet" if (settings.image_size or 224) > 64 else "cifar100",
+    )
 
 
 @dataclass(frozen=True, eq=False)

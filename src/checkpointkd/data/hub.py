@@ -71,7 +71,12 @@ def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     require(len(splits["train"]) > 0, f"hf:{path} has no image in its split train")
     size = None if settings.image_size is not None else _small(pictures("train"))
     if size is None:
-        return DataSet(classes, train=lambda: streamed("train"), test=lambda: streamed(test), recipe="imagenet")
+        return DataSet(
+            classes,
+            train=lambda: streamed("train"),
+            test=lambda: streamed(test),
+            recipe="imagenet" if (settings.image_size or 224) > SMALL else "cifar100",
+        )
     return DataSet(classes, train=lambda: small("train", size), test=lambda: small(test, size), recipe="cifar100")
 
 

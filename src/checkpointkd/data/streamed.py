@@ -7,6 +7,7 @@ Letters in names: N images, B batch, C channels, H W height and width.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import re
@@ -27,6 +28,8 @@ from .pictures import Pictures, rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger("checkpointkd")
 
 MEASURED = 1_000  # images from which a channel's mean and deviation are estimated
 CLEAN_MARGIN = 256 / 224  # the shorter side of an unaugmented image before its centre is cut out: ImageNet's practice
@@ -81,6 +84,17 @@ class StreamedImages:
         self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
     ) -> StreamedBatches:
         return StreamedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+
+    def say_if_enlarged(self) -> None:
+        """Warn when the first picture is smaller than what it will be brought to."""
+        number = int(self.index_N[0])
+        width, height = rgb(self.pictures.read(number), where=self.pictures.name(number)).size
+        if min(width, height) < self.size * 0.75:
+            log.warning(
+                "the first picture has %d×%d pixels and is enlarged to %d×%d, which costs time and tells nothing new; "
+                "--image-size %d keeps its size",
+                width, height, self.size, self.size, max(8, min(width, height)),
+            )  # fmt: skip
 
     def sha256(self) -> str:
         """The identity of these images: which pictures, and their labels."""
@@ -198,7 +212,8 @@ def _load(cut: _Cut, batches: Sequence[Tensor], *, pin: bool = False) -> Iterato
             collate_fn=_collate,
             generator=torch.Generator(),  # its own: the global one belongs to the network
         )
-    for loaded in loader:
+        iterator = iter(loader)
+    for loaded in iterator:
         if isinstance(loaded, UserError):
             raise loaded
         pixels_BHWC, rows = loaded

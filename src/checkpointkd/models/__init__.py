@@ -101,8 +101,9 @@ def _timms(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that doesn't fit this PyTorch
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"the model 'timm:{name}' needs timm and a torchvision that fits this PyTorch ({reason}); get both with "
-            "pip install 'checkpointkd[timm]'"
+            f"the model 'timm:{name}' needs timm, and a torchvision of the same build (CPU or CUDA) as this PyTorch "
+            f"{torch.__version__} ({reason}); get timm with pip install 'checkpointkd[timm]', and torchvision "
+            "from where PyTorch came"
         ) from None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)

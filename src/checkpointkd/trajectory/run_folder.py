@@ -55,10 +55,20 @@ class RunFolder:
         if path.exists():
             there = files.read_json(path)
             require(isinstance(there, dict), f"{path} is damaged: it is no run's")
-            _refuse_other_run(self.path, asked=run, there=there)
+            if not self._begun() and _unlike(run, there):
+                path.unlink()  # nothing was done in it yet, so nothing is lost
+        if path.exists():
+            unlike = _unlike(run, there)
+            shown = "; ".join(_shorten(text) for text in unlike[:3])
+            require(
+                not unlike,
+                f"{self.path} already holds another run ({shown}); choose another --out, or remove that folder",
+            )
         else:
             strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".lock")]
-            strangers = [name for name in strangers if not name.endswith(files.ASIDE)]
+            strangers = [name for name in strangers if not name.endswith(files.ASIDE) and name != "checkpoints"]
+            inside = next((parent for parent in self.path.resolve().parents if (parent / "run.json").exists()), None)
+            require(inside is None, f"{self.path} lies in the folder of another run, {inside}; choose another --out")
             require(
                 not strangers,
                 f"{self.path} already holds something that is no run ({', '.join(sorted(strangers)[:3])}); "
@@ -69,6 +79,11 @@ class RunFolder:
             files.remove_leftovers(folder)
         state = self.path / "state.bin"
         return files.load_state(state) if state.exists() else None
+
+    def _begun(self) -> bool:
+        """Whether anything is there that an epoch left."""
+        names = ("state.bin", "metrics.jsonl", "result.json")
+        return any((self.path / name).exists() for name in names) or any(self.path.glob("checkpoints/*"))
 
     def save_epoch(self, rows: list[dict], state: dict[str, Any]) -> None:
         """Record that an epoch is done. The state is written last: what it says has been saved, has been."""
@@ -105,7 +120,8 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _refuse_other_run(path: Path, *, asked: dict[str, Any], there: dict[str, Any]) -> None:
+def _unlike(asked: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """How a run that is asked for differs from the one that is there."""
     unlike: list[str] = []
     for name, value in asked.items():
         stored = there.get(name)
@@ -113,9 +129,7 @@ def _refuse_other_run(path: Path, *, asked: dict[str, Any], there: dict[str, Any
             unlike += [f"{name} {difference}" for difference in differences(value, stored)]
         elif value != stored:
             unlike += differences({name: value}, there)
-    if unlike:
-        shown = "; ".join(_shorten(text) for text in unlike[:3])
-        raise UserError(f"{path} already holds another run ({shown}); choose another --out, or remove that folder")
+    return unlike
 
 
 def _shorten(text: str, limit: int = 160) -> str:
