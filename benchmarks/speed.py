@@ -224,9 +224,9 @@ def their_pictures(bench: Bench) -> Any:
 def torchdistills(bench: Bench) -> Job:
     """torchdistill, driven as its own example and its CIFAR-100 configuration for WRN-40-1 do."""
     from torch.utils.data import RandomSampler
-    from torchdistill.core.distillation import get_distillation_box
-    from torchdistill.misc.log import MetricLogger, SmoothedValue
-    from torchdistill.models.classification.wide_resnet import wide_resnet
+    from torchdistill.core.distillation import get_distillation_box  # type: ignore[import-not-found]
+    from torchdistill.misc.log import MetricLogger, SmoothedValue  # type: ignore[import-not-found]
+    from torchdistill.models.classification.wide_resnet import wide_resnet  # type: ignore[import-not-found]
 
     loading = {"batch_size": BATCH, "num_workers": 2, "persistent_workers": True}
     whole = {"student_module_path": ".", "student_module_io": "output"}
