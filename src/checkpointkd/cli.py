@@ -20,7 +20,7 @@ import cyclopts
 from rich.console import Console
 
 from . import texts, verbs
-from .errors import UserError
+from .errors import UserError, printable
 from .progress import Bars
 from .studies import demo
 
@@ -97,7 +97,7 @@ class _Handler(logging.Handler):
         self._bars = bars
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._bars.say(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
+        self._bars.say(("warning: " if record.levelno >= logging.WARNING else "") + printable(record.getMessage()))
 
 
 for _verb, _words in (

@@ -10,6 +10,18 @@ from pathlib import Path
 class UserError(ValueError):
     """A mistake that the user can mend; the command prints its one sentence and ends with exit code 2."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, without what a terminal would obey: names come from files, and files from anywhere.
+
+    >>> print(printable("weights\x1b[2J"))
+    weights\x1b[2J
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
 
 class NoSuchEpoch(UserError, KeyError):  # noqa: N818 - reads as what it is where it is raised and caught
     """A trajectory was asked for an epoch that it hasn't saved."""

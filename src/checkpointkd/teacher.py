@@ -88,11 +88,16 @@ def teacher_of(addresses: Sequence[str], *, device: torch.device) -> Teacher:
     return Teacher([resolve(address) for address in addresses], device=device)
 
 
-def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
-    """Raise UserError for a teacher that is not clearly better, by three standard errors, than always naming the most
-    frequent class."""
+def above_chance(labels_N: Tensor) -> tuple[float, float]:
+    """The accuracy of always naming the most frequent class, and the one from which a network surely knows more, by
+    three standard errors."""
     chance = labels_N.bincount().max().item() / len(labels_N)
-    clearly = chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
+    return chance, chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
+
+
+def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
+    """Raise UserError for a teacher that is not clearly better than always naming the most frequent class."""
+    chance, clearly = above_chance(labels_N)
     for member in measured["members"]:
         if member["accuracy"] < clearly:
             raise UserError(

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .errors import printable
+
 
 def plain(result: Any) -> Any:
     """A verb's result as JSON's values."""
@@ -34,24 +36,44 @@ def trajectory(found: Any) -> RenderableType:
 
 def inspection(found: dict[str, Any]) -> RenderableType:
     """What is in a folder of checkpoints."""
-    state = "complete" if found["complete"] else f"stopped after epoch {found['epochs_done']}"
-    head = (
-        f"{found['path']}: {found['model']} on {found['data']} ({found['classes']} classes, protocol "
-        f"{found['protocol']}), seed {found['seed']}; {state} of {found['planned_epochs']} epochs"
+    foreign = found["kind"] == "foreign"
+    table = _table(
+        found.get("unit", "epoch"), "as written" if foreign else "from", "file", "kB", "selection accuracy", "weights"
     )
-    table = _table("epoch", "from", "file", "kB", "selection accuracy", "weights")
     for checkpoint in found["checkpoints"]:
         accuracy = checkpoint["selection_accuracy"]
         table.add_row(
             str(checkpoint["epoch"]),
-            checkpoint["epoch_from"],
+            f"{checkpoint['stated']} ({checkpoint['epoch_from']})" if foreign else checkpoint["epoch_from"],
             checkpoint["file"],
             f"{checkpoint['bytes'] / 1000:,.0f}",
             "" if accuracy is None else f"{100 * accuracy:.1f} %",
-            checkpoint["sha256"][:12],
+            (checkpoint["sha256"] or "")[:12],
         )
-    tail = f"scored: {'yes' if found['scored'] else 'no'}; selected: {found['selected'] or 'none yet'}"
-    return Group(Text(head), table, Text(tail))
+    return Group(Text(printable(_about(found))), table, Text("\n".join(map(printable, _further(found)))))
+
+
+def _about(found: dict[str, Any]) -> str:
+    if found["model"] is None:
+        return f"{found['path']}: {len(found['checkpoints'])} checkpoints of another trainer ({found['format']})"
+    knows = f"{found['classes']} classes, protocol {found['protocol']}"
+    what = f"{found['path']}: {found['model']} on {found['data']} ({knows})"
+    if found["kind"] == "foreign":
+        numbers = [" ".join(f"{value:.3f}" for value in found[name]) for name in ("mean", "std")]
+        return (
+            f"{what}, written by another trainer ({found['format']}); images are normalised with mean {numbers[0]} and "
+            f"deviation {numbers[1]} ({found['normalised_as']})"
+        )
+    state = "complete" if found["complete"] else f"stopped after epoch {found['epochs_done']}"
+    return f"{what}, seed {found['seed']}; {state} of {found['planned_epochs']} epochs"
+
+
+def _further(found: dict[str, Any]) -> list[str]:
+    lines = [f"left out: {one}" for one in found.get("left_out", [])]
+    if found["model"] is None:
+        command = f"checkpointkd inspect {found['path']} --model MODEL --data DATA"
+        return [*lines, f"to use them, say which network they are of: {command}"]
+    return [*lines, f"scored: {'yes' if found['scored'] else 'no'}; selected: {found['selected'] or 'none yet'}"]
 
 
 def plane(scored: Any) -> RenderableType:
@@ -118,8 +140,15 @@ def _percent(measured: dict[str, float]) -> str:
     return f"{100 * measured['accuracy']:.1f} ± {100 * measured['accuracy_se']:.1f} %"
 
 
+class _Cells(Table):
+    """A table whose cells are shown as they are."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(Text(printable(cell)) for cell in cells), **options)
+
+
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _Cells(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table

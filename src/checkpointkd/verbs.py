@@ -8,6 +8,7 @@ only, because the command line imports this module to answer `--help`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from .data import Data, Epochs
     from .information import Plane
+    from .models import Network
     from .selection import Choice
     from .trajectory import Trajectory
 
@@ -251,7 +253,7 @@ def distill(
         f"{len(loaded.classes)}, or in another order: give the data that the teacher was trained on",
     )
     for address in addresses:
-        _say_if_seen(address.text, address.checkpoint.run["data"], loaded)
+        _say_if_seen(address.text, address.checkpoint.run, loaded)
     measured = teacher.measure(loaded.selection, average=average)
     for member in measured["members"]:
         log.info(
@@ -287,7 +289,7 @@ def distill(
         more={"method": method, "kd": asdict(settings), "teachers": teacher.manifest()},
         notes={
             "teachers_measured": measured,
-            "teacher_runs": [str(a.checkpoint.path.parent.parent) for a in addresses],
+            "teacher_addresses": [address.text for address in addresses],
         },
     )
 
@@ -296,6 +298,7 @@ def score(
     run: Path | str,
     /,
     *,
+    model: str | None = None,
     data: str | None = None,
     estimator: Estimator = "decoder",
     features: str | None = None,
@@ -316,7 +319,9 @@ def score(
     Parameters
     ----------
     run
-        The run's folder.
+        The run's folder; or a folder of checkpoints from another trainer, see inspect.
+    model
+        For another trainer's checkpoints: the network, as for train; asked for once.
     data
         A data set; by default the run's own, with its protocol and its images.
     estimator
@@ -340,14 +345,22 @@ def score(
     from .data import load_data
     from .files import locked
     from .information import score_trajectory
-    from .trajectory import open_trajectory
+    from .trajectory import adopt, adopt_again, open_trajectory
 
     one_of("estimator", estimator, Estimator)
     settings = DecoderSettings(images=decoder_images, steps=decoder_steps, seeds=decoder_seeds)
-    trajectory = open_trajectory(run)
-    loaded = load_data(_data_like(trajectory.run["data"], data), progress=progress)
+    if model is not None:
+        require(data is not None, "--model is for another trainer's checkpoints, and goes with --data")
+        assert data is not None
+        loaded = load_data(DataSettings(data=data), progress=progress)
+        trajectory = adopt(run, model=model, data=loaded, progress=progress)
+    else:
+        trajectory = open_trajectory(run)
+        loaded = load_data(_data_like(trajectory.run["data"], data), progress=progress)
+        if trajectory.foreign:  # its folder may have grown
+            trajectory = adopt_again(trajectory, data=loaded, progress=progress)
     _same_classes(trajectory, loaded)
-    _say_if_seen(str(trajectory.path), trajectory.run["data"], loaded)
+    _say_if_seen(str(run), trajectory.run, loaded)
     with locked(trajectory.path):
         return score_trajectory(
             trajectory,
@@ -451,7 +464,7 @@ def evaluate(
         teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
     )
     for address in found if split == "selection" else ():
-        _say_if_seen(address.text, address.checkpoint.run["data"], loaded)
+        _say_if_seen(address.text, address.checkpoint.run, loaded)
     images = load_test(settings, progress=progress) if split == "test" else loaded.selection
     return {
         "data": loaded.name,
@@ -461,56 +474,92 @@ def evaluate(
     }
 
 
-def inspect(path: Path | str, /) -> dict[str, Any]:
-    """Say what is in a run's folder: the network, the data, the epochs that were saved, how far it is.
+def inspect(
+    path: Path | str,
+    /,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    protocol: Protocol = "holdout",
+    image_size: int | None = None,
+    weights: str | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Say what is in a run's folder, or in a folder of checkpoints that another trainer left.
 
-    Example:
+    Another trainer's checkpoints are known by their content: Hugging Face, Lightning, timm, torchvision's reference
+    scripts, CheckpointKD's authors, plain state dicts in safetensors or PyTorch files. Told which network they are of
+    and which data it knows, inspect holds every file against the network, measures each checkpoint, and remembers what
+    it was told: from then on PATH is used like a run, as in PATH@best.
+
+    Examples:
 
         checkpointkd inspect runs/teacher
+
+        checkpointkd inspect output/train/resnet18 --model timm:resnet18 --data folder:pictures
 
     Parameters
     ----------
     path
-        The run's folder.
+        The folder; or a pattern, such as 'output/run1_*.pth'; or one file.
+    model
+        For another trainer's checkpoints: the network, as for train.
+    data
+        For another trainer's checkpoints: the data set that they know, as for train.
+    protocol
+        On which images they are measured and chosen: holdout, a part of the training images, which they may have seen;
+        paper, the test images.
+    image_size
+        The side of the squares that pictures in folders are cut to.
+    weights
+        Which weights, where a file holds several: state_dict_ema, say, or state_dict.student.
+    mean
+        The mean of each channel of images in [0, 1] with which they were trained; by default as Hugging Face's
+        preprocessor or timm's model says, else as the data have it.
+    std
+        The standard deviation likewise.
+    device
+        Where to compute.
 
     Raises
     ------
     UserError
-        When there is no run.
+        When there is no run and no checkpoint, and for files that are damaged, refused or don't fit.
     """
-    from .trajectory import open_trajectory
+    from .data import load_data
+    from .loop import measure, predict
+    from .teacher import above_chance
+    from .trajectory import adopt
 
-    trajectory = open_trajectory(path)
-    run = trajectory.run
-    rows = {row["epoch"]: row for row in trajectory.rows()}
-    return {
-        "path": str(trajectory.path),
-        "format": "checkpointkd",
-        "kind": run["kind"],
-        "model": run["model"],
-        "data": run["data"]["data"],
-        "protocol": run["data"]["protocol"],
-        "classes": len(run["classes"]),
-        "seed": run["seed"],
-        "complete": trajectory.complete,
-        "planned_epochs": trajectory.planned_epochs,
-        "epochs_done": max(rows, default=0),
-        "checkpoints": [
-            {
-                "epoch": epoch,
-                "epoch_from": "the file's name",
-                "file": checkpoint.path.name,
-                "bytes": checkpoint.path.stat().st_size,
-                "sha256": checkpoint.sha256,
-                "selection_accuracy": rows.get(epoch, {}).get("selection_accuracy"),
-            }
-            for epoch, checkpoint in trajectory.items()
-        ],
-        "scored": (trajectory.path / "plane.json").exists(),
-        "selected": _selected_epoch(trajectory),
-        "teachers": run.get("teachers", []),
-        "result": trajectory.result(),
-    }
+    if model is None:
+        told = {"--data": data, "--weights": weights, "--mean": mean, "--std": std, "--image-size": image_size}
+        said = [name for name, value in told.items() if value is not None]
+        require(not said, f"{' and '.join(said)} is about another trainer's checkpoints; say --model too")
+        return _inspection(path)
+    if data is None:
+        raise UserError("--model goes with --data, which says how many classes the network knows")
+    loaded = load_data(DataSettings(data=data, protocol=protocol, image_size=image_size), progress=progress)
+    images, where = loaded.selection, _device(device)
+
+    def accuracy(network: Network) -> float:
+        return measure(predict(network.to(where).eval(), images), images.labels_N)["accuracy"]
+
+    trajectory = adopt(
+        path, model=model, data=loaded, where=weights, mean=mean, std=std, accuracy=accuracy, progress=progress
+    )
+    _say_if_seen(str(path), trajectory.run, loaded)
+    found = _inspection(trajectory.path)
+    chance, clearly = above_chance(images.labels_N)
+    if all(checkpoint["selection_accuracy"] < clearly for checkpoint in found["checkpoints"]):
+        log.warning(
+            "none of the checkpoints knows more than guessing does, which is right on %.1f %%: the order of the classes"
+            " or the preprocessing (--mean, --std, --image-size) differs from what they were trained with",
+            100 * chance,
+        )
+    return found
 
 
 def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
@@ -535,6 +584,82 @@ def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
     from .reports import write_report
 
     return write_report(Path(folder), out=Path(out) if out is not None else Path(folder) / "report.html")
+
+
+def _inspection(path: Path | str) -> dict[str, Any]:
+    """What is in a folder, as `inspect` tells it."""
+    from .trajectory import look, noted, open_trajectory
+
+    if not (Path(path) / "run.json").exists() and noted(path) is None:
+        folder = look(path)
+        return {
+            "path": str(path),
+            "format": _formats(one.format for one in folder.checkpoints.values()),
+            "kind": "foreign",
+            "model": None,
+            "unit": folder.unit,
+            "checkpoints": [
+                {
+                    "epoch": epoch,
+                    "epoch_from": one.number_from,
+                    "stated": one.stated,
+                    "file": one.path.name,
+                    "bytes": one.bytes,
+                    "sha256": None,
+                    "selection_accuracy": None,
+                }
+                for epoch, one in folder.checkpoints.items()
+            ],
+            "left_out": folder.left_out,
+        }
+    trajectory = open_trajectory(path)
+    run = trajectory.run
+    rows = {row["epoch"]: row for row in trajectory.rows()}
+    notes = run["checkpoints"] if trajectory.foreign else {}
+    checkpoints = []
+    for epoch, checkpoint in trajectory.items():
+        note = notes.get(str(epoch), {})
+        accuracy = note.get("accuracy") if trajectory.foreign else rows.get(epoch, {}).get("selection_accuracy")
+        checkpoints.append(
+            {
+                "epoch": epoch,
+                "epoch_from": note.get("epoch_from", "the file's name"),
+                "stated": note.get("stated", f"epoch {epoch}"),
+                "file": checkpoint.path.name,
+                "bytes": checkpoint.bytes,
+                "sha256": checkpoint.sha256,
+                "selection_accuracy": accuracy,
+            }
+        )
+    found = {
+        "path": str(trajectory.path),
+        "format": _formats(note["format"] for note in notes.values()) if trajectory.foreign else "checkpointkd",
+        "kind": run["kind"],
+        "model": run["model"],
+        "data": run["data"]["data"],
+        "protocol": run["data"]["protocol"],
+        "classes": len(run["classes"]),
+        "mean": run["mean"],
+        "std": run["std"],
+        "checkpoints": checkpoints,
+        "scored": (trajectory.path / "plane.json").exists(),
+        "selected": _selected_epoch(trajectory),
+        "complete": trajectory.complete,
+        "planned_epochs": trajectory.planned_epochs,
+    }
+    if trajectory.foreign:
+        about = ("path", "weights", "normalised_as", "unit", "left_out")
+        return found | {name: run[name] for name in about}
+    return found | {
+        "seed": run["seed"],
+        "epochs_done": max(rows, default=0),
+        "teachers": run.get("teachers", []),
+        "result": trajectory.result(),
+    }
+
+
+def _formats(formats: Iterable[str]) -> str:
+    return ", ".join(sorted(set(formats)))
 
 
 def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
@@ -566,9 +691,17 @@ def _data_like(
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _say_if_seen(who: str, theirs: dict[str, Any], data: Data) -> None:
+def _say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
     """Warn when a network may have learned from the images that are kept back here to choose with."""
-    ours = data.identity
+    ours, theirs = data.identity, run["data"]
+    if run["kind"] == "foreign":
+        if ours["protocol"] == "holdout":
+            log.warning(
+                "%s was trained elsewhere, so it may have seen the selection images, which are part of the training "
+                "set, and its accuracy on them may flatter it; `inspect --protocol paper` has the test images instead",
+                who,
+            )
+        return
     split = ("sha256", "protocol", "selection_fraction", "split_seed")
     if [theirs.get(key) for key in split] != [ours[key] for key in split]:
         log.warning(

@@ -74,7 +74,7 @@ def test_what_is_no_run_is_said(tmp_path: Path, teacher_run: Path):
     (tmp_path / "other" / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"is not a run's folder: it has no run\.json"):
         ckd.open_trajectory(tmp_path / "other")
-    with pytest.raises(UserError, match="is a file, not a run's folder"):
+    with pytest.raises(UserError, match="is no file of weights, which end in "):
         ckd.open_trajectory(tmp_path / "other" / "notes.txt")
     (teacher_run / "run.json").write_text('{"model": ')
     with pytest.raises(UserError, match=r"run\.json is damaged"):

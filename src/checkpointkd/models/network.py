@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Normalisation, then a body: any module from images (B, C, H, W) to logits (B, K), unmodified."""
+    """Normalisation, then a body: any module from images (B, C, H, W) to logits (B, K), or to something that has them
+    as `.logits`, as Hugging Face's models give; unmodified."""
 
     mean: Tensor
     std: Tensor
@@ -22,4 +23,5 @@ class Network(nn.Module):
         self.body = body
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.body((images_BCHW - self.mean) / self.std)
+        answer = self.body((images_BCHW - self.mean) / self.std)
+        return getattr(answer, "logits", answer)

@@ -159,7 +159,7 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
     }
     grouped: dict[tuple[str, str], list[Trajectory]] = {}
     for run in runs:
-        if run.complete:
+        if run.result() is not None:
             grouped.setdefault((_part(run, _FAMILY), _part(run, _TEACHING)), []).append(run)
     taught = {teacher["sha256"] for run in runs for teacher in run.run.get("teachers", [])}
     with_students = {family for (family, _), members in grouped.items() if members[0].run.get("teachers")}
@@ -226,6 +226,8 @@ def rule_name(rule: str) -> str:
 
 
 def _name(run: Trajectory, folder: Path) -> str:
+    if run.foreign:
+        return Path(run.run["path"]).name
     relative = run.path.relative_to(folder)
     return str(relative) if relative.parts else run.path.name
 
@@ -244,7 +246,7 @@ def _provenance(runs: list[Trajectory]) -> dict[str, str]:
         "runs": str(len(runs)),
         "data": all_of(lambda run: f"{run['data']['data']}, content {run['data']['sha256'][:12]}"),
         "protocol": all_of(protocol),
-        "seeds": ", ".join(map(str, sorted({run.run["seed"] for run in runs}))),
+        "seeds": ", ".join(map(str, sorted({run.run["seed"] for run in runs if not run.foreign}))),
         "precision": all_of(lambda run: run["precision"]),
         **{
             name: all_of(lambda run, name=name: run["provenance"].get(name, "?"))

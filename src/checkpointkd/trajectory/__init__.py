@@ -1,7 +1,22 @@
 """Trajectories: run folders, the checkpoints in them, and their addresses."""
 
 from .addresses import Address, find, resolve
+from .foreign import adopt, adopt_again
+from .formats import look
 from .run_folder import RunFolder
-from .trajectory import Checkpoint, Trajectory, fresh_network, open_trajectory
+from .trajectory import Checkpoint, Trajectory, fresh_network, noted, open_trajectory
 
-__all__ = ["Address", "Checkpoint", "RunFolder", "Trajectory", "find", "fresh_network", "open_trajectory", "resolve"]
+__all__ = [
+    "Address",
+    "Checkpoint",
+    "RunFolder",
+    "Trajectory",
+    "adopt",
+    "adopt_again",
+    "find",
+    "fresh_network",
+    "look",
+    "noted",
+    "open_trajectory",
+    "resolve",
+]

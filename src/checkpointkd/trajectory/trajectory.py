@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +14,14 @@ from typing import Any
 import torch
 
 from .. import files
+from ..data import home
 from ..errors import NoSuchEpoch, UserError, existing, require
 from ..models import Network, build_network
 from ..settings import Recipe
+from .formats import look, size, weights
 from .run_folder import CHECKPOINT
+
+FOREIGN = "checkpointkd"  # the folder, in one that another trainer left, in which we note what is in it
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,24 @@ class Checkpoint:
     epoch: int
     run: dict[str, Any] = field(repr=False)
 
+    @property
+    def bytes(self) -> int:
+        """How large it is on disk."""
+        return size(self.path)
+
     @cached_property
     def sha256(self) -> str:
         """The content hash of the weights, as the file states it (`network` verifies it)."""
+        if self._noted is not None:
+            return self._noted["sha256"]
         metadata = files.read_metadata(self.path)
         self._check_epoch(metadata)
         return str(metadata.get("sha256", ""))
+
+    @property
+    def _noted(self) -> dict[str, str] | None:
+        """What we noted of a checkpoint that another trainer wrote; None for ours."""
+        return self.run["checkpoints"][str(self.epoch)] if self.run["kind"] == "foreign" else None
 
     def _check_epoch(self, metadata: dict[str, str]) -> None:
         if metadata.get("epoch") != str(self.epoch):
@@ -39,9 +58,22 @@ class Checkpoint:
     def network(self, device: torch.device | str = "cpu") -> Network:
         """The network with these weights, in evaluation mode; raises UserError when the file is damaged or doesn't
         fit."""
+        network = fresh_network(self.run)
+        if self._noted is None:
+            self._load_ours(network)
+        else:
+            body = network.body
+            found = weights(self.path, body.state_dict(), where=self.run["weights"], model=self.run["model"])
+            body.load_state_dict(found, strict=False)
+            if files.content_hash(network.state_dict()) != self.sha256:
+                raise UserError(
+                    f"{self.path} has changed since it was looked at; run `checkpointkd inspect` on it again"
+                )
+        return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def _load_ours(self, network: Network) -> None:
         tensors, metadata = files.load_tensors(self.path)
         self._check_epoch(metadata)
-        network = fresh_network(self.run)
         wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         unlike = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
@@ -52,7 +84,6 @@ class Checkpoint:
                 f"{_shape(wanted, unlike[0])} in the model)"
             )
         network.load_state_dict(tensors)
-        return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 class Trajectory(Mapping[int, Checkpoint]):
@@ -81,12 +112,17 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     @property
     def planned_epochs(self) -> int:
-        """How many epochs the run was to have."""
-        return int(self.run["recipe"]["epochs"])
+        """How many epochs the run was to have; of one that another trainer left, the last that is there."""
+        return max(self) if self.foreign else int(self.run["recipe"]["epochs"])
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another trainer left it."""
+        return self.run["kind"] == "foreign"
 
     @property
     def complete(self) -> bool:
-        return (self.path / "result.json").exists()
+        return self.foreign or (self.path / "result.json").exists()
 
     @property
     def full(self) -> Checkpoint:
@@ -126,10 +162,10 @@ class Trajectory(Mapping[int, Checkpoint]):
         return files.read_rows(self.path / "metrics.jsonl")
 
     def result(self) -> dict[str, Any] | None:
-        """The final measurement, or None while the run is unfinished."""
-        if not self.complete:
-            return None
+        """The final measurement, or None while the run is unfinished or if it isn't ours."""
         path = self.path / "result.json"
+        if not path.exists():
+            return None
         result = files.read_json(path)
         try:
             sound = all(0 <= result[split]["accuracy"] <= 1 for split in ("selection", "test"))
@@ -174,17 +210,56 @@ class Trajectory(Mapping[int, Checkpoint]):
 
 
 def open_trajectory(path: Path | str) -> Trajectory:
-    """The trajectory in a run's folder; raises UserError when the folder is missing, empty or no run."""
-    path = existing(Path(path), "run folder")
-    require(path.is_dir(), f"{path} is a file, not a run's folder")
-    require(any(path.iterdir()), f"the folder {path} is empty; `checkpointkd train` fills one")
-    require((path / "run.json").exists(), f"{path} is not a run's folder: it has no run.json")
+    """The trajectory in a run's folder, or in what another trainer left, once `inspect` or `score` was told what it is;
+    raises UserError when the folder is missing, empty or neither."""
+    path = Path(path)
+    notes = noted(path)
+    if notes is not None and not (path / "run.json").exists():
+        path = notes
+    elif glob.has_magic(str(path)) and not path.exists():
+        raise _unknown(path)
+    else:
+        existing(path, "run folder")
+        require(path.is_file() or any(path.iterdir()), f"the folder {path} is empty; `checkpointkd train` fills one")
+    if not (path / "run.json").exists():
+        raise _unknown(path)
     run = files.read_json(path / "run.json")
     _check_run(run, path / "run.json")
+    if run["kind"] == "foreign":
+        folder = path / run["folder"]
+        foreign = {int(epoch): folder / note["file"] for epoch, note in run["checkpoints"].items()}
+        return Trajectory(path, run, {n: Checkpoint(file, n, run) for n, file in foreign.items() if file.exists()})
     folder = path / "checkpoints"
     named = [(CHECKPOINT.fullmatch(file.name), file) for file in folder.iterdir()] if folder.exists() else []
     checkpoints = {int(match[1]): Checkpoint(file, int(match[1]), run) for match, file in named if match}
     return Trajectory(path, run, checkpoints)
+
+
+def notes_folders(path: Path | str) -> list[Path]:
+    """Where what we note on another trainer's folder, pattern or file may lie: beside it, or else in our own folder."""
+    path = Path(path)
+    name = re.sub(r"[^\w.-]", "_", path.name)
+    here = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:12]
+    beside = path / FOREIGN if path.is_dir() else path.parent / FOREIGN / f"{name}-{here}"
+    return [beside, home() / "foreign" / f"{name}-{here}"]
+
+
+def noted(path: Path | str) -> Path | None:
+    """The folder with our notes on what another trainer left here, if there are any."""
+    return next((notes for notes in notes_folders(path) if (notes / "run.json").exists()), None)
+
+
+def _unknown(path: Path) -> UserError:
+    """The error for a folder that is no run of ours: what is in it, and what to do."""
+    try:
+        found = look(path)
+    except UserError as error:
+        return UserError(f"{path} is not a run's folder: it has no run.json, and {error}")
+    formats = ", ".join(sorted({one.format for one in found.checkpoints.values()}))
+    return UserError(
+        f"{path} holds {len(found.checkpoints)} checkpoints of another trainer ({formats}); say once which network they"
+        f" are of: checkpointkd inspect {path} --model MODEL --data DATA"
+    )
 
 
 _RUN = {"kind": str, "model": str, "classes": list, "mean": list, "std": list, "seed": int, "precision": str}
@@ -204,9 +279,24 @@ def _check_run(run: Any, path: Path) -> None:
         require(min(run["std"]) > 0, "its std is not positive")
         require(set(_DATA) <= run["data"].keys(), "its data are not described")
         require(isinstance(run["provenance"], dict), "it has no provenance")
-        Recipe(**run["recipe"])
+        if run["kind"] == "foreign":
+            _check_notes(run)
+        else:
+            Recipe(**run["recipe"])
     except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged or not one of ours ({error})") from None
+
+
+def _check_notes(run: dict[str, Any]) -> None:
+    """Raise UserError unless these can be our notes on another trainer's checkpoints."""
+    for name in ("path", "folder", "normalised_as", "unit"):
+        require(type(run[name]) is str, f"its {name} is no str")
+    require(run["weights"] is None or type(run["weights"]) is str, "its weights")
+    require(len(run["checkpoints"]) > 0, "it names no checkpoints")
+    for epoch, noted in run["checkpoints"].items():
+        require(epoch.isdecimal() and epoch.isascii(), f"its checkpoint {epoch!r}")
+        for name in ("file", "format", "epoch_from", "stated", "sha256"):
+            require(type(noted[name]) is str, f"its checkpoint {epoch} has no {name}")
 
 
 def fresh_network(run: dict[str, Any]) -> Network:

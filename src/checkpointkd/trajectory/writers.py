@@ -1,0 +1,80 @@
+"""For those who train elsewhere: leave a checkpoint every so many epochs that we can use, and that knows its epoch and
+its checksum.
+
+A folder of these is used as any trainer's: `checkpointkd inspect FOLDER --model MODEL --data DATA`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import files
+from ..errors import UserError, require
+
+
+def save_checkpoint(folder: Path | str, *, epoch: int, model: nn.Module) -> Path:
+    """Write the network after so many completed epochs, whole or not at all, with its checksum; from any training loop.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_checkpoint(folder, epoch=10, model=nn.Linear(2, 3)).name
+    'epoch-0010.safetensors'
+    """
+    require(epoch >= 0, f"an epoch is a number of completed epochs, at least 0, not {epoch}")
+    path = Path(folder) / f"epoch-{epoch:04d}.safetensors"
+    files.save_tensors(path, model.state_dict(), {"format": "checkpointkd", "epoch": str(epoch)})
+    return path
+
+
+def lightning_callback(folder: Path | str, *, every: int = 1) -> Any:
+    """A Lightning callback that leaves a checkpoint every so many epochs and after the last.
+
+    What is written is the whole LightningModule; the network is found in it. Raises UserError where Lightning isn't
+    installed.
+    """
+    require(every >= 1, f"a checkpoint every {every} epochs makes no sense")
+    base = _lightning().Callback
+
+    class LeaveTrajectory(base):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            epoch = trainer.current_epoch + 1
+            if trainer.is_global_zero and (epoch % every == 0 or epoch == trainer.max_epochs):
+                save_checkpoint(folder, epoch=epoch, model=pl_module)
+
+    return LeaveTrajectory()
+
+
+def transformers_callback(folder: Path | str, *, every: int = 1) -> Any:
+    """A callback for Hugging Face's Trainer that leaves a checkpoint every so many epochs and after the last.
+
+    Raises UserError where transformers isn't installed.
+    """
+    require(every >= 1, f"a checkpoint every {every} epochs makes no sense")
+    try:
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise UserError(f"this needs transformers ({error})") from None
+
+    class LeaveTrajectory(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            epoch = round(state.epoch)
+            if state.is_world_process_zero and (epoch % every == 0 or epoch >= args.num_train_epochs):
+                save_checkpoint(folder, epoch=epoch, model=model)
+
+    return LeaveTrajectory()
+
+
+def _lightning() -> Any:
+    """Lightning comes under two names; a trainer takes callbacks of its own only, so the one that is in use counts."""
+    names = ["lightning.pytorch", "pytorch_lightning"]
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    raise UserError("this needs Lightning: pip install lightning")
