@@ -130,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what is saved is kept, and the same command again goes on from there", file=sys.stderr)
         return 130
+    except PermissionError as error:  # wherever it was met
+        return _complain(f"{error.filename}: {error.strerror}")
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

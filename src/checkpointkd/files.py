@@ -184,16 +184,25 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = holder.read_text() if holder.exists() else "another process"
+        who = _first_words(holder) or "another process"
         raise UserError(f"{folder} is in use by {who}; try again when it is done") from None
     except OSError as error:
         raise UserError(f"could not write in {folder}: {error.strerror}") from None
     try:
-        holder.write_text(f"process {os.getpid()}")
+        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+            holder.write_text(f"process {os.getpid()}")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _first_words(path: Path) -> str:
+    try:
+        return path.read_text()[:40]
+    except OSError:
+        return ""
 
 
 def _ours(metadata: dict[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ only, because the command line imports this module to answer `--help`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -495,7 +496,7 @@ def inspect(
     and which data it knows, inspect holds every file against the network, measures each checkpoint, and remembers what
     it was told: from then on PATH is used like a run, as in PATH@best.
 
-    Examples:
+    Example:
 
         checkpointkd inspect runs/teacher
 
@@ -590,7 +591,7 @@ def _inspection(path: Path | str) -> dict[str, Any]:
     """What is in a folder, as `inspect` tells it."""
     from .trajectory import look, noted, open_trajectory
 
-    if not (Path(path) / "run.json").exists() and noted(path) is None:
+    if not os.path.exists(Path(path) / "run.json") and noted(path) is None:
         folder = look(path)
         return {
             "path": str(path),

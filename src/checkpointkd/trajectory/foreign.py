@@ -47,6 +47,7 @@ def adopt(
     images' own channels have it. `accuracy` measures each network, to be noted. Raises UserError when a file is damaged
     or doesn't fit.
     """
+    require(not os.path.exists(Path(path) / "run.json"), f"{path} is a run of this toolkit and says itself what it is")
     folder = look(path)
     run: dict[str, Any] = {
         "kind": "foreign",

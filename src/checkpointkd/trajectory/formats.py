@@ -11,6 +11,7 @@ import argparse
 import collections
 import glob
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -124,18 +125,26 @@ def weights(path: Path, wanted: Mapping[str, Tensor], *, where: str | None, mode
     share, as DataParallel, torch.compile and Lightning give; counters of batch norm may be missing.
     """
     flat = read(path)
+    if where is not None and not any(name.startswith(f"{where}.") for name in flat):
+        there = sorted({name.partition(".")[0] for name in flat})
+        raise UserError(f"{path} has nothing at {where!r} (at its top: {', '.join(there[:8])})")
     needed = [name for name in wanted if not name.endswith("num_batches_tracked")]
-    endings = [name for name in flat if name == needed[0] or name.endswith(f".{needed[0]}")]
-    prefixes = [name.removesuffix(needed[0]) for name in endings]
+    fitting: collections.Counter[str] = collections.Counter()  # how many tensors of the network fit, behind each prefix
+    for name, tensor in flat.items():
+        parts = name.split(".")
+        for ending in (".".join(parts[start:]) for start in range(len(parts))):
+            if ending in wanted and tensor.shape == wanted[ending].shape:
+                fitting[name.removesuffix(ending)] += not ending.endswith("num_batches_tracked")
     if where is not None:
-        prefixes = [prefix for prefix in prefixes if prefix == f"{where}." or prefix.startswith(f"{where}.")]
-    whole = [prefix for prefix in prefixes if all(prefix + name in flat for name in needed)]
-    if where is None and len(whole) > 1:
-        whole = [prefix for prefix in whole if "ema" not in prefix.lower()] or whole
-    if len(whole) > 1:
-        said = ", ".join(prefix.rstrip(".") or "(top)" for prefix in whole)
+        fitting = collections.Counter({p: n for p, n in fitting.items() if p.startswith(f"{where}.")})
+    # A set that is there by more than half is meant to be whole: another one must not take its place.
+    sets = [prefix for prefix, count in fitting.items() if count > len(needed) / 2]
+    if where is None:
+        sets = [prefix for prefix in sets if "ema" not in prefix.lower()] or sets
+    if len(sets) > 1:
+        said = ", ".join(prefix.rstrip(".") or "(top)" for prefix in sets)
         raise UserError(f"{path} holds the weights of {model} more than once ({said}); say which with --weights")
-    prefix = whole[0] if whole else _nearest(flat, needed, where)
+    prefix = sets[0] if sets else max(fitting, key=fitting.__getitem__, default=f"{where}." if where else "")
     inside = {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     there = {name: tuple(tensor.shape) for name, tensor in inside.items()}
@@ -187,7 +196,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def _candidates(path: str) -> tuple[Path, list[Path]]:
     """The folder that a path or a pattern is about, and the files (or Hugging Face's folders) to look into."""
-    if not Path(path).exists() and glob.has_magic(path):
+    if not os.path.exists(path) and glob.has_magic(path):
         paths = sorted(map(Path, glob.glob(path)))
         require(bool(paths), f"no file fits the pattern {path}")
         return paths[0].parent, [_inside(one, paths[0].parent) for one in paths]
@@ -369,17 +378,6 @@ def _flatten(value: Any, name: str, flat: dict[str, Tensor], depth: int = 0) -> 
     elif isinstance(value, Mapping) and depth < 8:
         for key, part in value.items():
             _flatten(part, f"{name}.{key}" if name else str(key), flat, depth + 1)
-
-
-def _nearest(flat: dict[str, Tensor], needed: list[str], where: str | None) -> str:
-    """The prefix behind which most of the names are found."""
-    counts = collections.Counter(
-        name.removesuffix(one) for one in needed for name in flat if name == one or name.endswith(f".{one}")
-    )
-    if where is not None:
-        counts = collections.Counter({p: n for p, n in counts.items() if p.startswith(f"{where}.")})
-        return counts.most_common(1)[0][0] if counts else f"{where}."
-    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

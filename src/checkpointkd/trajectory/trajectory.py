@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -214,15 +215,18 @@ def open_trajectory(path: Path | str) -> Trajectory:
     raises UserError when the folder is missing, empty or neither."""
     path = Path(path)
     notes = noted(path)
-    if notes is not None and not (path / "run.json").exists():
-        path = notes
-    elif glob.has_magic(str(path)) and not path.exists():
-        raise _unknown(path)
-    else:
-        existing(path, "run folder")
-        require(path.is_file() or any(path.iterdir()), f"the folder {path} is empty; `checkpointkd train` fills one")
-    if not (path / "run.json").exists():
-        raise _unknown(path)
+    try:
+        if notes is not None and not (path / "run.json").exists():
+            path = notes
+        elif not glob.has_magic(str(path)) or path.exists():
+            existing(path, "run folder")
+            require(
+                path.is_file() or any(path.iterdir()), f"the folder {path} is empty; `checkpointkd train` fills one"
+            )
+        if not (path / "run.json").exists():
+            raise _unknown(path)
+    except OSError as error:
+        raise UserError(f"could not look into {path}: {error.strerror}") from None
     run = files.read_json(path / "run.json")
     _check_run(run, path / "run.json")
     if run["kind"] == "foreign":
@@ -240,13 +244,13 @@ def notes_folders(path: Path | str) -> list[Path]:
     path = Path(path)
     name = re.sub(r"[^\w.-]", "_", path.name)
     here = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:12]
-    beside = path / FOREIGN if path.is_dir() else path.parent / FOREIGN / f"{name}-{here}"
+    beside = path / FOREIGN if os.path.isdir(path) else path.parent / FOREIGN / f"{name}-{here}"
     return [beside, home() / "foreign" / f"{name}-{here}"]
 
 
 def noted(path: Path | str) -> Path | None:
     """The folder with our notes on what another trainer left here, if there are any."""
-    return next((notes for notes in notes_folders(path) if (notes / "run.json").exists()), None)
+    return next((notes for notes in notes_folders(path) if os.path.exists(notes / "run.json")), None)
 
 
 def _unknown(path: Path) -> UserError:

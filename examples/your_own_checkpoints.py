@@ -1,0 +1,81 @@
+"""Checkpoints that your own training loop left: which of them should teach, and a student from it.
+
+python examples/your_own_checkpoints.py          # about half a minute on two cores; real digits, no download
+
+The network and the loop below know nothing of this toolkit; it is told once which network the files are of.
+"""
+
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import checkpointkd as ckd
+
+FOLDER = Path("runs/your-own")
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, num_classes: int, in_channels: int):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, stride=2), nn.BatchNorm2d(width), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+# What the toolkit calls: the names of the sizes are all that it asks for.
+def large(num_classes: int, in_channels: int) -> Net:
+    return Net(48, num_classes, in_channels)
+
+
+def small(num_classes: int, in_channels: int) -> Net:
+    return Net(6, num_classes, in_channels)
+
+
+def train_as_you_always_did() -> None:
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images[:600].reshape(-1, 1, 8, 8) / 16, dtype=torch.float32)
+    y = torch.tensor(labels[:600])
+    torch.manual_seed(0)
+    model = large(10, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for epoch in range(20):
+        for rows in torch.randperm(len(x)).split(50):
+            loss = nn.functional.cross_entropy(model((x[rows] - 0.3) / 0.37), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch % 4 == 3:
+            torch.save({"epoch": epoch + 1, "model": model.state_dict()}, FOLDER / f"checkpoint_{epoch + 1}.pt")
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    train_as_you_always_did()
+
+    # Said once: which network, which data, and how its images were normalised. It is remembered beside the files.
+    model = f"{Path(__file__).stem}:large"
+    found = ckd.inspect(FOLDER, model=model, data="digits", protocol="paper", mean=[0.3], std=[0.37])
+    for checkpoint in found["checkpoints"]:
+        print(f"epoch {checkpoint['epoch']:2}: {checkpoint['selection_accuracy']:.1%}  {checkpoint['file']}")
+
+    # From here on, the folder is used like a run.
+    ckd.score(FOLDER, decoder_steps=200)
+    print(ckd.select(FOLDER).reason)
+    for teachers in ([f"{FOLDER}@best"], [f"{FOLDER}@half", f"{FOLDER}@full"]):
+        out = f"runs/your-own-students/{len(teachers)}"
+        student = ckd.distill(
+            f"{Path(__file__).stem}:small", teachers=teachers, train_images=200, epochs=20, out=out, recipe="digits"
+        )
+        print(f"student of {' and '.join(teachers)}: {student.test_accuracy:.1%}")
+
+
+if __name__ == "__main__":
+    main()
