@@ -2,16 +2,16 @@
 
 python examples/your_own_checkpoints.py          # about half a minute on two cores; real digits, no download
 
-The network and the loop below know nothing of this toolkit; it is told once which network the files are of.
+The network and the loop below need nothing of this toolkit but the digits; it is told once what the files are of.
 """
 
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import checkpointkd as ckd
+from checkpointkd.data import DataSettings, load_data
 
 FOLDER = Path("runs/your-own")
 
@@ -40,9 +40,8 @@ def small(num_classes: int, in_channels: int) -> Net:
 
 
 def train_as_you_always_did() -> None:
-    images, labels = load_digits(return_X_y=True)
-    x = torch.tensor(images[:600].reshape(-1, 1, 8, 8) / 16, dtype=torch.float32)
-    y = torch.tensor(labels[:600])
+    digits = load_data(DataSettings(data="digits", protocol="paper")).train  # the test images stay unseen
+    x, y = digits.clean()[:300], digits.labels_N[:300]
     torch.manual_seed(0)
     model = large(10, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -29,6 +29,16 @@ def test_the_quickstart_tells_the_whole_story(tmp_path: Path):
     assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
 
 
+def test_your_own_checkpoints_are_taken_as_they_are(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "examples" / "your_own_checkpoints.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = [float(share) for share in re.findall(r"^epoch +\d+: (\d+\.\d)%", done.stdout, re.M)]
+    assert len(measured) == 5
+    assert measured[-1] > 85
+    assert len(re.findall(r"^student of .*: \d+\.\d%$", done.stdout, re.M)) == 2
+
+
 def test_the_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     commands = [

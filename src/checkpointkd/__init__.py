@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .studies.demo import demo
     from .trajectory import Trajectory, open_trajectory
+    from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
     from .verbs import distill, evaluate, inspect, report, score, select, train
 
 __all__ = [
@@ -18,11 +19,14 @@ __all__ = [
     "distill",
     "evaluate",
     "inspect",
+    "lightning_callback",
     "open_trajectory",
     "report",
+    "save_checkpoint",
     "score",
     "select",
     "train",
+    "transformers_callback",
 ]
 
 # Looked up on first use, so that the command line answers without importing torch.
@@ -31,6 +35,7 @@ _HOMES = {
     "open_trajectory": ".trajectory",
     "UserError": ".errors",
     "demo": ".studies.demo",
+    **dict.fromkeys(("lightning_callback", "save_checkpoint", "transformers_callback"), ".trajectory.writers"),
 }
 
 
