@@ -130,7 +130,7 @@ MISTAKES = [
     (["select", "{run}", "--rule", "pape"], "unknown rule 'pape'; did you mean 'paper'"),
     (["evaluate"], "name at least one checkpoint|requires"),
     (["evaluate", "{run}@half", "--data", "cifar"], "unknown data set 'cifar'"),
-    (["inspect", "{new}"], "there is no run folder at"),
+    (["inspect", "{new}"], "there is no file or folder at"),
     (["report", "{new}"], "there is no folder at"),
     (["report", "{empty}"], "there is no run in"),
 ]  # fmt: skip
