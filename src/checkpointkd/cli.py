@@ -75,9 +75,9 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
         return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(converter=_whole)])
     if annotation is bool and parameter.default is False:
         return parameter.replace(annotation=Annotated[bool, cyclopts.Parameter(negative=())])
-    if annotation == list[str]:
+    if annotation in (list[str], list[float] | None):
         return parameter.replace(
-            annotation=Annotated[list[str], cyclopts.Parameter(consume_multiple=True, negative=())]
+            annotation=Annotated[annotation, cyclopts.Parameter(consume_multiple=True, negative=())]
         )
     if annotation in (Path | str, Path | str | None):
         return parameter.replace(annotation=Path if annotation == Path | str else Path | None)

@@ -112,7 +112,7 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """Write a safetensors file, whole or not at all, with its content hash inside; returns the hash."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     sha256 = content_hash(plain)
@@ -132,7 +132,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
-    except (safetensors.SafetensorError, ValueError, struct.error) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError, struct.error) as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}); restore it from a copy or make it anew") from None
     if metadata.get("sha256") != content_hash(tensors):
         raise UserError(
@@ -146,7 +146,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return _ours(file.metadata() or {})
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}); restore it from a copy or make it anew") from None
 
 

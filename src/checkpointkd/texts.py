@@ -62,7 +62,7 @@ def _about(found: dict[str, Any]) -> str:
         numbers = [" ".join(f"{value:.3f}" for value in found[name]) for name in ("mean", "std")]
         return (
             f"{what}, written by another trainer ({found['format']}); images are normalised with mean {numbers[0]} and "
-            f"deviation {numbers[1]} ({found['normalised_as']})"
+            f"deviation {numbers[1]} ({found['normalised_as']}); weights: {found['weights_at'] or 'the whole file'}"
         )
     state = "complete" if found["complete"] else f"stopped after epoch {found['epochs_done']}"
     return f"{what}, seed {found['seed']}; {state} of {found['planned_epochs']} epochs"

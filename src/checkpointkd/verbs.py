@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -395,16 +395,17 @@ def select(run: Path | str, /, *, rule: str = "paper") -> Choice:
     from . import files
     from .information import load_plane, stale_epochs
     from .selection import NEED_NO_SCORES, RULES, Candidates, choose
-    from .trajectory import open_trajectory
+    from .trajectory import open_trajectory, say_if_grown
 
     if rule not in RULES:
         raise unknown("rule", rule, RULES)
     trajectory = open_trajectory(run)
+    say_if_grown(trajectory)
     plane = load_plane(trajectory, missing_ok=rule in NEED_NO_SCORES)
     if rule not in NEED_NO_SCORES and plane is not None and (stale := stale_epochs(plane, trajectory)):
         raise UserError(
-            f"in {trajectory.path} checkpoints are new, gone or changed since they were scored (epochs "
-            f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.path}` again"
+            f"in {trajectory.source} checkpoints are new, gone or changed since they were scored (epochs "
+            f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.source}` again"
         )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane), rule=rule)
     with files.locked(trajectory.path):
@@ -531,7 +532,6 @@ def inspect(
         When there is no run and no checkpoint, and for files that are damaged, refused or don't fit.
     """
     from .data import load_data
-    from .loop import measure, predict
     from .teacher import above_chance
     from .trajectory import adopt
 
@@ -539,21 +539,17 @@ def inspect(
         told = {"--data": data, "--weights": weights, "--mean": mean, "--std": std, "--image-size": image_size}
         said = [name for name, value in told.items() if value is not None]
         require(not said, f"{' and '.join(said)} is about another trainer's checkpoints; say --model too")
-        return _inspection(path)
+        return _inspection(path, device=device, progress=progress)
     if data is None:
         raise UserError("--model goes with --data, which says how many classes the network knows")
     loaded = load_data(DataSettings(data=data, protocol=protocol, image_size=image_size), progress=progress)
-    images, where = loaded.selection, _device(device)
-
-    def accuracy(network: Network) -> float:
-        return measure(predict(network.to(where).eval(), images), images.labels_N)["accuracy"]
-
+    accuracy = _accuracy_on(loaded, _device(device))
     trajectory = adopt(
         path, model=model, data=loaded, where=weights, mean=mean, std=std, accuracy=accuracy, progress=progress
     )
     _say_if_seen(str(path), trajectory.run, loaded)
     found = _inspection(trajectory.path)
-    chance, clearly = above_chance(images.labels_N)
+    chance, clearly = above_chance(loaded.selection.labels_N)
     if all(checkpoint["selection_accuracy"] < clearly for checkpoint in found["checkpoints"]):
         log.warning(
             "none of the checkpoints knows more than guessing does, which is right on %.1f %%: the order of the classes"
@@ -587,9 +583,17 @@ def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
     return write_report(Path(folder), out=Path(out) if out is not None else Path(folder) / "report.html")
 
 
-def _inspection(path: Path | str) -> dict[str, Any]:
-    """What is in a folder, as `inspect` tells it."""
-    from .trajectory import look, noted, open_trajectory
+def _accuracy_on(data: Data, device: torch.device) -> Callable[[Network], float]:
+    from .loop import measure, predict
+
+    images = data.selection
+    return lambda network: measure(predict(network.to(device).eval(), images), images.labels_N)["accuracy"]
+
+
+def _inspection(path: Path | str, *, device: Device = "auto", progress: Progress | None = None) -> dict[str, Any]:
+    """What is in a folder, as `inspect` tells it; checkpoints of others that are new there are taken in first."""
+    from .data import load_data
+    from .trajectory import adopt_again, look, noted, open_trajectory
 
     if not os.path.exists(Path(path) / "run.json") and noted(path) is None:
         folder = look(path)
@@ -614,6 +618,10 @@ def _inspection(path: Path | str) -> dict[str, Any]:
             "left_out": folder.left_out,
         }
     trajectory = open_trajectory(path)
+    if trajectory.news():
+        loaded = load_data(_data_like(trajectory.run["data"], None), progress=progress)
+        accuracy = _accuracy_on(loaded, _device(device))
+        trajectory = adopt_again(trajectory, data=loaded, accuracy=accuracy, progress=progress)
     run = trajectory.run
     rows = {row["epoch"]: row for row in trajectory.rows()}
     notes = run["checkpoints"] if trajectory.foreign else {}
@@ -633,7 +641,7 @@ def _inspection(path: Path | str) -> dict[str, Any]:
             }
         )
     found = {
-        "path": str(trajectory.path),
+        "path": str(trajectory.source),
         "format": _formats(note["format"] for note in notes.values()) if trajectory.foreign else "checkpointkd",
         "kind": run["kind"],
         "model": run["model"],
@@ -649,7 +657,7 @@ def _inspection(path: Path | str) -> dict[str, Any]:
         "planned_epochs": trajectory.planned_epochs,
     }
     if trajectory.foreign:
-        about = ("path", "weights", "normalised_as", "unit", "left_out")
+        about = ("weights_at", "normalised_as", "unit", "left_out")
         return found | {name: run[name] for name in about}
     return found | {
         "seed": run["seed"],
@@ -703,6 +711,8 @@ def _say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
                 who,
             )
         return
+    if ours["protocol"] == "paper" and theirs["sha256"] == ours["sha256"]:
+        return  # the test images, from which nothing of ours learns
     split = ("sha256", "protocol", "selection_fraction", "split_seed")
     if [theirs.get(key) for key in split] != [ours[key] for key in split]:
         log.warning(

@@ -306,7 +306,7 @@ def test_a_damaged_checkpoint_is_named_or_gives_exactly_the_weights(
     def anew() -> Network:
         network = fresh_network(clean.run)
         look(checkpoint)
-        found = weights(checkpoint, network.body.state_dict(), where=None, model=model)
+        found, _ = weights(checkpoint, network.body.state_dict(), where=None, model=model)
         network.body.load_state_dict(found, strict=False)
         return network
 

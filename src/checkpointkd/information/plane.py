@@ -103,7 +103,9 @@ def score_trajectory(
     stored = load_plane(trajectory, missing_ok=True)
     kept = _still_valid(stored, trajectory, made_with)
     if stored is not None and stored.settings != made_with:
-        log.warning("the scores in %s were made with other settings; these replace them: select again", trajectory.path)
+        log.warning(
+            "the scores in %s were made with other settings; these replace them: select again", trajectory.source
+        )
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
     count = min(settings.images, len(data.train))
     fitted_on = data.train.take(stratified(data.train.labels_N, count, seed=0, purpose="decoder"))
@@ -130,8 +132,8 @@ def load_plane(trajectory: Trajectory, *, missing_ok: bool = False) -> Plane | N
         if missing_ok:
             return None
         raise UserError(
-            f"the checkpoints in {trajectory.path} have not been scored; run `checkpointkd score {trajectory.path}` "
-            "first"
+            f"the checkpoints in {trajectory.source} have not been scored; run "
+            f"`checkpointkd score {trajectory.source}` first"
         )
     stored = files.read_json(path)
     try:

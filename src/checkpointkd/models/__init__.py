@@ -116,7 +116,10 @@ def _users_own(model: str, **sizes: int) -> nn.Module:
     try:
         callable_ = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # the user's module may raise anything
-        raise UserError(f"the model {model!r} can't be imported: {_one_line(error)}") from None
+        raise UserError(
+            f"the model {model!r} can't be imported: {_one_line(error)} (looked for in the folder that you are in and "
+            "where Python looks)"
+        ) from None
     try:
         body = callable_(**sizes)
     except TypeError as error:

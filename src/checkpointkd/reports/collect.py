@@ -227,7 +227,7 @@ def rule_name(rule: str) -> str:
 
 def _name(run: Trajectory, folder: Path) -> str:
     if run.foreign:
-        return Path(run.run["path"]).name
+        return run.source.name
     relative = run.path.relative_to(folder)
     return str(relative) if relative.parts else run.path.name
 

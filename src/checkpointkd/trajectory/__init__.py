@@ -1,6 +1,6 @@
 """Trajectories: run folders, the checkpoints in them, and their addresses."""
 
-from .addresses import Address, find, resolve
+from .addresses import Address, find, resolve, say_if_grown
 from .foreign import adopt, adopt_again
 from .formats import look
 from .run_folder import RunFolder
@@ -19,4 +19,5 @@ __all__ = [
     "noted",
     "open_trajectory",
     "resolve",
+    "say_if_grown",
 ]

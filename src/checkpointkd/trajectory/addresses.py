@@ -5,12 +5,15 @@ An integer is an epoch; a decimal in (0, 1] is a fraction of the planned epochs,
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NoSuchEpoch, UserError
 from .trajectory import Checkpoint, Trajectory, open_trajectory
+
+log = logging.getLogger("checkpointkd")
 
 WORDS = ("half", "full", "best")
 
@@ -36,7 +39,19 @@ def resolve(address: str) -> Address:
             f"{address!r} names no checkpoint: after @ comes an epoch (160), a fraction of the planned epochs (0.5), "
             f"or one of {', '.join(WORDS)}"
         )
-    return Address(address, find(open_trajectory(Path(path)), which))
+    trajectory = open_trajectory(Path(path))
+    say_if_grown(trajectory)
+    return Address(address, find(trajectory, which))
+
+
+def say_if_grown(trajectory: Trajectory) -> None:
+    """Warn when another trainer's folder holds what nobody has looked at yet."""
+    if news := trajectory.news():
+        log.warning(
+            "in %s there are checkpoints that are new or changed since it was looked at (%s); `checkpointkd inspect %s`"
+            " or `score` takes them in",
+            trajectory.source, ", ".join(news[:3]), trajectory.source,
+        )  # fmt: skip
 
 
 def find(trajectory: Trajectory, which: str) -> Checkpoint:
@@ -67,7 +82,7 @@ def _selected(trajectory: Trajectory) -> int:
     selection = trajectory.selection()
     if selection is None:
         raise NoSuchEpoch(
-            f"nothing has been selected in {trajectory.path} yet; run `checkpointkd score {trajectory.path}` and "
-            f"`checkpointkd select {trajectory.path}` first"
+            f"nothing has been selected in {trajectory.source} yet; run `checkpointkd score {trajectory.source}` and "
+            f"`checkpointkd select {trajectory.source}` first"
         )
     return selection["epoch"]

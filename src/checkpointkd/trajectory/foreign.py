@@ -10,6 +10,7 @@ For a folder that can't be written to, these lie below `CHECKPOINTKD_HOME`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,21 @@ from typing import Any
 
 from .. import files
 from ..data import Data
-from ..errors import require
+from ..errors import UserError, require
 from ..models import Network
 from ..settings import Progress
-from .formats import Folder, look, weights
+from .formats import Folder, look, names, weights
 from .run_folder import provenance
-from .trajectory import Trajectory, fresh_network, notes_folders, open_trajectory
+from .trajectory import (
+    Trajectory,
+    fresh_network,
+    names_code,
+    noted,
+    notes_folders,
+    open_trajectory,
+    stamp,
+    vouched,
+)
 
 log = logging.getLogger("checkpointkd")
 
@@ -48,10 +58,12 @@ def adopt(
     or doesn't fit.
     """
     require(not os.path.exists(Path(path) / "run.json"), f"{path} is a run of this toolkit and says itself what it is")
+    path = Path(path)
     folder = look(path)
+    before = _before(path)
     run: dict[str, Any] = {
         "kind": "foreign",
-        "path": str(Path(path).absolute()),
+        "pattern": None if path.is_dir() else path.name,
         "model": model,
         "weights": where,
         "classes": list(data.classes),
@@ -69,22 +81,34 @@ def adopt(
     wanted = network.body.state_dict()
     run["checkpoints"] = {}
     for number, (epoch, found) in enumerate(folder.checkpoints.items()):
-        network.body.load_state_dict(weights(found.path, wanted, where=where, model=model), strict=False)
+        taken, run["weights_at"] = weights(found.path, wanted, where=where, model=model)
+        network.body.load_state_dict(taken, strict=False)
+        sha256 = files.content_hash(network.state_dict())
+        known = before.get((sha256, data.identity["sha256"], data.identity["protocol"]))
         run["checkpoints"][str(epoch)] = {
             "file": os.path.relpath(found.path, folder.path),
             "format": found.format,
             "epoch_from": found.number_from,
             "stated": found.stated,
-            "sha256": files.content_hash(network.state_dict()),
-            "accuracy": accuracy(network) if accuracy is not None else None,
+            "stamp": stamp(found.path),
+            "sha256": sha256,
+            "accuracy": known if accuracy is None else accuracy(network),
         }
         if progress is not None:
             progress(f"read {path}", number + 1, len(folder.checkpoints))
     notes = _writable(notes_folders(path))
-    inside = notes.resolve().is_relative_to(folder.path.resolve())  # then both can be moved together
-    run["folder"] = os.path.relpath(folder.path.resolve(), notes.resolve()) if inside else str(folder.path.resolve())
+    run["folder"] = str(folder.path.resolve())  # counts for notes in our own folder; others lie where they lie
+    noted_files = [note["file"] for note in run["checkpoints"].values()]
+    run["passed_over"] = [name for name in names(path) if name not in noted_files]
     with files.locked(notes):
         files.write_json(notes / "run.json", {**run, "provenance": provenance()})
+        if names_code(model):
+            files.write_whole(vouched(run), b"")
+        chosen = notes / "selection.json"
+        if chosen.exists() and not {note["sha256"] for note in run["checkpoints"].values()} >= {
+            key[0] for key in before
+        }:
+            chosen.unlink()  # it was made among other networks
     log.info(
         "%s: %d checkpoints of %s (%s), the last of %s %d; images are normalised with mean %s and deviation %s (%s)",
         path, len(folder.checkpoints), model, ", ".join(sorted({one.format for one in folder.checkpoints.values()})),
@@ -95,13 +119,35 @@ def adopt(
     return open_trajectory(notes)
 
 
-def adopt_again(trajectory: Trajectory, *, data: Data, progress: Progress | None = None) -> Trajectory:
+def adopt_again(
+    trajectory: Trajectory,
+    *,
+    data: Data,
+    accuracy: Callable[[Network], float] | None = None,
+    progress: Progress | None = None,
+) -> Trajectory:
     """The same trajectory with the checkpoints that its folder holds by now."""
+    path = trajectory.source
     run = trajectory.run
     given = run["normalised_as"] == GIVEN
     mean, std = (run["mean"], run["std"]) if given else (None, None)
     where = run["weights"]
-    return adopt(run["path"], model=run["model"], data=data, where=where, mean=mean, std=std, progress=progress)
+    return adopt(
+        path, model=run["model"], data=data, where=where, mean=mean, std=std, accuracy=accuracy, progress=progress
+    )
+
+
+def _before(path: Path) -> dict[tuple[str, str, str], float | None]:
+    """The accuracies that were measured here before, by network, data and protocol."""
+    try:
+        notes = noted(path)
+        run = open_trajectory(notes).run if notes is not None else {"checkpoints": {}}
+    except UserError:
+        return {}
+    data = run.get("data", {})
+    return {
+        (note["sha256"], data["sha256"], data["protocol"]): note["accuracy"] for note in run["checkpoints"].values()
+    }
 
 
 def _normalisation(
@@ -109,23 +155,37 @@ def _normalisation(
 ) -> dict[str, Any]:
     """Mean and deviation of each channel, and who says so; nothing where nobody does."""
     if mean is not None or std is not None:
-        mean, std = mean or (), std or ()
+        mean, std = list(mean or ()), list(std or ())
         require(
             len(mean) == len(std) == channels,
             f"--mean and --std go together, with one number for each of the images' {channels} channels",
         )
-        require(min(std) > 0 and max(*std, *map(abs, mean)) < 10, "--mean and --std are those of images in [0, 1]")
-        return {"mean": list(mean), "std": list(std), "normalised_as": GIVEN}
+        sound = _are_numbers(mean, channels) and _are_numbers(std, channels) and min(std) > 0
+        require(sound, "--mean and --std are those of images in [0, 1]; a deviation is above 0")
+        return {"mean": mean, "std": std, "normalised_as": GIVEN}
     first = next(iter(folder.checkpoints.values())).path
     preprocessor = first / "preprocessor_config.json"
-    config = files.read_json(preprocessor) if preprocessor.exists() else {}
-    for mean, std, who in (
-        (config.get("image_mean"), config.get("image_std"), f"{preprocessor.name} says so"),
-        (timms.get("mean"), timms.get("std"), "timm's for this model"),
+    theirs = files.read_json(preprocessor) if preprocessor.exists() else {}
+    require(isinstance(theirs, dict), f"{preprocessor} is damaged: it is no preprocessor's")
+    ours: dict[str, Any] = files.read_metadata(first) if first.suffix == ".safetensors" else {}
+    for who, said_mean, said_std in (
+        (f"{first.name} says so", ours.get("mean"), ours.get("std")),
+        (f"{preprocessor.name} says so", theirs.get("image_mean"), theirs.get("image_std")),
+        ("timm's for this model", timms.get("mean"), timms.get("std")),
     ):
-        if mean and std and len(mean) == len(std) == channels:
-            return {"mean": list(mean), "std": list(std), "normalised_as": who}
+        if said_mean is not None and said_std is not None:
+            if _are_numbers(said_mean, channels) and _are_numbers(said_std, channels) and min(said_std) > 0:
+                return {"mean": list(said_mean), "std": list(said_std), "normalised_as": who}
+            log.warning("what is said of mean and deviation (%s) does not fit %d channels", who, channels)
     return {}
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(type(value) in (int, float) and math.isfinite(value) and abs(value) < 10 for value in values)
+    )
 
 
 def _writable(folders: Sequence[Path]) -> Path:

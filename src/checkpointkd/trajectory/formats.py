@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import collections
 import glob
+import io
 import json
 import os
-import pathlib
 import pickle
 import re
 import zipfile
@@ -34,18 +34,45 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
-_SCALAR = np.float64(0).__reduce__()[0]
-# What trainers store beside weights and can't run code: settings (timm, torchvision), paths, NumPy's numbers. Functions
-# go by the names that the versions of their libraries gave them.
+KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}  # NumPy's numbers
+
+
+class _Inert:
+    """Stands in for what is neither weights nor a number: made from anything, it does and holds nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _Kind(_Inert):
+    """Stands in for NumPy's dtype, of which a file could make a pointer of its own."""
+
+    def __init__(self, kind: Any = "", *_: Any) -> None:
+        self.kind = kind if isinstance(kind, str) and kind in KINDS else None
+
+
+def _number(kind: Any, content: Any = b"") -> Any:
+    """NumPy's number from its bytes, little-endian; nothing where it is none."""
+    if isinstance(kind, _Kind) and kind.kind and isinstance(content, bytes) and len(content) == int(kind.kind[1:]):
+        return np.frombuffer(content, np.dtype(f"<{kind.kind}")).item()
+    return None
+
+
+# What trainers store beside weights: settings, numbers, paths, dates, arrays. Only the first two are read.
 HARMLESS: list[Any] = [
     argparse.Namespace,
-    pathlib.PosixPath,
-    (pathlib.PosixPath, "pathlib._local.PosixPath"),
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
+    (_Kind, "numpy.dtype"),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_Inert, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_Inert, f"numpy.{core}.numeric._frombuffer") for core in ("core", "_core")),
+    (_Inert, "numpy.ndarray"),
+    *((_Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta")),
+    *((_Inert, f"pathlib.{at}{system}Path") for at in ("", "_local.") for system in ("Posix", "Windows", "PurePosix")),
 ]
+BYTES_FROM_NOTHING = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")  # of any size; PyTorch allows it
 
 
 @dataclass(frozen=True)
@@ -82,13 +109,19 @@ def look(path: Path | str) -> Folder:
     An epoch is a number of completed epochs. Raises UserError, naming the file, for one that can't be read, for two of
     one epoch, and when there is none.
     """
-    root, paths = _candidates(str(path))
-    left_out: list[str] = []
+    root, paths, left_out = _candidates(str(path))
     found = []
     for candidate in paths:
-        checkpoint = _recognise(candidate)
+        try:
+            checkpoint = _recognise(candidate)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            raise UserError(f"{error}; if it is no checkpoint, name the others by a pattern in quotes") from None
         if checkpoint is None:
             left_out.append(f"{candidate.name}: there are no weights in it")
+        elif candidate.name.startswith("recovery-"):
+            left_out.append(f"{candidate.name}: timm's, saved within an epoch")
         else:
             found.append(checkpoint)
     if not found:
@@ -96,30 +129,48 @@ def look(path: Path | str) -> Folder:
         hint = f"; there are some in {', '.join(map(str, elsewhere[:3]))}" if elsewhere and not left_out else ""
         why = f" ({'; '.join(left_out[:3])})" if left_out else ""
         raise UserError(f"there are no checkpoints in {path}{why}{hint}")
-    found, unit = _in_one_unit(found)
-    numbered = [checkpoint for checkpoint in found if checkpoint.number is not None]
+    found = _numbered_by_name(found)
+    steps = any(one.within for one in found)
+    if steps and all(one.step is not None for one in found):
+        found = [replace(one, number=one.step, exact=True) for one in found]
+    elif steps:
+        left_out += [f"{one.path.name}: saved within an epoch" for one in found if one.within]
+        found = [one for one in found if not one.within]
+        steps = False
+    unit = "step" if steps else "epoch"
+    numbered = [one for one in found if one.number is not None]
     if numbered:
         left_out += [f"{one.path.name}: nothing tells its epoch" for one in found if one.number is None]
     else:
         ordered = sorted(found, key=lambda one: _natural(one.path.name))
         numbered = [replace(one, number=n + 1, number_from="the order of names") for n, one in enumerate(ordered)]
     by_epoch: dict[int, Found] = {}
-    for one in sorted(numbered, key=lambda one: (one.number, not re.search(r"\d", one.path.stem), one.path.name)):
+    for one in sorted(_from_one(numbered), key=lambda one: (one.number, _is_a_copy(one.path.name), one.path.name)):
         assert one.number is not None
         other = by_epoch.setdefault(one.number, one)
         if other is one:
             continue
-        if re.search(r"\d", one.path.stem) and "best" not in one.path.stem:
+        if not _is_a_copy(one.path.name):
             raise UserError(
                 f"{other.path.name} and {one.path.name} in {root} are both of {unit} {one.number}; if there are "
-                f"several runs in it, name one's files by a pattern, such as '{root}/run1_*'"
+                f"several runs in it, name one's files by a pattern in quotes, such as '{root}/run1_*'"
             )
         left_out.append(f"{one.path.name}: of the same {unit} as {other.path.name}")
     return Folder(root, dict(sorted(by_epoch.items())), left_out, unit)
 
 
-def weights(path: Path, wanted: Mapping[str, Tensor], *, where: str | None, model: str) -> dict[str, Tensor]:
-    """The tensors of a network with these names and shapes, from a checkpoint; every one of them, or UserError.
+def _is_a_copy(name: str) -> bool:
+    """Whether a name says that its file repeats another of the same epoch, or has no number at all."""
+    return re.search(r"best|last|latest|final|ema|copy|-v\d+\.", name, re.IGNORECASE) is not None or not re.search(
+        r"\d", name
+    )
+
+
+def weights(
+    path: Path, wanted: Mapping[str, Tensor], *, where: str | None, model: str
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a network with these names and shapes, from a checkpoint, all of them, and where they were in it;
+    or UserError.
 
     `where` says which of several there are (`state_dict_ema`, `state_dict.student`). Names may have a prefix that all
     share, as DataParallel, torch.compile and Lightning give; counters of batch norm may be missing.
@@ -139,8 +190,13 @@ def weights(path: Path, wanted: Mapping[str, Tensor], *, where: str | None, mode
         fitting = collections.Counter({p: n for p, n in fitting.items() if p.startswith(f"{where}.")})
     # A set that is there by more than half is meant to be whole: another one must not take its place.
     sets = [prefix for prefix, count in fitting.items() if count > len(needed) / 2]
-    if where is None:
-        sets = [prefix for prefix in sets if "ema" not in prefix.lower()] or sets
+    if where is None and sets:
+        plain = [prefix for prefix in sets if "ema" not in prefix.lower()]
+        if not plain:
+            raise UserError(
+                f"{path} holds averaged weights of {model} only; if they are meant, say --weights {sets[0].rstrip('.')}"
+            )
+        sets = plain
     if len(sets) > 1:
         said = ", ".join(prefix.rstrip(".") or "(top)" for prefix in sets)
         raise UserError(f"{path} holds the weights of {model} more than once ({said}); say which with --weights")
@@ -161,10 +217,18 @@ def weights(path: Path, wanted: Mapping[str, Tensor], *, where: str | None, mode
         )
     taken = {name: inside[name] for name in wanted if name in inside}
     for name, tensor in taken.items():
-        if tensor.is_floating_point() != wanted[name].is_floating_point() or tensor.layout != torch.strided:
+        usable = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
+        if not usable or tensor.is_floating_point() != wanted[name].is_floating_point():
             raise UserError(f"{path} does not fit {model}: {name} is of type {tensor.dtype}")
-        require(bool(tensor.isfinite().all()), f"{path} is spoiled: {name} in it holds NaN or infinite numbers")
-    return taken
+        taken[name] = tensor.to(wanted[name].dtype)
+        require(bool(taken[name].isfinite().all()), f"{path} is spoiled: {name} in it holds NaN or infinite numbers")
+    return taken, prefix.rstrip(".")
+
+
+def names(path: Path | str) -> list[str]:
+    """The names of what may be checkpoints at a path, without a look into them."""
+    root, paths, _ = _candidates(str(path))
+    return [os.path.relpath(one, root) for one in paths]
 
 
 def size(path: Path) -> int:
@@ -178,93 +242,120 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises UserError when the file is damaged, or needs more than weights to be read.
     """
     flat: dict[str, Tensor] = {}
+    shards = _shards(path)
     for file in _parts(path):
-        if file.suffix == ".safetensors":
-            try:
-                content: Any = safetensors.torch.load(file.read_bytes())
-                metadata = files.read_metadata(file)
-            except (OSError, ValueError, safetensors.SafetensorError) as error:
-                raise _damaged(file, error) from None
-            if "sha256" in metadata:  # one of our own writers'
+        if file.suffix.lower() == ".safetensors":
+            if "sha256" in files.read_metadata(file):  # one of our own writers'
                 content, _ = files.load_tensors(file)
+            else:
+                try:
+                    content = safetensors.torch.load_file(file)
+                except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+                    raise _damaged(file, error) from None
         else:
-            _check_archive(file, whole=True)
-            content = _unpickled(file)
-        _flatten(content, "", flat)
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in flat.items()}
+            content = _unpickled(file, whole=True)
+        if shards is not None:
+            named = [name for name, shard in shards.items() if shard == file.name]
+            require(set(named) <= content.keys(), f"{file} lacks tensors that its index says it has")
+            content = {name: content[name] for name in named}
+        _flatten(file, content, "", flat, set())
+    return flat
 
 
-def _candidates(path: str) -> tuple[Path, list[Path]]:
-    """The folder that a path or a pattern is about, and the files (or Hugging Face's folders) to look into."""
+def _shards(path: Path) -> dict[str, str] | None:
+    """Which shard has which tensor, for a checkpoint of Hugging Face's in several files."""
+    for name in SHARDS:
+        if path.is_dir() and (path / name).exists() and not any((path / whole).exists() for whole in WHOLE):
+            index = files.read_json(path / name)
+            shards = index.get("weight_map") if isinstance(index, dict) else None
+            if not (isinstance(shards, dict) and shards and all(isinstance(shard, str) for shard in shards.values())):
+                raise UserError(f"{path / name} is damaged: it has no weight_map")
+            for shard in shards.values():
+                if Path(shard).name != shard or not shard.endswith(ENDINGS):
+                    raise UserError(f"{path / name} names {shard!r}, which is no file of weights in its own folder")
+            return shards
+    return None
+
+
+def _candidates(path: str) -> tuple[Path, list[Path], list[str]]:
+    """The folder that a path or a pattern is about, the files (or Hugging Face's folders) to look into, and what was
+    left out."""
     if not os.path.exists(path) and glob.has_magic(path):
         paths = sorted(map(Path, glob.glob(path)))
         require(bool(paths), f"no file fits the pattern {path}")
-        return paths[0].parent, [_inside(one, paths[0].parent) for one in paths]
+        require(len({one.parent for one in paths}) == 1, f"the pattern {path} leads into several folders; name one")
+        return paths[0].parent, [_inside(one, paths[0].parent) for one in paths], []
     root = existing(Path(path), "file or folder")
-    if root.is_file():
-        require(root.name.endswith(ENDINGS), f"{root} is no file of weights, which end in {', '.join(ENDINGS)}")
-        return root.parent, [root]
+    if not root.is_dir():
+        require(_is_named_so(root), f"{root} is no file of weights, which end in {', '.join(ENDINGS)}")
+        require(root.is_file(), f"{root} is no plain file")
+        return root.parent, [root], []
     try:
         entries = sorted(root.iterdir())
     except OSError as error:
         raise UserError(f"could not look into {root}: {error.strerror}") from None
-    steps = [entry for entry in entries if re.fullmatch(r"checkpoint-\d+", entry.name) and entry.is_dir()]
-    if steps or any((root / name).exists() for name in (*WHOLE, *SHARDS)):
-        return root, [_inside(step, root) for step in steps] or [root]
-    return root, [
-        _inside(entry, root)
-        for entry in entries
-        if entry.name.endswith(ENDINGS) and not NO_NETWORK.fullmatch(entry.name) and not entry.name.startswith(".")
-    ]
+    steps = [entry for entry in entries if re.fullmatch(r"checkpoint-[0-9]{1,9}", entry.name) and entry.is_dir()]
+    if steps:
+        done = [step for step in steps if (step / "trainer_state.json").exists()] or steps
+        left_out = [
+            f"{step.name}: it has no trainer_state.json, as if its saving had been stopped"
+            for step in steps
+            if step not in done
+        ]
+        return root, [_inside(step, root) for step in done], left_out
+    if any((root / name).exists() for name in (*WHOLE, *SHARDS)):
+        return root, [root], []
+    named = [entry for entry in entries if _is_named_so(entry)]
+    plain = [entry for entry in named if os.path.isfile(_inside(entry, root))]
+    return root, plain, [f"{entry.name}: no plain file" for entry in named if entry not in plain]
+
+
+def _is_named_so(path: Path) -> bool:
+    """Whether a file's name is one of a checkpoint."""
+    name = path.name
+    return name.lower().endswith(ENDINGS) and not NO_NETWORK.fullmatch(name) and not name.startswith(".")
 
 
 def _inside(path: Path, root: Path) -> Path:
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links that lead in a circle
+        inside = False
+    if not inside:
         raise UserError(f"{path} is a link that leads out of {root}; put the file itself there, or name its own folder")
     return path
 
 
 def _parts(path: Path) -> list[Path]:
     """The files in which a checkpoint's weights are."""
-    if path.is_file():
+    if not path.is_dir():
         return [path]
-    for name in WHOLE:
-        if (path / name).exists():
-            return [_inside(path / name, path)]
-    for name in SHARDS:
-        if (path / name).exists():
-            index = files.read_json(path / name)
-            shards = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise UserError(f"{path / name} is damaged: it has no weight_map")
-            for shard in shards.values():
-                if Path(shard).name != shard or not shard.endswith(ENDINGS):
-                    raise UserError(f"{path / name} names {shard!r}, which is no file of weights in its own folder")
-            return [_inside(existing(path / shard, "shard"), path) for shard in dict.fromkeys(shards.values())]
-    raise UserError(f"there are no weights in {path}: neither {' nor '.join((*WHOLE, *SHARDS))}")
+    whole = [path / name for name in WHOLE if (path / name).is_file()][:1]
+    found = whole or [path / shard for shard in dict.fromkeys((_shards(path) or {}).values())]
+    require(bool(found), f"there are no weights in {path}: neither {' nor '.join((*WHOLE, *SHARDS))}")
+    return [_inside(existing(file, "shard"), path) for file in found]
 
 
 def _recognise(path: Path) -> Found | None:
     """Who wrote a checkpoint and how far its training was; None for a file without weights."""
     if path.is_dir():
         return _hugging_face(path)
-    if path.suffix == ".safetensors":
-        metadata = files.read_metadata(path)
-        if "epoch" in metadata and metadata["epoch"].isdigit():
-            epoch = int(metadata["epoch"])
-            return Found(path, "safetensors, checkpointkd's writer", epoch, "the file", f"epoch {epoch}", True)
-        return _by_name(path, "safetensors")
-    _check_archive(path, whole=False)
-    content = _unpickled(path)
+    if path.suffix.lower() == ".safetensors":
+        epoch = files.read_metadata(path).get("epoch")
+        if isinstance(epoch, str) and re.fullmatch(r"[0-9]{1,9}", epoch):
+            return Found(path, "safetensors, checkpointkd's writer", int(epoch), "the file", f"epoch {epoch}", True)
+        return _unnumbered(path, "safetensors")
+    content = _unpickled(path, whole=False)
     flat: dict[str, Tensor] = {}
-    _flatten(content, "", flat)
-    if not any(tensor.is_floating_point() for tensor in flat.values()):
+    _flatten(path, content, "", flat, set())
+    only_optimizer = isinstance(content, dict) and content.keys() == {"state", "param_groups"}
+    if only_optimizer or not any(tensor.is_floating_point() for tensor in flat.values()):
         return None
     if not isinstance(content, dict) or all(isinstance(value, Tensor) for value in content.values()):
-        return _by_name(path, "state dict")
+        return _unnumbered(path, "state dict")
     epoch = _whole_number(content.get("epoch"))
     if epoch is None:
-        return _by_name(path, "dict of weights")
+        return _unnumbered(path, "dict of weights")
     for name, (keys, from_zero) in FORMATS.items():
         if keys <= content.keys():
             stated = f"epoch {epoch}{' counted from 0' if from_zero else ''}"
@@ -284,81 +375,123 @@ FORMATS: dict[str, tuple[set[str], bool]] = {
 
 
 def _lightnings(found: Found, content: dict) -> Found:
-    """Lightning stores how many epochs' batches are done, which tells a save within an epoch."""
+    """Lightning stores how many epochs were begun and how many are done, which tells a save within an epoch."""
     step = _whole_number(content.get("global_step"))
+    found = replace(found, step=step, stated=f"{found.stated}, step {step}")
     try:
-        done = _whole_number(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        loop = content["loops"]["fit_loop"]
+        epochs, last_batch = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["is_last_batch"]
+        begun, done = _whole_number(epochs["started"]), _whole_number(epochs["processed"])
     except (KeyError, TypeError):
-        done = None
-    within = done is not None and done != found.number
-    return replace(found, step=step, within=within, stated=f"{found.stated}, step {step}")
+        return found
+    if begun is None or done is None:
+        return found
+    within = done < begun and last_batch is not True
+    return replace(found, number=done if within else begun, within=within)
 
 
 def _hugging_face(path: Path) -> Found:
     _parts(path)  # raises for what can't be read
     state_path = path / "trainer_state.json"
+    step_in_name = re.fullmatch(r"checkpoint-([0-9]{1,9})", path.name)
     if not state_path.exists():
-        return _by_name(path, "Hugging Face")
+        step = int(step_in_name[1]) if step_in_name else None
+        return Found(
+            path, "Hugging Face", None, "the folder's name", path.name, True, step=step, within=step is not None
+        )
     state = files.read_json(state_path)
     step, epoch = (state.get("global_step"), state.get("epoch")) if isinstance(state, dict) else (None, None)
-    if _whole_number(step) is None or not isinstance(epoch, float | int) or not 0 <= epoch < 1e9:
+    if (
+        _whole_number(step) is None
+        or isinstance(epoch, bool)
+        or not isinstance(epoch, float | int)
+        or not 0 <= epoch < 1e9
+    ):
         raise UserError(f"{state_path} is damaged: it tells no step and epoch")
-    stated = f"step {step}, epoch {epoch:.3f}"
     within = abs(epoch - round(epoch)) > 1e-3
-    return Found(path, "Hugging Face", int(epoch), "the file", stated, True, step=step, within=within)
+    number, stated = int(epoch) if within else round(epoch), f"step {step}, epoch {epoch:.3f}"
+    return Found(path, "Hugging Face", number, "the file", stated, True, step=step, within=within)
 
 
-def _by_name(path: Path, format: str) -> Found:
-    stem = path.name.split(".")[0] if path.is_file() else path.name
-    named = re.search(r"ep(?:och)?s?[=_-]?(\d{1,9})", path.name, re.IGNORECASE)
-    numbers = re.findall(r"\d{1,9}", stem)
-    number = int(named[1]) if named else int(numbers[-1]) if numbers else None
-    return Found(path, format, number, "the file's name", path.name, False)
+def _unnumbered(path: Path, format: str) -> Found:
+    return Found(path, format, None, "the file's name", path.name, False)
 
 
-def _in_one_unit(found: list[Found]) -> tuple[list[Found], str]:
-    """The checkpoints with completed epochs as numbers; with steps, if some were saved within an epoch."""
-    if any(one.within for one in found) and all(one.step is not None for one in found):
-        return [replace(one, number=one.step, exact=True) for one in found], "step"
-    unsure = [one.number for one in found if one.number is not None and not one.exact]
-    if unsure and min(unsure) == 0:
-        found = [
-            one
-            if one.number is None or one.exact
-            else replace(one, number=one.number + 1, stated=f"{one.stated}, counted from 0 as the first is 0")
-            for one in found
-        ]
-    return found, "epoch"
+_EPOCH = re.compile(
+    r"(?<![a-z])(?:epochs?|ep|e)[=_. -]{0,2}(\d{1,9})(?![\d.]*\d)|(?<![\d.])(\d{1,9})[_-]?(?:epochs?|ep)(?![a-z])"
+)
+_STEP = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?)[=_. -]{0,2}(\d{1,9})")
 
 
-def _check_archive(path: Path, *, whole: bool) -> None:
-    """Raise UserError for an archive that is damaged or would unpack to more than it is; `whole` reads all of it."""
+def _numbered_by_name(found: list[Found]) -> list[Found]:
+    """Epochs from names, for the checkpoints whose content tells none: what stands beside the word epoch; beside step,
+    a step; else the one whole number in which names that are alike otherwise differ."""
+    stems = {
+        one.path.name: re.sub(r"(\.(safetensors|ckpt|tar|pth|pt|bin))+$", "", one.path.name.lower()) for one in found
+    }
+    alike: dict[str, list[list[int]]] = {}
+    for one in found:
+        skeleton, numbers = _skeleton(stems[one.path.name])
+        alike.setdefault(skeleton, []).append(numbers)
+    largest = max(alike, key=lambda skeleton: len(alike[skeleton]))
+    varying = [set(column) for column in zip(*alike[largest], strict=True)]
+    fields = [field for field, values in enumerate(varying) if len(values) > 1]
+    numbered = []
+    for one in found:
+        if one.number is not None or one.within or one.number_from != "the file's name":
+            numbered.append(one)
+            continue
+        stem = stems[one.path.name]
+        epochs, steps = _EPOCH.findall(stem), _STEP.findall(stem)
+        skeleton, numbers = _skeleton(stem)
+        if epochs:
+            one = replace(one, number=int(epochs[-1][0] or epochs[-1][1]))
+        elif steps:
+            one = replace(one, step=int(steps[-1]), within=True)
+        elif skeleton == largest and len(fields) == 1 and len(alike[largest]) > 1:
+            one = replace(one, number=numbers[fields[0]])
+        numbered.append(one)
+    return numbered
+
+
+def _skeleton(stem: str) -> tuple[str, list[int]]:
+    """A name without its numbers, and those that are whole; a decimal is an accuracy or a loss."""
+    without = re.sub(r"\d+\.\d+", "~", stem)
+    return re.sub(r"\d+", "#", without), [int(number[:9]) for number in re.findall(r"\d+", without)]
+
+
+def _from_one(found: list[Found]) -> list[Found]:
+    """Completed epochs, where files or names count 0, 1, …: 0 is then the first epoch's end."""
+    unsure = sorted({one.number for one in found if one.number is not None and not one.exact})
+    if unsure[:2] not in ([0, 1], [0]):
+        return found  # 0, 10, 20 may well be the first weights and two later ones
+    return [
+        one
+        if one.number is None or one.exact
+        else replace(one, number=one.number + 1, stated=f"{one.stated}, counted from 0 as the first is 0")
+        for one in found
+    ]
+
+
+def _unpickled(path: Path, *, whole: bool) -> Any:
+    """What is in a file of torch.save, read by PyTorch's restricted unpickler. `whole` reads it once and holds those
+    very bytes against their checksums; else only its directory is looked at, and its tensors must not be used."""
     try:
         with open(path, "rb") as file:
-            if file.read(4) != b"PK\x03\x04":
-                return  # what torch.save wrote before 2020: without checksums
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UserError(f"{path} is refused: it unpacks to more than it is, which no file of torch.save does")
-            if len(set(names)) < len(names):
-                raise UserError(f"{path} is refused: it holds two entries of one name")
-            spoiled = archive.testzip() if whole else None
-            require(spoiled is None, f"{path} is damaged: the checksum of {spoiled} in it does not match its content")
+            zipped = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            content = file.read() if whole or not zipped else b""
+        if zipped:
+            pickled = _check_archive(path, io.BytesIO(content) if whole else path, path.stat().st_size, whole=whole)
+        else:
+            pickled = content  # what torch.save wrote before 2020: without checksums
+        if any(evil in pickled for evil in BYTES_FROM_NOTHING):
+            raise UserError(f"{path} is refused: it asks for memory that it doesn't fill")
+        with torch.serialization.safe_globals(HARMLESS):
+            source = io.BytesIO(content) if content else path
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=not content)
     except UserError:
         raise
-    except Exception as error:  # zipfile has no one error for broken archives
-        raise _damaged(path, error) from None
-
-
-def _unpickled(path: Path) -> Any:
-    with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)|`?([\w.]+)`? was not an allowed global", str(error))
         what = next((name for name in (asked.groups() if asked else ()) if name), None)
@@ -366,18 +499,40 @@ def _unpickled(path: Path) -> Any:
             f"{path} is refused: to read it, {what} would have to run, and weights must not run code; save its state "
             "dict alone"
             if what
-            else f"{path} is damaged or holds more than weights ({_short(error)}); save its state dict alone"
+            else f"{path} is refused: it is damaged, or holds more than weights and settings; save its state dict alone"
         ) from None
-    except Exception as error:  # whatever a damaged file makes of the reader
+    except Exception as error:  # whatever a damaged file makes of the readers
         raise _damaged(path, error) from None
 
 
-def _flatten(value: Any, name: str, flat: dict[str, Tensor], depth: int = 0) -> None:
+def _check_archive(path: Path, source: Any, size: int, *, whole: bool) -> bytes:
+    """The pickle in an archive; raises UserError for one that is damaged, would unpack to more than it is, or isn't the
+    archive that PyTorch would see."""
+    with zipfile.ZipFile(source) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > size:
+            raise UserError(f"{path} is refused: it unpacks to more than it is, which no file of torch.save does")
+        if len(set(names)) < len(names):
+            raise UserError(f"{path} is refused: it holds two entries of one name")
+        if min((entry.header_offset for entry in entries), default=1) != 0:
+            raise UserError(f"{path} is refused: something lies before the archive in it")
+        spoiled = archive.testzip() if whole else None
+        require(spoiled is None, f"{path} is damaged: the checksum of {spoiled} in it does not match its content")
+        return b"".join(archive.read(name) for name in names if name.endswith(".pkl"))
+
+
+def _flatten(path: Path, value: Any, name: str, flat: dict[str, Tensor], seen: set[int]) -> None:
+    """Put the tensors of nested dicts into `flat`, by dotted names without what torch.compile adds."""
     if isinstance(value, Tensor):
-        flat[name or "(tensor)"] = value.detach()
-    elif isinstance(value, Mapping) and depth < 8:
+        name = name.replace("_orig_mod.", "") or "(tensor)"
+        require(name not in flat, f"{path} is refused: it holds two tensors named {name}")
+        flat[name] = value.detach()
+    elif isinstance(value, Mapping) and id(value) not in seen:  # a dict that is there twice is read once
+        seen.add(id(value))
         for key, part in value.items():
-            _flatten(part, f"{name}.{key}" if name else str(key), flat, depth + 1)
+            _flatten(path, part, f"{name}.{key}" if name else str(key), flat, seen)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -393,7 +548,12 @@ def _natural(name: str) -> list:
 
 
 def _whole_number(value: Any) -> int | None:
-    if isinstance(value, np.integer):
+    """A number of epochs or steps as files have it: 5, 5.0, tensor(5), "5"."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex() and not value.is_meta:
+        value = value.item()
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value < 10**9 else None
 

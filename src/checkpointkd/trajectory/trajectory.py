@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from ..data import home
 from ..errors import NoSuchEpoch, UserError, existing, require
 from ..models import Network, build_network
 from ..settings import Recipe
-from .formats import look, size, weights
+from .formats import look, names, size, weights
 from .run_folder import CHECKPOINT
 
 FOREIGN = "checkpointkd"  # the folder, in one that another trainer left, in which we note what is in it
@@ -64,12 +65,11 @@ class Checkpoint:
             self._load_ours(network)
         else:
             body = network.body
-            found = weights(self.path, body.state_dict(), where=self.run["weights"], model=self.run["model"])
+            found, _ = weights(self.path, body.state_dict(), where=self.run["weights"], model=self.run["model"])
             body.load_state_dict(found, strict=False)
             if files.content_hash(network.state_dict()) != self.sha256:
-                raise UserError(
-                    f"{self.path} has changed since it was looked at; run `checkpointkd inspect` on it again"
-                )
+                path = os.path.normpath(self.path)
+                raise UserError(f"{path} has changed since it was looked at; run `checkpointkd inspect` again")
         return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def _load_ours(self, network: Network) -> None:
@@ -99,7 +99,7 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     def __getitem__(self, epoch: int) -> Checkpoint:
         if epoch not in self._checkpoints:
-            raise NoSuchEpoch(f"no checkpoint of epoch {epoch} in {self.path} (saved epochs: {self._listed()})")
+            raise NoSuchEpoch(f"no checkpoint of epoch {epoch} in {self.source} (saved epochs: {self._listed()})")
         return self._checkpoints[epoch]
 
     def __iter__(self) -> Iterator[int]:
@@ -117,6 +117,26 @@ class Trajectory(Mapping[int, Checkpoint]):
         return max(self) if self.foreign else int(self.run["recipe"]["epochs"])
 
     @property
+    def source(self) -> Path:
+        """The folder, pattern or file that a user names for it; `path` is where what we know of it lies."""
+        if not self.foreign:
+            return self.path
+        return _folder_of(self.path, self.run) / (self.run["pattern"] or "")
+
+    def news(self) -> list[str]:
+        """The files of another trainer's that are new, or another size or time, since they were looked at."""
+        if not self.foreign:
+            return []
+        noted = {note["file"]: note["stamp"] for note in self.run["checkpoints"].values()}
+        known = noted.keys() | set(self.run["passed_over"])
+        try:
+            folder = _folder_of(self.path, self.run)
+            new = [name for name in names(self.source) if name not in known]
+            return new + [name for name in noted if stamp(folder / name) not in (noted[name], None)]
+        except UserError:
+            return []
+
+    @property
     def foreign(self) -> bool:
         """Whether another trainer left it."""
         return self.run["kind"] == "foreign"
@@ -130,12 +150,12 @@ class Trajectory(Mapping[int, Checkpoint]):
         """The last planned epoch's; raises NoSuchEpoch while the run is unfinished."""
         if self.planned_epochs not in self._checkpoints and self.complete:
             raise NoSuchEpoch(
-                f"the last checkpoint, of epoch {self.planned_epochs}, is gone from {self.path} (still there: "
+                f"the last checkpoint, of epoch {self.planned_epochs}, is gone from {self.source} (still there: "
                 f"{self._listed()}); restore it, or train anew in another folder"
             )
         if self.planned_epochs not in self._checkpoints:
             raise NoSuchEpoch(
-                f"the run in {self.path} is not finished (planned epochs: {self.planned_epochs}, saved: "
+                f"the run in {self.source} is not finished (planned epochs: {self.planned_epochs}, saved: "
                 f"{self._listed()}); give the same `train` or `distill` command again to finish it, or name an epoch"
             )
         return self._checkpoints[self.planned_epochs]
@@ -149,11 +169,11 @@ class Trajectory(Mapping[int, Checkpoint]):
         """The checkpoint whose epoch is nearest to this fraction, in (0, 1], of the planned epochs; of two, the
         earlier."""
         require(0 < fraction <= 1, f"a fraction of the training must lie in (0, 1], not {fraction}")
-        require(len(self) > 0, f"the run in {self.path} has saved no checkpoint yet")
+        require(len(self) > 0, f"the run in {self.source} has saved no checkpoint yet")
         wanted = fraction * self.planned_epochs
         require(
             self.complete or max(self._checkpoints) >= wanted,
-            f"the run in {self.path} has not come as far as {fraction:g} of its {self.planned_epochs} epochs (saved: "
+            f"the run in {self.source} has not come as far as {fraction:g} of its {self.planned_epochs} epochs (saved: "
             f"{self._listed()}); give its command again to finish it, or name an epoch",
         )
         return self._checkpoints[min(self._checkpoints, key=lambda epoch: (abs(epoch - wanted), epoch))]
@@ -191,6 +211,8 @@ class Trajectory(Mapping[int, Checkpoint]):
         """Top-1 accuracy in [0, 1] of the last network on the test images; raises UserError while the run is
         unfinished."""
         result = self.result()
+        if self.foreign:
+            raise UserError(f"{self.source} was trained elsewhere; `checkpointkd evaluate --split test` measures it")
         if result is None:
             raise UserError(f"the run in {self.path} is not finished, so it has not been tested")
         return result["test"]["accuracy"]
@@ -230,9 +252,15 @@ def open_trajectory(path: Path | str) -> Trajectory:
     run = files.read_json(path / "run.json")
     _check_run(run, path / "run.json")
     if run["kind"] == "foreign":
-        folder = path / run["folder"]
-        foreign = {int(epoch): folder / note["file"] for epoch, note in run["checkpoints"].items()}
-        return Trajectory(path, run, {n: Checkpoint(file, n, run) for n, file in foreign.items() if file.exists()})
+        folder = _folder_of(path, run)
+        noted_files = {int(epoch): folder / note["file"] for epoch, note in run["checkpoints"].items()}
+        for file in noted_files.values():
+            inside = os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder), ""))
+            require(inside, f"{path / 'run.json'} names {str(file)!r}, which lies outside of {folder}")
+        there = {n: Checkpoint(file, n, run) for n, file in noted_files.items() if os.path.exists(file)}
+        require(bool(there), f"none of the checkpoints that were looked at in {folder} is there any more")
+        require(not names_code(run["model"]) or os.path.exists(vouched(run)), _unvouched(path, run))
+        return Trajectory(path, run, there)
     folder = path / "checkpoints"
     named = [(CHECKPOINT.fullmatch(file.name), file) for file in folder.iterdir()] if folder.exists() else []
     checkpoints = {int(match[1]): Checkpoint(file, int(match[1]), run) for match, file in named if match}
@@ -249,8 +277,44 @@ def notes_folders(path: Path | str) -> list[Path]:
 
 
 def noted(path: Path | str) -> Path | None:
-    """The folder with our notes on what another trainer left here, if there are any."""
-    return next((notes for notes in notes_folders(path) if os.path.exists(notes / "run.json")), None)
+    """The folder with our notes on what another trainer left here, if there are any; of two the newer."""
+    there = [notes / "run.json" for notes in notes_folders(path) if os.path.exists(notes / "run.json")]
+    return max(there, key=os.path.getmtime).parent if there else None
+
+
+def _folder_of(notes: Path, run: dict[str, Any]) -> Path:
+    """Where another trainer's checkpoints lie: around the notes, or, for notes in our own folder, where these say."""
+    if os.path.realpath(notes).startswith(os.path.join(os.path.realpath(home()), "")):
+        return Path(run["folder"])
+    return notes.parent if notes.name == FOREIGN else notes.parent.parent
+
+
+def stamp(path: Path) -> list[int] | None:
+    """Size and time of change of a checkpoint's files, which tell that it is another one; None if it is gone."""
+    try:
+        files_of = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
+        return [number for file in files_of for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+    except OSError:
+        return None
+
+
+def names_code(model: str) -> bool:
+    """Whether a network's name is that of someone's own code."""
+    return ":" in model and not model.startswith("timm:")
+
+
+def vouched(run: dict[str, Any]) -> Path:
+    """The file that says that this user told us that these checkpoints are of this network. Notes that came along with
+    checkpoints from elsewhere may name any code; only what a user has said here is imported."""
+    said = [run["model"], run["weights"], run["mean"], run["std"], [n["sha256"] for n in run["checkpoints"].values()]]
+    return home() / "vouched" / hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+
+
+def _unvouched(path: Path, run: dict[str, Any]) -> str:
+    return (
+        f"the notes in {path} name code, {run['model']!r}, and were not made by you here; if it is yours, say so: "
+        f"checkpointkd inspect {_folder_of(path, run)} --model {run['model']} --data DATA"
+    )
 
 
 def _unknown(path: Path) -> UserError:
@@ -277,6 +341,7 @@ def _check_run(run: Any, path: Path) -> None:
             require(type(run[name]) is kind, f"its {name} is no {kind.__name__}")
         require(len(run["classes"]) > 0 and all(isinstance(name, str) for name in run["classes"]), "its classes")
         numbers = [*run["mean"], *run["std"]]
+        require(all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers), "its mean")
         require(
             len(run["mean"]) == len(run["std"]) > 0 and all(isinstance(n, float | int) for n in numbers), "its mean"
         )
@@ -287,20 +352,27 @@ def _check_run(run: Any, path: Path) -> None:
             _check_notes(run)
         else:
             Recipe(**run["recipe"])
-    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
+        require(all(isinstance(run["data"][name], str) for name in ("data", "sha256", "protocol")), "its data")
+    except (UserError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged or not one of ours ({error})") from None
 
 
 def _check_notes(run: dict[str, Any]) -> None:
     """Raise UserError unless these can be our notes on another trainer's checkpoints."""
-    for name in ("path", "folder", "normalised_as", "unit"):
+    for name in ("folder", "normalised_as", "unit", "weights_at"):
         require(type(run[name]) is str, f"its {name} is no str")
-    require(run["weights"] is None or type(run["weights"]) is str, "its weights")
+    for name in ("weights", "pattern"):
+        require(run[name] is None or (type(run[name]) is str and Path(run[name]).name == run[name]), f"its {name}")
+    for name in ("left_out", "passed_over"):
+        require(all(type(one) is str for one in run[name]), f"its {name}")
     require(len(run["checkpoints"]) > 0, "it names no checkpoints")
     for epoch, noted in run["checkpoints"].items():
-        require(epoch.isdecimal() and epoch.isascii(), f"its checkpoint {epoch!r}")
+        require(re.fullmatch(r"[0-9]{1,9}", epoch) is not None, f"its checkpoint {epoch[:20]!r}")
         for name in ("file", "format", "epoch_from", "stated", "sha256"):
-            require(type(noted[name]) is str, f"its checkpoint {epoch} has no {name}")
+            require(type(noted[name]) is str and len(noted[name]) < 1000, f"its checkpoint {epoch} has no {name}")
+        require("\0" not in noted["file"] and isinstance(noted["stamp"], list), f"its checkpoint {epoch}")
+        accuracy = noted["accuracy"]
+        require(accuracy is None or (type(accuracy) is float and 0 <= accuracy <= 1), f"its checkpoint {epoch}")
 
 
 def fresh_network(run: dict[str, Any]) -> Network:

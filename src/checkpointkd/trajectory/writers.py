@@ -7,31 +7,54 @@ A folder of these is used as any trainer's: `checkpointkd inspect FOLDER --model
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import files
 from ..errors import UserError, require
 
 
-def save_checkpoint(folder: Path | str, *, epoch: int, model: nn.Module) -> Path:
+def save_checkpoint(
+    folder: Path | str,
+    *,
+    epoch: int,
+    model: nn.Module,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
     """Write the network after so many completed epochs, whole or not at all, with its checksum; from any training loop.
+
+    `mean` and `std` are those with which images in [0, 1] were normalised; they are remembered. Raises UserError for
+    weights that are not finite.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_checkpoint(folder, epoch=10, model=nn.Linear(2, 3)).name
     'epoch-0010.safetensors'
     """
-    require(epoch >= 0, f"an epoch is a number of completed epochs, at least 0, not {epoch}")
+    require(type(epoch) is int and epoch >= 0, f"an epoch is a whole number of completed epochs, not {epoch!r}")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    spoiled = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    require(not spoiled, f"after epoch {epoch} {', '.join(spoiled[:1])} holds NaN or infinite numbers; it is not saved")
     path = Path(folder) / f"epoch-{epoch:04d}.safetensors"
-    files.save_tensors(path, model.state_dict(), {"format": "checkpointkd", "epoch": str(epoch)})
+    about: dict[str, Any] = {"format": "checkpointkd", "epoch": str(epoch)}
+    if mean is not None and std is not None:
+        about |= {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
+    files.save_tensors(path, tensors, about)
     return path
 
 
-def lightning_callback(folder: Path | str, *, every: int = 1) -> Any:
+def lightning_callback(
+    folder: Path | str,
+    *,
+    every: int = 1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Any:
     """A Lightning callback that leaves a checkpoint every so many epochs and after the last.
 
     What is written is the whole LightningModule; the network is found in it. Raises UserError where Lightning isn't
@@ -44,12 +67,18 @@ def lightning_callback(folder: Path | str, *, every: int = 1) -> Any:
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             epoch = trainer.current_epoch + 1
             if trainer.is_global_zero and (epoch % every == 0 or epoch == trainer.max_epochs):
-                save_checkpoint(folder, epoch=epoch, model=pl_module)
+                save_checkpoint(folder, epoch=epoch, model=pl_module, mean=mean, std=std)
 
     return LeaveTrajectory()
 
 
-def transformers_callback(folder: Path | str, *, every: int = 1) -> Any:
+def transformers_callback(
+    folder: Path | str,
+    *,
+    every: int = 1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Any:
     """A callback for Hugging Face's Trainer that leaves a checkpoint every so many epochs and after the last.
 
     Raises UserError where transformers isn't installed.
@@ -64,7 +93,7 @@ def transformers_callback(folder: Path | str, *, every: int = 1) -> Any:
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             epoch = round(state.epoch)
             if state.is_world_process_zero and (epoch % every == 0 or epoch >= args.num_train_epochs):
-                save_checkpoint(folder, epoch=epoch, model=model)
+                save_checkpoint(folder, epoch=epoch, model=model, mean=mean, std=std)
 
     return LeaveTrajectory()
 
