@@ -184,3 +184,176 @@ def test_a_network_that_does_not_fit_is_an_error_that_names_what(
         ckd.inspect(path, **({"data": "digits"} | change))
     assert "\n" not in str(caught.value)
     assert not (Path(path) / "checkpointkd").exists()
+
+
+NAMES = [  # names of files whose content tells no epoch, and the epochs that they tell; None is left out
+    ({"net_0.pth": 1, "net_1.pth": 2, "net_2.pth": 3}, "epoch"),
+    ({"net_0.pth": 0, "net_10.pth": 10, "net_20.pth": 20}, "epoch"),
+    ({"model_10ep.pth": 10, "model_20ep.pth": 20, "model_30epochs_lr0.1.pth": 30}, "epoch"),
+    ({"net_10.pth": 10, "net_20.pth": 20, "resnet_lr0.1_final.pth": None}, "epoch"),
+    ({"model.10.pth": 10, "model.20.pth": 20}, "epoch"),
+    ({"weights.10-0.31.pth": 10, "weights.20-0.29.pth": 20}, "epoch"),
+    ({"epoch_7.pth": 7, "epoch_8.pth": 8, "best_acc_91.2.pth": None}, "epoch"),
+    ({"resnet18_cifar100.pth": None, "resnet18_epoch10.pth": 10, "resnet18_epoch20.pth": 20}, "epoch"),
+    ({"epoch__10_val91.pth": 10, "epoch__20_val92.pth": 20}, "epoch"),
+    ({"ckpt_e3_s300.pth": 3, "ckpt_e6_s600.pth": 6}, "epoch"),
+    ({"resnet50_epoch_12_acc_0.91.pth": 12, "resnet50_epoch_24_acc_0.93.pth": 24}, "epoch"),
+    ({"step=100-epoch=3.pth": 3, "step=200-epoch=6.pth": 6}, "epoch"),
+    ({"step_1000.pth": 1000, "step_2000.pth": 2000}, "step"),
+    ({"iter_0001000.pth": 1000, "iter_0002000.pth": 2000}, "step"),
+    ({"epoch_1.pth": 1, "model_final2.pth": None, "epoch_3.pth": 3}, "epoch"),
+    ({"wrn-40-2_1.pth": 1, "wrn-40-2_10.pth": 10, "wrn-40-2.pth": None}, "epoch"),
+    ({"best_epoch_7.pth": None, "epoch_7.pth": 7, "epoch_8.PTH": 8}, "epoch"),
+    ({"epoch_7_ema.pth": None, "epoch_7.pth": 7}, "epoch"),
+    ({"a2.pth": 2, "a10.pth": 10}, "epoch"),
+    ({"two.pth": 2, "one.pth": 1}, "epoch"),
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "unit"), NAMES, ids=lambda value: next(iter(value)) if isinstance(value, dict) else ""
+)
+def test_epochs_by_name(names: dict[str, int | None], unit: str, tmp_path: Path):
+    for name in names:
+        torch.save(users.build(10, 1).state_dict(), tmp_path / name)
+    folder = look(tmp_path)
+    assert {one.path.name: epoch for epoch, one in folder.checkpoints.items()} == {
+        name: epoch for name, epoch in names.items() if epoch is not None
+    }
+    assert folder.unit == unit
+    assert len(folder.left_out) == list(names.values()).count(None)
+
+
+@pytest.mark.parametrize(
+    "names", [["model-0.9123.pt", "model-0.8555.pt"], ["net_10_20240101.pth", "net_20_20240301.pth"]]
+)
+def test_names_that_tell_no_epoch_are_taken_in_their_order(names: list[str], tmp_path: Path):
+    for name in names:
+        torch.save(users.build(10, 1).state_dict(), tmp_path / name)
+    folder = look(tmp_path)
+    assert list(folder.checkpoints) == [1, 2]
+    assert {one.number_from for one in folder.checkpoints.values()} == {"the order of names"}
+
+
+@pytest.mark.parametrize("epoch", [5, 5.0, "5", torch.tensor(5), torch.tensor(5.0)])
+def test_an_epoch_is_a_number_however_it_is_stored(epoch: object, tmp_path: Path):
+    torch.save({"state_dict": users.build(10, 1).state_dict(), "epoch": epoch}, tmp_path / "a1.pth")
+    assert list(look(tmp_path).checkpoints) == [5]
+
+
+def test_the_imagenet_example_counts_completed_epochs(tmp_path: Path):
+    content = {"state_dict": users.build(10, 1).state_dict(), "arch": "net", "best_acc1": 0.5, "optimizer": {}}
+    for epoch in (1, 2):
+        torch.save(content | {"epoch": epoch}, tmp_path / f"checkpoint{epoch}.pth.tar")
+    assert list(look(tmp_path).checkpoints) == [1, 2]
+
+
+def _hugging_face(folder: Path, epochs: dict[int, float | None]) -> Path:
+    import json
+
+    import safetensors.torch
+
+    for step, epoch in epochs.items():
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        safetensors.torch.save_file(users.build(10, 1).state_dict(), checkpoint / "model.safetensors")
+        if epoch is not None:
+            (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": epoch}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("epochs", "found", "unit", "left"),
+    [
+        ({10: 0.9996, 20: 1.9996, 30: 3.0004}, [1, 2, 3], "epoch", 0),
+        ({10: 0.5, 20: 1.0, 30: 1.5}, [10, 20, 30], "step", 0),
+        ({31: 1.0, 62: 2.0, 93: None}, [1, 2], "epoch", 1),
+        ({31: None, 62: None}, [31, 62], "step", 0),
+    ],
+)
+def test_hugging_faces_steps_and_epochs(epochs: dict, found: list[int], unit: str, left: int, tmp_path: Path):
+    folder = look(_hugging_face(tmp_path / "out", epochs))
+    assert (list(folder.checkpoints), folder.unit, len(folder.left_out)) == (found, unit, left)
+
+
+def test_saved_by_hand_after_the_last_epoch_lightning_is_still_in_epochs(digits: Data, tmp_path: Path):
+    lightning(tmp_path, digits)
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    with quiet():
+        each_third = ModelCheckpoint(
+            dirpath=tmp_path / "steps", save_top_k=-1, every_n_train_steps=3
+        )  # an epoch's steps
+        lightning(tmp_path / "steps", digits, callbacks=[each_third], by_hand=tmp_path / "steps" / "hand.ckpt")
+    folder = look(tmp_path / "steps")
+    assert (list(folder.checkpoints), folder.unit) == ([1, 2, 3], "epoch")
+    assert folder.left_out == ["hand.ckpt: of the same epoch as epoch=2-step=9.ckpt"]
+
+
+def test_timms_recovery_files_are_left_out(all_written: dict[str, Written], tmp_path: Path):
+    path, _, _ = copied(all_written["timm"], tmp_path)
+    shutil.copy(Path(path) / "checkpoint-1.pth.tar", Path(path) / "recovery-1-200.pth.tar")
+    folder = look(path)
+    assert list(folder.checkpoints) == [1, 2, 3]
+    assert "recovery-1-200.pth.tar: timm's, saved within an epoch" in folder.left_out
+
+
+def test_a_folder_that_grows_or_changes_is_noticed_and_taken_in(all_written, tmp_path: Path, caplog):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    third = Path(path) / "c.safetensors"
+    third.rename(tmp_path / "c.safetensors")
+    first = ckd.inspect(path, model=model, data="digits")
+    ckd.score(path, decoder_steps=2, decoder_seeds=1)
+    kept = [checkpoint["selection_accuracy"] for checkpoint in ckd.inspect(path)["checkpoints"]]
+    assert kept == [checkpoint["selection_accuracy"] for checkpoint in first["checkpoints"]], (
+        "score keeps what is known"
+    )
+    (tmp_path / "c.safetensors").rename(third)
+    caplog.clear()
+    assert ckd.evaluate(f"{path}@full")["members"][0]["epoch"] == 2
+    assert "checkpoints that are new or changed since it was looked at (c.safetensors)" in caplog.text
+    assert [checkpoint["epoch"] for checkpoint in ckd.inspect(path)["checkpoints"]] == [1, 2, 3]
+    ckd.select(path, rule="full")
+    shutil.copy(Path(path) / "a.safetensors", third)
+    assert ckd.inspect(path)["selected"] is None, "it was chosen among others"
+    found = ckd.inspect(path)["checkpoints"]
+    assert found[2]["selection_accuracy"] == found[0]["selection_accuracy"]
+    assert len(ckd.evaluate(f"{path}@3")["members"]) == 1
+
+
+def test_scoring_a_copy_scores_the_copy(all_written, tmp_path: Path):
+    path, model, _ = copied(all_written["timm"], tmp_path)
+    ckd.inspect(path, model=model, data="digits", weights="state_dict_ema")
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    shutil.rmtree(path)
+    plane = ckd.score(copy, decoder_steps=2, decoder_seeds=1)
+    assert plane.epochs == [1, 2, 3]
+    assert ckd.inspect(copy)["path"] == str(copy)
+    assert ckd.inspect(copy)["weights_at"] == "state_dict_ema", "what was asked for is asked for again"
+
+
+def test_our_writers_remember_the_normalisation(tmp_path: Path, digits: Data):
+    ckd.save_checkpoint(tmp_path, epoch=1, model=users.build(10, 1), mean=[0.2], std=[0.4])
+    run = adopt(tmp_path, model=NET, data=digits).run
+    assert (run["mean"], run["std"], run["normalised_as"]) == ([0.2], [0.4], "epoch-0001.safetensors says so")
+    spoiled = users.build(10, 1)
+    torch.nn.init.constant_(spoiled.head.bias, float("nan"))
+    for epoch, model in ((1.5, users.build(10, 1)), (-1, users.build(10, 1)), (2, spoiled)):
+        with pytest.raises(UserError):
+            ckd.save_checkpoint(tmp_path, epoch=epoch, model=model)  # type: ignore[arg-type]
+
+
+def test_the_writers_leave_the_last_epoch_too(digits: Data, tmp_path: Path):
+    from .writers import hugging_face
+
+    lightning(tmp_path / "a", digits, callbacks=[ckd.lightning_callback(tmp_path / "l", every=2)])
+    hugging_face(tmp_path / "b", digits, callback=ckd.transformers_callback(tmp_path / "t", every=2))
+    for folder in ("l", "t"):
+        assert list(look(tmp_path / folder).checkpoints) == [2, 3]
+
+
+def test_inspect_warns_of_networks_that_know_nothing(tmp_path: Path, caplog):
+    ckd.save_checkpoint(tmp_path, epoch=1, model=users.build(10, 1))
+    ckd.inspect(tmp_path, model=NET, data="digits")
+    assert "none of the checkpoints knows more than guessing does" in caplog.text

@@ -92,6 +92,60 @@ def test_what_real_trainers_store_beside_weights_is_read(tmp_path: Path):
     assert list(look(tmp_path).checkpoints) == [2]
 
 
+class Made:
+    """Pickled, it is a call and then a state, as restricted unpicklers allow for some types."""
+
+    def __init__(self, call: Callable, *arguments: Any, state: Any = None) -> None:
+        self.call, self.arguments, self.state = call, arguments, state
+
+    def __reduce__(self) -> Any:
+        return (self.call, self.arguments) if self.state is None else (self.call, self.arguments, self.state)
+
+
+def _a_pointer_of_its_own(path: Path) -> None:
+    """A NumPy type whose bytes are taken for an object: read as NumPy would, it ends the process."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    fields = {"a": (Made(np.dtype, "O"), 0)}
+    inner = Made(np.dtype, ">f8", state=(3, ">", None, ("a",), fields, -1, -1, 0))
+    outer = Made(np.dtype, ("V8", inner))
+    torch.save({**build(10, 1).state_dict(), "x": [Made(set, Made(scalar, outer, b"AAAAAAAA"))]}, path)
+
+
+def _memory_from_nothing(path: Path) -> None:
+    torch.save({**build(10, 1).state_dict(), "x": Made(bytearray, 3_000_000_000)}, path)
+
+
+def _dicts_of_dicts(path: Path) -> None:
+    value: Any = build(10, 1).state_dict()
+    for _ in range(9):
+        value = {f"{number}": value for number in range(12)}
+    torch.save(value, path)
+
+
+def _two_archives(path: Path) -> None:
+    """PyTorch would read the first of the two, a reader of archives the second."""
+    good, other = io.BytesIO(), io.BytesIO()
+    torch.save(build(10, 1).state_dict(), good)
+    torch.save(build(10, 1).state_dict(), other)
+    path.write_bytes(other.getvalue() + good.getvalue())
+
+
+def _too_large_for_the_network(path: Path) -> None:
+    state = build(10, 1).double().state_dict()
+    state["head.weight"] *= 1e300
+    torch.save(state, path)
+
+
+def _on_no_device(path: Path) -> None:
+    torch.save(build(10, 1).to("meta").state_dict(), path)
+
+
+def _metadata(path: Path, entry: str) -> None:
+    safetensors.torch.save_file(build(10, 1).state_dict(), path, {"checkpointkd": entry})
+
+
 def _deflated(path: Path) -> None:
     plain = io.BytesIO()
     torch.save({"weight": torch.zeros(3_000_000)}, plain)
@@ -156,6 +210,13 @@ BOMBS = {
     "lying.safetensors": _lying_header,
     "outside.pt": _outside_its_storage,
     "escape.tar": _tar_out_of_the_folder,
+    "pointer.pt": _a_pointer_of_its_own,
+    "memory.pt": _memory_from_nothing,
+    "two.pt": _two_archives,
+    "double.pt": _too_large_for_the_network,
+    "meta.pt": _on_no_device,
+    "deep.safetensors": lambda path: _metadata(path, "[" * 100_000),
+    "list.safetensors": lambda path: _metadata(path, "[5]"),
 }
 
 
@@ -167,7 +228,9 @@ def test_bombs_and_traps_are_refused(name: str, tmp_path: Path):
     folder.mkdir()
     BOMBS[name](folder / name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match=rf"{name.replace('.', '[.]')} (is (refused|damaged)|does not fit)") as caught:
+    with pytest.raises(
+        UserError, match=rf"{name.replace('.', '[.]')} (is (refused|damaged|spoiled)|does not fit|holds the weights)"
+    ) as caught:
         ckd.inspect(folder, model=NET, data="digits")
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
@@ -216,6 +279,137 @@ def test_names_from_files_can_not_command_the_terminal_or_the_page(tmp_path: Pat
     for forbidden in ("\x1b", "\x07"):
         assert forbidden not in out + error
     assert "<script>alert" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_dicts_of_the_same_dicts_are_read_once(tmp_path: Path, digits: Data):
+    """Twelve to the ninth ways lead to the weights."""
+    _dicts_of_dicts(tmp_path / "epoch_1.pt")
+    assert len(adopt(tmp_path, model=NET, data=digits)) == 1
+
+
+@pytest.mark.parametrize("entry", ['{"epoch": 5}', '{"epoch": "\u00b2"}', '{"epoch": "' + "9" * 5000 + '"}'])
+def test_what_a_header_says_of_epochs_is_a_number_or_nothing(entry: str, tmp_path: Path):
+    _metadata(tmp_path / "epoch_3.safetensors", entry)
+    assert list(look(tmp_path).checkpoints) == [3]
+
+
+def test_what_is_no_plain_file_is_left_out(tmp_path: Path):
+    torch.save(build(10, 1).state_dict(), tmp_path / "epoch_1.pt")
+    (tmp_path / "epoch_2.pt").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "epoch_3.pt")
+    folder = look(tmp_path)
+    assert list(folder.checkpoints) == [1]
+    assert all("no plain file" in left for left in folder.left_out)
+    (tmp_path / "epoch_4.pt").symlink_to("epoch_4.pt")
+    with pytest.raises(UserError, match=r"epoch_4\.pt is a link that leads out of"):
+        look(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["model.safetensors", "shard"])
+def test_links_out_of_hugging_faces_folder_are_refused(where: str, tmp_path: Path):
+    checkpoint = tmp_path / "theirs" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    safetensors.torch.save_file(build(10, 1).state_dict(), tmp_path / "secret.safetensors")
+    if where == "shard":
+        index = {"weight_map": dict.fromkeys(build(10, 1).state_dict(), "a.safetensors")}
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+        where = "a.safetensors"
+    (checkpoint / where).symlink_to(tmp_path / "secret.safetensors")
+    with pytest.raises(UserError, match="is a link that leads out of"):
+        look(checkpoint.parent)
+
+
+def _notes(path: str) -> tuple[Path, dict]:
+    notes = Path(path) / "checkpointkd" / "run.json"
+    return notes, json.loads(notes.read_text())
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "../../../../etc/passwd"])
+def test_notes_that_came_along_lead_nowhere_else(file: str, all_written: dict[str, Written], tmp_path: Path):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    shutil.copy(Path(path) / "a.safetensors", tmp_path / "secret.safetensors")
+    notes, run = _notes(path)
+    run["checkpoints"]["2"]["file"] = file
+    notes.write_text(json.dumps(run))
+    with pytest.raises(UserError, match="lies outside of"):
+        ckd.evaluate(f"{path}@2")
+    run["checkpoints"]["2"]["file"] = "b.safetensors"
+    notes.write_text(json.dumps({**run, "folder": "/"}))
+    assert ckd.open_trajectory(path)[2].path.resolve() == (Path(path) / "b.safetensors").resolve()
+
+
+def test_notes_that_came_along_run_nobodys_code(all_written: dict[str, Written], tmp_path: Path, monkeypatch):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "another user's"))
+    for ask in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
+        with pytest.raises(
+            UserError, match=r"name code, 'tests\.trajectory\.network:build', and were not made by you here"
+        ):
+            ask()
+    ckd.inspect(path, model=model, data="digits")
+    assert len(ckd.evaluate(f"{path}@2")["members"]) == 1
+    notes, run = _notes(path)
+    notes.write_text(json.dumps({**run, "model": "this:evil"}))
+    with pytest.raises(UserError, match="name code, 'this:evil'"):
+        ckd.evaluate(f"{path}@2")
+
+
+SPOILED = [
+    {"left_out": 5}, {"left_out": [5]}, {"unit": None}, {"pattern": "../x"}, {"mean": [10**400]}, {"mean": ["a"]},
+    {"data": []}, {"data": None}, {"checkpoints": {}}, {"checkpoints": []}, {"checkpoints": {"x": {}}},
+    {"checkpoints": {"9" * 5000: {}}}, {"checkpoints": {"1": {"file": "x" * 5000}}},
+    {"checkpoints": {"1": {"file": 5}}}, {"kind": 5}, {"weights": 5}, {"passed_over": None},
+]  # fmt: skip
+
+
+def test_damaged_notes_are_named(all_written: dict[str, Written], tmp_path: Path):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    notes, run = _notes(path)
+    changes = [*SPOILED, *({name: None} for name in run if name not in ("weights", "pattern", "seed"))]
+    for note in ({"file": "a\0b"}, {"accuracy": "x"}, {"accuracy": 7.0}, {"stamp": None}, {"sha256": None}):
+        changes.append({"checkpoints": {"1": run["checkpoints"]["1"] | note}})
+    for change in changes:
+        notes.write_text(json.dumps({**run, **change}))
+        for ask in (
+            lambda: ckd.inspect(path),
+            lambda: ckd.evaluate(f"{path}@1"),
+            lambda: ckd.select(path, rule="half"),
+        ):
+            with pytest.raises(UserError) as caught:
+                ask()
+            assert "run.json" in str(caught.value), (change, caught.value)
+            assert "\n" not in str(caught.value)
+    notes.write_text(json.dumps(run))
+    for name in "abc":
+        (Path(path) / f"{name}.safetensors").unlink()
+    for ask in (lambda: ckd.inspect(path), lambda: ckd.evaluate(f"{path}@full"), lambda: ckd.select(path, rule="half")):
+        with pytest.raises(UserError, match="none of the checkpoints that were looked at"):
+            ask()
+
+
+PREPROCESSORS = [
+    "[1]",
+    "{",
+    '{"image_mean": 0.5, "image_std": 0.5}',
+    '{"image_mean": ["a"], "image_std": ["b"]}',
+    '{"image_mean": [NaN], "image_std": [1e999]}',
+    '{"image_mean": [0.5], "image_std": [0]}',
+]
+
+
+@pytest.mark.parametrize("content", PREPROCESSORS)
+def test_a_preprocessor_that_says_nonsense(content: str, all_written: dict[str, Written], tmp_path: Path, digits: Data):
+    path, model, _ = copied(all_written["Hugging Face"], tmp_path)
+    for checkpoint in Path(path).glob("checkpoint-*"):
+        (checkpoint / "preprocessor_config.json").write_text(content)
+    try:
+        assert adopt(path, model=model, data=digits).run["normalised_as"] == "the training images' own"
+    except UserError as error:
+        assert "preprocessor_config.json is damaged" in str(error)  # noqa: PT017
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

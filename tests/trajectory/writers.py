@@ -74,7 +74,7 @@ def timm(folder: Path, data: Data) -> Written:
     return str(folder), NET, states
 
 
-def lightning(folder: Path, data: Data, *, callbacks: Any = None) -> Written:
+def lightning(folder: Path, data: Data, *, callbacks: Any = None, by_hand: Path | None = None) -> Written:
     states: States = {}
     with quiet():
         import lightning.pytorch as pl
@@ -105,6 +105,8 @@ def lightning(folder: Path, data: Data, *, callbacks: Any = None) -> Written:
             enable_model_summary=False, callbacks=[Keep(), *(callbacks or [theirs])],
         )  # fmt: skip
         trainer.fit(Module(), loader(data))
+        if by_hand is not None:
+            trainer.save_checkpoint(by_hand)
     return str(folder), NET, states
 
 

@@ -417,9 +417,8 @@ def _unnumbered(path: Path, format: str) -> Found:
     return Found(path, format, None, "the file's name", path.name, False)
 
 
-_EPOCH = re.compile(
-    r"(?<![a-z])(?:epochs?|ep|e)[=_. -]{0,2}(\d{1,9})(?![\d.]*\d)|(?<![\d.])(\d{1,9})[_-]?(?:epochs?|ep)(?![a-z])"
-)
+_EPOCH = re.compile(r"(?<![a-z])(?:epochs?|ep|e)[=_. -]{0,2}(\d{1,9})(?![\d.]*\d)")
+_EPOCHS = re.compile(r"(?<![\d.])(\d{1,9})(?:epochs?|ep)(?![a-z])")
 _STEP = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?)[=_. -]{0,2}(\d{1,9})")
 
 
@@ -442,10 +441,10 @@ def _numbered_by_name(found: list[Found]) -> list[Found]:
             numbered.append(one)
             continue
         stem = stems[one.path.name]
-        epochs, steps = _EPOCH.findall(stem), _STEP.findall(stem)
+        epochs, steps = _EPOCH.findall(stem) or _EPOCHS.findall(stem), _STEP.findall(stem)
         skeleton, numbers = _skeleton(stem)
         if epochs:
-            one = replace(one, number=int(epochs[-1][0] or epochs[-1][1]))
+            one = replace(one, number=int(epochs[-1]))
         elif steps:
             one = replace(one, step=int(steps[-1]), within=True)
         elif skeleton == largest and len(fields) == 1 and len(alike[largest]) > 1:
