@@ -6,6 +6,7 @@ The network and the loop below need nothing of this toolkit but the digits; it i
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ def large(num_classes: int, in_channels: int) -> Net:
 
 
 def small(num_classes: int, in_channels: int) -> Net:
-    return Net(6, num_classes, in_channels)
+    return Net(16, num_classes, in_channels)
 
 
 def train_as_you_always_did() -> None:
@@ -68,12 +69,14 @@ def main() -> None:
     # From here on, the folder is used like a run.
     ckd.score(FOLDER, decoder_steps=200)
     print(ckd.select(FOLDER).reason)
+    # A student that sees a third of the images, from nobody, from the chosen checkpoint, and from two.
+    student = f"{Path(__file__).stem}:small"
+    common: dict[str, Any] = {"train_images": 100, "epochs": 100, "save_every": 100}
+    alone = ckd.train(student, data="digits", protocol="paper", out="runs/your-own-students/alone", **common)
+    print(f"student of nobody: {alone.test_accuracy:.1%}")
     for teachers in ([f"{FOLDER}@best"], [f"{FOLDER}@half", f"{FOLDER}@full"]):
-        out = f"runs/your-own-students/{len(teachers)}"
-        student = ckd.distill(
-            f"{Path(__file__).stem}:small", teachers=teachers, train_images=200, epochs=20, out=out, recipe="digits"
-        )
-        print(f"student of {' and '.join(teachers)}: {student.test_accuracy:.1%}")
+        taught = ckd.distill(student, teachers=teachers, out=f"runs/your-own-students/{len(teachers)}", **common)
+        print(f"student of {' and '.join(teachers)}: {taught.test_accuracy:.1%}")
 
 
 if __name__ == "__main__":
