@@ -32,7 +32,7 @@ def main() -> None:
         "teacher": {"model": "wrn_16_2", "epochs": accuracies(teacher), "result": teacher.result()},
     }
     write_result("cifar100-small", result)
-    plane = ckd.score(teacher.path, decoder_seeds=1, decoder_steps=300, progress=_say)
+    plane = ckd.score(teacher.path, progress=_say)
     choice = ckd.select(teacher.path)
     result["plane"] = [asdict(point) for point in plane.points]
     result |= {"chosen_epoch": choice.epoch, "reason": choice.reason, "students": {"model": "wrn_10_1", "from": {}}}

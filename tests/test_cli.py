@@ -126,7 +126,7 @@ MISTAKES = [
     (["score", "{empty}"], "is empty"),
     (["score", "{run}", "--estimator", "ridg"], "Choose from"),
     (["score", "{run}", "--decoder-steps", "0"], "steps must be at least 1, not 0"),
-    (["select", "{run}"], "have not been scored; run `checkpointkd score"),
+    (["select", "{run}"], "have not been scored by the decoder; run `checkpointkd score"),
     (["select", "{run}", "--rule", "pape"], "unknown rule 'pape'; did you mean 'paper'"),
     (["evaluate"], "name at least one checkpoint|requires"),
     (["evaluate", "{run}@half", "--data", "cifar"], "unknown data set 'cifar'"),

@@ -38,7 +38,7 @@ def train(out: Path, epochs: int = 8) -> None:
 
 
 def score(run: Path) -> None:
-    ckd.score(run, decoder_steps=40, decoder_images=60, decoder_seeds=1)
+    ckd.score(run, decoder_steps=40, fit_images=60, decoder_seeds=1)
 
 
 def distill(out: Path, teachers: list[str]) -> None:
@@ -316,7 +316,7 @@ def test_any_name_is_a_name(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Path(name) / "teacher"
     ckd.train("wrn_10_1", out=run, epochs=2, save_every=1, **SMALL)
-    ckd.score(run, decoder_steps=1, decoder_images=20, decoder_seeds=1)
+    ckd.score(run, decoder_steps=1, fit_images=20, decoder_seeds=1)
     ckd.select(run)
     distill(Path(name) / "student", [f"{run}@best", f"{run}@2", str(run)])
     assert len(ckd.evaluate(f"{run}@half", str(run))["members"]) == 2

@@ -48,7 +48,7 @@ def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path)
     now = {
         "teacher": [row["loss"] for row in ckd.open_trajectory(teacher_run).rows()],
         "student": [row["loss"] for row in student.rows()],
-        "excess": [point.excess for point in plane.points],
+        "information": [point.image_information for point in plane.points],
         "nll": [point.nll for point in plane.points],
     }
     if os.environ.get("UPDATE_GOLDEN"):

@@ -11,7 +11,11 @@ from .errors import require, unknown
 
 Average = Literal["probabilities", "logits"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Estimator = Literal["decoder"]
+Estimator = Literal["decoder", "ridge"]
+UNITS: dict[str, str] = {  # of I(X;F), by estimator
+    "decoder": "nats a pixel of excess reconstruction loss, negative: a proxy, no estimate in nats",
+    "ridge": "nats a patch, by the Gaussian reading of a linear decoder",
+}
 Optimizer = Literal["sgd", "adam"]
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
@@ -129,24 +133,41 @@ class KDSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderSettings:
-    """How the reconstruction decoders of §4.2 are fitted: on how many images, how long, from how many starts.
+class EstimatorSettings:
+    """How I(X;F) is estimated (§4.2): by what, fitted on how many training images, measured on how many others.
 
-    Neither the paper nor its code gives a schedule. Adam at a constant rate that falls as a cosine reaches in a few
-    hundred steps what the InfoPro recipe's SGD needs many epochs for.
+    By default the decoder is fitted on a fifth of the training images, 10,000 at most, and measured on all selection
+    images; ridge takes 1,000 of both, which tell checkpoints apart as well. `steps`, `batch_size`, `learning_rate` and
+    `seeds` are the decoder's. Neither the paper nor its code gives a schedule; Adam at a rate that falls as a cosine
+    reaches in a few hundred small steps what the InfoPro recipe's SGD needs many epochs for.
     """
 
-    images: int = 10_000
-    steps: int = 600
-    batch_size: int = 128
+    estimator: Estimator = "decoder"
+    fit_images: int | None = None
+    measure_images: int | None = None
+    steps: int = 400
+    batch_size: int = 32
     learning_rate: float = 1e-2
-    seeds: int = 3
+    seeds: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("images", "steps", "batch_size", "seeds"):
+        one_of("estimator", self.estimator, Estimator)
+        for name in ("fit_images", "measure_images", "steps", "batch_size", "seeds"):
             value = getattr(self, name)
-            require(value >= 1, f"the decoder's {name.replace('_', ' ')} must be at least 1, not {value}")
+            require(
+                value is None or value >= 1, f"the estimator's {name.replace('_', ' ')} must be at least 1, not {value}"
+            )
         require(0 < self.learning_rate <= 1e3, f"the decoder's learning rate can't be {self.learning_rate}")
+
+    def images(self, train: int, selection: int) -> tuple[int, int]:
+        """On how many images to fit and to measure where there are so many.
+
+        >>> EstimatorSettings().images(45_000, 5_000), EstimatorSettings(estimator="ridge").images(45_000, 5_000)
+        ((9000, 5000), (1000, 1000))
+        """
+        decoder = self.estimator == "decoder"
+        fit = self.fit_images or (min(10_000, max(1_000, train // 5)) if decoder else 1_000)
+        return min(train, fit), min(selection, self.measure_images or (selection if decoder else 1_000))
 
 
 def one_of(what: str, value: str, kinds: object) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import printable
+from .settings import UNITS
 
 
 def plain(result: Any) -> Any:
@@ -78,19 +79,21 @@ def _further(found: dict[str, Any]) -> list[str]:
 
 def plane(scored: Any) -> RenderableType:
     """Each checkpoint's two informations."""
-    table = _table("epoch", "accuracy", "NLL, nats", "excess reconstruction loss", "± images", "± seeds")
+    table = _table("epoch", "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits")
     for point in scored.points:
         table.add_row(
             str(point.epoch),
             f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f} %",
             f"{point.nll:.3f}",
-            f"{point.excess:.4f}",
-            f"{point.excess_se:.4f}",
-            "" if point.excess_seed_sd is None else f"{point.excess_seed_sd:.4f}",
+            f"{point.label_information:.3f}",
+            f"{point.image_information:.4f}",
+            f"{point.image_information_se:.4f}",
+            "" if point.image_information_sd is None else f"{point.image_information_sd:.4f}",
         )
+    settings = scored.settings
     note = (
-        f"measured on {scored.settings['measured_on']} ({scored.excess_AN.shape[1]:,} images); less excess means a "
-        "larger I(X;F): a proxy, nats a pixel"
+        f"measured on {settings['measured_on']} ({scored.information_ASN.shape[-1]:,} images); I(X;F) by "
+        f"{settings['estimator']}: {UNITS[settings['estimator']]}"
     )
     return Group(table, Text(note))
 
@@ -108,7 +111,7 @@ def choice(chosen: Any) -> RenderableType:
     if chosen.runner_up is not None:
         lines.append(f"runner-up: epoch {chosen.runner_up}, {chosen.scores[chosen.runner_up]:.2f}")
     if chosen.probability:
-        lines.append("chosen in: share of 1,000 resamples of the images (the decoders' own noise is not in it)")
+        lines.append("chosen in: share of 1,000 resamples of the images and of the estimator's fits")
     return Group(table, Text("\n".join(lines)))
 
 

@@ -12,12 +12,11 @@ from torch import nn
 import checkpointkd as ckd
 from checkpointkd.data import DataSettings, load_data
 from checkpointkd.errors import UserError
-from checkpointkd.information import Decoders, load_plane, pixel_entropy, reconstruct, reconstruction_loss
+from checkpointkd.information import Decoders, decode, load_plane, pixel_entropy, reconstruction_loss
 from checkpointkd.information.decoder import upsampled_convolution
-from checkpointkd.settings import DecoderSettings
+from checkpointkd.settings import EstimatorSettings
 
 DATA = load_data(DataSettings(data="digits", train_images=300))
-SETTINGS = DecoderSettings(steps=60, seeds=1)
 
 
 def plain_decoder(channels: int, image_channels: int, size: tuple[int, int]) -> nn.Sequential:
@@ -86,9 +85,14 @@ def _reconstruct(*features_ANhwD: torch.Tensor, steps: int = 60) -> torch.Tensor
     """Mean excess loss for features of all training and then all selection images, one a checkpoint."""
     stacked = torch.stack(list(features_ANhwD))
     count = len(DATA.train)
-    settings = DecoderSettings(steps=steps, seeds=1)
-    loss = reconstruct(DATA.train, stacked[:, :count], DATA.selection, stacked[:, count:], settings=settings)
-    return (loss.double() - pixel_entropy(DATA.selection.clean().double())).mean((1, 2))
+    settings = EstimatorSettings(steps=steps, seeds=1, batch_size=128)
+    information_ASN, details = decode(
+        DATA.train, stacked[:, :count], DATA.selection, stacked[:, count:], settings=settings
+    )
+    floor = pixel_entropy(DATA.selection.clean().double()).mean().item()
+    excess_A = -information_ASN.mean((1, 2))
+    assert details["reconstruction_loss"] == pytest.approx((excess_A + floor).tolist(), rel=1e-5)
+    return excess_A
 
 
 def _images() -> torch.Tensor:
@@ -100,7 +104,7 @@ def test_the_image_itself_reaches_the_floor_and_less_information_costs_more():
     torch.manual_seed(0)
     images = _images()
     noise = torch.randn_like(images)
-    excess = _reconstruct(images * 4, images * 4 + noise, images * 4 + 4 * noise, torch.zeros_like(images), steps=400)
+    excess = _reconstruct(images * 4, images * 4 + noise, images * 4 + 4 * noise, torch.zeros_like(images), steps=1200)
     assert excess[0] < 0.02, "a decoder given x itself comes near the loss's floor"
     assert excess.tolist() == sorted(excess.tolist()), "noise loses information"
     assert excess[3] > 10 * excess[0]
@@ -134,12 +138,13 @@ def test_the_plane_is_kept_and_only_new_checkpoints_are_scored(teacher_run: Path
     scored = []
     from checkpointkd.information import plane as module
 
-    real = module.reconstruct
-    monkeypatch.setattr(module, "reconstruct", lambda *a, **k: scored.append(len(a[1])) or real(*a, **k))
+    real = module.ESTIMATORS["decoder"]
+    counting = lambda *a, **k: scored.append(len(a[1])) or real(*a, **k)  # noqa: E731
+    monkeypatch.setitem(module.ESTIMATORS, "decoder", counting)
     again = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     assert scored == [1]
     assert again.epochs == whole.epochs
-    np.testing.assert_allclose(again.excess_AN, whole.excess_AN, rtol=1e-2)  # Adam enlarges rounding
+    np.testing.assert_allclose(again.information_ASN, whole.information_ASN, rtol=1e-2)  # Adam enlarges rounding
     ckd.score(teacher_run, decoder_steps=5, decoder_seeds=2)
     assert scored == [1, 4], "other settings are another plane"
     assert len(list(teacher_run.glob("plane-*.safetensors"))) == 1
@@ -153,11 +158,14 @@ def test_a_point_says_what_it_should(teacher_run: Path):
         right = (logits.argmax(-1) == DATA.selection.labels_N).double().mean().item()
         assert point.accuracy == pytest.approx(right)
         assert point.sha256 == trajectory[point.epoch].sha256
-        assert point.excess == pytest.approx(float(plane.excess_AN[row].mean()), rel=1e-4)
-        assert point.label_information + point.nll == pytest.approx(np.log(10), abs=0.01)
-        assert point.excess_seed_sd is not None
-        assert point.excess_seed_sd > 0
-        assert point.excess_se == pytest.approx(float(plane.excess_AN[row].std()) / 300**0.5, rel=1e-4)
+        part_SN = plane.information_ASN[row]
+        assert part_SN.shape == (2, 300)
+        assert point.image_information == pytest.approx(float(part_SN.mean()), rel=1e-4)
+        assert point.image_information_sd == pytest.approx(float(part_SN.mean(1).std(ddof=1)), rel=1e-3)
+        assert point.image_information_se == pytest.approx(float(part_SN.mean(0).std()) / 300**0.5, rel=1e-4)
+        assert plane.images["right"][row].mean() == pytest.approx(right)
+        assert plane.images["nll"][row].mean() == pytest.approx(point.nll, rel=1e-4)
+        assert np.log(10) - point.nll - 0.02 < point.label_information < np.log(10), "calibrated, it is no worse"
     assert plane.settings["measured_on"] == "the selection split"
     assert plane.settings["features"] == "pool:input"
 

@@ -22,15 +22,19 @@ def _plane(excess: list[float], accuracy: list[float], epochs: list[int] | None 
             accuracy_se=0.0,
             nll=1.0,
             label_information=0.0,
-            reconstruction_loss=e,
-            excess=e,
-            excess_se=0.0,
-            excess_seed_sd=0.0,
+            temperature=1.0,
+            image_information=-e,
+            image_information_se=0.0,
+            image_information_sd=0.0,
+            details={},
         )
         for epoch, e, a in zip(epochs, excess, accuracy, strict=True)
     )
-    noise = draw.normal(0, 0.01, (1, images))
-    return Plane(points, {}, np.array(excess)[:, None] + noise, right)
+    noise = draw.normal(0, 0.01, (1, 1, images))
+    parts = {"right": right}
+    for name in ("nll", "brier", "confidence", "context", "wrong_variance"):
+        parts[name] = draw.random(right.shape)
+    return Plane(points, {}, -np.array(excess)[:, None, None] + noise, parts)
 
 
 RISE_AND_FALL = _plane([0.5, 0.2, 0.1, 0.2, 0.3], [0.2, 0.5, 0.6, 0.7, 0.8])
@@ -56,6 +60,57 @@ def test_algorithm_1_by_hand():
 @pytest.mark.parametrize(("rule", "epoch"), [("full", 50), ("half", 20), ("best-accuracy", 50), ("paper", 30)])
 def test_what_each_rule_chooses(rule: str, epoch: int):
     assert _choose(rule).epoch == epoch
+
+
+PARTS = [
+    ("lowest-nll", "nll", [3.0, 1.0, 2.0]),
+    ("lowest-brier", "brier", [0.9, 0.2, 0.5]),
+    ("mcmi", "context", [0.1, 0.9, 0.5]),
+    ("wrong-class-variance", "wrong_variance", [0.1, 0.3, 0.2]),
+]
+
+
+@pytest.mark.parametrize(("rule", "part", "means"), PARTS)
+def test_what_the_rivals_go_by(rule: str, part: str, means: list[float]):
+    plane = _plane([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    plane.images[part][:] = np.array(means)[:, None] + np.random.default_rng(1).normal(
+        0, 0.01, plane.images[part].shape
+    )
+    choice = _choose(rule, plane, planned=30)
+    assert choice.epoch == 20
+    assert choice.probability is not None
+    assert choice.probability[20] > 0.99
+
+
+def test_the_calibration_error_by_hand():
+    """Two bins' worth: confident and half right, unsure and always right; and one that is right as often as it says."""
+    plane = _plane([0.1, 0.2], [0.5, 0.5], images=300)
+    plane.images["confidence"][:] = np.linspace(0.5, 1.0, 300)
+    plane.images["right"][0] = np.random.default_rng(0).random(300) < np.linspace(0.5, 1.0, 300)
+    plane.images["right"][1] = np.arange(300) < 150
+    choice = _choose("lowest-calibration-error", plane, planned=20)
+    assert choice.epoch == 10
+    confidence = np.linspace(0.5, 1.0, 300)
+    bins = [np.arange(300)[20 * number : 20 * number + 20] for number in range(15)]
+    expected = np.mean([abs(confidence[rows].mean() - (rows < 150).mean()) for rows in bins])
+    assert -choice.scores[20] == pytest.approx(expected)
+
+
+def test_the_fits_of_an_estimator_are_part_of_how_sure_a_choice_is():
+    plane = _plane([0.1, 0.1001], [0.5, 0.5])
+    plane.images["right"][1] = plane.images["right"][0]
+    certain = np.repeat(plane.information_ASN, 4, axis=1)
+    torn = certain.copy()
+    torn[0, :2] += 0.5
+    torn[0, 2:] -= 0.5
+    sure, unsure = (
+        _choose("paper", Plane(plane.points, {}, information, plane.images), planned=20).probability
+        for information in (certain, torn)
+    )
+    assert sure is not None
+    assert unsure is not None
+    assert max(sure.values()) == 1
+    assert 0.1 < unsure[10] < 0.9
 
 
 def test_half_is_the_nearest_to_half_and_of_two_the_earlier():

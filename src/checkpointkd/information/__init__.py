@@ -1,16 +1,23 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
-from .decoder import Decoders, pixel_entropy, reconstruct, reconstruction_loss
-from .plane import Plane, Point, load_plane, score_trajectory, stale_epochs
+from .decoder import Decoders, decode, pixel_entropy, reconstruction_loss
+from .labels import label_measures, per_image
+from .plane import ESTIMATORS, Plane, Point, load_plane, load_planes, score_trajectory, stale_epochs
+from .ridge import ridge
 
 __all__ = [
+    "ESTIMATORS",
     "Decoders",
     "Plane",
     "Point",
+    "decode",
+    "label_measures",
     "load_plane",
+    "load_planes",
+    "per_image",
     "pixel_entropy",
-    "reconstruct",
     "reconstruction_loss",
+    "ridge",
     "score_trajectory",
     "stale_epochs",
 ]

@@ -11,18 +11,19 @@ output channels, h w map height and width, H W image's, y x a kernel's.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Batch, Images, portion
-from ..errors import require
+from ..data import Batch, Epochs, Images, portion
 from ..loop import OnStep, fit, start
-from ..models import taps
 from ..randomness import generator
-from ..settings import DecoderSettings, Recipe
+from ..settings import EstimatorSettings, Recipe
 
 HIDDEN = 12  # channels between the decoder's two convolutions, InfoPro's
 
@@ -130,74 +131,65 @@ def pixel_entropy(images_NCHW: Tensor) -> Tensor:
     return -(torch.xlogy(images_NCHW, images_NCHW) + torch.xlogy(1 - images_NCHW, 1 - images_NCHW)).mean((1, 2, 3))
 
 
-@torch.no_grad()
-def last_maps(network: nn.Module, images: Images, path: str) -> Tensor:
-    """The map at a path of the network's body for every clean image, (N, h, w, D) on the network's device.
-
-    Raises UserError when what is at the path is no map.
-    """
-    device = next(network.parameters()).device
-    maps = []
-    body = network.get_submodule("body")
-    with taps(body, [path]) as taken:
-        for chunk in images.chunks(portion(images)):
-            network(chunk.to(device, memory_format=torch.channels_last))
-            require(path in taken, f"the features at {path!r} are never computed; name another module's")
-            found = taken[path]
-            require(
-                found.dim() == 4,
-                f"the features at {path!r} are no map but {found.dim() - 1}-dimensional; name a convolution's output "
-                "with --features PATH",
-            )
-            maps.append(found.float().permute(0, 2, 3, 1))
-    return torch.cat(maps).contiguous()
-
-
-def reconstruct(
+def decode(
     fitted_on: Images,
     fitted_maps_ANhwD: Tensor,
     measured_on: Images,
     measured_maps_ANhwD: Tensor,
     *,
-    settings: DecoderSettings,
-    seed: int = 0,
+    settings: EstimatorSettings,
     on_step: OnStep | None = None,
-) -> Tensor:
-    """Fit decoders on some images' maps from A checkpoints; their reconstruction loss on others', (A, seeds, N).
-
-    §4.2 of the paper, for images in which no augmentation is used. The loss still has its floor (`pixel_entropy`).
-    """
+) -> tuple[Tensor, dict[str, list[float]]]:
+    """§4.2 of the paper, for images in which no augmentation is used: fit decoders on some images' maps from A
+    checkpoints, and give the negative excess of their reconstruction loss on others' over its floor, (A, seeds, N)."""
     device = fitted_maps_ANhwD.device
     checkpoints = len(fitted_maps_ANhwD)
     image_channels, height, width = fitted_on.shape
     decoders = Decoders(
         checkpoints=checkpoints,
-        seeds=list(range(seed, seed + settings.seeds)),
+        seeds=list(range(settings.seeds)),
         channels=fitted_maps_ANhwD.shape[-1],
         image_channels=image_channels,
         size=(height, width),
     )
-    batches = fitted_on.batches(batch_size=settings.batch_size, seed=seed, device=device, augment=False)
+    batch_size = min(settings.batch_size, len(fitted_on))
+    batches = fitted_on.batches(batch_size=batch_size, seed=0, device=device, augment=False)
     row_of_index = torch.full((int(fitted_on.index_N.max()) + 1,), -1)
     row_of_index[fitted_on.index_N] = torch.arange(len(fitted_on))
+    objective = Reconstruction(fitted_maps_ANhwD, row_of_index.to(device))
+    # The steps are given, not the passes over the images: an epoch of this recipe is as many steps as are wanted.
     recipe = Recipe(
-        epochs=math.ceil(settings.steps / len(batches)),
-        batch_size=settings.batch_size,
+        epochs=1,
+        batch_size=batch_size,
         optimizer="adam",
         learning_rate=settings.learning_rate,
         weight_decay=0.0,
     )
-    objective = Reconstruction(fitted_maps_ANhwD, row_of_index.to(device))
     state = start(decoders, objective, recipe, device=device)
-    for row in fit(state, batches, recipe=recipe, seed=seed):
-        if on_step is not None:
-            on_step(row["epoch"], recipe.epochs)
+    for _ in fit(state, Steps(batches, settings.steps), recipe=recipe, seed=0, on_step=on_step):
+        pass
     decoders.eval()
     losses = []
     with torch.no_grad():
-        chunks = zip(
-            measured_maps_ANhwD.split(settings.batch_size, 1), measured_on.chunks(settings.batch_size), strict=True
-        )
+        chunks = zip(measured_maps_ANhwD.split(128, 1), measured_on.chunks(128), strict=True)
         for maps_ABhwD, images_BCHW in chunks:
             losses.append(reconstruction_loss(decoders(maps_ABhwD), images_BCHW.to(device)))
-    return torch.cat(losses).T.unflatten(0, (checkpoints, settings.seeds)).cpu()
+    loss_ASN = torch.cat(losses).T.unflatten(0, (checkpoints, settings.seeds)).double().cpu()
+    floor_N = torch.cat([pixel_entropy(chunk.double()) for chunk in measured_on.chunks(portion(measured_on))])
+    details = {"reconstruction_loss": loss_ASN.mean((1, 2)).tolist()}
+    return floor_N - loss_ASN, details
+
+
+@dataclass(frozen=True)
+class Steps:
+    """So many batches as one epoch, over the images as often as it takes."""
+
+    batches: Epochs
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        passes = itertools.chain.from_iterable(map(self.batches.epoch, itertools.count()))
+        return itertools.islice(passes, self.count)

@@ -1,16 +1,16 @@
 """The information plane: each checkpoint's I(X;F) and I(Y;F), with what they were measured on and how surely.
 
-Letters in names: A checkpoints, N images, K classes.
+Letters in names: A checkpoints, S fits of an estimator, N images, K classes.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,28 +19,49 @@ from torch import Tensor
 from .. import files
 from ..data import Data, Images, portion, stratified
 from ..errors import UserError, require
-from ..loop import measure, predict
-from ..models import Network, last_map_path
-from ..settings import DecoderSettings
+from ..models import Network, last_map_path, taps
+from ..settings import EstimatorSettings
 from ..trajectory import Checkpoint, Trajectory
-from .decoder import last_maps, pixel_entropy, reconstruct
+from .decoder import decode
+from .labels import label_measures, per_image
+from .ridge import ridge
 
 log = logging.getLogger("checkpointkd")
 
-CHUNK = 10  # checkpoints whose features are held at once
+MAPS_AT_ONCE = 2e9  # bytes of features that are held at once; checkpoints beyond that wait
+AT_ONCE = 10  # and no more checkpoints than these, so that a killed scoring loses little
 
 OnCheckpoint = Callable[[str, int, int], None]  # what is done, how many steps of how many
+
+
+class Estimator(Protocol):
+    """What estimates I(X;F): from clean images and A checkpoints' maps of them (A, N, h, w, D), some to fit on and some
+    to measure on, to each measured image's part (A, S, N), whose mean is the estimate, larger for more information; and
+    what else is worth knowing of each checkpoint."""
+
+    def __call__(
+        self,
+        fitted_on: Images,
+        fitted_maps_ANhwD: Tensor,
+        measured_on: Images,
+        measured_maps_ANhwD: Tensor,
+        *,
+        settings: EstimatorSettings,
+        on_step: Callable[[int, int], None] | None,
+    ) -> tuple[Tensor, dict[str, list[float]]]: ...
+
+
+ESTIMATORS: dict[str, Estimator] = {"decoder": decode, "ridge": ridge}
 
 
 @dataclass(frozen=True)
 class Point:
     """One checkpoint on the plane.
 
-    `excess` is the decoder's loss on unseen images above the pixels' own entropy, in nats a pixel: a proxy of which
-    less means a larger I(X;F), not an estimate of it in nats. `excess_se` is its standard error over images,
-    `excess_seed_sd` its deviation over decoder seeds
-    (None for a single one). `label_information` is H(Y) − CE in nats, a lower bound on
-    I(Y;F).
+    `image_information` is the estimate of I(X;F), larger for more, in the estimator's unit (`settings.UNITS`), with its
+    standard error over images and its deviation over the estimator's fits (None for a single one); `details` is what
+    else the estimator said. `accuracy` is the paper's I(Y;F); `label_information` is H(Y) − CE in nats, a lower bound
+    on it, at the temperature that suits the checkpoint.
     """
 
     epoch: int
@@ -49,23 +70,25 @@ class Point:
     accuracy_se: float
     nll: float
     label_information: float
-    reconstruction_loss: float
-    excess: float
-    excess_se: float
-    excess_seed_sd: float | None
+    temperature: float
+    image_information: float
+    image_information_se: float
+    image_information_sd: float | None
+    details: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
     """A trajectory's points, in order of epoch, and the settings that made them.
 
-    `excess_AN` and `right_AN` hold each image's part, for the bootstrap of the selection.
+    `information_ASN` and `images` (a name to (A, N): `right`, `nll` and the rest of `labels.per_image`) hold each
+    image's part, for the rules and the bootstrap of the selection.
     """
 
     points: tuple[Point, ...]
     settings: dict[str, Any]
-    excess_AN: np.ndarray
-    right_AN: np.ndarray
+    information_ASN: np.ndarray
+    images: dict[str, np.ndarray]
 
     @property
     def epochs(self) -> list[int]:
@@ -80,79 +103,101 @@ def score_trajectory(
     trajectory: Trajectory,
     data: Data,
     *,
-    settings: DecoderSettings,
+    settings: EstimatorSettings,
     features: str | None = None,
     device: torch.device,
     on_progress: OnCheckpoint | None = None,
 ) -> Plane:
     """Put every checkpoint of a trajectory on the information plane and store it in the run's folder.
 
-    Points that are already there, made from the same weights with the same settings, are kept. Decoders are fitted on
+    Points that are already there, made from the same weights with the same settings, are kept. Estimators are fitted on
     training images and measured on the selection images; all of them clean.
     """
-    require(len(trajectory) > 0, f"the run in {trajectory.path} has saved no checkpoint yet")
+    require(len(trajectory) > 0, f"the run in {trajectory.source} has saved no checkpoint yet")
     first = next(iter(trajectory.values())).network(device)
-    path = features or last_map_path(first.body, data.selection.take(torch.arange(2)).clean().to(device))
+    trial = data.selection.take(torch.arange(2)).clean().to(device)
+    path = features or last_map_path(first.body, trial)
+    fit_count, measure_count = settings.images(len(data.train), len(data.selection))
+    fitted_on = data.train.take(stratified(data.train.labels_N, fit_count, seed=0, purpose="decoder"))
+    measured_on = data.selection
+    if measure_count < len(measured_on):
+        measured_on = measured_on.take(stratified(measured_on.labels_N, measure_count, seed=0, purpose="measuring"))
     made_with = {
-        "estimator": "decoder",
+        "estimator": settings.estimator,
         "features": path,
-        "decoder": asdict(settings),
+        "settings": {**asdict(settings), "fit_images": fit_count, "measure_images": measure_count},
+        "precision": trajectory.run["precision"],
         "data": {name: value for name, value in data.identity.items() if name != "source"},
         "measured_on": "the test set" if data.identity["protocol"] == "paper" else "the selection split",
     }
-    stored = load_plane(trajectory, missing_ok=True)
+    stored = load_plane(trajectory, estimator=settings.estimator, missing_ok=True)
     kept = _still_valid(stored, trajectory, made_with)
     if stored is not None and stored.settings != made_with:
         log.warning(
             "the scores in %s were made with other settings; these replace them: select again", trajectory.source
         )
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
-    count = min(settings.images, len(data.train))
-    fitted_on = data.train.take(stratified(data.train.labels_N, count, seed=0, purpose="decoder"))
-    for begin in range(0, len(todo), CHUNK):
-        chunk = todo[begin : begin + CHUNK]
-        on_step = None
-        if on_progress is not None:
-            epochs = f"epochs {chunk[0].epoch} to {chunk[-1].epoch}"
-            on_step = lambda done, total, epochs=epochs: on_progress(epochs, done, total)  # noqa: E731
-        for point, excess_N, right_N in _score(chunk, fitted_on, data, path, settings, device, on_step):
-            kept[point.epoch] = (point, excess_N, right_N)
+    with taps(first.body, [path]) as taken:
+        first(trial)
+    size = taken[path][0].numel() * 4 * (fit_count + measure_count) if path in taken else 1
+    chunk_size = max(1, min(AT_ONCE, int(MAPS_AT_ONCE // size)))
+    for begin in range(0, len(todo), chunk_size):
+        chunk = todo[begin : begin + chunk_size]
+        tell = _progress_of(chunk, on_progress)
+        for point, part in _score(chunk, fitted_on, measured_on, path, settings, made_with["precision"], device, tell):
+            kept[point.epoch] = (point, part)
         _store(trajectory, kept, made_with)  # chunk by chunk: a killed scoring keeps what it has
     if not todo and (stored is None or len(kept) < len(stored.points)):
         _store(trajectory, kept, made_with)  # checkpoints have gone
-    plane = load_plane(trajectory)
+    plane = load_plane(trajectory, estimator=settings.estimator)
     assert plane is not None
     return plane
 
 
-def load_plane(trajectory: Trajectory, *, missing_ok: bool = False) -> Plane | None:
-    """The plane that `score` stored in a run's folder; raises UserError when there is none or it is damaged."""
+def load_planes(trajectory: Trajectory) -> dict[str, Plane]:
+    """The planes that `score` stored in a run's folder, by estimator; raises UserError when they are damaged."""
     path = trajectory.path / "plane.json"
     if not path.exists():
-        if missing_ok:
-            return None
-        raise UserError(
-            f"the checkpoints in {trajectory.source} have not been scored; run "
-            f"`checkpointkd score {trajectory.source}` first"
-        )
-    stored = files.read_json(path)
+        return {}
+    planes = {}
     try:
-        points = tuple(Point(**point) for point in stored["points"])
-        settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
-        numbers = [point.excess + point.accuracy + point.epoch for point in points]
-        require(len(numbers) > 0 and isinstance(settings["measured_on"], str), "it is empty")
-    except (UserError, KeyError, TypeError, AttributeError) as error:
+        for estimator, stored in files.read_json(path).items():
+            points = tuple(Point(**point) for point in stored["points"])
+            settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
+            numbers = [point.image_information + point.accuracy + point.nll + point.epoch for point in points]
+            require(len(numbers) > 0 and isinstance(settings["measured_on"], str), "it is empty")
+            require(settings["estimator"] == estimator, "it says two things")
+            arrays, _ = files.load_tensors(path.with_name(arrays_name))
+            information_ASN = arrays.pop("information_ASN", torch.zeros(0)).numpy()
+            shape = (len(points), information_ASN.shape[-1])
+            if information_ASN.ndim != 3 or any(tensor.shape != shape for tensor in arrays.values()) or not arrays:
+                raise UserError(f"{path.with_name(arrays_name)} does not belong to {path}; remove both and score again")
+            planes[estimator] = Plane(points, settings, information_ASN, {n: t.numpy() for n, t in arrays.items()})
+        require(bool(planes), "it is empty")
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
-    arrays, _ = files.load_tensors(path.with_name(arrays_name))
-    shapes = {name: tensor.shape for name, tensor in arrays.items()}
-    if shapes.keys() != {"excess_AN", "right_AN"} or any(
-        len(shape) != 2 or shape[0] != len(points) for shape in shapes.values()
-    ):
-        raise UserError(f"{path.with_name(arrays_name)} does not belong to {path}; remove both and score again")
-    return Plane(points, settings, arrays["excess_AN"].numpy(), arrays["right_AN"].numpy())
+    except UserError as error:
+        if str(path.parent) in str(error):
+            raise
+        raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
+    return planes
 
 
-_Kept = dict[int, tuple[Point, np.ndarray, np.ndarray]]
+def load_plane(trajectory: Trajectory, *, estimator: str = "decoder", missing_ok: bool = False) -> Plane | None:
+    """The plane by one estimator; raises UserError when there is none."""
+    planes = load_planes(trajectory)
+    if estimator in planes or missing_ok:
+        return planes.get(estimator)
+    others = f" (but by {', '.join(planes)}, which --estimator takes)" if planes else ""
+    option = "" if estimator == "decoder" else f" --estimator {estimator}"
+    raise UserError(
+        f"the checkpoints in {trajectory.source} have not been scored by the {estimator}{others}; run "
+        f"`checkpointkd score {trajectory.source}{option}` first"
+    )
+
+
+_Part = dict[str, np.ndarray]  # each image's part in a point: information_SN and the rest
+_Kept = dict[int, tuple[Point, _Part]]
 
 
 def stale_epochs(plane: Plane, trajectory: Trajectory) -> list[int]:
@@ -167,71 +212,96 @@ def _still_valid(stored: Plane | None, trajectory: Trajectory, made_with: dict[s
         return {}
     stale = stale_epochs(stored, trajectory)
     return {
-        point.epoch: (point, stored.excess_AN[row], stored.right_AN[row])
+        point.epoch: (
+            point,
+            {"information": stored.information_ASN[row], **{name: each[row] for name, each in stored.images.items()}},
+        )
         for row, point in enumerate(stored.points)
         if point.epoch not in stale
     }
 
 
 def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any]) -> None:
-    in_order = [kept[epoch] for epoch in sorted(kept)]
+    parts = [kept[epoch][1] for epoch in sorted(kept)]
     arrays = {
-        "excess_AN": torch.from_numpy(np.stack([excess_N for _, excess_N, _ in in_order])),
-        "right_AN": torch.from_numpy(np.stack([right_N for _, _, right_N in in_order])),
+        "information_ASN" if name == "information" else name: torch.from_numpy(np.stack([part[name] for part in parts]))
+        for name in parts[0]
     }
+    path = trajectory.path / "plane.json"
+    estimator = made_with["estimator"]
     # The arrays go under a name of their own, plane.json then points at them: a kill in between leaves the old pair.
-    arrays_path = trajectory.path / f"plane-{files.content_hash(arrays)[:12]}.safetensors"
+    arrays_path = trajectory.path / f"plane-{estimator}-{files.content_hash(arrays)[:12]}.safetensors"
     files.save_tensors(arrays_path, arrays)
-    points = [asdict(point) for point, _, _ in in_order]
-    stored = {"settings": made_with, "arrays": arrays_path.name, "points": points}
-    files.write_json(trajectory.path / "plane.json", stored)
-    for older in trajectory.path.glob("plane-*.safetensors"):
+    points = [asdict(kept[epoch][0]) for epoch in sorted(kept)]
+    others = files.read_json(path) if path.exists() else {}
+    files.write_json(path, {**others, estimator: {"settings": made_with, "arrays": arrays_path.name, "points": points}})
+    for older in trajectory.path.glob(f"plane-{estimator}-*.safetensors"):
         if older != arrays_path:
             older.unlink(missing_ok=True)
+
+
+def _progress_of(chunk: list[Checkpoint], tell: OnCheckpoint | None) -> Callable[[int, int], None] | None:
+    if tell is None:
+        return None
+    epochs = f"epochs {chunk[0].epoch} to {chunk[-1].epoch}"
+    return lambda done, total: tell(epochs, done, total)
 
 
 def _score(
     checkpoints: list[Checkpoint],
     fitted_on: Images,
-    data: Data,
+    measured_on: Images,
     path: str,
-    settings: DecoderSettings,
+    settings: EstimatorSettings,
+    precision: str,
     device: torch.device,
     on_step: Callable[[int, int], None] | None,
-) -> list[tuple[Point, np.ndarray, np.ndarray]]:
-    networks: list[Network] = [checkpoint.network(device) for checkpoint in checkpoints]
-    logits_ANK = torch.stack([predict(network, data.selection) for network in networks])
-    for checkpoint, logits_NK in zip(checkpoints, logits_ANK, strict=True):
+) -> Iterator[tuple[Point, _Part]]:
+    fitted, measured, logits = [], [], []
+    for checkpoint in checkpoints:  # one network at a time
+        network = checkpoint.network(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            fitted.append(_maps_and_logits(network, fitted_on, path)[0])
+            maps, logits_NK = _maps_and_logits(network, measured_on, path)
         require(bool(logits_NK.isfinite().all()), f"the network in {checkpoint.path} answers with no finite numbers")
-    fitted_maps = torch.stack([last_maps(network, fitted_on, path) for network in networks])
-    measured_maps = torch.stack([last_maps(network, data.selection, path) for network in networks])
-    loss_ASN = reconstruct(
-        fitted_on, fitted_maps, data.selection, measured_maps, settings=settings, on_step=on_step
-    ).double()
-    floor_N = torch.cat([pixel_entropy(chunk.double()) for chunk in data.selection.chunks(portion(data.selection))])
-    return [
-        _point(checkpoint, logits_NK, loss_SN, floor_N, data.selection.labels_N)
-        for checkpoint, logits_NK, loss_SN in zip(checkpoints, logits_ANK, loss_ASN, strict=True)
-    ]
-
-
-def _point(
-    checkpoint: Checkpoint, logits_NK: Tensor, loss_SN: Tensor, floor_N: Tensor, labels_N: Tensor
-) -> tuple[Point, np.ndarray, np.ndarray]:
-    measured = measure(logits_NK, labels_N)
-    frequency_K = labels_N.bincount().double() / len(labels_N)
-    entropy = -torch.xlogy(frequency_K, frequency_K).sum().item()
-    excess_SN = loss_SN - floor_N
-    excess_N = excess_SN.mean(0)
-    point = Point(
-        epoch=checkpoint.epoch,
-        sha256=checkpoint.sha256,
-        **measured,
-        label_information=entropy - measured["nll"],
-        reconstruction_loss=loss_SN.mean().item(),
-        excess=excess_N.mean().item(),
-        excess_se=excess_N.std(correction=0).item() / math.sqrt(len(excess_N)),
-        excess_seed_sd=excess_SN.mean(1).std(correction=1).item() if len(excess_SN) > 1 else None,
+        measured.append(maps)
+        logits.append(logits_NK)
+    information_ASN, details = ESTIMATORS[settings.estimator](
+        fitted_on, torch.stack(fitted), measured_on, torch.stack(measured), settings=settings, on_step=on_step
     )
-    right_N = (logits_NK.argmax(-1) == labels_N).to(torch.uint8)
-    return point, excess_N.float().numpy(), right_N.numpy()
+    for number, checkpoint in enumerate(checkpoints):
+        information_SN = information_ASN[number].double().cpu()
+        labels_N, logits_NK = measured_on.labels_N, logits[number]
+        part = {name: each.numpy() for name, each in per_image(logits_NK, labels_N).items()}
+        information_N = information_SN.mean(0)
+        point = Point(
+            epoch=checkpoint.epoch,
+            sha256=checkpoint.sha256,
+            **label_measures(logits_NK, labels_N),
+            image_information=information_N.mean().item(),
+            image_information_se=information_N.std(correction=0).item() / math.sqrt(len(information_N)),
+            image_information_sd=information_SN.mean(1).std(correction=1).item() if len(information_SN) > 1 else None,
+            details={name: values[number] for name, values in details.items()},
+        )
+        yield point, {"information": information_SN.float().numpy(), **part}
+
+
+@torch.no_grad()
+def _maps_and_logits(network: Network, images: Images, path: str) -> tuple[Tensor, Tensor]:
+    """The map at a path of the network's body for every clean image, (N, h, w, D) on the network's device, and the
+    logits, (N, K) on the CPU. Raises UserError when what is at the path is no map."""
+    device = next(network.parameters()).device
+    maps, logits = [], []
+    with taps(network.body, [path]) as taken:
+        for chunk in images.chunks(portion(images)):
+            answer = network(chunk.to(device, memory_format=torch.channels_last))
+            require(path in taken, f"the features at {path!r} are never computed; name another module's")
+            found = taken[path]
+            require(
+                found.dim() == 4,
+                f"the features at {path!r} are no map but {found.dim() - 1}-dimensional; name a convolution's output "
+                "with --features PATH",
+            )
+            maps.append(found.permute(0, 2, 3, 1).float())
+            logits.append(answer.float().cpu())
+    return torch.cat(maps).contiguous(), torch.cat(logits)

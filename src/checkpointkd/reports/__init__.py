@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from .. import files
 from ..errors import UserError
+from ..settings import UNITS
 from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
 from .figures import draw_plane, draw_students, plane_data, students_data
 
@@ -112,17 +113,19 @@ def _row(arm: Arm, collected: Collected) -> dict[str, Any]:
 
 def _plane_table(scored: Scored) -> dict[str, Any]:
     chosen = scored.selection["epoch"] if scored.selection else None
+    settings = scored.plane.settings
     return {
         "name": scored.name,
-        "caption": f"Measured on {scored.plane.settings['measured_on']}, {scored.plane.excess_AN.shape[1]:,} images. "
-        "Excess loss: the decoder's loss above the pixels' own entropy, nats a pixel; less means a larger I(X;F).",
+        "caption": f"Measured on {settings['measured_on']}, {scored.plane.information_ASN.shape[-1]:,} images. "
+        f"I(X;F) by {settings['estimator']}: {UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below.",
         "rows": [
             {
                 "epoch": point.epoch,
                 "accuracy": f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f}",
                 "nll": f"{point.nll:.3f}",
-                "excess": f"{point.excess:.4f} ± {point.excess_se:.4f}",
-                "seeds": "" if point.excess_seed_sd is None else f"{point.excess_seed_sd:.4f}",
+                "bound": f"{point.label_information:.3f}",
+                "information": f"{point.image_information:.4f} ± {point.image_information_se:.4f}",
+                "fits": "" if point.image_information_sd is None else f"{point.image_information_sd:.4f}",
                 "sha256": point.sha256[:12],
                 "chosen": point.epoch == chosen,
             }

@@ -16,7 +16,7 @@ from typing import Any
 from scipy import stats
 
 from ..errors import UserError, existing, require
-from ..information import Plane, load_plane
+from ..information import Plane, load_planes
 from ..trajectory import Trajectory, open_trajectory
 
 CONFIDENCE = 0.95
@@ -118,9 +118,9 @@ def collect(folder: Path) -> Collected:
     require(bool(runs), f"there is no run in {folder}, nor in the folders below it, to report on{why}")
     names = {run.path: _name(run, folder) for run in runs}
     scored = [
-        Scored(names[run.path], run, plane, run.selection())
+        Scored(names[run.path], run, _shown(planes, run.selection()), run.selection())
         for run in runs
-        if (plane := load_plane(run, missing_ok=True)) is not None
+        if (planes := load_planes(run))
     ]
     for run in runs:
         if not run.complete:
@@ -144,6 +144,12 @@ def difference(arm: Arm, other: Arm) -> Difference:
         return Difference(len(gaps), fmean(gaps) if gaps else math.nan, math.nan)
     quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(gaps) - 1))
     return Difference(len(gaps), fmean(gaps), quantile * stdev(gaps) / math.sqrt(len(gaps)))
+
+
+def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:
+    """The plane on which the choice was made, else the decoder's, else what there is."""
+    used = ((selection or {}).get("made_with") or {}).get("estimator")
+    return planes.get(str(used)) or planes.get("decoder") or next(iter(planes.values()))
 
 
 _FAMILY = ("model", "data", "recipe", "precision")  # what students that are compared must have in common

@@ -46,15 +46,16 @@ def normalised(values_A: np.ndarray) -> np.ndarray:
     return np.divide(values_A - values_A.min(-1, keepdims=True), spread, out=np.zeros_like(values_A), where=spread > 0)
 
 
-def algorithm_1(excess_A: np.ndarray, accuracy_A: np.ndarray) -> np.ndarray:
+def algorithm_1(information_A: np.ndarray, accuracy_A: np.ndarray) -> np.ndarray:
     """Algorithm 1: normalised I(X;F) + normalised I(Y;F) of each checkpoint (Eq. 11), to be maximised.
 
-    I(X;F) enters as the negative excess reconstruction loss, I(Y;F) as accuracy (§4.2). Takes (A,) or (R, A).
+    I(X;F) enters as its estimate, by the decoder the negative excess reconstruction loss, I(Y;F) as accuracy (§4.2).
+    Takes (A,) or (R, A).
 
-    >>> algorithm_1(np.array([0.3, 0.1, 0.2]), np.array([0.2, 0.5, 0.8])).round(2).tolist()
+    >>> algorithm_1(np.array([-0.3, -0.1, -0.2]), np.array([0.2, 0.5, 0.8])).round(2).tolist()
     [0.0, 1.5, 1.5]
     """
-    return normalised(-excess_A) + normalised(accuracy_A)
+    return normalised(information_A) + normalised(accuracy_A)
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,16 @@ class Candidates:
 def paper(candidates: Candidates) -> Choice:
     """Algorithm 1 (§5): the largest sum of both informations, each normalised over the saved checkpoints."""
     plane = candidates.scored
-    excess_A = np.array([point.excess for point in plane.points])
+    information_A = np.array([point.image_information for point in plane.points])
     accuracy_A = np.array([point.accuracy for point in plane.points])
-    x_A, y_A, sum_A = normalised(-excess_A), normalised(accuracy_A), algorithm_1(excess_A, accuracy_A)
-    excess_RA, accuracy_RA = _resampled(plane)
+    x_A, y_A, sum_A = normalised(information_A), normalised(accuracy_A), algorithm_1(information_A, accuracy_A)
+    weight_RN = _weights(plane)
+    resampled_RA = algorithm_1(_resampled_information(plane, weight_RN), weight_RN @ plane.images["right"].T)
     chosen = int(sum_A.argmax())
     reason = f"the largest sum, {sum_A[chosen]:.2f} = {x_A[chosen]:.2f} for I(X;F) + {y_A[chosen]:.2f} for I(Y;F)"
     warnings = [
         f"{name} is the same at every checkpoint, so it took no part in the choice"
-        for name, values in (("I(X;F)", excess_A), ("I(Y;F)", accuracy_A))
+        for name, values in (("I(X;F)", information_A), ("I(Y;F)", accuracy_A))
         if len(values) > 1 and np.ptp(values) == 0
     ]
     if accuracy_A[chosen] < UNRIPE * accuracy_A[-1]:
@@ -92,15 +94,62 @@ def paper(candidates: Candidates) -> Choice:
             "trajectory such a teacher can be worse than none, above all with a small alpha; compare it with a student"
         )
     details = {"I(X;F) normalised": _by_epoch(plane.epochs, x_A), "I(Y;F) normalised": _by_epoch(plane.epochs, y_A)}
-    return _choose("paper", candidates, sum_A, reason, algorithm_1(excess_RA, accuracy_RA), warnings, details)
+    return _choose("paper", candidates, sum_A, reason, resampled_RA, warnings, details)
 
 
 def best_accuracy(candidates: Candidates) -> Choice:
     """The most accurate checkpoint, as common practice has it."""
-    plane = candidates.scored
-    accuracy_A = np.array([point.accuracy for point in plane.points])
+    accuracy_A = np.array([point.accuracy for point in candidates.scored.points])
     reason = f"the highest accuracy, {accuracy_A.max():.1%}"
-    return _choose("best-accuracy", candidates, accuracy_A, reason, _resampled(plane)[1])
+    resampled_RA = _weights(candidates.scored) @ candidates.scored.images["right"].T
+    return _choose("best-accuracy", candidates, accuracy_A, reason, resampled_RA)
+
+
+def lowest_nll(candidates: Candidates) -> Choice:
+    """The checkpoint whose predictions cost least, in nats: a proper score of them as probabilities."""
+    return _by_mean("lowest-nll", candidates, "nll", -1, "the lowest NLL, {:.3f} nats")
+
+
+def lowest_brier(candidates: Candidates) -> Choice:
+    """The checkpoint whose probabilities are nearest to the truth in squares: a bound on a student's error (Hamidi et
+    al., ECCV 2024)."""
+    return _by_mean("lowest-brier", candidates, "brier", -1, "the lowest Brier score, {:.3f}")
+
+
+def most_context(candidates: Candidates) -> Choice:
+    """The checkpoint that tells most of an image beyond its class: the conditional mutual information that MCMI
+    maximises (Ye et al., ICLR 2024)."""
+    return _by_mean("mcmi", candidates, "context", 1, "the largest conditional mutual information, {:.3f} nats")
+
+
+def wrong_variance(candidates: Candidates) -> Choice:
+    """The checkpoint that tells wrong classes apart best: the variance of their probabilities (Li et al., NeurIPS
+    2022)."""
+    return _by_mean("wrong-class-variance", candidates, "wrong_variance", 1, "the largest variance, {:.2e}")
+
+
+def lowest_calibration_error(candidates: Candidates) -> Choice:
+    """The checkpoint whose confidence is nearest to its accuracy, in fifteen bins of equal size (ACE; Kim et al. 2025
+    found it to go with students' accuracy)."""
+    plane = candidates.scored
+    weight_RN = np.vstack(
+        [np.full(plane.images["right"].shape[1], 1 / plane.images["right"].shape[1]), _weights(plane)]
+    )
+    error_RA = np.stack(
+        [
+            _calibration_error(weight_RN, confidence_N, right_N)
+            for confidence_N, right_N in zip(plane.images["confidence"], plane.images["right"], strict=True)
+        ],
+        axis=1,
+    )
+    reason = f"the lowest calibration error, {error_RA[0].min():.1%}"
+    return _choose("lowest-calibration-error", candidates, -error_RA[0], reason, -error_RA[1:])
+
+
+def random(candidates: Candidates) -> Choice:
+    """Any checkpoint, by chance that depends on the epochs alone: what every rule should beat."""
+    drawn_A = np.random.default_rng([len(candidates.epochs), *candidates.epochs]).random(len(candidates.epochs))
+    return _choose("random", candidates, drawn_A, "chance")
 
 
 def half(candidates: Candidates) -> Choice:
@@ -120,8 +169,19 @@ def full(candidates: Candidates) -> Choice:
 
 
 Rule = Callable[[Candidates], Choice]
-RULES: dict[str, Rule] = {"paper": paper, "half": half, "full": full, "best-accuracy": best_accuracy}
-NEED_NO_SCORES = ("half", "full")
+RULES: dict[str, Rule] = {
+    "paper": paper,
+    "half": half,
+    "full": full,
+    "random": random,
+    "best-accuracy": best_accuracy,
+    "lowest-nll": lowest_nll,
+    "lowest-brier": lowest_brier,
+    "lowest-calibration-error": lowest_calibration_error,
+    "mcmi": most_context,
+    "wrong-class-variance": wrong_variance,
+}
+NEED_NO_SCORES = ("half", "full", "random")
 
 
 def choose(candidates: Candidates, *, rule: str) -> Choice:
@@ -133,8 +193,11 @@ def choose(candidates: Candidates, *, rule: str) -> Choice:
         plane = candidates.plane
         require(plane is not None, f"the rule {rule!r} needs scored checkpoints; score the trajectory first")
         for point in candidates.scored.points:
-            finite = math.isfinite(point.excess) and math.isfinite(point.accuracy)
-            require(finite, f"the score of epoch {point.epoch} is not a number; is that checkpoint sound?")
+            values = (point.image_information, point.accuracy, point.nll)
+            require(
+                all(map(math.isfinite, values)),
+                f"the score of epoch {point.epoch} is not a number; is that checkpoint sound?",
+            )
     return RULES[rule](candidates)
 
 
@@ -170,11 +233,40 @@ def _choose(
     )
 
 
-def _resampled(plane: Plane) -> tuple[np.ndarray, np.ndarray]:
-    """Mean excess and accuracy (R, A) over bootstrap resamples of the images, the same images for all checkpoints."""
-    images = plane.excess_AN.shape[1]
-    weight_RN = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES) / images
-    return weight_RN @ plane.excess_AN.T.astype(float), weight_RN @ plane.right_AN.T.astype(float)
+def _by_mean(rule: str, candidates: Candidates, name: str, sign: int, reason: str) -> Choice:
+    """The checkpoint with the greatest (sign 1) or least (sign −1) mean over the images of one of their parts."""
+    values_AN = candidates.scored.images[name].astype(float)
+    best = sign * (sign * values_AN.mean(1)).max()
+    resampled_RA = _weights(candidates.scored) @ values_AN.T
+    return _choose(rule, candidates, sign * values_AN.mean(1), reason.format(best), sign * resampled_RA)
+
+
+def _weights(plane: Plane) -> np.ndarray:
+    """How often each image is drawn in each bootstrap resample, (R, N), as a share; the same for all checkpoints."""
+    images = plane.images["right"].shape[1]
+    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES) / images
+
+
+def _resampled_information(plane: Plane, weight_RN: np.ndarray) -> np.ndarray:
+    """Mean I(X;F) over resamples of the images and of the estimator's fits, (R, A); fits of one number began alike at
+    all checkpoints, so they are drawn together."""
+    fits = plane.information_ASN.shape[1]
+    weight_RS = np.random.default_rng(1).multinomial(fits, np.full(fits, 1 / fits), size=len(weight_RN)) / fits
+    mean_ASR = plane.information_ASN.astype(float) @ weight_RN.T
+    return np.einsum("rs,asr->ra", weight_RS, mean_ASR)
+
+
+def _calibration_error(
+    weight_RN: np.ndarray, confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15
+) -> np.ndarray:
+    """The mean distance of confidence and accuracy over bins of equally many images, by their confidence, (R,)."""
+    order_N = np.argsort(confidence_N, kind="stable")
+    gap_N = confidence_N[order_N].astype(float) - right_N[order_N]
+    weight_RN = weight_RN[:, order_N]
+    binned = [
+        weight_RN[:, part] @ gap_N[part] for part in np.array_split(np.arange(len(order_N)), min(bins, len(order_N)))
+    ]
+    return np.abs(binned).sum(0)
 
 
 def _by_epoch(epochs: list[int], values_A: np.ndarray) -> dict[int, float]:
