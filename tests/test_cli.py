@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ import torch
 
 from checkpointkd import verbs
 from checkpointkd.cli import main
+from checkpointkd.progress import Bars
 
 COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "evaluate", "report"]
 
@@ -164,7 +166,8 @@ def test_interrupted_it_says_how_to_go_on_and_does(tmp_path: Path):
         tmp_path / "run",
     ]
     command = [sys.executable, "-m", "checkpointkd.cli", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    listening = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 - whoever started us
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     while not (tmp_path / "run" / "state.bin").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -173,6 +176,21 @@ def test_interrupted_it_says_how_to_go_on_and_does(tmp_path: Path):
     assert process.returncode == 130
     assert error.endswith("stopped; what is saved is kept, and the same command again goes on from there\n")
     assert "Traceback" not in error
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_at_the_next_step():
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Bars() as bars:
+            bars("task", 1, 3)
+            with contextlib.suppress(KeyboardInterrupt):  # as a callback of a library's may
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                bars("task", 2, 3)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_python_and_command_line_take_the_same_names():

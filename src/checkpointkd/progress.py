@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 
 from rich.console import Console
@@ -31,17 +33,30 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._shares: dict[str, int] = {}
         self._said = time.monotonic()
+        self._stopped = False
 
     def __enter__(self) -> Bars:
+        self._handler = signal.getsignal(signal.SIGINT)
+        if self._handler is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._stop)
         if self.console.is_terminal:
             self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._stop:
+            signal.signal(signal.SIGINT, self._handler)
         if self.console.is_terminal:
             self._progress.stop()
 
+    def _stop(self, *_: object) -> None:
+        """Ctrl-C: raised here, and again at the next step, should a library's callback have swallowed it."""
+        self._stopped = True
+        raise KeyboardInterrupt
+
     def __call__(self, task: str, done: int, total: int) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
         if not self.console.is_terminal:
             self._shares[task] = 100 * done // total
             if time.monotonic() - self._said >= QUIET_SECONDS:
