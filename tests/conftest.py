@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,16 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHECKPOINTKD_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session")
+def cifar100() -> Path:
+    """The folder of the real CIFAR-100."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "cifar100"
+    path = Path(os.environ.get("CHECKPOINTKD_TEST_CIFAR100", beside))
+    if not path.exists():
+        pytest.skip(f"no CIFAR-100 in {path}; set CHECKPOINTKD_TEST_CIFAR100")
+    return path
 
 
 @pytest.fixture(scope="session")

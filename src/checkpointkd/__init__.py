@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from .studies.demo import demo
     from .trajectory import Trajectory, open_trajectory
     from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
-    from .verbs import distill, evaluate, inspect, report, score, select, train
+    from .verbs import correlate, distill, evaluate, inspect, report, score, select, train
 
 __all__ = [
     "Trajectory",
     "UserError",
+    "correlate",
     "demo",
     "distill",
     "evaluate",

@@ -108,6 +108,7 @@ for _verb, _words in (
     (verbs.select, texts.choice),
     (verbs.distill, texts.trajectory),
     (verbs.evaluate, texts.evaluation),
+    (verbs.correlate, texts.correlation),
     (verbs.report, texts.report),
 ):
     _command(_verb, _words)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from .errors import require, unknown
 
 Average = Literal["probabilities", "logits"]
+ClassOrder = Literal["auto", "superclass", "similarity", "given"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Estimator = Literal["decoder", "ridge"]
 UNITS: dict[str, str] = {  # of I(X;F), by estimator

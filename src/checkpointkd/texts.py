@@ -126,6 +126,18 @@ def evaluation(measured: dict[str, Any]) -> RenderableType:
     return Group(table, Text(where))
 
 
+def correlation(found: dict[str, Any]) -> RenderableType:
+    """How diverse each checkpoint finds the classes, and whether two differ."""
+    from .reports import CORRELATION_COLUMNS, correlation_rows, correlation_words
+
+    table = _table(*CORRELATION_COLUMNS)
+    for row in correlation_rows(found):
+        table.add_row(*row)
+    where = f"{found['data']}, protocol {found['protocol']}, {found['split']}: {found['images']:,} images"
+    notes = [*correlation_words(found), f"{where}; in brackets 95 % intervals; --out PAGE.html draws the heatmaps"]
+    return Group(table, Text("\n".join(notes)))
+
+
 def report(path: Any) -> RenderableType:
     """Where the report is."""
     return Text(f"the report is in {path}")

@@ -8,8 +8,7 @@ only, because the command line imports this module to answer `--help`.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from .errors import UserError, require, unknown
 from .recipes import recipe as recipe_of
 from .settings import (
     Average,
+    ClassOrder,
     DataSettings,
     Device,
     Estimator,
@@ -35,10 +35,11 @@ from .settings import (
 if TYPE_CHECKING:
     import torch
 
-    from .data import Data, Epochs
+    from .data import Data, Epochs, Images
     from .information import Plane
     from .models import Network
     from .selection import Choice
+    from .teacher import Teacher
     from .trajectory import Trajectory
 
 log = logging.getLogger("checkpointkd")
@@ -231,7 +232,7 @@ def distill(
         For a teacher that knows no more than guessing does, for teachers of other classes, and as `train`
         does.
     """
-    from .data import load_data
+    from .data import load_data, settings_like
     from .losses import METHODS
     from .runs import carry_out
     from .tables import taught
@@ -245,7 +246,7 @@ def distill(
     settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
     addresses = [resolve(address) for address in teachers]
     taught_on = addresses[0].checkpoint.run["data"]
-    loaded = load_data(_data_like(taught_on, data, protocol, train_images, image_size), progress=progress)
+    loaded = load_data(settings_like(taught_on, data, protocol, train_images, image_size), progress=progress)
     where = _device(device)
     teacher = Teacher(addresses, device=where)
     require(
@@ -347,7 +348,7 @@ def score(
     UserError
         When there is no map to decode from.
     """
-    from .data import load_data
+    from .data import load_data, settings_like
     from .files import locked
     from .information import score_trajectory
     from .trajectory import adopt, adopt_again, open_trajectory
@@ -366,7 +367,7 @@ def score(
         trajectory = adopt(run, model=model, data=loaded, progress=progress)
     else:
         trajectory = open_trajectory(run)
-        loaded = load_data(_data_like(trajectory.run["data"], data), progress=progress)
+        loaded = load_data(settings_like(trajectory.run["data"], data), progress=progress)
         if trajectory.foreign:  # its folder may have grown
             trajectory = adopt_again(trajectory, data=loaded, progress=progress)
     _same_classes(trajectory, loaded)
@@ -464,23 +465,8 @@ def evaluate(
     UserError
         For addresses that lead nowhere, and for data of other classes.
     """
-    from .data import load_data, load_test
-    from .teacher import Teacher
-    from .trajectory import resolve
-
-    require(len(addresses) > 0, "name at least one checkpoint, such as runs/teacher@full")
-    one_of("split", split, SplitName)
     one_of("average", average, Average)
-    found = [resolve(address) for address in addresses]
-    settings = _data_like(found[0].checkpoint.run["data"], data)
-    loaded = load_data(settings, progress=progress)
-    teacher = Teacher(found, device=_device(device))
-    require(
-        teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
-    )
-    for address in found if split == "selection" else ():
-        _say_if_seen(address.text, address.checkpoint.run, loaded)
-    images = load_test(settings, progress=progress) if split == "test" else loaded.selection
+    teacher, loaded, images = _asked(addresses, data=data, split=split, device=device, progress=progress)
     return {
         "data": loaded.name,
         "protocol": loaded.identity["protocol"],
@@ -544,15 +530,20 @@ def inspect(
     UserError
         When there is no run and no checkpoint, and for files that are damaged, refused or don't fit.
     """
-    from .data import load_data
+    from .data import load_data, settings_like
     from .teacher import above_chance
-    from .trajectory import adopt
+    from .trajectory import adopt, adopt_again, describe, known, open_trajectory
 
     if model is None:
         told = {"--data": data, "--weights": weights, "--mean": mean, "--std": std, "--image-size": image_size}
         said = [name for name, value in told.items() if value is not None]
         require(not said, f"{' and '.join(said)} is about another trainer's checkpoints; say --model too")
-        return _inspection(path, device=device, progress=progress)
+        trajectory = open_trajectory(path) if known(path) else None
+        if trajectory is not None and trajectory.news():
+            loaded = load_data(settings_like(trajectory.run["data"], None), progress=progress)
+            accuracy = _accuracy_on(loaded, _device(device))
+            adopt_again(trajectory, data=loaded, accuracy=accuracy, progress=progress)
+        return describe(path)
     if data is None:
         raise UserError("--model goes with --data, which says how many classes the network knows")
     loaded = load_data(DataSettings(data=data, protocol=protocol, image_size=image_size), progress=progress)
@@ -561,7 +552,7 @@ def inspect(
         path, model=model, data=loaded, where=weights, mean=mean, std=std, accuracy=accuracy, progress=progress
     )
     _say_if_seen(str(path), trajectory.run, loaded)
-    found = _inspection(trajectory.path)
+    found = describe(trajectory.path)
     chance, clearly = above_chance(loaded.selection.labels_N)
     if all(checkpoint["selection_accuracy"] < clearly for checkpoint in found["checkpoints"]):
         log.warning(
@@ -570,6 +561,98 @@ def inspect(
             100 * chance,
         )
     return found
+
+
+def correlate(
+    *addresses: str,
+    data: str | None = None,
+    split: SplitName = "selection",
+    tau: float = KDSettings.tau,
+    order: ClassOrder = "auto",
+    out: Path | str | None = None,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Say how alike a checkpoint finds the classes (Eq. 8), and how that differs from another's.
+
+    The similarity of two classes is the cosine of their mean logits, and of their mean softened predictions. Its mean
+    over pairs, and its diversity, how widely pairs differ, come with 95 % intervals by bootstrap over the images.
+
+    Example:
+
+        checkpointkd correlate runs/teacher@half runs/teacher@full --out correlation.html
+
+    Parameters
+    ----------
+    addresses
+        One checkpoint or two: RUN@160, RUN@0.5, RUN@half, RUN@full, RUN@best.
+    data
+        A data set; by default the first run's own, with its protocol.
+    split
+        The images that are looked at: selection, or test.
+    tau
+        The temperature at which predictions are softened.
+    order
+        How the classes are ordered: by superclass (CIFAR-100's), so that similar ones are neighbours (similarity), as
+        the data have them (given); by default by superclass where there are any, else by similarity.
+    out
+        An HTML file for the heatmaps.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    UserError
+        For addresses that lead nowhere, for data of other classes, and for classes without images.
+    """
+    from .correlation import by_similarity, class_correlation, grouped
+    from .data import superclasses
+    from .loop import measure
+    from .reports import write_correlation
+    from .trajectory import provenance
+
+    require(len(addresses) <= 2, f"correlate takes one checkpoint or two, not {len(addresses)}")
+    settings = KDSettings(tau=tau)
+    one_of("order", order, ClassOrder)
+    teacher, loaded, images = _asked(addresses, data=data, split=split, device=device, progress=progress)
+    groups = superclasses(loaded.classes)
+    require(groups is not None or order != "superclass", f"no superclasses are known of the classes of {loaded.name!r}")
+    logits_MNK = teacher.predict(images)
+    kinds = {"logits": logits_MNK, "softened": (logits_MNK / settings.tau).softmax(-1)}
+    found = {name: class_correlation(vectors_MNK, images.labels_N) for name, vectors_MNK in kinds.items()}
+    ordered = list(range(len(loaded.classes)))
+    if groups is not None and order in ("auto", "superclass"):
+        order, ordered = "superclass", grouped(groups)
+    elif order in ("auto", "similarity"):
+        order, ordered = "similarity", by_similarity(found["logits"].similarity_MKK[0])
+    measured = [measure(logits_NK, images.labels_N) for logits_NK in logits_MNK]
+    result: dict[str, Any] = {
+        "data": loaded.name,
+        "protocol": loaded.identity["protocol"],
+        "split": split,
+        "images": len(images),
+        "tau": settings.tau,
+        "order": order,
+        "classes": [loaded.classes[number] for number in ordered],
+        "groups": groups and [groups[number] for number in ordered],
+        "checkpoints": [
+            {"address": member.text, "epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256, **accuracy}
+            for member, accuracy in zip(teacher.members, measured, strict=True)
+        ],
+        "provenance": provenance(),
+    }
+    for name, one in found.items():
+        similarity_MKK = one.similarity_MKK[:, ordered][:, :, ordered].double()
+        result[name] = {
+            "similarity": similarity_MKK.tolist(),
+            "numbers": {number: [asdict(each) for each in intervals] for number, intervals in one.numbers.items()},
+        }
+        if one.differences:
+            result[name]["difference"] = (similarity_MKK[0] - similarity_MKK[1]).tolist()
+            result[name]["differences"] = {number: asdict(interval) for number, interval in one.differences.items()}
+    if out is not None:
+        write_correlation(result, out=Path(out))
+    return result
 
 
 def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
@@ -603,114 +686,10 @@ def _accuracy_on(data: Data, device: torch.device) -> Callable[[Network], float]
     return lambda network: measure(predict(network.to(device).eval(), images), images.labels_N)["accuracy"]
 
 
-def _inspection(path: Path | str, *, device: Device = "auto", progress: Progress | None = None) -> dict[str, Any]:
-    """What is in a folder, as `inspect` tells it; checkpoints of others that are new there are taken in first."""
-    from .data import load_data
-    from .trajectory import adopt_again, look, noted, open_trajectory
-
-    if not os.path.exists(Path(path) / "run.json") and noted(path) is None:
-        folder = look(path)
-        return {
-            "path": str(path),
-            "format": _formats(one.format for one in folder.checkpoints.values()),
-            "kind": "foreign",
-            "model": None,
-            "unit": folder.unit,
-            "checkpoints": [
-                {
-                    "epoch": epoch,
-                    "epoch_from": one.number_from,
-                    "stated": one.stated,
-                    "file": one.path.name,
-                    "bytes": one.bytes,
-                    "sha256": None,
-                    "selection_accuracy": None,
-                }
-                for epoch, one in folder.checkpoints.items()
-            ],
-            "left_out": folder.left_out,
-        }
-    trajectory = open_trajectory(path)
-    if trajectory.news():
-        loaded = load_data(_data_like(trajectory.run["data"], None), progress=progress)
-        accuracy = _accuracy_on(loaded, _device(device))
-        trajectory = adopt_again(trajectory, data=loaded, accuracy=accuracy, progress=progress)
-    run = trajectory.run
-    rows = {row["epoch"]: row for row in trajectory.rows()}
-    notes = run["checkpoints"] if trajectory.foreign else {}
-    checkpoints = []
-    for epoch, checkpoint in trajectory.items():
-        note = notes.get(str(epoch), {})
-        accuracy = note.get("accuracy") if trajectory.foreign else rows.get(epoch, {}).get("selection_accuracy")
-        checkpoints.append(
-            {
-                "epoch": epoch,
-                "epoch_from": note.get("epoch_from", "the file's name"),
-                "stated": note.get("stated", f"epoch {epoch}"),
-                "file": checkpoint.path.name,
-                "bytes": checkpoint.bytes,
-                "sha256": checkpoint.sha256,
-                "selection_accuracy": accuracy,
-            }
-        )
-    found = {
-        "path": str(trajectory.source),
-        "format": _formats(note["format"] for note in notes.values()) if trajectory.foreign else "checkpointkd",
-        "kind": run["kind"],
-        "model": run["model"],
-        "data": run["data"]["data"],
-        "protocol": run["data"]["protocol"],
-        "classes": len(run["classes"]),
-        "mean": run["mean"],
-        "std": run["std"],
-        "checkpoints": checkpoints,
-        "scored": (trajectory.path / "plane.json").exists(),
-        "selected": _selected_epoch(trajectory),
-        "complete": trajectory.complete,
-        "planned_epochs": trajectory.planned_epochs,
-    }
-    if trajectory.foreign:
-        about = ("weights_at", "normalised_as", "unit", "left_out")
-        return found | {name: run[name] for name in about}
-    return found | {
-        "seed": run["seed"],
-        "epochs_done": max(rows, default=0),
-        "teachers": run.get("teachers", []),
-        "result": trajectory.result(),
-    }
-
-
-def _formats(formats: Iterable[str]) -> str:
-    return ", ".join(sorted(set(formats)))
-
-
 def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
     chosen = recipe_of(name, epochs=epochs)
     changes = {"batch_size": batch_size, "learning_rate": learning_rate}
     return replace(chosen, **{key: value for key, value in changes.items() if value is not None})
-
-
-def _data_like(
-    identity: dict[str, Any],
-    data: str | None,
-    protocol: Protocol | None = None,
-    train_images: int | None = None,
-    image_size: int | None = None,
-) -> DataSettings:
-    """The data settings that a run was made with, with what the user says in their place."""
-    from .data import settings_of
-
-    settings = settings_of(identity)
-    if protocol is not None and protocol != settings.protocol:
-        settings = replace(settings, protocol=protocol, selection_fraction=None)
-    if data is not None:
-        settings = replace(settings, data=data)
-        kind = data.partition(":")[0]
-        if kind != identity["data"]:  # another data set has its own ways; pictures are cut to what the network knows
-            side = identity["shape"][1] if kind in ("folder", "imagenet") else None
-            settings = replace(settings, selection_fraction=None, flip=None, image_size=side)
-    changes = {"train_images": train_images, "image_size": image_size}
-    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
@@ -735,17 +714,34 @@ def _say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
         )
 
 
+def _asked(
+    addresses: Sequence[str], *, data: str | None, split: SplitName, device: Device, progress: Progress | None
+) -> tuple[Teacher, Data, Images]:
+    """The checkpoints at these addresses, the data that they are asked about, and the split's images."""
+    from .data import load_data, load_test, settings_like
+    from .teacher import Teacher
+    from .trajectory import resolve
+
+    require(len(addresses) > 0, "name at least one checkpoint, such as runs/teacher@full")
+    one_of("split", split, SplitName)
+    found = [resolve(address) for address in addresses]
+    settings = settings_like(found[0].checkpoint.run["data"], data)
+    loaded = load_data(settings, progress=progress)
+    teacher = Teacher(found, device=_device(device))
+    require(
+        teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
+    )
+    for address in found if split == "selection" else ():
+        _say_if_seen(address.text, address.checkpoint.run, loaded)
+    return teacher, loaded, load_test(settings, progress=progress) if split == "test" else loaded.selection
+
+
 def _same_classes(trajectory: Trajectory, data: Data) -> None:
     require(
         trajectory.run["classes"] == list(data.classes),
         f"the run in {trajectory.path} knows {len(trajectory.run['classes'])} classes, the data {data.name!r} has "
         f"{len(data.classes)}, or in another order",
     )
-
-
-def _selected_epoch(trajectory: Trajectory) -> int | None:
-    selection = trajectory.selection()
-    return None if selection is None else selection["epoch"]
 
 
 def _device(device: Device) -> torch.device:

@@ -24,9 +24,6 @@ from checkpointkd.errors import UserError
 
 from .serving import serving
 
-REAL = Path(os.environ.get("CHECKPOINTKD_TEST_CIFAR100", Path(__file__).parents[3] / "shared" / "data" / "cifar100"))
-needs_cifar = pytest.mark.skipif(not REAL.exists(), reason=f"no CIFAR-100 in {REAL}; set CHECKPOINTKD_TEST_CIFAR100")
-
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch) -> Path:
@@ -34,9 +31,8 @@ def home(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
-@needs_cifar
-def test_the_real_data_set(home: Path):
-    settings = DataSettings(data=f"cifar100:{REAL}")
+def test_the_real_data_set(home: Path, cifar100: Path):
+    settings = DataSettings(data=f"cifar100:{cifar100}")
     data, test = load_data(settings), load_test(settings)
     assert (len(data.train), len(data.selection), len(test)) == (45_000, 5_000, 10_000)
     assert data.classes[:3] == ("apple", "aquarium_fish", "baby")
@@ -54,13 +50,12 @@ def test_the_real_data_set(home: Path):
     assert torch.equal(again.selection.pixels_NCHW, data.selection.pixels_NCHW)
 
 
-@needs_cifar
-def test_pixels_are_those_of_the_file():
+def test_pixels_are_those_of_the_file(cifar100: Path):
     import pyarrow.parquet as parquet
 
-    file = REAL / "test-00000-of-00001.parquet"
+    file = cifar100 / "test-00000-of-00001.parquet"
     rows = parquet.read_table(file).slice(123, 2).to_pylist()
-    test = load_test(DataSettings(data=f"cifar100:{REAL}"))
+    test = load_test(DataSettings(data=f"cifar100:{cifar100}"))
     for offset, row in enumerate(rows):
         expected = np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
         assert np.array_equal(test.pixels_NCHW[123 + offset].permute(1, 2, 0).numpy(), expected)

@@ -174,7 +174,7 @@ def test_no_other_file_is_overwritten(runs: Path):
     precious = runs / "thesis.tex"
     precious.write_text("precious")
     for there in (precious, runs / "teacher" / "run.json", runs):
-        with pytest.raises(UserError, match="is no report of ours; choose another --out"):
+        with pytest.raises(UserError, match="is no page of ours; choose another --out"):
             ckd.report(runs, out=there)
     assert precious.read_text() == "precious"
     assert ckd.report(runs) == ckd.report(runs), "a report may be written anew"

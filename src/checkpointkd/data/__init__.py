@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError, require, unknown
-from ..settings import DataSettings, Progress
+from ..settings import DataSettings, Progress, Protocol
 from .cache import home
-from .cifar import cifar10, cifar100
+from .cifar import cifar10, cifar100, superclasses
 from .digits import digits
 from .folders import folder, imagenet
 from .hub import hub
@@ -48,8 +49,10 @@ __all__ = [
     "load_data",
     "load_test",
     "portion",
+    "settings_like",
     "settings_of",
     "stratified",
+    "superclasses",
 ]
 
 
@@ -106,6 +109,27 @@ def settings_of(identity: dict) -> DataSettings:
     stored = {name: identity[name] for name in DataSettings.__dataclass_fields__ if name in identity}
     spec = f"{identity['data']}:{identity['source']}" if identity["source"] else identity["data"]
     return DataSettings(**{**stored, "data": spec})
+
+
+def settings_like(
+    identity: dict[str, Any],
+    data: str | None,
+    protocol: Protocol | None = None,
+    train_images: int | None = None,
+    image_size: int | None = None,
+) -> DataSettings:
+    """The settings that a stored identity was loaded with, with what the user says in their place."""
+    settings = settings_of(identity)
+    if protocol is not None and protocol != settings.protocol:
+        settings = replace(settings, protocol=protocol, selection_fraction=None)
+    if data is not None:
+        settings = replace(settings, data=data)
+        kind = data.partition(":")[0]
+        if kind != identity["data"]:  # another data set has its own ways; pictures are cut to what the network knows
+            side = identity["shape"][1] if kind in ("folder", "imagenet") else None
+            settings = replace(settings, selection_fraction=None, flip=None, image_size=side)
+    changes = {"train_images": train_images, "image_size": image_size}
+    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _open(settings: DataSettings, progress: Progress | None) -> DataSet:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,38 @@ CIFAR100 = Archive(
     labels_key=b"fine_labels",
     columns=("fine_label", "label"),
 )
+SUPERCLASSES = {  # CIFAR-100's twenty, and their classes
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
+
+
+def superclasses(classes: Sequence[str]) -> list[str] | None:
+    """The superclass of each class where the classes are CIFAR-100's, from wherever they came; None for others.
+
+    >>> superclasses(["cat", "dog"]) is None
+    True
+    """
+    group_of = {name: group for group, names in SUPERCLASSES.items() for name in names.split()}
+    return [group_of[name] for name in classes] if group_of.keys() == set(classes) else None
 
 
 def cifar10(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:

@@ -13,19 +13,30 @@ from .. import files
 from ..errors import UserError
 from ..settings import UNITS
 from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
-from .figures import draw_plane, draw_students, plane_data, students_data
+from .figures import draw_correlation, draw_plane, draw_students, plane_data, students_data
 
-__all__ = ["Arm", "Collected", "Difference", "Scored", "collect", "conclusions", "difference", "write_report"]
+__all__ = [
+    "CORRELATION_COLUMNS",
+    "Arm",
+    "Collected",
+    "Difference",
+    "Scored",
+    "collect",
+    "conclusions",
+    "correlation_rows",
+    "difference",
+    "write_correlation",
+    "write_report",
+]
 
 
+KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}  # of class correlation
 _GENERATOR = b'<meta name="generator" content="checkpointkd">'
 
 
 def write_report(folder: Path, *, out: Path) -> Path:
     """Write the report on every run below a folder, as one HTML file that needs no network; raises UserError when
     there is nothing to report on, or when the file is there and is no report of ours."""
-    if out.exists() and not (out.is_file() and _GENERATOR in out.read_bytes()[:1000]):
-        raise UserError(f"{out} is there already and is no report of ours; choose another --out")
     collected = collect(folder)
     figures = []
     for scored in collected.scored:
@@ -47,12 +58,10 @@ def write_report(folder: Path, *, out: Path) -> Path:
                 "caption": "Bars and the grey band: one standard deviation over seeds.",
             }
         )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("page.html.jinja").render(
+    return _write(
+        "page.html.jinja",
+        out,
         title=f"Checkpoints as teachers: {folder.resolve().name}",
-        plotly_js=Markup(get_plotlyjs() if figures else ""),
         summary=[_summary(scored) for scored in collected.scored],
         conclusions=conclusions(collected),
         notes=collected.notes,
@@ -62,6 +71,84 @@ def write_report(folder: Path, *, out: Path) -> Path:
         planes=[_plane_table(scored) for scored in collected.scored],
         provenance=collected.provenance,
     )
+
+
+def write_correlation(found: dict[str, Any], *, out: Path) -> Path:
+    """Write what `correlate` found as one HTML file; raises UserError when the file is there and is no page of ours."""
+    figures = [
+        {
+            "title": f"Class correlation: {KINDS[kind].format(**found)}",
+            "alt": f"Heatmaps of the similarity of {len(found['classes'])} classes",
+            "html": _embedded(draw_correlation(found, kind), number),
+            "caption": f"Classes by {found['order']}"
+            + ("; in the last map blue is where the first finds two classes more alike, red where the second does."
+               if "difference" in found[kind] else "."),
+        }
+        for number, kind in enumerate(KINDS)
+    ]  # fmt: skip
+    return _write(
+        "correlation.html.jinja",
+        out,
+        title="Class correlation: " + " and ".join(one["address"] for one in found["checkpoints"]),
+        tau=f"{found['tau']:g}",
+        columns=CORRELATION_COLUMNS,
+        rows=correlation_rows(found),
+        words=correlation_words(found),
+        figures=figures,
+        provenance={
+            "data": found["data"],
+            "protocol": f"{found['protocol']}; {found['split']}: {found['images']:,} images",
+            "weights": ", ".join(one["sha256"][:12] for one in found["checkpoints"]),
+            **found["provenance"],
+        },
+    )
+
+
+CORRELATION_COLUMNS = ["checkpoint", "epoch", "accuracy, %", "of", "mean similarity", "diversity"]
+
+
+def correlation_rows(found: dict[str, Any]) -> list[list[str]]:
+    """The table of what `correlate` found: a row for each checkpoint, and for the difference of two."""
+    members = [
+        [one["address"], str(one["epoch"]), f"{100 * one['accuracy']:.1f} ± {100 * one['accuracy_se']:.1f}"]
+        for one in found["checkpoints"]
+    ]
+    rows = []
+    for kind, name in KINDS.items():
+        numbers = found[kind]["numbers"].values()
+        for member, *intervals in zip(members, *numbers, strict=True):
+            rows.append([*member, name.format(**found), *map(_interval, intervals)])
+        if "differences" in found[kind]:
+            apart = [_interval(one) for one in found[kind]["differences"].values()]
+            rows.append(["the first less the second", "", "", name.format(**found), *apart])
+    return rows
+
+
+def correlation_words(found: dict[str, Any]) -> list[str]:
+    """How two checkpoints differ, in plain words."""
+    sentences = []
+    for kind, name in KINDS.items() if len(found["checkpoints"]) == 2 else ():
+        said = []
+        for number, what in (("mean_similarity", "alike"), ("diversity", "diverse")):
+            apart = found[kind]["differences"][number]
+            verdict = "within noise" if apart["low"] <= 0 <= apart["high"] else "beyond noise"
+            said.append(f"{'more' if apart['value'] > 0 else 'less'} {what} ({verdict})")
+        sentences.append(f"By {name.format(**found)}, the first finds classes {' and '.join(said)} than the second.")
+    return sentences
+
+
+def _interval(one: dict[str, float]) -> str:
+    return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+
+
+def _write(template: str, out: Path, *, figures: list[dict[str, Any]], **content: Any) -> Path:
+    if out.exists() and not (out.is_file() and _GENERATOR in out.read_bytes()[:1000]):
+        raise UserError(f"{out} is there already and is no page of ours; choose another --out")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    plotly_js = Markup(get_plotlyjs() if figures else "")
+    page = environment.get_template(template).render(plotly_js=plotly_js, figures=figures, **content)
     files.write_whole(out, page.encode())
     return out
 

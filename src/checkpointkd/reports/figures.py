@@ -161,7 +161,42 @@ def draw_students(data: StudentsData) -> go.Figure:
     return _laid_out(figure, "epoch of the teacher", f"test accuracy of {data.student}, %")
 
 
-def _laid_out(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
+def draw_correlation(found: dict[str, Any], kind: str) -> go.Figure:
+    """Heatmaps of class similarity (Fig. 5): one for each checkpoint on one scale, and, for two, their difference."""
+    import numpy as np
+    from plotly.subplots import make_subplots
+
+    maps = [np.array(each, dtype=np.float32) for each in found[kind]["similarity"]]
+    titles = [one["address"] for one in found["checkpoints"]]
+    classes = found["classes"]
+    beside = ~np.eye(len(classes), dtype=bool)
+    axes: dict[str, Any] = {
+        "coloraxis": {"colorscale": "Cividis", "cmin": float(min(each[beside].min() for each in maps)), "cmax": 1}
+    }
+    if "difference" in found[kind]:
+        maps.append(np.array(found[kind]["difference"], dtype=np.float32))
+        titles.append("the first less the second")
+        reach = float(np.abs(maps[-1]).max()) or 1.0
+        axes["coloraxis2"] = {"colorscale": "RdBu", "cmin": -reach, "cmax": reach}
+    figure = make_subplots(cols=len(maps), subplot_titles=titles, horizontal_spacing=0.02, shared_yaxes=True)
+    for number, values in enumerate(maps):
+        axis = list(axes)[number // 2]
+        hover = "%{x}, %{y}: %{z:.3f}<extra></extra>"
+        figure.add_heatmap(z=values, x=classes, y=classes, coloraxis=axis, hovertemplate=hover, row=1, col=number + 1)
+    few = len(classes) <= 20  # more names can't be read; the pointer tells them
+    figure.update_yaxes(autorange="reversed", constrain="domain", showticklabels=few)
+    figure.update_xaxes(constrain="domain", showticklabels=few)
+    for number in range(len(maps)):
+        figure.update_yaxes(scaleanchor=f"x{number + 1 if number else ''}", col=number + 1)
+    figure.update_yaxes(showticklabels=few, col=1)
+    for number, axis in enumerate(axes.values()):  # each scale below its maps
+        wide = min(2, len(maps)) / len(maps) if number == 0 else 1 / 3
+        middle = wide / 2 if number == 0 else 5 / 6
+        axis["colorbar"] = {"orientation": "h", "y": -0.25, "x": middle, "len": 0.9 * wide, "thickness": 12}
+    return _laid_out(figure, None, None).update_layout(**axes, height=420, margin={"t": 40})
+
+
+def _laid_out(figure: go.Figure, x_title: str | None, y_title: str | None) -> go.Figure:
     faint = "rgba(128,128,128,0.25)"
     figure.update_xaxes(gridcolor=faint, zerolinecolor=faint)
     figure.update_yaxes(gridcolor=faint, zerolinecolor=faint)

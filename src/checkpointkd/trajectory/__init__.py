@@ -1,9 +1,10 @@
 """Trajectories: run folders, the checkpoints in them, and their addresses."""
 
 from .addresses import Address, find, resolve, say_if_grown
+from .description import describe, known
 from .foreign import adopt, adopt_again
 from .formats import look
-from .run_folder import RunFolder
+from .run_folder import RunFolder, provenance
 from .trajectory import Checkpoint, Trajectory, fresh_network, noted, open_trajectory
 
 __all__ = [
@@ -13,11 +14,14 @@ __all__ = [
     "Trajectory",
     "adopt",
     "adopt_again",
+    "describe",
     "find",
     "fresh_network",
+    "known",
     "look",
     "noted",
     "open_trajectory",
+    "provenance",
     "resolve",
     "say_if_grown",
 ]
