@@ -19,7 +19,7 @@ from checkpointkd import verbs
 from checkpointkd.cli import main
 from checkpointkd.progress import Bars
 
-COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "evaluate", "report"]
+COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "evaluate", "correlate", "report"]
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess:

@@ -86,8 +86,8 @@ def class_correlation(vectors_MNK: Tensor, labels_N: Tensor) -> Correlation:
     """The class correlation of M checkpoints from one vector an image of each, with bootstrap intervals.
 
     Images are drawn anew within each class, the same for all checkpoints. Their noise alone makes classes look diverse,
-    in a resample twice as much, so intervals are basic ones, which take that out. Where an image strays from its class as
-    far as classes lie apart, they hold the truth in some 85 % of cases instead of 95 %.
+    in a resample twice as much, so intervals are basic ones, which take that out. Where an image strays from its class
+    as far as classes lie apart, they hold the truth in some 85 % of cases instead of 95 %.
     """
     similarity_MKK = torch.stack([class_similarity(vectors_NK, labels_N) for vectors_NK in vectors_MNK])
     parts = list(_resampled(vectors_MNK, labels_N))

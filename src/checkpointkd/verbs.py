@@ -61,6 +61,7 @@ def train(
     train_images: int | None = None,
     image_size: int | None = None,
     flip: bool | None = None,
+    label_smoothing: float = 0.0,
     precision: PrecisionChoice = "auto",
     compile: bool = False,
     device: Device = "auto",
@@ -103,6 +104,9 @@ def train(
         The side, in pixels, of the squares that pictures in folders are resized and cropped to; 224 by default.
     flip
         Whether mirror images are learned from too; by default yes, but not for digits.
+    label_smoothing
+        The weight of the uniform prediction against the labels, in [0, 1): label smoothing, which is distilling from a
+        teacher that knows nothing (§4.3).
     precision
         fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
     compile
@@ -119,6 +123,7 @@ def train(
     from .losses import Supervised
     from .runs import carry_out
 
+    objective = Supervised(smoothing=label_smoothing)
     settings = DataSettings(data=data, protocol=protocol, train_images=train_images, image_size=image_size, flip=flip)
     loaded = load_data(settings, progress=progress)
     return carry_out(
@@ -133,7 +138,8 @@ def train(
         compile=compile,
         device=_device(device),
         progress=progress,
-        objective=Supervised(),
+        objective=objective,
+        more={"label_smoothing": label_smoothing},
     )
 
 

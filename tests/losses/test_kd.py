@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checkpointkd.data import Batch
 from checkpointkd.errors import UserError
-from checkpointkd.losses import KD, METHODS, Supervised, kd, label_smoothing, soften
+from checkpointkd.losses import KD, METHODS, Supervised, cross_entropy, kd, label_smoothing, soften
 from checkpointkd.settings import KDSettings
 
 torch.manual_seed(0)
@@ -82,6 +82,21 @@ def test_label_smoothing_is_torchs_up_to_the_constant_entropy():
     torchs = torch.nn.functional.cross_entropy(STUDENT, LABELS, reduction="none", label_smoothing=smoothing)
     ours = label_smoothing(STUDENT, LABELS, alpha=1 - smoothing)
     torch.testing.assert_close(torchs - ours, torch.full((5,), smoothing * math.log(4)).double())
+
+
+def test_supervised_smooths_when_told():
+    class Same(torch.nn.Module):
+        def forward(self, images):
+            return images
+
+    batch = Batch(images_BCHW=STUDENT, labels_B=LABELS, index_B=LABELS, view_B=None)
+    plain, _ = Supervised()(Same(), batch, 0.0)
+    torch.testing.assert_close(plain, cross_entropy(STUDENT, LABELS))
+    smoothed, _ = Supervised(smoothing=0.1)(Same(), batch, 0.0)
+    torch.testing.assert_close(smoothed, label_smoothing(STUDENT, LABELS, alpha=0.9))
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(UserError, match="label smoothing must be at least 0 and below 1"):
+            Supervised(smoothing=wrong)
 
 
 def test_gradients_by_finite_differences():

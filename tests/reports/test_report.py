@@ -13,7 +13,7 @@ import pytest
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
 from checkpointkd.reports import Arm, collect, conclusions, difference
-from checkpointkd.reports.figures import draw_plane, draw_students, plane_data, students_data
+from checkpointkd.reports.figures import curves_data, draw_curves, draw_plane, draw_students, plane_data, students_data
 
 
 @pytest.fixture
@@ -90,6 +90,42 @@ def test_the_page_is_one_file_with_the_numbers_and_no_address_to_load_from(runs:
     for sentence in conclusions(collected):
         assert sentence in page
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", page)
+
+
+def test_a_smoothed_student_learned_from_the_uniform_teacher_and_is_no_baseline(runs: Path):
+    for seed in (0, 1):
+        ckd.train(
+            "wrn_10_1", data="digits", train_images=100, out=runs / f"smoothed-{seed}", epochs=2, save_every=2,
+            seed=seed, label_smoothing=0.1,
+        )  # fmt: skip
+    collected = collect(runs)
+    (smoothed,) = [arm for arm in collected.arms if arm.smoothing]
+    assert (smoothed.label, smoothed.n) == ("the uniform teacher (label smoothing 0.1)", 2)
+    baseline = collected.baseline(smoothed)
+    assert baseline is not None
+    assert baseline.label == "no teacher"
+    assert any("the uniform teacher" in sentence for sentence in conclusions(collected))
+
+
+def test_trajectories_measured_alike_share_a_plane(runs: Path):
+    assert curves_data(collect(runs)) == []
+    for student in ("alone-0", "two-0"):
+        ckd.score(runs / student, decoder_steps=4, decoder_seeds=2)
+    ckd.score(runs / "four-0", decoder_steps=5, decoder_seeds=2)
+    (together,) = curves_data(collect(runs))
+    assert set(together.curves) == {"alone-0", "teacher", "two-0"}
+    points = collect(runs).scored[0].plane.points
+    name = collect(runs).scored[0].name
+    assert together.curves[name] == (
+        [point.epoch for point in points],
+        [point.image_information for point in points],
+        [100 * point.accuracy for point in points],
+    )
+    drawn = json.loads(str(draw_curves(together).to_json()))["data"]
+    assert {trace["name"] for trace in drawn} == set(together.curves)
+    for trace in drawn:
+        assert (trace["x"], trace["y"]) == together.curves[trace["name"]][1:]
+    assert "3 trajectories on one information plane" in ckd.report(runs).read_text(encoding="utf-8")
 
 
 def test_half_finished_runs_are_named_and_left_out_of_the_table(runs: Path):

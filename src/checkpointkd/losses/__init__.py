@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..errors import require
 from ..settings import KDSettings
 from .kd import cross_entropy, kd, kl_divergence, label_smoothing, soften
 
@@ -25,11 +26,18 @@ class GivesLogits(Protocol):
 
 
 class Supervised(nn.Module):
-    """Learn the labels: cross-entropy, no teacher."""
+    """Learn the labels, no teacher: by cross-entropy, or with label smoothing, from the uniform teacher too (§4.3)."""
+
+    def __init__(self, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        require(0 <= smoothing < 1, f"label smoothing must be at least 0 and below 1, not {smoothing}")
+        self.smoothing = smoothing
 
     def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
-        return cross_entropy(logits_BK, batch.labels_B), logits_BK
+        if self.smoothing == 0:
+            return cross_entropy(logits_BK, batch.labels_B), logits_BK
+        return label_smoothing(logits_BK, batch.labels_B, alpha=1 - self.smoothing), logits_BK
 
 
 class KD(nn.Module):

@@ -13,7 +13,7 @@ from .. import files
 from ..errors import UserError
 from ..settings import UNITS
 from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
-from .figures import draw_correlation, draw_plane, draw_students, plane_data, students_data
+from .figures import curves_data, draw_correlation, draw_curves, draw_plane, draw_students, plane_data, students_data
 
 __all__ = [
     "CORRELATION_COLUMNS",
@@ -47,6 +47,16 @@ def write_report(folder: Path, *, out: Path) -> Path:
                 "alt": f"The checkpoints of {scored.name} by normalised I(X;F) and I(Y;F); values in the table below",
                 "html": _embedded(drawn, len(figures)),
                 "caption": "Up and to the right is better: Algorithm 1 chooses the largest sum. Numbers are epochs.",
+            }
+        )
+    for data in curves_data(collected):
+        figures.append(
+            {
+                "title": f"{len(data.curves)} trajectories on one information plane",
+                "alt": "The checkpoints of several runs by I(X;F) and accuracy; values in the tables below",
+                "html": _embedded(draw_curves(data), len(figures)),
+                "caption": f"The large point is a run's last checkpoint. I(X;F) by {data.estimator}, larger for more: "
+                f"{UNITS[data.estimator]}.",
             }
         )
     for data in students_data(collected):
@@ -158,7 +168,7 @@ def conclusions(collected: Collected) -> list[str]:
     sentences = []
     for arms in collected.families():
         baseline = collected.baseline(arms[0])
-        taught = [arm for arm in arms if arm.teachers]
+        taught = [arm for arm in arms if not arm.alone]
         if taught and baseline is None:
             sentences.append(f"{arms[0].student}: no student was trained in the same way without a teacher.")
         if not taught or baseline is None:
@@ -193,7 +203,7 @@ def _row(arm: Arm, collected: Collected) -> dict[str, Any]:
         "student": arm.student,
         "accuracy": f"{arm.mean:.2f} ± {arm.sd:.2f}" if arm.n > 1 else f"{arm.mean:.2f}",
         "n": arm.n,
-        "against": difference(arm, baseline).words if baseline is not None and arm.teachers else "",
+        "against": difference(arm, baseline).words if baseline is not None and not arm.alone else "",
         "chosen": "chosen by" in arm.label and len(arm.teachers) == 1,
     }
 

@@ -44,6 +44,12 @@ class Arm:
     teachers: tuple[tuple[str, int], ...]  # (run's name, epoch)
     accuracy: dict[int, float]
     family: str = field(repr=False)
+    smoothing: float = 0.0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it learned from the labels only."""
+        return not self.teachers and self.smoothing == 0
 
     @property
     def n(self) -> int:
@@ -95,7 +101,7 @@ class Collected:
 
     def baseline(self, arm: Arm) -> Arm | None:
         """The same student, trained in the same way without a teacher."""
-        return next((other for other in self.arms if other.family == arm.family and not other.teachers), None)
+        return next((other for other in self.arms if other.family == arm.family and other.alone), None)
 
     def families(self) -> list[list[Arm]]:
         """Arms that can be compared, together."""
@@ -153,7 +159,7 @@ def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:
 
 
 _FAMILY = ("model", "data", "recipe", "precision")  # what students that are compared must have in common
-_TEACHING = ("method", "kd", "teachers")  # what they learned from
+_TEACHING = ("method", "kd", "teachers", "label_smoothing")  # what they learned from
 
 
 def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], list[str]]:
@@ -168,7 +174,11 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
         if run.result() is not None:
             grouped.setdefault((_part(run, _FAMILY), _part(run, _TEACHING)), []).append(run)
     taught = {teacher["sha256"] for run in runs for teacher in run.run.get("teachers", [])}
-    with_students = {family for (family, _), members in grouped.items() if members[0].run.get("teachers")}
+    with_students = {
+        family
+        for (family, _), members in grouped.items()
+        if members[0].run.get("teachers") or members[0].run.get("label_smoothing")
+    }
     found, notes = [], []
     for (family, _), members in grouped.items():
         teachers = members[0].run.get("teachers", [])
@@ -183,16 +193,18 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
             if run.run["seed"] in accuracy:
                 notes.append(f"there twice, counted once: {names[run.path]}")
             accuracy.setdefault(run.run["seed"], 100 * result["test"]["accuracy"])
-        label = " and ".join(word for _, _, word in known) or "no teacher"
+        smoothing = members[0].run.get("label_smoothing", 0.0)
+        alone = f"the uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
+        label = " and ".join(word for _, _, word in known) or alone
         who = tuple((name, epoch) for name, epoch, _ in known)
-        found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family)))
+        found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family, smoothing)))
     found.sort(key=lambda pair: _order(pair[1]))
     arms = [arm for _, arm in found]
     return [_told_apart(run, arm, arms) for run, arm in found], notes
 
 
 def _order(arm: Arm) -> tuple:
-    return arm.student, arm.family, len(arm.teachers), arm.teachers
+    return arm.student, arm.family, arm.smoothing, len(arm.teachers), arm.teachers
 
 
 def _told_apart(run: Trajectory, arm: Arm, arms: list[Arm]) -> Arm:

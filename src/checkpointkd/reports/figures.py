@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from ..selection import normalised
 from .collect import Collected, Scored
 
 # Okabe and Ito's colours, distinguishable to the colour-blind.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#808080"
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, ORANGE, GREEN, GREY = *OKABE_ITO[:3], "#808080"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def students_data(collected: Collected) -> list[StudentsData]:
     figures = []
     for arms in collected.families():
         single = sorted((arm for arm in arms if len(arm.teachers) == 1), key=lambda arm: arm.teachers[0][1])
-        alone = next((arm for arm in arms if not arm.teachers), None)
+        alone = next((arm for arm in arms if arm.alone), None)
         if single:
             figures.append(
                 StudentsData(
@@ -75,6 +77,48 @@ def students_data(collected: Collected) -> list[StudentsData]:
                 )
             )
     return figures
+
+
+@dataclass(frozen=True)
+class CurvesData:
+    """Several trajectories on one plane, in their own units (Fig. 4 and 6): by name, epochs, I(X;F) and I(Y;F)."""
+
+    estimator: str
+    curves: dict[str, tuple[list[int], list[float], list[float]]]
+
+
+def curves_data(collected: Collected) -> list[CurvesData]:
+    """What the figures of several trajectories draw: one for those that were measured on the same images alike."""
+    groups: dict[str, CurvesData] = {}
+    for scored in collected.scored:
+        settings = scored.plane.settings
+        alike = json.dumps([settings[name] for name in ("estimator", "settings", "data")], sort_keys=True)
+        points = scored.plane.points
+        of_group = groups.setdefault(alike, CurvesData(settings["estimator"], {}))
+        of_group.curves[scored.name] = (
+            scored.plane.epochs,
+            [point.image_information for point in points],
+            [100 * point.accuracy for point in points],
+        )
+    return [data for data in groups.values() if len(data.curves) > 1]
+
+
+def draw_curves(data: CurvesData) -> go.Figure:
+    """The path of each trajectory on the plane, its last checkpoint marked."""
+    figure = go.Figure()
+    for number, (name, (epochs, x, y)) in enumerate(data.curves.items()):
+        colour = OKABE_ITO[number % len(OKABE_ITO)]
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines+markers",
+            marker={"size": [5] * (len(x) - 1) + [13], "color": colour},
+            line={"color": colour, "dash": "solid" if number < len(OKABE_ITO) else "dot"},
+            name=name,
+            hovertext=[f"{name}, epoch {epoch}" for epoch in epochs],
+            hoverinfo="text+x+y",
+        )
+    return _laid_out(figure, "I(X;F)", "I(Y;F) by accuracy, %")
 
 
 def draw_plane(data: PlaneData) -> go.Figure:
