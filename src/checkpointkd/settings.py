@@ -137,8 +137,8 @@ class KDSettings:
 class EstimatorSettings:
     """How I(X;F) is estimated (§4.2): by what, fitted on how many training images, measured on how many others.
 
-    By default the decoder is fitted on a fifth of the training images, 10,000 at most, and measured on all selection
-    images; ridge takes 1,000 of both, which tell checkpoints apart as well. `steps`, `batch_size`, `learning_rate` and
+    By default the decoder is fitted on a fifth of the training images and measured on the selection images, 10,000 of
+    either at most; ridge takes 1,000 of both, which tell checkpoints apart as well. `steps`, `batch_size`, `learning_rate` and
     `seeds` are the decoder's. Neither the paper nor its code gives a schedule; Adam at a rate that falls as a cosine
     reaches in a few hundred small steps what the InfoPro recipe's SGD needs many epochs for.
     """
@@ -168,7 +168,7 @@ class EstimatorSettings:
         """
         decoder = self.estimator == "decoder"
         fit = self.fit_images or (min(10_000, max(1_000, train // 5)) if decoder else 1_000)
-        return min(train, fit), min(selection, self.measure_images or (selection if decoder else 1_000))
+        return min(train, fit), min(selection, self.measure_images or (10_000 if decoder else 1_000))
 
 
 def one_of(what: str, value: str, kinds: object) -> None:

@@ -341,7 +341,7 @@ def score(
     fit_images
         On how many training images the estimator is fitted; by default a fifth, at most 10,000, and 1,000 for ridge.
     measure_images
-        On how many selection images it is measured; by default all, and 1,000 for ridge.
+        On how many selection images it is measured; by default all, at most 10,000, and 1,000 for ridge.
     decoder_steps
         For how many steps a decoder is fitted.
     decoder_seeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,17 @@ import torch
 from torch import nn
 
 import checkpointkd as ckd
-from checkpointkd.data import DataSettings, load_data
+from checkpointkd.data import DataSettings, ResidentImages, load_data
 from checkpointkd.errors import UserError
-from checkpointkd.information import Decoders, decode, load_plane, pixel_entropy, reconstruction_loss
+from checkpointkd.information import (
+    Decoders,
+    LargeDecoders,
+    decode,
+    load_plane,
+    pixel_entropy,
+    reconstruction_loss,
+    score_trajectory,
+)
 from checkpointkd.information.decoder import upsampled_convolution
 from checkpointkd.settings import EstimatorSettings
 
@@ -79,6 +88,58 @@ def test_each_of_the_decoders_is_the_plain_one():
 def test_parameter_counts_are_infopros(channels: int, image_channels: int, count: int):
     decoders = Decoders(checkpoints=2, seeds=[0, 1], channels=channels, image_channels=image_channels, size=(32, 32))
     assert sum(parameter.numel() for parameter in decoders.parameters()) == 4 * count
+
+
+def plain_large_decoder(channels: int, size: int) -> nn.Sequential:
+    """InfoPro's decoder for ImageNet, word for word, but for the sigmoid, which fp32 would saturate."""
+
+    def up(side: int) -> nn.Upsample:
+        return nn.Upsample(size=side, mode="bilinear", align_corners=True)
+
+    return nn.Sequential(
+        nn.Conv2d(channels, 128, 1), nn.BatchNorm2d(128), nn.ReLU(),
+        up(size // 4), nn.Conv2d(128, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        up(size // 2), nn.Conv2d(32, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        up(size), nn.Conv2d(12, 3, 3, padding=1),
+    )  # fmt: skip
+
+
+def test_each_of_the_large_decoders_is_the_plain_one():
+    torch.manual_seed(0)
+    decoders = LargeDecoders(checkpoints=2, seeds=[0, 1], channels=5, image_channels=3, size=(112, 112))
+    features, images = torch.randn(2, 3, 4, 4, 5), torch.rand(3, 3, 112, 112)
+    loss_BG = reconstruction_loss(decoders(features), images)
+    loss_BG.mean(0).sum().backward()
+    for g in range(4):
+        plain = plain_large_decoder(5, 112)
+        layers = [layer for layer in plain if isinstance(layer, nn.Conv2d)]
+        with torch.no_grad():
+            for layer, weight in zip(layers, decoders.weights, strict=True):
+                layer.weight.copy_(weight.unflatten(0, (4, -1))[g])
+                assert layer.bias is not None
+                layer.bias.zero_()
+        loss = nn.functional.binary_cross_entropy_with_logits(plain(features[g // 2].permute(0, 3, 1, 2)), images)
+        loss.backward()
+        torch.testing.assert_close(loss_BG[:, g].mean(), loss)
+        for layer, weight in zip(layers, decoders.weights, strict=True):
+            assert weight.grad is not None
+            torch.testing.assert_close(weight.grad.unflatten(0, (4, -1))[g], layer.weight.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_large_images_have_the_large_decoder(monkeypatch: pytest.MonkeyPatch):
+    """And it learns: a map that is the small image tells more than one that is nothing."""
+    from checkpointkd.information import decoder as module
+
+    monkeypatch.setattr(module, "LARGE", 7)  # digits have 8 pixels a side
+    built = []
+    real = module.LargeDecoders.__init__
+    monkeypatch.setattr(
+        module.LargeDecoders, "__init__", lambda self, **size: (built.append(size), real(self, **size))[1]
+    )
+    images = _images()
+    excess = _reconstruct(images * 4, torch.zeros_like(images))
+    assert len(built) == 1
+    assert excess[0] < 0.5 * excess[1]
 
 
 def _reconstruct(*features_ANhwD: torch.Tensor, steps: int = 60) -> torch.Tensor:
@@ -181,10 +242,24 @@ def test_damage_to_a_plane_is_said_not_read(teacher_run: Path):
 
 
 def test_features_that_are_no_map_are_refused(teacher_run: Path):
-    with pytest.raises(UserError, match="are no map but 1-dimensional"):
+    with pytest.raises(UserError, match=r"neither a map nor tokens in rows: of one image they have the shape \[10\]"):
         ckd.score(teacher_run, features="classifier", decoder_steps=1)
     with pytest.raises(UserError, match="no features 'stage7'"):
         ckd.score(teacher_run, features="stage7", decoder_steps=1)
+
+
+def test_what_cannot_be_scored_says_why(teacher_run: Path):
+    with pytest.raises(UserError, match="1 images to fit on and 300 to measure on are too few"):
+        ckd.score(teacher_run, decoder_steps=1, fit_images=1)
+    with pytest.raises(UserError, match=r"30 images are too few to measure with the ridge estimator: a patch has \d+"):
+        ckd.score(teacher_run, estimator="ridge", measure_images=30)
+    data = load_data(DataSettings(data="digits", train_images=100))
+    assert isinstance(data.train, ResidentImages)
+    loud = dataclasses.replace(data, train=dataclasses.replace(data.train, white=8))
+    with pytest.raises(UserError, match=r"images must lie in \[0, 1\], these from 0 to 2"):
+        score_trajectory(
+            ckd.open_trajectory(teacher_run), loud, settings=EstimatorSettings(steps=1), device=torch.device("cpu")
+        )
 
 
 def test_scores_belong_to_the_weights_they_were_made_from(teacher_run: Path, tmp_path: Path):

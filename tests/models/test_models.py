@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from checkpointkd.errors import UserError
-from checkpointkd.models import MODELS, Network, build_network, last_map_path, taps
+from checkpointkd.models import MODELS, Network, as_map, build_network, last_map_path, taps
 
 EXAM = [
     "wrn_10_1",
@@ -198,5 +198,40 @@ def test_a_wrong_feature_path_lists_those_there_are():
 
 def test_a_model_without_a_map_is_told_what_to_pass():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(UserError, match="--features PATH"):
+    with pytest.raises(UserError, match=r"has no convolutional map; .*--features PATH; without any there is no"):
         last_map_path(flat, torch.rand(2, 1, 8, 8))
+
+
+def test_a_transformer_is_told_which_tokens_to_pass_and_they_are_maps():
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("test_vit", num_classes=10).eval()
+    images = torch.rand(2, 3, 160, 160)
+    with pytest.raises(UserError, match=r"works on tokens in the end; .*--features PATH, such as 'norm'"):
+        last_map_path(network, images)
+    with taps(network, ["norm", "patch_embed.norm"]) as taken:
+        network(images)
+    map_BhwD = as_map(taken["norm"], (160, 160))
+    assert map_BhwD is not None
+    assert map_BhwD.shape == (2, 10, 10, network.embed_dim)
+    assert torch.equal(map_BhwD[:, 3, 7], taken["norm"][:, 1 + 10 * 3 + 7])  # after the class token
+
+
+def test_maps_that_end_in_channels_are_told_by_the_images_shape():
+    map_BDhw = torch.rand(2, 5, 3, 6)
+    expected = map_BDhw.permute(0, 2, 3, 1)
+    for given in (map_BDhw, expected):
+        found = as_map(given, (32, 64))
+        assert found is not None
+        assert torch.equal(found, expected)
+    assert as_map(torch.rand(2, 7), (32, 32)) is None
+    assert as_map(torch.rand(2, 2, 7), (32, 32)) is None
+
+
+def test_a_module_that_gives_no_tensor_is_named():
+    class Two(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    network = nn.Sequential(Two())
+    with pytest.raises(UserError, match="'0' gives no tensor but tuple"), taps(network, ["0"]):
+        network(torch.rand(1, 1, 8, 8))

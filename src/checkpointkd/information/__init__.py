@@ -1,6 +1,6 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
-from .decoder import Decoders, decode, pixel_entropy, reconstruction_loss
+from .decoder import Decoders, LargeDecoders, decode, pixel_entropy, reconstruction_loss
 from .labels import label_measures, per_image
 from .plane import ESTIMATORS, Plane, Point, load_plane, load_planes, score_trajectory, stale_epochs
 from .ridge import ridge
@@ -8,6 +8,7 @@ from .ridge import ridge
 __all__ = [
     "ESTIMATORS",
     "Decoders",
+    "LargeDecoders",
     "Plane",
     "Point",
     "decode",

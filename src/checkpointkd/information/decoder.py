@@ -26,6 +26,7 @@ from ..randomness import generator
 from ..settings import EstimatorSettings, Recipe
 
 HIDDEN = 12  # channels between the decoder's two convolutions, InfoPro's
+LARGE = 96  # pixels a side, beyond which images have InfoPro's decoder for ImageNet
 
 
 class Decoders(nn.Module):
@@ -46,8 +47,8 @@ class Decoders(nn.Module):
         super().__init__()
         groups = checkpoints * len(seeds)
         self.size = size
-        first = torch.cat([_first_weights(HIDDEN, channels, seed) for seed in seeds])
-        second = torch.cat([_first_weights(image_channels, HIDDEN, seed) for seed in seeds])
+        first = torch.cat([_first_weights(HIDDEN, channels, 3, seed) for seed in seeds])
+        second = torch.cat([_first_weights(image_channels, HIDDEN, 3, seed) for seed in seeds])
         self.weight1 = nn.Parameter(first.repeat(checkpoints, 1, 1, 1))  # (G·12, D, 3, 3)
         self.bias1 = nn.Parameter(torch.zeros(groups * HIDDEN))
         self.bn = nn.BatchNorm2d(groups * HIDDEN)
@@ -62,6 +63,44 @@ class Decoders(nn.Module):
         weight_AODyx = self.weight1.unflatten(0, (len(maps_ABhwD), -1))
         hidden = upsampled_convolution(maps_ABhwD, weight_AODyx, self.size) + self.bias1[:, None, None]
         return self.conv2(F.relu(self.bn(hidden))).unflatten(1, (self.conv2.groups, -1))
+
+
+class LargeDecoders(nn.Module):
+    """Decoders for large images, InfoPro's for ImageNet: conv1×1 D→128, then three times upsampling (to a quarter, to
+    half, to all of the image) and conv3×3, 128→32→12→C; batch norm and ReLU after all but the last. One decoder of a
+    512-channel map to 3 channels has 106,699 parameters. Else as `Decoders`.
+
+    >>> decoders = LargeDecoders(checkpoints=1, seeds=[0], channels=512, image_channels=3, size=(224, 224))
+    >>> sum(parameter.numel() for parameter in decoders.parameters())
+    106699
+    """
+
+    def __init__(
+        self, *, checkpoints: int, seeds: list[int], channels: int, image_channels: int, size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.groups = groups = checkpoints * len(seeds)
+        self.sizes = [(-(-size[0] // shrink), -(-size[1] // shrink)) for shrink in (4, 2, 1)]
+        widths = [128, 32, 12, image_channels]
+        drawn = [
+            [_first_weights(*shape, seed) for seed in seeds]
+            for shape in ((128, channels, 1), (32, 128, 3), (12, 32, 3), (image_channels, 12, 3))
+        ]
+        self.weights = nn.ParameterList([torch.cat(of_seed).repeat(checkpoints, 1, 1, 1) for of_seed in drawn])
+        self.biases = nn.ParameterList([torch.zeros(groups * width) for width in widths])
+        self.bns = nn.ModuleList([nn.BatchNorm2d(groups * width) for width in widths[:-1]])
+
+    def forward(self, maps_ABhwD: Tensor) -> Tensor:
+        """The redrawn images before the sigmoid, (B, A·S, C, H, W), from each checkpoint's maps."""
+        seeds = self.groups // len(maps_ABhwD)
+        weights_GOD, *weights_GODyx = (weight.unflatten(0, (self.groups, -1)) for weight in self.weights)
+        maps_GBhwD = maps_ABhwD.repeat_interleave(seeds, 0)
+        hidden = torch.einsum("gbhwd,god->bgohw", maps_GBhwD, weights_GOD[..., 0, 0]).flatten(1, 2)
+        for stage, size in enumerate(self.sizes):
+            hidden = F.relu(self.bns[stage](hidden + self.biases[stage][:, None, None]))
+            maps_GBhwD = hidden.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2)
+            hidden = upsampled_convolution(maps_GBhwD, weights_GODyx[stage], size)
+        return (hidden + self.biases[-1][:, None, None]).unflatten(1, (self.groups, -1))
 
 
 def upsampled_convolution(maps_ABhwD: Tensor, weight_AODyx: Tensor, size: tuple[int, int]) -> Tensor:
@@ -91,10 +130,10 @@ def _spread(small: int, large: int, device: torch.device) -> Tensor:
     return torch.cat([padded[:, tap : tap + large] for tap in range(3)]).to(device)
 
 
-def _first_weights(out_channels: int, in_channels: int, seed: int) -> Tensor:
+def _first_weights(out_channels: int, in_channels: int, side: int, seed: int) -> Tensor:
     """InfoPro's start: N(0, 2 / (k·k·out))."""
-    drawn = torch.randn(out_channels, in_channels, 3, 3, generator=generator("decoder", seed, out_channels))
-    return drawn * math.sqrt(2 / (9 * out_channels))
+    drawn = torch.randn(out_channels, in_channels, side, side, generator=generator("decoder", seed, out_channels))
+    return drawn * math.sqrt(2 / (side**2 * out_channels))
 
 
 class Reconstruction(nn.Module):
@@ -145,7 +184,8 @@ def decode(
     device = fitted_maps_ANhwD.device
     checkpoints = len(fitted_maps_ANhwD)
     image_channels, height, width = fitted_on.shape
-    decoders = Decoders(
+    kind = LargeDecoders if max(height, width) > LARGE else Decoders
+    decoders = kind(
         checkpoints=checkpoints,
         seeds=list(range(settings.seeds)),
         channels=fitted_maps_ANhwD.shape[-1],

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import files
 from ..data import Data, Images, portion, stratified
 from ..errors import UserError, require
-from ..models import Network, last_map_path, taps
+from ..models import Network, as_map, last_map_path, taps
 from ..settings import EstimatorSettings
 from ..trajectory import Checkpoint, Trajectory
 from .decoder import decode
@@ -118,6 +118,10 @@ def score_trajectory(
     trial = data.selection.take(torch.arange(2)).clean().to(device)
     path = features or last_map_path(first.body, trial)
     fit_count, measure_count = settings.images(len(data.train), len(data.selection))
+    require(
+        min(fit_count, measure_count) > 1,
+        f"{fit_count} images to fit on and {measure_count} to measure on are too few: there must be two of both",
+    )
     fitted_on = data.train.take(stratified(data.train.labels_N, fit_count, seed=0, purpose="decoder"))
     measured_on = data.selection
     if measure_count < len(measured_on):
@@ -294,14 +298,16 @@ def _maps_and_logits(network: Network, images: Images, path: str) -> tuple[Tenso
     maps, logits = [], []
     with taps(network.body, [path]) as taken:
         for chunk in images.chunks(portion(images)):
+            sound = bool((chunk >= 0).all()) and bool((chunk <= 1).all())
+            require(sound, f"images must lie in [0, 1], these from {chunk.min():g} to {chunk.max():g}")
             answer = network(chunk.to(device, memory_format=torch.channels_last))
             require(path in taken, f"the features at {path!r} are never computed; name another module's")
-            found = taken[path]
-            require(
-                found.dim() == 4,
-                f"the features at {path!r} are no map but {found.dim() - 1}-dimensional; name a convolution's output "
-                "with --features PATH",
-            )
-            maps.append(found.permute(0, 2, 3, 1).float())
+            found = as_map(taken[path], images.shape[1:])
+            if found is None:
+                raise UserError(
+                    f"the features at {path!r} are neither a map nor tokens in rows: of one image they have the shape "
+                    f"{list(taken[path].shape[1:])}; name another module's with --features PATH"
+                )
+            maps.append(found.float())
             logits.append(answer.float().cpu())
     return torch.cat(maps).contiguous(), torch.cat(logits)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, require, unknown
 from ..randomness import derive_seed
-from .features import last_map_path, taps
+from .features import as_map, last_map_path, taps
 from .mobilenet_v2 import MobileNetV2
 from .network import Network
 from .resnet import ResNet
@@ -24,6 +24,7 @@ __all__ = [
     "Network",
     "ResNet",
     "WideResNet",
+    "as_map",
     "build_network",
     "last_map_path",
     "taps",

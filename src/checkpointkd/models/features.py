@@ -5,6 +5,7 @@ Letters in names: B batch, C channels, D channels of a map, H W h w heights and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,11 +35,19 @@ def taps(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
             name in modules and side in ("", "input"),
             f"the model has no features {path!r} (its modules: {', '.join(filter(None, modules))})",
         )
+
+        def keep(value: object, path: str = path) -> None:
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"the module at {path!r} gives no tensor but {type(value).__name__}; name one inside it"
+                )
+            taken[path] = value.clone()
+
         if side == "input":
-            hook = lambda _, inputs, path=path: taken.__setitem__(path, inputs[0].clone())  # noqa: E731
+            hook = lambda _, inputs, keep=keep: keep(inputs[0])  # noqa: E731
             handles.append(modules[name].register_forward_pre_hook(hook))
         else:
-            hook = lambda _, __, output, path=path: taken.__setitem__(path, output.clone())  # noqa: E731
+            hook = lambda _, __, output, keep=keep: keep(output)  # noqa: E731
             handles.append(modules[name].register_forward_hook(hook))
     try:
         yield taken
@@ -51,15 +60,21 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
     """Where the last convolutional map of a classifier is: what enters its global pooling, after batch norm and ReLU.
 
     Found by running the images once: the input of the last module that turns a map into something without extent; where
-    pooling is no module, the output of the last module that gives a map. Raises UserError if there is no map at all.
+    pooling is no module, the output of the last module that gives a map. Raises UserError if there is no map at all, or
+    if the model goes on in tokens, as transformers do.
     """
-    entering = leaving = None
+    entering = leaving = tokens = None
+
+    size = (images_BCHW.shape[2], images_BCHW.shape[3])
 
     def look(name: str, inputs: tuple, output: object) -> None:
-        nonlocal entering, leaving
-        if _is_map(output):
+        nonlocal entering, leaving, tokens
+        if isinstance(output, Tensor) and output.dim() == 3 and as_map(output, size) is not None:
+            tokens = name
+        elif _is_map(output, size):
+            tokens = None
             entering, leaving = None, name  # what entered a pooling before this, as in squeeze-excite, was not the last
-        elif leaving is not None and inputs and _is_map(inputs[0]):
+        elif leaving is not None and inputs and _is_map(inputs[0], size):
             entering = f"{name}:input"
 
     handles = [
@@ -77,10 +92,47 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
         for handle in handles:
             handle.remove()
     path = entering or leaving
-    if path is None:
-        raise UserError("the model has no convolutional map; name the features to use with --features PATH")
+    if path is None or tokens is not None:
+        what = "works on tokens in the end" if tokens else "has no convolutional map"
+        such = f", such as {tokens!r}" if tokens else "; without any there is no I(X;F) to estimate"
+        raise UserError(f"the model {what}; name a module that gives a map or tokens with --features PATH{such}")
     return path
 
 
-def _is_map(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] > 1
+def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
+    """Features of a batch as maps (B, h, w, D), whichever way round; None if they are none.
+
+    (B, D, h, w) and (B, h, w, D) are told apart by the image's shape, (H, W), which the map has too; tokens (B, T, D)
+    lie in rows, after those that belong to no place, such as a class token.
+
+    >>> as_map(torch.zeros(2, 64, 7, 7), (224, 224)).shape, as_map(torch.zeros(2, 7, 7, 64), (224, 224)).shape
+    (torch.Size([2, 7, 7, 64]), torch.Size([2, 7, 7, 64]))
+    >>> as_map(torch.zeros(2, 197, 192), (224, 224)).shape
+    torch.Size([2, 14, 14, 192])
+    """
+    if features.dim() == 4:
+        last = not _like(features.shape[2:], image_size) and _like(features.shape[1:3], image_size)
+        return features if last else features.permute(0, 2, 3, 1)
+    if features.dim() == 3:
+        for others in range(_OTHERS + 1):
+            tokens = features.shape[1] - others
+            height = round(math.sqrt(max(tokens, 0) * image_size[0] / image_size[1]))
+            if height > 1 and tokens % height == 0 and _like((height, tokens // height), image_size):
+                return features[:, others:].unflatten(1, (height, -1))
+    return None
+
+
+_OTHERS = 8  # class, distillation and register tokens, at most
+
+
+def _like(map_size: tuple[int, ...], image_size: tuple[int, int]) -> bool:
+    """Whether a map of this size can be one of such images: in proportion, up to one row or column."""
+    (h, w), (height, width) = map_size, image_size
+    return abs(h * width - w * height) <= max(height, width)
+
+
+def _is_map(value: object, image_size: tuple[int, int]) -> bool:
+    """Whether this can be a batch of maps; attention has four dimensions, too, but no image's proportions."""
+    if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[-1] <= 1:
+        return False
+    return image_size[0] != image_size[1] or any(_like(s, image_size) for s in (value.shape[2:], value.shape[1:3]))
