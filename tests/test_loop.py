@@ -199,7 +199,7 @@ def test_prediction_is_in_evaluation_mode_and_measured_by_hand(monkeypatch):
     data = load_data(DataSettings(data="digits", train_images=60))
     network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37]).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    monkeypatch.setattr(loop_module, "portion", lambda images: 7)
+    monkeypatch.setattr(loop_module, "portion", lambda images, device: 7)
     logits = predict(network, data.selection)
     monkeypatch.undo()
     assert network.training

@@ -172,7 +172,8 @@ def predict(network: nn.Module, images: Images) -> Tensor:
     was_training = network.training
     network.eval()
     logits = [
-        network(chunk.to(device, memory_format=torch.channels_last)).float() for chunk in images.chunks(portion(images))
+        network(chunk.to(device, memory_format=torch.channels_last)).float()
+        for chunk in images.chunks(portion(images, device))
     ]
     network.train(was_training)
     return torch.cat(logits).cpu()

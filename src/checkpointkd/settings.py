@@ -137,16 +137,17 @@ class KDSettings:
 class EstimatorSettings:
     """How I(X;F) is estimated (§4.2): by what, fitted on how many training images, measured on how many others.
 
-    By default the decoder is fitted on a fifth of the training images and measured on the selection images, 10,000 of
-    either at most; ridge takes 1,000 of both, which tell checkpoints apart as well. `steps`, `batch_size`, `learning_rate` and
-    `seeds` are the decoder's. Neither the paper nor its code gives a schedule; Adam at a rate that falls as a cosine
-    reaches in a few hundred small steps what the InfoPro recipe's SGD needs many epochs for.
+    By default the decoder is fitted on a tenth of the training images (1,000 at least) and measured on the selection
+    images, 10,000 of either at most; ridge takes 1,000 of both, which tell checkpoints apart as well. `steps`,
+    `batch_size`, `learning_rate` and `seeds` are the decoder's. Neither the paper nor its code gives a schedule; Adam
+    at a rate that falls as a cosine reaches in a few hundred small steps what the InfoPro recipe's SGD needs many
+    epochs for.
     """
 
     estimator: Estimator = "decoder"
     fit_images: int | None = None
     measure_images: int | None = None
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 32
     learning_rate: float = 1e-2
     seeds: int = 2
@@ -164,10 +165,10 @@ class EstimatorSettings:
         """On how many images to fit and to measure where there are so many.
 
         >>> EstimatorSettings().images(45_000, 5_000), EstimatorSettings(estimator="ridge").images(45_000, 5_000)
-        ((9000, 5000), (1000, 1000))
+        ((4500, 5000), (1000, 1000))
         """
         decoder = self.estimator == "decoder"
-        fit = self.fit_images or (min(10_000, max(1_000, train // 5)) if decoder else 1_000)
+        fit = self.fit_images or (min(10_000, max(1_000, train // 10)) if decoder else 1_000)
         return min(train, fit), min(selection, self.measure_images or (10_000 if decoder else 1_000))
 
 

@@ -26,7 +26,7 @@ def plain(result: Any) -> Any:
 def trajectory(found: Any) -> RenderableType:
     """One line on what a run left, one on how good it is."""
     result = found.result()
-    lines = [f"{found.path}: {len(found)} checkpoints, epochs {', '.join(map(str, found))}"]
+    lines = [f"{found.path}: {len(found)} checkpoints, {found.unit}s {', '.join(map(str, found))}"]
     if result is not None:
         lines.append(
             f"after epoch {result['epoch']}: accuracy {_percent(result['selection'])} on the selection images, "
@@ -79,7 +79,9 @@ def _further(found: dict[str, Any]) -> list[str]:
 
 def plane(scored: Any) -> RenderableType:
     """Each checkpoint's two informations."""
-    table = _table("epoch", "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits")
+    table = _table(
+        scored.settings.get("unit", "epoch"), "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits"
+    )
     for point in scored.points:
         table.add_row(
             str(point.epoch),
@@ -101,15 +103,15 @@ def plane(scored: Any) -> RenderableType:
 def choice(chosen: Any) -> RenderableType:
     """The epoch, why, and what else was near."""
     columns = list(chosen.details)
-    table = _table("epoch", *columns, "score", *(["chosen in"] if chosen.probability else []))
+    table = _table(chosen.unit, *columns, "score", *(["chosen in"] if chosen.probability else []))
     for epoch, value in chosen.scores.items():
         mark = " ←" if epoch == chosen.epoch else ""
         cells = [f"{chosen.details[column][epoch]:.2f}" for column in columns]
         share = [f"{100 * chosen.probability[epoch]:.0f} %"] if chosen.probability else []
         table.add_row(f"{epoch}{mark}", *cells, f"{value:.2f}", *share)
-    lines = [f"epoch {chosen.epoch}: {chosen.reason}"]
+    lines = [f"{chosen.unit} {chosen.epoch}: {chosen.reason}"]
     if chosen.runner_up is not None:
-        lines.append(f"runner-up: epoch {chosen.runner_up}, {chosen.scores[chosen.runner_up]:.2f}")
+        lines.append(f"runner-up: {chosen.unit} {chosen.runner_up}, {chosen.scores[chosen.runner_up]:.2f}")
     if chosen.probability:
         lines.append("chosen in: share of 1,000 resamples of the images and of the estimator's fits")
     return Group(table, Text("\n".join(lines)))

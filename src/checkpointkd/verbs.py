@@ -339,7 +339,8 @@ def score(
     features
         The module, by its path in the model, whose map is decoded; by default the last, which enters global pooling.
     fit_images
-        On how many training images the estimator is fitted; by default a fifth, at most 10,000, and 1,000 for ridge.
+        On how many training images the estimator is fitted; by default a tenth, from 1,000 to 10,000, and 1,000 for
+        ridge.
     measure_images
         On how many selection images it is measured; by default all, at most 10,000, and 1,000 for ridge.
     decoder_steps
@@ -427,7 +428,7 @@ def select(run: Path | str, /, *, rule: str = "paper", estimator: Estimator = "d
             f"in {trajectory.source} checkpoints are new, gone or changed since they were scored (epochs "
             f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.source}` again"
         )
-    choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane), rule=rule)
+    choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
     with files.locked(trajectory.path):
         made_with = plane.settings if plane is not None and rule not in NEED_NO_SCORES else None
         files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})

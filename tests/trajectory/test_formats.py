@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import checkpointkd as ckd
+from checkpointkd.cli import main
 from checkpointkd.data import Data
 from checkpointkd.errors import UserError
 from checkpointkd.models import Network
@@ -117,6 +119,7 @@ def test_the_whole_story_with_checkpoints_of_others(written: Written, tmp_path: 
     )  # fmt: skip
     assert [teacher["epoch"] for teacher in student.run["teachers"]] == [choice.epoch, 3]
     assert len(ckd.evaluate(f"{path}@0.5", f"{path}@full")["members"]) == 2
+    assert [one["epoch"] for one in ckd.correlate(f"{path}@1", f"{path}@full")["checkpoints"]] == [1, 3]
     assert ckd.report(tmp_path).exists()
     assert "theirs" in (tmp_path / "report.html").read_text(encoding="utf-8")
     paper = ckd.inspect(path, model=model, data="digits", protocol="paper")
@@ -288,6 +291,23 @@ def test_saved_by_hand_after_the_last_epoch_lightning_is_still_in_epochs(digits:
     folder = look(tmp_path / "steps")
     assert (list(folder.checkpoints), folder.unit) == ([1, 2, 3], "epoch")
     assert folder.left_out == ["hand.ckpt: of the same epoch as epoch=2-step=9.ckpt"]
+
+
+def test_steps_are_called_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for step in (500, 1000, 1500):
+        torch.save(users.build(10, 1).state_dict(), folder / f"step_{step}.pt")
+    assert main(["score", str(folder), "--model", NET, "--data", "digits", "--decoder-steps", "1"]) == 0
+    assert main(["select", str(folder), "--rule", "half"]) == 0
+    told = capsys.readouterr().out
+    assert re.search("^step +accuracy", told, re.MULTILINE)
+    assert "step 500: the nearest to half of 1500 steps" in told
+    assert main(["evaluate", f"{folder}@7"]) == 2
+    assert "no checkpoint of step 7" in capsys.readouterr().err
+    page = ckd.report(tmp_path).read_text(encoding="utf-8")
+    assert "chose step 500" in page
+    assert "step 1500<br>" in page.replace("\\u003c", "<").replace("\\u003e", ">")
 
 
 def test_timms_recovery_files_are_left_out(all_written: dict[str, Written], tmp_path: Path):

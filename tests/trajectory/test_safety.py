@@ -27,7 +27,7 @@ from checkpointkd.data import Data
 from checkpointkd.errors import UserError
 from checkpointkd.models import Network
 from checkpointkd.trajectory import adopt, fresh_network, look
-from checkpointkd.trajectory.formats import weights
+from checkpointkd.trajectory.reading import weights
 
 from .network import build
 from .writers import NET, Written, copied

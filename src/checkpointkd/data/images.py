@@ -208,9 +208,11 @@ class ResidentBatches:
         )
 
 
-def portion(images: Images) -> int:
-    """How many images to take at once: 500 of 32×32 pixels, fewer of larger ones, so that memory stays bounded."""
-    return max(1, min(500, 4_000_000 // (images.shape[1] * images.shape[2])))
+def portion(images: Images, device: torch.device | str = "cpu") -> int:
+    """How many images to take at once: 128 on a processor, where more miss its cache and took 1.3 times the time, else
+    500; fewer of large ones, so that memory stays bounded."""
+    most = 128 if torch.device(device).type == "cpu" else 500
+    return max(1, min(most, 4_000_000 // (images.shape[1] * images.shape[2])))
 
 
 def order(count: int, *, seed: int, epoch: int) -> Tensor:

@@ -29,7 +29,8 @@ from .ridge import ridge
 log = logging.getLogger("checkpointkd")
 
 MAPS_AT_ONCE = 2e9  # bytes of features that are held at once; checkpoints beyond that wait
-AT_ONCE = 10  # and no more checkpoints than these, so that a killed scoring loses little
+AT_ONCE = {"cpu": 1}  # checkpoints that are decoded together: one fits a processor's cache, an accelerator wants more
+TOGETHER = 10
 
 OnCheckpoint = Callable[[str, int, int], None]  # what is done, how many steps of how many
 
@@ -134,6 +135,8 @@ def score_trajectory(
         "data": {name: value for name, value in data.identity.items() if name != "source"},
         "measured_on": "the test set" if data.identity["protocol"] == "paper" else "the selection split",
     }
+    if trajectory.unit != "epoch":
+        made_with["unit"] = trajectory.unit
     stored = load_plane(trajectory, estimator=settings.estimator, missing_ok=True)
     kept = _still_valid(stored, trajectory, made_with)
     if stored is not None and stored.settings != made_with:
@@ -144,7 +147,7 @@ def score_trajectory(
     with taps(first.body, [path]) as taken:
         first(trial)
     size = taken[path][0].numel() * 4 * (fit_count + measure_count) if path in taken else 1
-    chunk_size = max(1, min(AT_ONCE, int(MAPS_AT_ONCE // size)))
+    chunk_size = max(1, min(AT_ONCE.get(device.type, TOGETHER), int(MAPS_AT_ONCE // size)))
     for begin in range(0, len(todo), chunk_size):
         chunk = todo[begin : begin + chunk_size]
         tell = _progress_of(chunk, on_progress)
@@ -297,7 +300,7 @@ def _maps_and_logits(network: Network, images: Images, path: str) -> tuple[Tenso
     device = next(network.parameters()).device
     maps, logits = [], []
     with taps(network.body, [path]) as taken:
-        for chunk in images.chunks(portion(images)):
+        for chunk in images.chunks(portion(images, device)):
             sound = bool((chunk >= 0).all()) and bool((chunk <= 1).all())
             require(sound, f"images must lie in [0, 1], these from {chunk.min():g} to {chunk.max():g}")
             answer = network(chunk.to(device, memory_format=torch.channels_last))

@@ -90,14 +90,13 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
     """What the regression leaves unexplained on the measured images, (N, h, w, Q) in float64, and its strength."""
     height, width, channels = fitted_maps.shape[1:]
     reach = 1 if 9 * channels <= WIDEST and height * width > 1 else 0
-    mean_maps = torch.stack([_neighbourhoods(m, reach).double().sum(0) for m in fitted_maps.split(CHUNK)]).sum(0)
-    mean_hwP = mean_maps / len(fitted_maps)
+    mean_hwP = _neighbourhoods(fitted_maps.double().mean(0, keepdim=True), reach)[0]
     mean_hwQ = fitted.double().mean(0)
     gram_PP = cross_PQ = 0
     for maps, patches in zip(fitted_maps.split(CHUNK), fitted.split(CHUNK), strict=True):
         x = (_neighbourhoods(maps, reach) - mean_hwP.float()).flatten(0, 2)
         y = (patches - mean_hwQ.float()).flatten(0, 2)
-        gram_PP = gram_PP + (x.T @ x).double()
+        gram_PP = gram_PP + _gram(x).double()
         cross_PQ = cross_PQ + (x.T @ y).double()
     assert isinstance(gram_PP, Tensor)
     assert isinstance(cross_PQ, Tensor)
@@ -119,6 +118,18 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
         for maps, patches in zip(measured_maps.split(CHUNK), measured.double().split(CHUNK), strict=True)
     ]
     return torch.cat(residuals), STRENGTHS[best].item()
+
+
+def _gram(x_NP: Tensor) -> Tensor:
+    """x.T @ x, of which only the blocks on and above the diagonal are computed."""
+    blocks = x_NP.chunk(4, 1)
+    rows = [[a.T @ b for b in blocks[number:]] for number, a in enumerate(blocks)]
+    return torch.cat(
+        [
+            torch.cat([*(rows[above][number - above].T for above in range(number)), *rows[number]], 1)
+            for number in range(len(blocks))
+        ]
+    )
 
 
 def _neighbourhoods(maps_NhwD: Tensor, reach: int) -> Tensor:

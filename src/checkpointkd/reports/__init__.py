@@ -188,11 +188,11 @@ def conclusions(collected: Collected) -> list[str]:
 def _summary(scored: Scored) -> str:
     if scored.selection is None:
         return f"{scored.name}: {len(scored.plane.points)} checkpoints scored, none chosen yet."
-    runner_up = scored.selection.get("runner_up")
+    runner_up, unit = scored.selection.get("runner_up"), scored.trajectory.unit
     return (
-        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose epoch "
+        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose {unit} "
         f"{scored.selection['epoch']}: {scored.selection['reason']}"
-        + (f"; the runner-up is epoch {runner_up}." if runner_up is not None else ".")
+        + (f"; the runner-up is {unit} {runner_up}." if runner_up is not None else ".")
     )
 
 
@@ -213,6 +213,7 @@ def _plane_table(scored: Scored) -> dict[str, Any]:
     settings = scored.plane.settings
     return {
         "name": scored.name,
+        "unit": scored.trajectory.unit,
         "caption": f"Measured on {settings['measured_on']}, {scored.plane.information_ASN.shape[-1]:,} images. "
         f"I(X;F) by {settings['estimator']}: {UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below.",
         "rows": [

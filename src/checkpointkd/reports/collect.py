@@ -235,7 +235,7 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
     selection = run.selection()
     if selection is not None and selection["epoch"] == epoch:
         words.append(f"chosen by {rule_name(selection['rule'])}")
-    return f"epoch {epoch}" + (f" ({', '.join(words)})" if words else "")
+    return f"{run.unit} {epoch}" + (f" ({', '.join(words)})" if words else "")
 
 
 def rule_name(rule: str) -> str:

@@ -48,7 +48,8 @@ def plane_data(scored: Scored) -> PlaneData:
     x = normalised(np.array([point.image_information for point in points])).tolist()
     y = normalised(np.array([point.accuracy for point in points])).tolist()
     hover = [
-        f"epoch {point.epoch}<br>sum {a + b:.2f} = {a:.2f} + {b:.2f}<br>accuracy {100 * point.accuracy:.1f} ± "
+        f"{scored.trajectory.unit} {point.epoch}<br>sum {a + b:.2f} = {a:.2f} + {b:.2f}<br>"
+        f"accuracy {100 * point.accuracy:.1f} ± "
         f"{100 * point.accuracy_se:.1f} %<br>I(X;F) {point.image_information:.4f} ± "
         f"{point.image_information_se:.4f}<br>"
         f"{scored.trajectory[point.epoch].path.name if point.epoch in scored.trajectory else ''}"

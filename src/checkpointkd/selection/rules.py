@@ -34,6 +34,7 @@ class Choice:
     probability: dict[int, float] | None = None
     warnings: tuple[str, ...] = ()
     details: dict[str, dict[int, float]] = field(default_factory=dict)
+    unit: str = "epoch"
 
 
 def normalised(values_A: np.ndarray) -> np.ndarray:
@@ -65,6 +66,7 @@ class Candidates:
     epochs: list[int]
     planned_epochs: int
     plane: Plane | None = None
+    unit: str = "epoch"  # or "step": what the numbers of checkpoints count
 
     @property
     def scored(self) -> Plane:
@@ -155,7 +157,9 @@ def random(candidates: Candidates) -> Choice:
 def half(candidates: Candidates) -> Choice:
     """The checkpoint nearest to half-way, the paper's cheap advice (§6)."""
     distance_A = np.abs(np.array(candidates.epochs) - candidates.planned_epochs / 2)
-    return _choose("half", candidates, -distance_A, f"the nearest to half of {candidates.planned_epochs} epochs")
+    return _choose(
+        "half", candidates, -distance_A, f"the nearest to half of {candidates.planned_epochs} {candidates.unit}s"
+    )
 
 
 def full(candidates: Candidates) -> Choice:
@@ -164,7 +168,7 @@ def full(candidates: Candidates) -> Choice:
     require(
         last == candidates.planned_epochs, f"the run stopped at epoch {last} of {candidates.planned_epochs}: finish it"
     )
-    reason = f"the last of {candidates.planned_epochs} epochs"
+    reason = f"the last of {candidates.planned_epochs} {candidates.unit}s"
     return _choose("full", candidates, np.array(candidates.epochs, dtype=float), reason)
 
 
@@ -196,7 +200,7 @@ def choose(candidates: Candidates, *, rule: str) -> Choice:
             values = (point.image_information, point.accuracy, point.nll)
             require(
                 all(map(math.isfinite, values)),
-                f"the score of epoch {point.epoch} is not a number; is that checkpoint sound?",
+                f"the score of {candidates.unit} {point.epoch} is not a number; is that checkpoint sound?",
             )
     return RULES[rule](candidates)
 
@@ -216,7 +220,7 @@ def _choose(
     if len(score_A) == 1:
         warnings.append("there is only one checkpoint, so there was nothing to choose between")
     elif score_A[order[0]] == score_A[order[1]]:
-        warnings.append(f"epochs {epochs[order[0]]} and {epochs[order[1]]} tie; the earlier was taken")
+        warnings.append(f"{candidates.unit}s {epochs[order[0]]} and {epochs[order[1]]} tie; the earlier was taken")
     probability = None
     if resampled_RA is not None:
         share_A = np.bincount(resampled_RA.argmax(1), minlength=len(score_A)) / len(resampled_RA)
@@ -230,6 +234,7 @@ def _choose(
         probability=probability,
         warnings=tuple(warnings),
         details=details or {},
+        unit=candidates.unit,
     )
 
 

@@ -21,7 +21,8 @@ from ..data import Data
 from ..errors import UserError, require
 from ..models import Network
 from ..settings import Progress
-from .formats import Folder, look, names, weights
+from .formats import Folder, look, names
+from .reading import weights
 from .run_folder import provenance
 from .trajectory import (
     Trajectory,

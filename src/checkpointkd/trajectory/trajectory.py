@@ -20,7 +20,8 @@ from ..data import home
 from ..errors import NoSuchEpoch, UserError, existing, require
 from ..models import Network, build_network
 from ..settings import Recipe
-from .formats import look, names, size, weights
+from .formats import look, names
+from .reading import size, weights
 from .run_folder import CHECKPOINT
 
 FOREIGN = "checkpointkd"  # the folder, in one that another trainer left, in which we note what is in it
@@ -99,7 +100,9 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     def __getitem__(self, epoch: int) -> Checkpoint:
         if epoch not in self._checkpoints:
-            raise NoSuchEpoch(f"no checkpoint of epoch {epoch} in {self.source} (saved epochs: {self._listed()})")
+            raise NoSuchEpoch(
+                f"no checkpoint of {self.unit} {epoch} in {self.source} (saved {self.unit}s: {self._listed()})"
+            )
         return self._checkpoints[epoch]
 
     def __iter__(self) -> Iterator[int]:
@@ -109,7 +112,7 @@ class Trajectory(Mapping[int, Checkpoint]):
         return len(self._checkpoints)
 
     def __repr__(self) -> str:
-        return f"Trajectory({str(self.path)!r}, epochs {self._listed()} of {self.planned_epochs})"
+        return f"Trajectory({str(self.path)!r}, {self.unit}s {self._listed()} of {self.planned_epochs})"
 
     @property
     def planned_epochs(self) -> int:
@@ -135,6 +138,11 @@ class Trajectory(Mapping[int, Checkpoint]):
             return new + [name for name in noted if stamp(folder / name) not in (noted[name], None)]
         except UserError:
             return []
+
+    @property
+    def unit(self) -> str:
+        """What its numbers count: epochs; or steps, of another trainer's checkpoints that were saved within epochs."""
+        return self.run["unit"] if self.foreign else "epoch"
 
     @property
     def foreign(self) -> bool:
@@ -361,6 +369,7 @@ def _check_notes(run: dict[str, Any]) -> None:
     """Raise UserError unless these can be our notes on another trainer's checkpoints."""
     for name in ("folder", "normalised_as", "unit", "weights_at"):
         require(type(run[name]) is str, f"its {name} is no str")
+    require(run["unit"] in ("epoch", "step"), "its unit")
     for name in ("weights", "pattern"):
         require(run[name] is None or (type(run[name]) is str and Path(run[name]).name == run[name]), f"its {name}")
     for name in ("left_out", "passed_over"):

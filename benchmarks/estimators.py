@@ -1,0 +1,137 @@
+"""How good the estimators of I(X;F) are: bias and spread by the number of images, and whether they agree.
+
+    python benchmarks/estimators.py --small runs/small
+
+On a linear-Gaussian channel, whose information is known, and on the teacher of benchmarks/small.py (real CIFAR-100).
+Writes benchmarks/results/estimators.json and docs/images/estimators.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+import checkpointkd as ckd
+from checkpointkd.data import Images, load_data, settings_of
+from checkpointkd.information import ESTIMATORS, load_planes, ridge
+from checkpointkd.information.plane import _maps_and_logits
+from checkpointkd.models import last_map_path
+from checkpointkd.settings import Estimator, EstimatorSettings
+from common import write_result
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.information.channels import channel  # noqa: E402
+
+SYNTHETIC = (30, 100, 300, 1000, 3000)
+REAL = (250, 500, 1000, 2000, 4000)
+DRAWS = 3
+BOTH: tuple[Estimator, Estimator] = ("decoder", "ridge")
+
+
+def synthetic() -> dict[str, Any]:
+    """Estimates by ridge on a channel of 16 pixels and 8 features, over ten draws of each number of images."""
+    found: dict[str, Any] = {"nats": {}}
+    for fit in SYNTHETIC:
+        estimates = []
+        for seed in range(10):
+            arguments, truth = channel(fit=fit, measured=1000, noise=0.5, seed=seed)
+            information, _ = ridge(*arguments, settings=EstimatorSettings(estimator="ridge"))
+            estimates.append(information.mean().item())
+            found["truth"] = truth
+        found["nats"][fit] = {"mean": fmean(estimates), "sd": stdev(estimates)}
+    return found
+
+
+def real(run: ckd.Trajectory) -> dict[str, Any]:
+    """Estimates of the last checkpoint's I(X;F) by numbers of images to fit on, over draws of these images."""
+    data = load_data(settings_of(run.run["data"]))
+    network = run.full.network()
+    path = last_map_path(network.body, data.selection.take(torch.arange(2)).clean())
+
+    def maps(images: Images) -> torch.Tensor:
+        return _maps_and_logits(network, images, path)[0][None]
+
+    selection = data.selection.take(torch.arange(2000))
+    measured = maps(selection)
+    found: dict[str, Any] = {}
+    for name in BOTH:
+        for count in REAL:
+            estimates = []
+            for draw in range(DRAWS):
+                rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(draw))[:count]
+                fitted_on = data.train.take(rows)
+                settings = EstimatorSettings(estimator=name, seeds=1)
+                information, _ = ESTIMATORS[name](
+                    fitted_on, maps(fitted_on), selection, measured, settings=settings, on_step=None
+                )
+                estimates.append(information.mean().item())
+            found.setdefault(name, {})[count] = {"mean": fmean(estimates), "sd": stdev(estimates)}
+    return found
+
+
+def agreement(run: ckd.Trajectory) -> dict[str, Any]:
+    """The two estimators' ranks over a trajectory's checkpoints, and what Algorithm 1 chooses by each."""
+    chosen = {}
+    for estimator in BOTH:
+        ckd.score(run.path, estimator=estimator)
+        choice = ckd.select(run.path, estimator=estimator)
+        chosen[estimator] = {"epoch": choice.epoch, "chosen_in": choice.probability}
+    ckd.select(run.path)  # as it was
+    values = {name: [point.image_information for point in plane.points] for name, plane in load_planes(run).items()}
+    rho = np.corrcoef(*(rankdata(each) for each in values.values()))[0, 1]
+    return {"epochs": list(run), **values, "spearman": float(rho), "chosen": chosen}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Left the channel, right the real teacher."""
+    import matplotlib  # type: ignore[import-not-found]
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "checkpointkd"
+    from matplotlib import pyplot as plt  # type: ignore[import-not-found]
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    nats = result["synthetic"]["nats"]
+    bars = {"marker": "o", "capsize": 3}
+    means, spreads = ([each[name] for each in nats.values()] for name in ("mean", "sd"))
+    left.errorbar(list(nats), means, spreads, color="#0072B2", label="ridge", **bars)
+    left.axhline(result["synthetic"]["truth"], color="#808080", linestyle="--", label="truth")
+    left.set(xscale="log", xlabel="images fitted on", ylabel="I(X;F), nats", title="a linear-Gaussian channel")
+    for (name, each), colour in zip(result["real"].items(), ("#D55E00", "#0072B2"), strict=True):
+        last = abs(each[REAL[-1]]["mean"])
+        means, spreads = ([each[count][part] / last for count in REAL] for part in ("mean", "sd"))
+        right.errorbar(REAL, [abs(mean) for mean in means], spreads, color=colour, label=name, **bars)
+    right.set(xscale="log", xlabel="images fitted on", ylabel=f"size, relative to {REAL[-1]} images")
+    right.set_title("WRN-16-2 on CIFAR-100, last epoch")
+    for axes in (left, right):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", default="runs/small")
+    options = parser.parse_args()
+    run = ckd.open_trajectory(f"{options.small}/teacher")
+    result = {
+        "command": "python benchmarks/estimators.py --small runs/small",
+        "synthetic": synthetic(),
+        "real": real(run),
+        "agreement": agreement(run),
+    }
+    write_result("estimators", result)
+    draw(result, ROOT / "docs" / "images" / "estimators.svg")
+
+
+if __name__ == "__main__":
+    main()
