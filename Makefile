@@ -22,6 +22,7 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/speed.py --cifar100 $(CIFAR100)
+	$(BIN)/python benchmarks/scoring.py --cifar100 $(CIFAR100)
 
 format: .venv/installed
 	$(BIN)/ruff format
