@@ -159,6 +159,9 @@ class EstimatorSettings:
             require(
                 value is None or value >= 1, f"the estimator's {name.replace('_', ' ')} must be at least 1, not {value}"
             )
+        for name, most in (("steps", 10**6), ("seeds", 100), ("batch_size", 10**5)):
+            value = getattr(self, name)
+            require(value <= most, f"the estimator's {name.replace('_', ' ')} must be at most {most:,}, not {value}")
         require(0 < self.learning_rate <= 1e3, f"the decoder's learning rate can't be {self.learning_rate}")
 
     def images(self, train: int, selection: int) -> tuple[int, int]:

@@ -108,12 +108,13 @@ def choice(chosen: Any) -> RenderableType:
         mark = " ←" if epoch == chosen.epoch else ""
         cells = [f"{chosen.details[column][epoch]:.2f}" for column in columns]
         share = [f"{100 * chosen.probability[epoch]:.0f} %"] if chosen.probability else []
-        table.add_row(f"{epoch}{mark}", *cells, f"{value:.2f}", *share)
+        table.add_row(f"{epoch}{mark}", *cells, f"{value + 0.0:.4g}", *share)
     lines = [f"{chosen.unit} {chosen.epoch}: {chosen.reason}"]
     if chosen.runner_up is not None:
-        lines.append(f"runner-up: {chosen.unit} {chosen.runner_up}, {chosen.scores[chosen.runner_up]:.2f}")
+        lines.append(f"runner-up: {chosen.unit} {chosen.runner_up}, {chosen.scores[chosen.runner_up] + 0.0:.4g}")
     if chosen.probability:
-        lines.append("chosen in: share of 1,000 resamples of the images and of the estimator's fits")
+        resampled = "images and of the estimator's fits" if chosen.rule == "paper" else "images"
+        lines.append(f"chosen in: share of 1,000 resamples of the {resampled}")
     return Group(table, Text("\n".join(lines)))
 
 
@@ -136,7 +137,8 @@ def correlation(found: dict[str, Any]) -> RenderableType:
     for row in correlation_rows(found):
         table.add_row(*row)
     where = f"{found['data']}, protocol {found['protocol']}, {found['split']}: {found['images']:,} images"
-    notes = [*correlation_words(found), f"{where}; in brackets 95 % intervals; --out PAGE.html draws the heatmaps"]
+    drawn = f"the heatmaps are in {found['page']}" if found["page"] else "--out PAGE.html draws the heatmaps"
+    notes = [*correlation_words(found), f"{where}; in brackets 95 % intervals", drawn]
     return Group(table, Text("\n".join(notes)))
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .models import Network
     from .selection import Choice
     from .teacher import Teacher
-    from .trajectory import Trajectory
+    from .trajectory import Address, Trajectory
 
 log = logging.getLogger("checkpointkd")
 
@@ -164,6 +164,7 @@ def distill(
     protocol: Protocol | None = None,
     train_images: int | None = None,
     image_size: int | None = None,
+    flip: bool | None = None,
     precision: PrecisionChoice = "auto",
     compile: bool = False,
     weak_teacher: bool = False,
@@ -218,8 +219,10 @@ def distill(
     train_images
         Train on this many images only; by default as the first teacher.
     image_size
-        The side, in pixels, of the squares that pictures in folders are resized and cropped to; by default, as whether
-        mirror images are learned from, the first teacher's.
+        The side, in pixels, of the squares that pictures in folders are resized and cropped to; by default the first
+        teacher's.
+    flip
+        Whether mirror images are learned from too; by default as the first teacher.
     precision
         fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
     compile
@@ -252,7 +255,7 @@ def distill(
     settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
     addresses = [resolve(address) for address in teachers]
     taught_on = addresses[0].checkpoint.run["data"]
-    loaded = load_data(settings_like(taught_on, data, protocol, train_images, image_size), progress=progress)
+    loaded = load_data(settings_like(taught_on, data, protocol, train_images, image_size, flip), progress=progress)
     where = _device(device)
     teacher = Teacher(addresses, device=where)
     require(
@@ -260,8 +263,7 @@ def distill(
         f"the teacher {addresses[0].text} knows {len(teacher.classes)} classes, the data {loaded.name!r} has "
         f"{len(loaded.classes)}, or in another order: give the data that the teacher was trained on",
     )
-    for address in addresses:
-        _say_if_seen(address.text, address.checkpoint.run, loaded)
+    _say_if_any_has_seen(addresses, loaded)
     measured = teacher.measure(loaded.selection, average=average)
     for member in measured["members"]:
         log.info(
@@ -358,7 +360,7 @@ def score(
     from .data import load_data, settings_like
     from .files import locked
     from .information import score_trajectory
-    from .trajectory import adopt, adopt_again, open_trajectory
+    from .trajectory import adopt, adopt_again, known, open_trajectory
 
     settings = EstimatorSettings(
         estimator=estimator,
@@ -367,16 +369,21 @@ def score(
         steps=decoder_steps,
         seeds=decoder_seeds,
     )
-    if model is not None:
+    there = open_trajectory(run) if model is None or known(run) else None
+    if there is not None and model not in (None, there.run["model"]):
+        there = None  # said anew
+    if there is None:
         require(data is not None, "--model is for another trainer's checkpoints, and goes with --data")
+        assert model is not None
         assert data is not None
         loaded = load_data(DataSettings(data=data), progress=progress)
         trajectory = adopt(run, model=model, data=loaded, progress=progress)
     else:
-        trajectory = open_trajectory(run)
+        trajectory = there
+        if trajectory.news():  # its folder has grown
+            noted = load_data(settings_like(trajectory.run["data"], None), progress=progress)
+            trajectory = adopt_again(trajectory, data=noted, progress=progress)
         loaded = load_data(settings_like(trajectory.run["data"], data), progress=progress)
-        if trajectory.foreign:  # its folder may have grown
-            trajectory = adopt_again(trajectory, data=loaded, progress=progress)
     _same_classes(trajectory, loaded)
     _say_if_seen(str(run), trajectory.run, loaded)
     with locked(trajectory.path):
@@ -422,15 +429,23 @@ def select(run: Path | str, /, *, rule: str = "paper", estimator: Estimator = "d
     one_of("estimator", estimator, Estimator)
     trajectory = open_trajectory(run)
     say_if_grown(trajectory)
-    plane = load_plane(trajectory, estimator=estimator, missing_ok=rule in NEED_NO_SCORES)
-    if rule not in NEED_NO_SCORES and plane is not None and (stale := stale_epochs(plane, trajectory)):
+    plane = None if rule in NEED_NO_SCORES else load_plane(trajectory, estimator=estimator)
+    if plane is not None and (stale := stale_epochs(plane, trajectory)):
         raise UserError(
-            f"in {trajectory.source} checkpoints are new, gone or changed since they were scored (epochs "
+            f"in {trajectory.source} checkpoints are new, gone or changed since they were scored ({trajectory.unit}s "
             f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.source}` again"
+        )
+    if plane is not None and trajectory.foreign:
+        there, now = plane.settings["data"], trajectory.run["data"]
+        require(
+            all(there[name] == now[name] for name in ("sha256", "protocol")),
+            f"{trajectory.source} was scored on other images ({there['data']}, protocol {there['protocol']}) than it "
+            f"was last inspected on ({now['data']}, protocol {now['protocol']}); run `checkpointkd score "
+            f"{trajectory.source}` again",
         )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
     with files.locked(trajectory.path):
-        made_with = plane.settings if plane is not None and rule not in NEED_NO_SCORES else None
+        made_with = plane.settings if plane is not None else None
         files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
     for warning in choice.warnings:
         log.warning("%s", warning)
@@ -488,8 +503,9 @@ def inspect(
     *,
     model: str | None = None,
     data: str | None = None,
-    protocol: Protocol = "holdout",
+    protocol: Protocol | None = None,
     image_size: int | None = None,
+    flip: bool | None = None,
     weights: str | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
@@ -518,10 +534,13 @@ def inspect(
     data
         For another trainer's checkpoints: the data set that they know, as for train.
     protocol
-        On which images they are measured and chosen: holdout, a part of the training images, which they may have seen;
-        paper, the test images.
+        On which images they are measured and chosen: holdout, the default, a part of the training images, which they
+        may have seen; paper, the test images.
     image_size
-        The side of the squares that pictures in folders are cut to.
+        The side of the squares that pictures in folders are brought to, by ImageNet's practice: the shorter side to
+        256/224 of it, then the centre; pictures that are such squares already stay as they are.
+    flip
+        Whether their students learn from mirror images too, as for train.
     weights
         Which weights, where a file holds several: state_dict_ema, say, or state_dict.student.
     mean
@@ -539,21 +558,31 @@ def inspect(
     """
     from .data import load_data, settings_like
     from .teacher import above_chance
-    from .trajectory import adopt, adopt_again, describe, known, open_trajectory
+    from .trajectory import GIVEN, adopt, adopt_again, describe, known, open_trajectory
 
-    if model is None:
-        told = {"--data": data, "--weights": weights, "--mean": mean, "--std": std, "--image-size": image_size}
-        said = [name for name, value in told.items() if value is not None]
+    told = {"data": data, "weights": weights, "mean": mean, "std": std}
+    told |= {"protocol": protocol, "image-size": image_size, "flip": flip}
+    said = [f"--{name}" for name, value in told.items() if value is not None]
+    there = open_trajectory(path) if model is None and known(path) else None
+    if model is None and (there is None or not there.foreign or not said):
         require(not said, f"{' and '.join(said)} is about another trainer's checkpoints; say --model too")
-        trajectory = open_trajectory(path) if known(path) else None
-        if trajectory is not None and trajectory.news():
-            loaded = load_data(settings_like(trajectory.run["data"], None), progress=progress)
+        unmeasured = there is not None and there.foreign and not there.measured
+        if there is not None and (there.news() or unmeasured):
+            loaded = load_data(settings_like(there.run["data"], None), progress=progress)
             accuracy = _accuracy_on(loaded, _device(device))
-            adopt_again(trajectory, data=loaded, accuracy=accuracy, progress=progress)
+            adopt_again(there, data=loaded, accuracy=accuracy, progress=progress)
         return describe(path)
-    if data is None:
-        raise UserError("--model goes with --data, which says how many classes the network knows")
-    loaded = load_data(DataSettings(data=data, protocol=protocol, image_size=image_size), progress=progress)
+    if there is not None:  # what is not said anew stays
+        model, weights, path = there.run["model"], weights or there.run["weights"], there.source
+        if mean is None and std is None and there.run["normalised_as"] == GIVEN:
+            mean, std = there.run["mean"], there.run["std"]
+        settings = settings_like(there.run["data"], data, protocol, image_size=image_size, flip=flip)
+    else:
+        if data is None:
+            raise UserError("--model goes with --data, which says how many classes the network knows")
+        settings = DataSettings(data=data, protocol=protocol or "holdout", image_size=image_size, flip=flip)
+    assert model is not None
+    loaded = load_data(settings, progress=progress)
     accuracy = _accuracy_on(loaded, _device(device))
     trajectory = adopt(
         path, model=model, data=loaded, where=weights, mean=mean, std=std, accuracy=accuracy, progress=progress
@@ -657,9 +686,8 @@ def correlate(
         if one.differences:
             result[name]["difference"] = (similarity_MKK[0] - similarity_MKK[1]).tolist()
             result[name]["differences"] = {number: asdict(interval) for number, interval in one.differences.items()}
-    if out is not None:
-        write_correlation(result, out=Path(out))
-    return result
+    page = None if out is None else write_correlation(result, out=Path(out))
+    return result | {"page": page and str(page)}
 
 
 def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
@@ -721,6 +749,11 @@ def _say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
         )
 
 
+def _say_if_any_has_seen(addresses: Sequence[Address], data: Data) -> None:
+    for run in {id(address.checkpoint.run): address for address in addresses}.values():  # once for each run
+        _say_if_seen(run.text.rpartition("@")[0] or run.text, run.checkpoint.run, data)
+
+
 def _asked(
     addresses: Sequence[str], *, data: str | None, split: SplitName, device: Device, progress: Progress | None
 ) -> tuple[Teacher, Data, Images]:
@@ -738,8 +771,8 @@ def _asked(
     require(
         teacher.classes == list(loaded.classes), f"{addresses[0]} knows other classes than the data {loaded.name!r}"
     )
-    for address in found if split == "selection" else ():
-        _say_if_seen(address.text, address.checkpoint.run, loaded)
+    if split == "selection":
+        _say_if_any_has_seen(found, loaded)
     return teacher, loaded, load_test(settings, progress=progress) if split == "test" else loaded.selection
 
 

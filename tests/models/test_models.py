@@ -216,6 +216,40 @@ def test_a_transformer_is_told_which_tokens_to_pass_and_they_are_maps():
     assert torch.equal(map_BhwD[:, 3, 7], taken["norm"][:, 1 + 10 * 3 + 7])  # after the class token
 
 
+def test_the_last_map_of_a_network_that_pools_and_rectifies_by_functions():
+    """As pytorch-cifar's ResNet: an empty shortcut is a leaf module, too, and sees an earlier map."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.shortcut = nn.Conv2d(4, 4, 3, padding=1), nn.Sequential()
+
+        def forward(self, x):
+            return torch.relu(self.conv(x) + self.shortcut(x))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(1, 4, 3, padding=1), nn.Sequential(Block(), Block())
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x):
+            self.pooled = self.blocks(self.stem(x))
+            return self.head(nn.functional.avg_pool2d(self.pooled, 8).flatten(1))
+
+    network, images = Net(), torch.rand(2, 1, 8, 8)
+    path = last_map_path(network, images)
+    with taps(network, [path]) as taken:
+        network(images)
+    assert path == "blocks"
+    assert torch.equal(taken[path], network.pooled)
+
+
+def test_attention_is_no_map():
+    assert as_map(torch.rand(2, 2, 101, 32), (160, 160)) is None
+    assert as_map(torch.rand(2, 4, 8, 8).to(torch.complex64), (32, 32)) is None
+
+
 def test_maps_that_end_in_channels_are_told_by_the_images_shape():
     map_BDhw = torch.rand(2, 5, 3, 6)
     expected = map_BDhw.permute(0, 2, 3, 1)
@@ -233,5 +267,5 @@ def test_a_module_that_gives_no_tensor_is_named():
             return images, images
 
     network = nn.Sequential(Two())
-    with pytest.raises(UserError, match="'0' gives no tensor but tuple"), taps(network, ["0"]):
+    with pytest.raises(UserError, match="'0' has no tensor there but tuple"), taps(network, ["0"]):
         network(torch.rand(1, 1, 8, 8))

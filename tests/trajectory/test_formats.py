@@ -210,6 +210,13 @@ NAMES = [  # names of files whose content tells no epoch, and the epochs that th
     ({"epoch_7_ema.pth": None, "epoch_7.pth": 7}, "epoch"),
     ({"a2.pth": 2, "a10.pth": 10}, "epoch"),
     ({"two.pth": 2, "one.pth": 1}, "epoch"),
+    ({"net_10_20240101.pth": 10, "net_20_20240301.pth": 20}, "epoch"),
+    ({"epoch3_lr1e-4.pt": 3, "epoch4_lr1e-4.pt": 4}, "epoch"),
+    ({"wd5e-4_ckpt10.pt": 10, "wd5e-4_ckpt20.pt": 20}, "epoch"),
+    ({"wrn_200epochs_ckpt10.pt": 10, "wrn_200epochs_ckpt20.pt": 20}, "epoch"),
+    ({"sched-step30_5.pt": 5, "sched-step30_6.pt": 6}, "epoch"),
+    ({"iter_40k.pt": 40, "iter_80k.pt": 80}, "epoch"),
+    ({"model_ema_ep1.pt": None, "model_ema_ep2.pt": None, "model_ep2.pt": 2}, "epoch"),
 ]
 
 
@@ -227,9 +234,7 @@ def test_epochs_by_name(names: dict[str, int | None], unit: str, tmp_path: Path)
     assert len(folder.left_out) == list(names.values()).count(None)
 
 
-@pytest.mark.parametrize(
-    "names", [["model-0.9123.pt", "model-0.8555.pt"], ["net_10_20240101.pth", "net_20_20240301.pth"]]
-)
+@pytest.mark.parametrize("names", [["model-0.9123.pt", "model-0.8555.pt"], ["model_20240115.pt", "model_20240116.pt"]])
 def test_names_that_tell_no_epoch_are_taken_in_their_order(names: list[str], tmp_path: Path):
     for name in names:
         torch.save(users.build(10, 1).state_dict(), tmp_path / name)
@@ -291,6 +296,73 @@ def test_saved_by_hand_after_the_last_epoch_lightning_is_still_in_epochs(digits:
     folder = look(tmp_path / "steps")
     assert (list(folder.checkpoints), folder.unit) == ([1, 2, 3], "epoch")
     assert folder.left_out == ["hand.ckpt: of the same epoch as epoch=2-step=9.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["run1_ep10.pt", "run1_ep20.pt", "run2_ep5.pt", "run2_ep15.pt"],
+        ["seed0.pt", "seed1.pt"],
+        ["elastic_ep1.pt", "elastic_ep2.pt", "plain_ep1.pt"],
+    ],
+)
+def test_several_runs_in_a_folder_are_not_one(names: list[str], tmp_path: Path):
+    for name in names:
+        torch.save(users.build(10, 1).state_dict(), tmp_path / name)
+    with pytest.raises(UserError, match=r"several runs.* by a pattern in quotes"):
+        look(tmp_path)
+
+
+def test_numbers_of_networks_are_no_epochs(tmp_path: Path):
+    for name in ("resnet18.pt", "resnet34.pt"):
+        torch.save(users.build(10, 1).state_dict(), tmp_path / name)
+    assert {one.number_from for one in look(tmp_path).checkpoints.values()} == {"the order of names"}
+
+
+def test_a_file_that_counts_from_0_does_not_shift_those_told_by_name(tmp_path: Path):
+    state = users.build(10, 1).state_dict()
+    for name in ("a_epoch1.pt", "a_epoch2.pt"):
+        torch.save(state, tmp_path / name)
+    torch.save({"epoch": 0, "net": state}, tmp_path / "interrupted.pt")
+    found = look(tmp_path).checkpoints
+    assert {one.path.name: epoch for epoch, one in found.items() if epoch > 0} == {"a_epoch1.pt": 1, "a_epoch2.pt": 2}
+
+
+def test_only_the_names_of_files_may_be_a_pattern(tmp_path: Path):
+    with pytest.raises(UserError, match="name their folder itself"):
+        look(tmp_path / "dir*" / "epoch*.pt")
+
+
+def test_weights_at_different_places_are_not_mixed(tmp_path: Path, digits: Data):
+    torch.save({"epoch": 1, "model": users.build(10, 1).state_dict()}, tmp_path / "1.pt")
+    torch.save({"epoch": 2, "swa": users.build(10, 1).state_dict()}, tmp_path / "2.pt")
+    with pytest.raises(UserError, match=r"has the weights of .* at 'swa', files before it at 'model'"):
+        adopt(tmp_path, model=NET, data=digits)
+
+
+def test_a_name_with_ema_in_it_is_not_an_average(tmp_path: Path, digits: Data):
+    good, other = (users.build(10, 1).state_dict() for _ in "ab")
+    torch.save({"semantic_net": good, "teacher": other}, tmp_path / "1.pt")
+    with pytest.raises(UserError, match="more than once"):
+        adopt(tmp_path, model=NET, data=digits)
+
+
+def test_what_was_told_once_stays_until_told_otherwise(all_written: dict[str, Written], tmp_path: Path, capsys):
+    """Another protocol alone is enough; scores and choices of other images are not taken for its own."""
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits", mean=[0.3], std=[0.2])
+    ckd.score(path, estimator="ridge")
+    ckd.select(path, estimator="ridge")
+    assert ckd.inspect(path)["selected"] is not None
+    paper = ckd.inspect(path, protocol="paper")
+    assert (paper["protocol"], paper["mean"], paper["selected"]) == ("paper", [0.3], None)
+    with pytest.raises(UserError, match=r"was scored on other images \(digits, protocol holdout\)"):
+        ckd.select(path, estimator="ridge")
+    assert ckd.score(path, model=model, data="digits", estimator="ridge").settings["data"]["protocol"] == "paper"
+    assert ckd.select(path, estimator="ridge").epoch == ckd.inspect(path)["selected"]
+    accuracies = [checkpoint["selection_accuracy"] for checkpoint in ckd.inspect(path)["checkpoints"]]
+    assert None not in accuracies, "scoring forgets nothing"
+    assert ckd.inspect(path, flip=True)["protocol"] == "paper"
 
 
 def test_steps_are_called_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

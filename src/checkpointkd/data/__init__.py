@@ -117,6 +117,7 @@ def settings_like(
     protocol: Protocol | None = None,
     train_images: int | None = None,
     image_size: int | None = None,
+    flip: bool | None = None,
 ) -> DataSettings:
     """The settings that a stored identity was loaded with, with what the user says in their place."""
     settings = settings_of(identity)
@@ -128,7 +129,7 @@ def settings_like(
         if kind != identity["data"]:  # another data set has its own ways; pictures are cut to what the network knows
             side = identity["shape"][1] if kind in ("folder", "imagenet") else None
             settings = replace(settings, selection_fraction=None, flip=None, image_size=side)
-    changes = {"train_images": train_images, "image_size": image_size}
+    changes = {"train_images": train_images, "image_size": image_size, "flip": flip}
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 

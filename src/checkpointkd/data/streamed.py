@@ -166,9 +166,12 @@ def cut_part(picture: Image, size: int, left: int, top: int, width: int, height:
 
 
 def cut_centre(picture: Image, size: int) -> Image:
-    """The centre of a picture whose shorter side is brought to a little more than `size`."""
+    """The centre of a picture whose shorter side is brought to a little more than `size`; one that is a square of that
+    size already stays as it is."""
     from PIL.Image import Resampling
 
+    if picture.size == (size, size):
+        return picture
     if max(picture.size) > 16 * min(picture.size):  # a thread, which would be resized to gigabytes
         kept = 16 * min(picture.size)
         left, top = max(0, picture.width - kept) // 2, max(0, picture.height - kept) // 2

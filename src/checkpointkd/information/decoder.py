@@ -99,6 +99,7 @@ class LargeDecoders(nn.Module):
         for stage, size in enumerate(self.sizes):
             hidden = F.relu(self.bns[stage](hidden + self.biases[stage][:, None, None]))
             maps_GBhwD = hidden.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2)
+            size = (max(size[0], hidden.shape[2]), max(size[1], hidden.shape[3]))  # a map larger than that stays so
             hidden = upsampled_convolution(maps_GBhwD, weights_GODyx[stage], size)
         return (hidden + self.biases[-1][:, None, None]).unflatten(1, (self.groups, -1))
 

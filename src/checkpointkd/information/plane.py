@@ -139,18 +139,18 @@ def score_trajectory(
         made_with["unit"] = trajectory.unit
     stored = load_plane(trajectory, estimator=settings.estimator, missing_ok=True)
     kept = _still_valid(stored, trajectory, made_with)
-    if stored is not None and stored.settings != made_with:
-        log.warning(
-            "the scores in %s were made with other settings; these replace them: select again", trajectory.source
-        )
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
     with taps(first.body, [path]) as taken:
         first(trial)
     size = taken[path][0].numel() * 4 * (fit_count + measure_count) if path in taken else 1
+    if stored is not None and stored.settings != made_with:
+        log.warning(
+            "the scores in %s were made with other settings; these replace them: select again", trajectory.source
+        )
     chunk_size = max(1, min(AT_ONCE.get(device.type, TOGETHER), int(MAPS_AT_ONCE // size)))
     for begin in range(0, len(todo), chunk_size):
         chunk = todo[begin : begin + chunk_size]
-        tell = _progress_of(chunk, on_progress)
+        tell = _progress_of(begin, len(chunk), len(todo), on_progress)
         for point, part in _score(chunk, fitted_on, measured_on, path, settings, made_with["precision"], device, tell):
             kept[point.epoch] = (point, part)
         _store(trajectory, kept, made_with)  # chunk by chunk: a killed scoring keeps what it has
@@ -171,8 +171,10 @@ def load_planes(trajectory: Trajectory) -> dict[str, Plane]:
         for estimator, stored in files.read_json(path).items():
             points = tuple(Point(**point) for point in stored["points"])
             settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
-            numbers = [point.image_information + point.accuracy + point.nll + point.epoch for point in points]
-            require(len(numbers) > 0 and isinstance(settings["measured_on"], str), "it is empty")
+            require(len(points) > 0 and isinstance(settings["measured_on"], str), "it is empty")
+            require(isinstance(settings["data"], dict) and arrays_name != "", "it lacks what it was measured on")
+            for point in points:
+                _check(point)
             require(settings["estimator"] == estimator, "it says two things")
             arrays, _ = files.load_tensors(path.with_name(arrays_name))
             information_ASN = arrays.pop("information_ASN", torch.zeros(0)).numpy()
@@ -185,9 +187,18 @@ def load_planes(trajectory: Trajectory) -> dict[str, Plane]:
         raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
     except UserError as error:
         if str(path.parent) in str(error):
-            raise
+            raise UserError(f"{error}; or remove {path} and score again") from None
         raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
     return planes
+
+
+def _check(point: Point) -> None:
+    """Raise UserError unless this can be a point that we stored."""
+    numbers = {name: value for name, value in asdict(point).items() if name not in ("sha256", "details")}
+    if point.image_information_sd is None:
+        del numbers["image_information_sd"]
+    sound = all(type(value) in (int, float) for value in numbers.values())
+    require(sound and isinstance(point.sha256, str) and isinstance(point.details, dict), "a point is none")
 
 
 def load_plane(trajectory: Trajectory, *, estimator: str = "decoder", missing_ok: bool = False) -> Plane | None:
@@ -247,11 +258,11 @@ def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any]) -> No
             older.unlink(missing_ok=True)
 
 
-def _progress_of(chunk: list[Checkpoint], tell: OnCheckpoint | None) -> Callable[[int, int], None] | None:
+def _progress_of(begin: int, size: int, count: int, tell: OnCheckpoint | None) -> Callable[[int, int], None] | None:
+    """A chunk's own progress as that of all checkpoints."""
     if tell is None:
         return None
-    epochs = f"epochs {chunk[0].epoch} to {chunk[-1].epoch}"
-    return lambda done, total: tell(epochs, done, total)
+    return lambda done, total: tell(f"{count} checkpoints", begin * total + size * done, count * total)
 
 
 def _score(
@@ -306,11 +317,14 @@ def _maps_and_logits(network: Network, images: Images, path: str) -> tuple[Tenso
             answer = network(chunk.to(device, memory_format=torch.channels_last))
             require(path in taken, f"the features at {path!r} are never computed; name another module's")
             found = as_map(taken[path], images.shape[1:])
-            if found is None:
+            if found is None or len(found) != len(chunk) or (maps and found.shape[1:] != maps[0].shape[1:]):
                 raise UserError(
                     f"the features at {path!r} are neither a map nor tokens in rows: of one image they have the shape "
                     f"{list(taken[path].shape[1:])}; name another module's with --features PATH"
                 )
+            require(
+                bool(found.isfinite().all()), f"the features at {path!r} are not all finite; is the checkpoint sound?"
+            )
             maps.append(found.float())
             logits.append(answer.float().cpu())
     return torch.cat(maps).contiguous(), torch.cat(logits)

@@ -38,13 +38,11 @@ def taps(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
 
         def keep(value: object, path: str = path) -> None:
             if not isinstance(value, Tensor):
-                raise UserError(
-                    f"the module at {path!r} gives no tensor but {type(value).__name__}; name one inside it"
-                )
+                raise UserError(f"the module at {path!r} has no tensor there but {type(value).__name__}; name another")
             taken[path] = value.clone()
 
         if side == "input":
-            hook = lambda _, inputs, keep=keep: keep(inputs[0])  # noqa: E731
+            hook = lambda _, inputs, keep=keep: keep(inputs[0] if inputs else None)  # noqa: E731
             handles.append(modules[name].register_forward_pre_hook(hook))
         else:
             hook = lambda _, __, output, keep=keep: keep(output)  # noqa: E731
@@ -66,6 +64,7 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
     entering = leaving = tokens = None
 
     size = (images_BCHW.shape[2], images_BCHW.shape[3])
+    leaves = {name for name, submodule in module.named_modules() if not list(submodule.children())}
 
     def look(name: str, inputs: tuple, output: object) -> None:
         nonlocal entering, leaving, tokens
@@ -74,13 +73,13 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
         elif _is_map(output, size):
             tokens = None
             entering, leaving = None, name  # what entered a pooling before this, as in squeeze-excite, was not the last
-        elif leaving is not None and inputs and _is_map(inputs[0], size):
+        elif name in leaves and leaving is not None and inputs and _is_map(inputs[0], size):
             entering = f"{name}:input"
 
     handles = [
         submodule.register_forward_hook(lambda _, inputs, output, name=name: look(name, inputs, output))
         for name, submodule in module.named_modules()
-        if name and not list(submodule.children())
+        if name
     ]
     was_training = module.training
     try:
@@ -110,9 +109,13 @@ def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
     >>> as_map(torch.zeros(2, 197, 192), (224, 224)).shape
     torch.Size([2, 14, 14, 192])
     """
+    if not features.is_floating_point():
+        return None
     if features.dim() == 4:
-        last = not _like(features.shape[2:], image_size) and _like(features.shape[1:3], image_size)
-        return features if last else features.permute(0, 2, 3, 1)
+        first, last = _like(features.shape[2:], image_size), _like(features.shape[1:3], image_size)
+        if not first and not last and image_size[0] == image_size[1]:
+            return None  # attention, say
+        return features if last and not first else features.permute(0, 2, 3, 1)
     if features.dim() == 3:
         for others in range(_OTHERS + 1):
             tokens = features.shape[1] - others

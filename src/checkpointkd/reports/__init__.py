@@ -31,6 +31,7 @@ __all__ = [
 
 
 KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}  # of class correlation
+ROUNDING = 1e-6
 _GENERATOR = b'<meta name="generator" content="checkpointkd">'
 
 
@@ -46,7 +47,8 @@ def write_report(folder: Path, *, out: Path) -> Path:
                 "title": f"The information plane of {scored.name}",
                 "alt": f"The checkpoints of {scored.name} by normalised I(X;F) and I(Y;F); values in the table below",
                 "html": _embedded(drawn, len(figures)),
-                "caption": "Up and to the right is better: Algorithm 1 chooses the largest sum. Numbers are epochs.",
+                "caption": "Up and to the right is better: Algorithm 1 chooses the largest sum. Numbers are "
+                f"{scored.trajectory.unit}s.",
             }
         )
     for data in curves_data(collected):
@@ -141,9 +143,13 @@ def correlation_words(found: dict[str, Any]) -> list[str]:
         said = []
         for number, what in (("mean_similarity", "alike"), ("diversity", "diverse")):
             apart = found[kind]["differences"][number]
-            verdict = "within noise" if apart["low"] <= 0 <= apart["high"] else "beyond noise"
-            said.append(f"{'more' if apart['value'] > 0 else 'less'} {what} ({verdict})")
-        sentences.append(f"By {name.format(**found)}, the first finds classes {' and '.join(said)} than the second.")
+            if apart["low"] <= ROUNDING and apart["high"] >= -ROUNDING:
+                said.append(f"as {what}, within noise")
+            else:
+                said.append(f"{'more' if apart['value'] > 0 else 'less'} {what}, beyond noise")
+        sentences.append(
+            f"By {name.format(**found)}, the first against the second finds classes {'; and '.join(said)}."
+        )
     return sentences
 
 
@@ -152,7 +158,11 @@ def _interval(one: dict[str, float]) -> str:
 
 
 def _write(template: str, out: Path, *, figures: list[dict[str, Any]], **content: Any) -> Path:
-    if out.exists() and not (out.is_file() and _GENERATOR in out.read_bytes()[:1000]):
+    try:
+        there = out.exists()
+    except OSError as error:
+        raise UserError(f"{str(out)[:80]}… can't be written: {error.strerror}") from None
+    if there and not (out.is_file() and _GENERATOR in out.read_bytes()[:1000]):
         raise UserError(f"{out} is there already and is no page of ours; choose another --out")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -188,10 +198,12 @@ def conclusions(collected: Collected) -> list[str]:
 def _summary(scored: Scored) -> str:
     if scored.selection is None:
         return f"{scored.name}: {len(scored.plane.points)} checkpoints scored, none chosen yet."
+    used = (scored.selection.get("made_with") or {}).get("estimator")
+    by = f" (I(X;F) by {used})" if used and scored.selection["rule"] == "paper" else ""
     runner_up, unit = scored.selection.get("runner_up"), scored.trajectory.unit
     return (
         f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose {unit} "
-        f"{scored.selection['epoch']}: {scored.selection['reason']}"
+        f"{scored.selection['epoch']}{by}: {scored.selection['reason']}"
         + (f"; the runner-up is {unit} {runner_up}." if runner_up is not None else ".")
     )
 

@@ -2,12 +2,13 @@
 
 from .addresses import Address, find, resolve, say_if_grown
 from .description import describe, known
-from .foreign import adopt, adopt_again
+from .foreign import GIVEN, adopt, adopt_again
 from .formats import look
 from .run_folder import RunFolder, provenance
 from .trajectory import Checkpoint, Trajectory, fresh_network, noted, open_trajectory
 
 __all__ = [
+    "GIVEN",
     "Address",
     "Checkpoint",
     "RunFolder",

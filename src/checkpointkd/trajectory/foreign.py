@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import files
 from ..data import Data
 from ..errors import UserError, require
-from ..models import Network
+from ..models import Network, try_out
 from ..settings import Progress
 from .formats import Folder, look, names
 from .reading import weights
@@ -78,11 +80,19 @@ def adopt(
     run["normalised_as"] = "the training images' own"
     network = fresh_network(run)
     run |= _normalisation(folder, getattr(network.body, "pretrained_cfg", {}), len(run["mean"]), mean, std)
+    if accuracy is not None:
+        try_out(fresh_network(run), data.train.take(torch.arange(2)).clean(), classes=len(data.classes), model=model)
     network = fresh_network(run).eval()
     wanted = network.body.state_dict()
     run["checkpoints"] = {}
     for number, (epoch, found) in enumerate(folder.checkpoints.items()):
-        taken, run["weights_at"] = weights(found.path, wanted, where=where, model=model)
+        taken, at = weights(found.path, wanted, where=where, model=model)
+        if run.setdefault("weights_at", at) != at:
+            raise UserError(
+                f"{found.path} has the weights of {model} at {at or 'its top'!r}, files before it at "
+                f"{run['weights_at'] or 'their top'!r}; say which with --weights, or name files of one kind by "
+                "a pattern"
+            )
         network.body.load_state_dict(taken, strict=False)
         sha256 = files.content_hash(network.state_dict())
         known = before.get((sha256, data.identity["sha256"], data.identity["protocol"]))
@@ -106,10 +116,11 @@ def adopt(
         if names_code(model):
             files.write_whole(vouched(run), b"")
         chosen = notes / "selection.json"
-        if chosen.exists() and not {note["sha256"] for note in run["checkpoints"].values()} >= {
-            key[0] for key in before
-        }:
-            chosen.unlink()  # it was made among other networks
+        here = {
+            (note["sha256"], data.identity["sha256"], data.identity["protocol"]) for note in run["checkpoints"].values()
+        }
+        if chosen.exists() and not here >= before.keys():
+            chosen.unlink()  # it was made among other networks, or on other images
     log.info(
         "%s: %d checkpoints of %s (%s), the last of %s %d; images are normalised with mean %s and deviation %s (%s)",
         path, len(folder.checkpoints), model, ", ".join(sorted({one.format for one in folder.checkpoints.values()})),

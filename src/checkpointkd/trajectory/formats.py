@@ -76,6 +76,8 @@ def look(path: Path | str) -> Folder:
         hint = f"; there are some in {', '.join(map(str, elsewhere[:3]))}" if elsewhere and not left_out else ""
         why = f" ({'; '.join(left_out[:3])})" if left_out else ""
         raise UserError(f"there are no checkpoints in {path}{why}{hint}")
+    found, copies = _one_run(root, found)
+    left_out += copies
     found = _numbered_by_name(found)
     steps = any(one.within for one in found)
     if steps and all(one.step is not None for one in found):
@@ -108,9 +110,8 @@ def look(path: Path | str) -> Folder:
 
 def _is_a_copy(name: str) -> bool:
     """Whether a name says that its file repeats another of the same epoch, or has no number at all."""
-    return re.search(r"best|last|latest|final|ema|copy|-v\d+\.", name, re.IGNORECASE) is not None or not re.search(
-        r"\d", name
-    )
+    words = r"(?<![a-z])(best|last|latest|final|copy)(?![a-z])|-v\d+\."
+    return re.search(words, name.lower()) is not None or not re.search(r"\d", name)
 
 
 def names(path: Path | str) -> list[str]:
@@ -123,6 +124,10 @@ def _candidates(path: str) -> tuple[Path, list[Path], list[str]]:
     """The folder that a path or a pattern is about, the files (or Hugging Face's folders) to look into, and what was
     left out."""
     if not os.path.exists(path) and glob.has_magic(path):
+        require(
+            not glob.has_magic(str(Path(path).parent)),
+            f"in the pattern {path} only the files' names may be unsure; name their folder itself",
+        )
         paths = sorted(map(Path, glob.glob(path)))
         require(bool(paths), f"no file fits the pattern {path}")
         require(len({one.parent for one in paths}) == 1, f"the pattern {path} leads into several folders; name one")
@@ -204,7 +209,7 @@ def _lightnings(found: Found, content: dict) -> Found:
         loop = content["loops"]["fit_loop"]
         epochs, last_batch = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["is_last_batch"]
         begun, done = _whole_number(epochs["started"]), _whole_number(epochs["processed"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError):
         return found
     if begun is None or done is None:
         return found
@@ -239,9 +244,19 @@ def _unnumbered(path: Path, format: str) -> Found:
     return Found(path, format, None, "the file's name", path.name, False)
 
 
-_EPOCH = re.compile(r"(?<![a-z])(?:epochs?|ep|e)[=_. -]{0,2}(\d{1,9})(?![\d.]*\d)")
-_EPOCHS = re.compile(r"(?<![\d.])(\d{1,9})(?:epochs?|ep)(?![a-z])")
-_STEP = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?)[=_. -]{0,2}(\d{1,9})")
+_NUMBER = r"(\d{1,9})(?![\d.]*\d)(?![ek]\d|k)"
+_BY_WORD = [  # what stands beside a word for it; `e` is one only where it is no exponent
+    re.compile(rf"(?<![a-z])(?:epochs?|ep)[=_. -]{{0,2}}{_NUMBER}"),
+    re.compile(r"(?<![\d.])(\d{1,9})(?:epochs?|ep)(?![a-z])"),
+    re.compile(rf"(?<![a-z0-9.])e[=_-]?{_NUMBER}"),
+]
+_STEP = re.compile(rf"(?<![a-z])(?:steps?|iter(?:ation)?s?)[=_. -]{{0,2}}{_NUMBER}")
+_RUN = re.compile(r"(?<![a-z])(?:run|seed|fold|trial|exp)[=_-]?(\d{1,9})")
+_NO_EPOCH = re.compile(  # numbers of other things: a run's, a date's, a network's (resnet18)
+    r"(?<![a-z])(?:run|seed|fold|trial|exp|version|v)[=_-]?\d+"
+    r"|(?<!\d)(?:19|20)\d\d([-_.]?)\d\d\1\d\d(?!\d)"
+    r"|(?<![a-z])(?!(?:ckpt|checkpoint|cp|model|net|network|weights|state|snapshot|snap|save|chkpt|step|iter)\d)[a-z]{3,}\d+"
+)
 
 
 def _numbered_by_name(found: list[Found]) -> list[Found]:
@@ -250,6 +265,8 @@ def _numbered_by_name(found: list[Found]) -> list[Found]:
     stems = {
         one.path.name: re.sub(r"(\.(safetensors|ckpt|tar|pth|pt|bin))+$", "", one.path.name.lower()) for one in found
     }
+    by_name = [one for one in found if one.number is None and not one.within and one.number_from == "the file's name"]
+    words = {one.path.name: _by_word(stems[one.path.name]) for one in by_name}
     alike: dict[str, list[list[int]]] = {}
     for one in found:
         skeleton, numbers = _skeleton(stems[one.path.name])
@@ -257,41 +274,77 @@ def _numbered_by_name(found: list[Found]) -> list[Found]:
     largest = max(alike, key=lambda skeleton: len(alike[skeleton]))
     varying = [set(column) for column in zip(*alike[largest], strict=True)]
     fields = [field for field, values in enumerate(varying) if len(values) > 1]
+    only_field = fields[0] if len(fields) == 1 and len(alike[largest]) > 1 else None
+    said = set(words.values())
+    if len(said) == 1 and len(by_name) > 1 and only_field is not None:
+        words = dict.fromkeys(words, (None, None))  # of how many epochs the run is, say
     numbered = []
     for one in found:
-        if one.number is not None or one.within or one.number_from != "the file's name":
+        if one not in by_name:
             numbered.append(one)
             continue
-        stem = stems[one.path.name]
-        epochs, steps = _EPOCH.findall(stem) or _EPOCHS.findall(stem), _STEP.findall(stem)
-        skeleton, numbers = _skeleton(stem)
-        if epochs:
-            one = replace(one, number=int(epochs[-1]))
-        elif steps:
-            one = replace(one, step=int(steps[-1]), within=True)
-        elif skeleton == largest and len(fields) == 1 and len(alike[largest]) > 1:
-            one = replace(one, number=numbers[fields[0]])
+        epoch, step = words[one.path.name]
+        skeleton, numbers = _skeleton(stems[one.path.name])
+        if epoch is not None:
+            one = replace(one, number=epoch)
+        elif step is not None:
+            one = replace(one, step=step, within=True)
+        elif skeleton == largest and only_field is not None:
+            one = replace(one, number=numbers[only_field])
         numbered.append(one)
     return numbered
 
 
+def _by_word(stem: str) -> tuple[int | None, int | None]:
+    """The epoch, or else the step, that a name tells by a word."""
+    for pattern in _BY_WORD:
+        if epochs := pattern.findall(stem):
+            return int(epochs[-1]), None
+    steps = _STEP.findall(stem)
+    return None, int(steps[-1]) if steps else None
+
+
+def _one_run(root: Path, found: list[Found]) -> tuple[list[Found], list[str]]:
+    """The checkpoints without averaged copies beside plain ones, and what was left out; raises UserError where names
+    tell of several runs."""
+    runs = {tuple(_RUN.findall(one.path.name.lower())) for one in found}
+    if len(runs - {()}) > 1:
+        raise UserError(
+            f"the names in {root} tell of several runs; name one's files by a pattern in quotes, such as "
+            f"'{root}/run1_*'"
+        )
+    averaged = [one for one in found if re.search(r"(?<![a-z])ema(?![a-z])", one.path.name.lower())]
+    if len(averaged) in (0, len(found)):
+        return found, []
+    left_out = [f"{one.path.name}: averaged weights, beside plain ones" for one in averaged]
+    return [one for one in found if one not in averaged], left_out
+
+
 def _skeleton(stem: str) -> tuple[str, list[int]]:
-    """A name without its numbers, and those that are whole; a decimal is an accuracy or a loss."""
-    without = re.sub(r"\d+\.\d+", "~", stem)
+    """A name without its numbers, and those that are whole and may be an epoch; a decimal is an accuracy or a loss."""
+    without = re.sub(r"\d+\.\d+", "~", _NO_EPOCH.sub(lambda match: re.sub(r"\d+", "@", match[0]), stem))
     return re.sub(r"\d+", "#", without), [int(number[:9]) for number in re.findall(r"\d+", without)]
 
 
 def _from_one(found: list[Found]) -> list[Found]:
     """Completed epochs, where files or names count 0, 1, …: 0 is then the first epoch's end."""
-    unsure = sorted({one.number for one in found if one.number is not None and not one.exact})
-    if unsure[:2] not in ([0, 1], [0]):
-        return found  # 0, 10, 20 may well be the first weights and two later ones
+    counted = []
+    for source in {one.number_from for one in found}:
+        unsure = sorted({one.number or 0 for one in found if _is_unsure(one) and one.number_from == source})
+        if unsure[:2] == [0, 1] or (
+            unsure == [0] and len(found) == 1
+        ):  # 0, 10, 20 may be the first weights and two more
+            counted.append(source)
     return [
-        one
-        if one.number is None or one.exact
-        else replace(one, number=one.number + 1, stated=f"{one.stated}, counted from 0 as the first is 0")
+        replace(one, number=one.number + 1, stated=f"{one.stated}, counted from 0 as the first is 0")
+        if _is_unsure(one) and one.number is not None and one.number_from in counted
+        else one
         for one in found
     ]
+
+
+def _is_unsure(one: Found) -> bool:
+    return one.number is not None and not one.exact
 
 
 def _whole_number(value: Any) -> int | None:

@@ -29,6 +29,7 @@ from ..errors import UserError, existing, require
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+DEEPEST = 50  # dicts in dicts
 KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}  # NumPy's numbers
 
 
@@ -95,7 +96,7 @@ def weights(
     # A set that is there by more than half is meant to be whole: another one must not take its place.
     sets = [prefix for prefix, count in fitting.items() if count > len(needed) / 2]
     if where is None and sets:
-        plain = [prefix for prefix in sets if "ema" not in prefix.lower()]
+        plain = [prefix for prefix in sets if not re.search(r"(?<![a-z])ema(?![a-z])", prefix.lower())]
         if not plain:
             raise UserError(
                 f"{path} holds averaged weights of {model} only; if they are meant, say --weights {sets[0].rstrip('.')}"
@@ -245,8 +246,10 @@ def _check_archive(path: Path, source: Any, size: int, *, whole: bool) -> bytes:
         return b"".join(archive.read(name) for name in names if name.endswith(".pkl"))
 
 
-def flatten(path: Path, value: Any, name: str, flat: dict[str, Tensor], seen: set[int]) -> None:
+def flatten(path: Path, value: Any, name: str, flat: dict[str, Tensor], seen: set[int], depth: int = 0) -> None:
     """Put the tensors of nested dicts into `flat`, by dotted names without what torch.compile adds."""
+    if depth > DEEPEST or name.count(".") > 10 * DEEPEST:
+        raise UserError(f"{path} is refused: what it holds is nested deeper than any network is")
     if isinstance(value, Tensor):
         name = name.replace("_orig_mod.", "") or "(tensor)"
         require(name not in flat, f"{path} is refused: it holds two tensors named {name}")
@@ -254,7 +257,7 @@ def flatten(path: Path, value: Any, name: str, flat: dict[str, Tensor], seen: se
     elif isinstance(value, Mapping) and id(value) not in seen:  # a dict that is there twice is read once
         seen.add(id(value))
         for key, part in value.items():
-            flatten(path, part, f"{name}.{key}" if name else str(key), flat, seen)
+            flatten(path, part, f"{name}.{key}" if name else str(key), flat, seen, depth + 1)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -55,6 +55,8 @@ class RunFolder:
         if path.exists():
             there = files.read_json(path)
             require(isinstance(there, dict), f"{path} is damaged: it is no run's")
+            if "label_smoothing" in run:
+                there.setdefault("label_smoothing", 0.0)  # what runs were before it was an option
             if not self._begun() and _unlike(run, there):
                 path.unlink()  # nothing was done in it yet, so nothing is lost
         if path.exists():

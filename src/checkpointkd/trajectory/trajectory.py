@@ -145,6 +145,11 @@ class Trajectory(Mapping[int, Checkpoint]):
         return self.run["unit"] if self.foreign else "epoch"
 
     @property
+    def measured(self) -> bool:
+        """Whether the accuracy of all of another trainer's checkpoints is noted."""
+        return all(note["accuracy"] is not None for note in self.run["checkpoints"].values())
+
+    @property
     def foreign(self) -> bool:
         """Whether another trainer left it."""
         return self.run["kind"] == "foreign"
@@ -210,6 +215,7 @@ class Trajectory(Mapping[int, Checkpoint]):
             return None
         selection = files.read_json(path)
         sound = isinstance(selection, dict) and {"rule", "reason", "epoch"} <= selection.keys()
+        sound = sound and isinstance(selection.get("made_with"), dict | None)
         require(sound and type(selection["epoch"]) is int, f"{path} is damaged; run `checkpointkd select` again")
         self[selection["epoch"]]  # raises if it is gone
         return selection
@@ -266,12 +272,18 @@ def open_trajectory(path: Path | str) -> Trajectory:
             inside = os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder), ""))
             require(inside, f"{path / 'run.json'} names {str(file)!r}, which lies outside of {folder}")
         there = {n: Checkpoint(file, n, run) for n, file in noted_files.items() if os.path.exists(file)}
-        require(bool(there), f"none of the checkpoints that were looked at in {folder} is there any more")
+        require(
+            bool(there),
+            f"none of the checkpoints that were looked at in {folder} is there any more; inspect it anew, with --model "
+            "and --data",
+        )
         require(not names_code(run["model"]) or os.path.exists(vouched(run)), _unvouched(path, run))
         return Trajectory(path, run, there)
     folder = path / "checkpoints"
     named = [(CHECKPOINT.fullmatch(file.name), file) for file in folder.iterdir()] if folder.exists() else []
     checkpoints = {int(match[1]): Checkpoint(file, int(match[1]), run) for match, file in named if match}
+    if run["kind"] == "train":
+        run.setdefault("label_smoothing", 0.0)  # what runs were before it was an option
     return Trajectory(path, run, checkpoints)
 
 
@@ -361,6 +373,7 @@ def _check_run(run: Any, path: Path) -> None:
         else:
             Recipe(**run["recipe"])
         require(all(isinstance(run["data"][name], str) for name in ("data", "sha256", "protocol")), "its data")
+        require(all(type(run["data"][name]) is int for name in ("train_size", "selection_size")), "its data's sizes")
     except (UserError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged or not one of ours ({error})") from None
 
