@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 import checkpointkd as ckd
-from checkpointkd import verbs
-from checkpointkd.data import DataSettings, StreamedImages, load_data, load_test
+from checkpointkd.data import DataSettings, StreamedImages, load_data, load_test, settings_like
 from checkpointkd.data.pictures import rgb
 from checkpointkd.data.streamed import cut_centre, cut_part, part
 from checkpointkd.errors import UserError
@@ -340,10 +339,10 @@ def test_a_teacher_of_other_data_teaches_at_its_own_size(folder: Path, tmp_path:
     )
     copied = shutil.copytree(folder, tmp_path / "copied")
     identity = teacher.run["data"]
-    assert verbs._data_like({**identity, "data": "cifar100", "shape": [3, 32, 32]}, f"folder:{copied}").image_size == 32
-    assert verbs._data_like(identity, f"folder:{copied}").image_size == 24
-    assert verbs._data_like(identity, "digits").image_size is None
-    assert verbs._data_like(identity, None, None, None, 48).image_size == 48
+    assert settings_like({**identity, "data": "cifar100", "shape": [3, 32, 32]}, f"folder:{copied}").image_size == 32
+    assert settings_like(identity, f"folder:{copied}").image_size == 24
+    assert settings_like(identity, "digits").image_size is None
+    assert settings_like(identity, None, None, None, 48).image_size == 48
 
 
 def test_a_killed_run_on_streamed_pictures_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path):
@@ -394,3 +393,9 @@ def test_the_number_of_workers_is_checked(folder: Path, monkeypatch):
     monkeypatch.setenv("CHECKPOINTKD_WORKERS", "many")
     with pytest.raises(UserError, match="CHECKPOINTKD_WORKERS must be a number of processes from 0 to 999, not 'many'"):
         list(load_data(_settings(folder)).train.chunks(2))
+
+
+def test_pictures_that_have_the_size_already_stay_as_they_are():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert np.array_equal(np.asarray(cut_centre(picture, 16)), np.asarray(picture))
+    assert cut_centre(picture, 15).size == (15, 15)

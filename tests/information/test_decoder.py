@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from checkpointkd.information import (
     LargeDecoders,
     decode,
     load_plane,
+    load_planes,
     pixel_entropy,
     reconstruction_loss,
     score_trajectory,
@@ -209,6 +211,39 @@ def test_the_plane_is_kept_and_only_new_checkpoints_are_scored(teacher_run: Path
     ckd.score(teacher_run, decoder_steps=5, decoder_seeds=2)
     assert scored == [1, 1, 1, 1, 1], "other settings are another plane"
     assert len(list(teacher_run.glob("plane-*.safetensors"))) == 1
+
+
+def test_scores_are_replaced_when_all_are_made_and_not_before(teacher_run: Path):
+    old = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
+    damaged = teacher_run / "checkpoints" / "epoch-0003.safetensors"
+    sound = damaged.read_bytes()
+    damaged.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"epoch-0003"):
+        ckd.score(teacher_run, decoder_steps=5, decoder_seeds=1)
+    damaged.write_bytes(sound)
+    kept = load_plane(ckd.open_trajectory(teacher_run))
+    assert kept is not None
+    assert kept.settings == old.settings
+    np.testing.assert_array_equal(kept.information_ASN, old.information_ASN)
+    ckd.select(teacher_run)
+    begun = load_planes(ckd.open_trajectory(teacher_run), unfinished=True)["decoder-unfinished"]
+    assert begun.epochs == [1, 2]
+    new = ckd.score(teacher_run, decoder_steps=5, decoder_seeds=1)
+    np.testing.assert_array_equal(new.information_ASN[:2], begun.information_ASN)
+    shutil.copytree(teacher_run, teacher_run.parent / "afresh")
+    for file in (teacher_run.parent / "afresh").glob("plane*"):
+        file.unlink()
+    afresh = ckd.score(teacher_run.parent / "afresh", decoder_steps=5, decoder_seeds=1)
+    np.testing.assert_array_equal(new.information_ASN, afresh.information_ASN)
+    assert len(list(teacher_run.glob("plane-*.safetensors"))) == 1
+
+
+def test_features_that_are_not_finite_are_said(teacher_run: Path, monkeypatch: pytest.MonkeyPatch):
+    from checkpointkd.information import plane as module
+
+    monkeypatch.setattr(module, "as_map", lambda features, size: features.permute(0, 2, 3, 1) * float("inf"))
+    with pytest.raises(UserError, match="are not all finite"):
+        ckd.score(teacher_run, estimator="ridge")
 
 
 def test_a_point_says_what_it_should(teacher_run: Path):

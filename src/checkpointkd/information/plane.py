@@ -31,6 +31,7 @@ log = logging.getLogger("checkpointkd")
 MAPS_AT_ONCE = 2e9  # bytes of features that are held at once; checkpoints beyond that wait
 AT_ONCE = {"cpu": 1}  # checkpoints that are decoded together: one fits a processor's cache, an accelerator wants more
 TOGETHER = 10
+UNFINISHED = "-unfinished"  # the name, in plane.json, of scores that will replace others once all are made
 
 OnCheckpoint = Callable[[str, int, int], None]  # what is done, how many steps of how many
 
@@ -138,14 +139,18 @@ def score_trajectory(
     if trajectory.unit != "epoch":
         made_with["unit"] = trajectory.unit
     stored = load_plane(trajectory, estimator=settings.estimator, missing_ok=True)
-    kept = _still_valid(stored, trajectory, made_with)
+    replacing = stored is not None and stored.settings != made_with
+    key = settings.estimator + UNFINISHED if replacing else settings.estimator
+    begun = load_planes(trajectory, unfinished=True).get(key) if replacing else stored
+    kept = _still_valid(begun, trajectory, made_with)
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
     with taps(first.body, [path]) as taken:
         first(trial)
     size = taken[path][0].numel() * 4 * (fit_count + measure_count) if path in taken else 1
-    if stored is not None and stored.settings != made_with:
+    if replacing:
         log.warning(
-            "the scores in %s were made with other settings; these replace them: select again", trajectory.source
+            "the scores in %s were made with other settings; when all are done, these replace them: select again then",
+            trajectory.source,
         )
     chunk_size = max(1, min(AT_ONCE.get(device.type, TOGETHER), int(MAPS_AT_ONCE // size)))
     for begin in range(0, len(todo), chunk_size):
@@ -153,29 +158,34 @@ def score_trajectory(
         tell = _progress_of(begin, len(chunk), len(todo), on_progress)
         for point, part in _score(chunk, fitted_on, measured_on, path, settings, made_with["precision"], device, tell):
             kept[point.epoch] = (point, part)
-        _store(trajectory, kept, made_with)  # chunk by chunk: a killed scoring keeps what it has
-    if not todo and (stored is None or len(kept) < len(stored.points)):
-        _store(trajectory, kept, made_with)  # checkpoints have gone
+        _store(trajectory, kept, made_with, key)  # chunk by chunk: a killed scoring keeps what it has
+    if replacing or (not todo and (stored is None or len(kept) < len(stored.points))):
+        _store(trajectory, kept, made_with, settings.estimator)  # or checkpoints have gone
     plane = load_plane(trajectory, estimator=settings.estimator)
     assert plane is not None
     return plane
 
 
-def load_planes(trajectory: Trajectory) -> dict[str, Plane]:
-    """The planes that `score` stored in a run's folder, by estimator; raises UserError when they are damaged."""
+def load_planes(trajectory: Trajectory, *, unfinished: bool = False) -> dict[str, Plane]:
+    """The planes that `score` stored in a run's folder, by estimator; raises UserError when they are damaged.
+
+    Those that are to replace others but lack checkpoints still are there on demand.
+    """
     path = trajectory.path / "plane.json"
     if not path.exists():
         return {}
     planes = {}
     try:
         for estimator, stored in files.read_json(path).items():
+            if estimator.endswith(UNFINISHED) and not unfinished:
+                continue
             points = tuple(Point(**point) for point in stored["points"])
             settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
             require(len(points) > 0 and isinstance(settings["measured_on"], str), "it is empty")
             require(isinstance(settings["data"], dict) and arrays_name != "", "it lacks what it was measured on")
             for point in points:
                 _check(point)
-            require(settings["estimator"] == estimator, "it says two things")
+            require(settings["estimator"] == estimator.removesuffix(UNFINISHED), "it says two things")
             arrays, _ = files.load_tensors(path.with_name(arrays_name))
             information_ASN = arrays.pop("information_ASN", torch.zeros(0)).numpy()
             shape = (len(points), information_ASN.shape[-1])
@@ -239,22 +249,24 @@ def _still_valid(stored: Plane | None, trajectory: Trajectory, made_with: dict[s
     }
 
 
-def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any]) -> None:
+def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any], key: str) -> None:
     parts = [kept[epoch][1] for epoch in sorted(kept)]
     arrays = {
         "information_ASN" if name == "information" else name: torch.from_numpy(np.stack([part[name] for part in parts]))
         for name in parts[0]
     }
     path = trajectory.path / "plane.json"
-    estimator = made_with["estimator"]
     # The arrays go under a name of their own, plane.json then points at them: a kill in between leaves the old pair.
-    arrays_path = trajectory.path / f"plane-{estimator}-{files.content_hash(arrays)[:12]}.safetensors"
+    arrays_path = trajectory.path / f"plane-{key}-{files.content_hash(arrays)[:12]}.safetensors"
     files.save_tensors(arrays_path, arrays)
     points = [asdict(kept[epoch][0]) for epoch in sorted(kept)]
     others = files.read_json(path) if path.exists() else {}
-    files.write_json(path, {**others, estimator: {"settings": made_with, "arrays": arrays_path.name, "points": points}})
-    for older in trajectory.path.glob(f"plane-{estimator}-*.safetensors"):
-        if older != arrays_path:
+    others.pop(key + UNFINISHED, None)
+    stored = {**others, key: {"settings": made_with, "arrays": arrays_path.name, "points": points}}
+    files.write_json(path, stored)
+    needed = {plane["arrays"] for plane in stored.values()}
+    for older in trajectory.path.glob("plane-*.safetensors"):
+        if older.name not in needed:
             older.unlink(missing_ok=True)
 
 
