@@ -12,7 +12,6 @@ from checkpointkd.data import DataSettings, ResidentImages, StreamedImages, load
 from checkpointkd.errors import UserError
 
 from .pictures import digit, folder_of_digits
-from .test_cifar import REAL, needs_cifar
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +21,9 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkey
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
 
 
-@needs_cifar
-def test_the_real_cifar100_is_the_same_by_either_way(tmp_path: Path):
+def test_the_real_cifar100_is_the_same_by_either_way(tmp_path: Path, cifar100: Path):
     for split in ("train", "test"):  # the test images for both: they are real, and fewer
-        (tmp_path / f"{split}-00000-of-00001.parquet").symlink_to(REAL / "test-00000-of-00001.parquet")
+        (tmp_path / f"{split}-00000-of-00001.parquet").symlink_to(cifar100 / "test-00000-of-00001.parquet")
     ours, theirs = (load_data(DataSettings(data=f"{name}:{tmp_path}")) for name in ("cifar100", "hf"))
     assert theirs.classes == ours.classes
     assert isinstance(theirs.train, ResidentImages)
