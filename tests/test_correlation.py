@@ -58,6 +58,21 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert all(85 <= count <= 100 for count in within.values()), within
 
 
+def test_what_noise_adds_is_taken_off():
+    """Six classes that are equally unlike: all diversity that few noisy images show is noise."""
+    labels_N = torch.arange(6).repeat_interleave(15)
+    values = []
+    for seed in range(20):
+        noise_NK = torch.randn(90, 6, generator=torch.Generator().manual_seed(seed))
+        vectors_NK = 3 * torch.eye(6)[labels_N] + 1.5 * noise_NK
+        plain = diversity(class_similarity(vectors_NK, labels_N)).item()
+        (found,) = class_correlation(vectors_NK[None], labels_N).numbers["diversity"]
+        assert found.low < found.value < found.high
+        assert found.low < 0.9 * plain
+        values.append((found.value, plain))
+    assert np.mean([value for value, _ in values]) < 0.8 * np.mean([plain for _, plain in values])
+
+
 def test_the_difference_is_paired():
     """Two checkpoints that see an image alike: their difference is far surer than each one's diversity."""
     vectors_NK, labels_N = _drawn(30, seed=1, spread=3.0)

@@ -120,12 +120,12 @@ def _resampled(vectors_MNK: Tensor, labels_N: Tensor) -> Iterator[dict[str, Tens
     members = [(labels_N == label).nonzero().flatten() for label in range(classes)]
     for begin in range(0, RESAMPLES, at_once):
         size = min(at_once, RESAMPLES - begin)
-        means_MRKK = torch.empty(count, size, classes, classes)
+        sums_MRKK = torch.empty(count, size, classes, classes)
         for label, rows in enumerate(members):
             drawn_RN = torch.randint(len(rows), (size, len(rows)), generator=chances)
             weight_RN = torch.zeros(size, len(rows)).scatter_add_(1, drawn_RN, torch.ones(size, len(rows)))
-            means_MRKK[:, :, label] = weight_RN @ vectors_MNK[:, rows] / len(rows)
-        similarity_MRKK = _cosines(means_MRKK)
+            sums_MRKK[:, :, label] = weight_RN @ vectors_MNK[:, rows]
+        similarity_MRKK = _cosines(sums_MRKK)
         yield {name: number(similarity_MRKK) for name, number in NUMBERS.items()}
 
 

@@ -245,6 +245,13 @@ def test_the_last_map_of_a_network_that_pools_and_rectifies_by_functions():
     assert torch.equal(taken[path], network.pooled)
 
 
+def test_what_enters_a_part_that_pools_inside_is_not_what_is_pooled():
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(4, 10)
+    )
+    assert last_map_path(network, torch.rand(2, 1, 8, 8)) == "0.1:input"
+
+
 def test_attention_is_no_map():
     assert as_map(torch.rand(2, 2, 101, 32), (160, 160)) is None
     assert as_map(torch.rand(2, 4, 8, 8).to(torch.complex64), (32, 32)) is None

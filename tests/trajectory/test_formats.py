@@ -326,6 +326,18 @@ def test_a_file_that_counts_from_0_does_not_shift_those_told_by_name(tmp_path: P
     torch.save({"epoch": 0, "net": state}, tmp_path / "interrupted.pt")
     found = look(tmp_path).checkpoints
     assert {one.path.name: epoch for epoch, one in found.items() if epoch > 0} == {"a_epoch1.pt": 1, "a_epoch2.pt": 2}
+    for epoch in (0, 1):  # these count from 0, names don't
+        (tmp_path / f"a_epoch{epoch + 1}.pt").rename(tmp_path / f"a_epoch{epoch + 5}.pt")
+        torch.save({"epoch": epoch, "net": state}, tmp_path / f"net{epoch}.pt")
+    (tmp_path / "interrupted.pt").unlink()
+    assert {one.path.name: epoch for epoch, one in look(tmp_path).checkpoints.items()} == {
+        "net0.pt": 1, "net1.pt": 2, "a_epoch5.pt": 5, "a_epoch6.pt": 6,
+    }  # fmt: skip
+
+
+def test_an_exponent_is_no_epoch(tmp_path: Path):
+    torch.save(users.build(10, 1).state_dict(), tmp_path / "net_lr1e-4.pt")
+    assert list(look(tmp_path).checkpoints) == [1]
 
 
 def test_only_the_names_of_files_may_be_a_pattern(tmp_path: Path):
