@@ -180,10 +180,10 @@ def test_only_students_trained_alike_are_compared(runs: Path):
     collected = collect(runs)
     assert len({arm.label for arm in collected.arms}) == len(collected.arms)
     by_label = {arm.label: arm for arm in collected.arms}
-    other = by_label["epoch 2 (half-way); from teacher, α 0.9, τ 5, 2 epochs, 100 images of digits"]
+    other = by_label["epoch 2 (half-way); from teacher, α 0.9, τ 5, 2 epochs, 100 images of digits, fp32"]
     baseline = collected.baseline(other)
     assert baseline is not None
-    assert baseline.label == "no teacher; 2 epochs, 100 images of digits"
+    assert baseline.label == "no teacher; 2 epochs, 100 images of digits, fp32"
     alone = next(arm for label, arm in by_label.items() if label.startswith("epoch 2") and "4 epochs" in label)
     assert collected.baseline(alone) is None
     assert any("no student was trained in the same way without a teacher" in text for text in conclusions(collected))

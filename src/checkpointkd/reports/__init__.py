@@ -40,7 +40,10 @@ def write_report(folder: Path, *, out: Path) -> Path:
     there is nothing to report on, or when the file is there and is no report of ours."""
     collected = collect(folder)
     figures = []
-    for scored in collected.scored:
+    several = [
+        scored for scored in collected.scored if len(scored.plane.points) > 1
+    ]  # one point has no plane of its own
+    for scored in several:
         drawn = draw_plane(plane_data(scored))
         figures.append(
             {
@@ -74,7 +77,7 @@ def write_report(folder: Path, *, out: Path) -> Path:
         "page.html.jinja",
         out,
         title=f"Checkpoints as teachers: {folder.resolve().name}",
-        summary=[_summary(scored) for scored in collected.scored],
+        summary=[_summary(scored) for scored in several],
         conclusions=conclusions(collected),
         notes=collected.notes,
         heading="Students" if any(arm.teachers for arm in collected.arms) else "Networks",

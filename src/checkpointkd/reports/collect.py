@@ -215,6 +215,7 @@ def _told_apart(run: Trajectory, arm: Arm, arms: list[Arm]) -> Arm:
     words = [f"from {', '.join(dict.fromkeys(name for name, _ in arm.teachers))}"] if arm.teachers else []
     words += [f"α {kd['alpha']:g}, τ {kd['tau']:g}"] if kd else []
     words += [f"{run.planned_epochs} epochs", f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}"]
+    words += [run.run["precision"]]
     return replace(arm, label=f"{arm.label}; {', '.join(words)}")
 
 
