@@ -111,7 +111,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         right.errorbar(REAL, [abs(mean) for mean in means], spreads, color=colour, label=name, **bars)
     right.set(xscale="log", xlabel="images fitted on", ylabel=f"size, relative to {REAL[-1]} images")
     right.set_title("WRN-16-2 on CIFAR-100, last epoch")
-    for axes in (left, right):
+    for axes, counts in ((left, SYNTHETIC), (right, REAL)):
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
