@@ -17,17 +17,17 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 import checkpointkd as ckd
 from checkpointkd.data import DataSettings, load_data
-from checkpointkd.information import ESTIMATORS, score_trajectory
+from checkpointkd.information import score_trajectory
 from checkpointkd.loop import pick_device, start, step
 from checkpointkd.losses import Supervised
 from checkpointkd.recipes import recipe
-from checkpointkd.settings import EstimatorSettings, Precision
+from checkpointkd.settings import Estimator, EstimatorSettings, Precision
 from checkpointkd.trajectory import RunFolder
 from common import write_result
 
@@ -71,10 +71,10 @@ def cost(name: str, data: str, folder: Path) -> dict[str, Any]:
 
     result: dict[str, Any] = {"model": scale["model"], "checkpoints": CHECKPOINTS, "scored": scale["scored"]}
     scoring = {}
-    for estimator in ESTIMATORS:
+    for estimator in get_args(Estimator):
         train_some()  # around each scoring: the machine's speed drifts
         began = time.perf_counter()
-        settings = EstimatorSettings(estimator=estimator)  # type: ignore[arg-type]
+        settings = EstimatorSettings(estimator=estimator)
         score_trajectory(run, loaded, settings=settings, device=device)
         scoring[estimator] = (time.perf_counter() - began) * CHECKPOINTS / scale["scored"]
         train_some()
