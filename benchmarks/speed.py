@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpointkd as ckd
 from checkpointkd.data import Batch, Data, DataSettings, Epochs, load_data
 from checkpointkd.loop import fit, pick_device, predict, start, step
-from checkpointkd.losses import KD, Supervised
+from checkpointkd.losses import METHODS, FromLogits, Supervised
 from checkpointkd.models import build_network
 from checkpointkd.recipes import recipe
 from checkpointkd.runs import faster_precision
@@ -130,8 +130,12 @@ def distilling(bench: Bench, teachers: dict[int, Teacher], precision: Precision,
             bench.batches(), bench.images, teacher, precision=precision, limit=10**11, tell=lambda *_: None
         )
         assert isinstance(batches, Taught)
-        jobs[f"warm {count}"] = bench.epoch_of(name, KD(teacher, KDSettings()), batches, precision)
-    jobs["live 1"] = bench.epoch_of(name, KD(teachers[1], KDSettings()), bench.batches(), precision)
+        jobs[f"warm {count}"] = bench.epoch_of(
+            name, FromLogits(METHODS["kd"](), teacher, KDSettings()), batches, precision
+        )
+    jobs["live 1"] = bench.epoch_of(
+        name, FromLogits(METHODS["kd"](), teachers[1], KDSettings()), bench.batches(), precision
+    )
     times = in_turn(jobs, rounds=bench.rounds)
     count_of = len(bench.images)
     for count in teachers:

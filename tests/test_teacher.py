@@ -9,7 +9,7 @@ import checkpointkd as ckd
 from checkpointkd.data import DataSettings, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.loop import fit, start
-from checkpointkd.losses import KD
+from checkpointkd.losses import METHODS, FromLogits
 from checkpointkd.models import build_network
 from checkpointkd.settings import KDSettings, Recipe
 from checkpointkd.teacher import refuse_at_chance, teacher_of
@@ -21,11 +21,11 @@ def test_a_teacher_stays_as_it_is_while_a_student_learns(teacher_run: Path):
     """In evaluation mode, its batch-norm statistics and weights untouched, and without gradients."""
     data = load_data(DataSettings(data="digits", train_images=60))
     teacher = teacher_of([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
-    networks = teacher._networks
+    networks = teacher.networks
     before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in networks]
     recipe = Recipe(epochs=2, batch_size=30)
     student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37])
-    objective = KD(teacher, KDSettings())
+    objective = FromLogits(METHODS["kd"](), teacher, KDSettings())
     state = start(student, objective, recipe, device=CPU)
     batches = data.train.batches(batch_size=30, seed=0, device=CPU)
     for _ in fit(state, batches, recipe=recipe, seed=0):

@@ -75,7 +75,7 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
         return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(converter=_whole)])
     if annotation is bool and parameter.default is False:
         return parameter.replace(annotation=Annotated[bool, cyclopts.Parameter(negative=())])
-    if annotation in (list[str], list[float] | None):
+    if annotation in (list[str], list[str] | None, list[float] | None):
         return parameter.replace(
             annotation=Annotated[annotation, cyclopts.Parameter(consume_multiple=True, negative=())]
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -192,3 +193,16 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
         "accuracy_se": right_N.std(correction=0).item() / len(right_N) ** 0.5,
         "nll": nll_N.mean().item(),
     }
+
+
+def calibration_error(
+    weight_RN: np.ndarray, confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15
+) -> np.ndarray:
+    """The mean distance of confidence and accuracy over bins of equally many images, by their confidence, (R,)."""
+    order_N = np.argsort(confidence_N, kind="stable")
+    gap_N = confidence_N[order_N].astype(float) - right_N[order_N]
+    weight_RN = weight_RN[:, order_N]
+    binned = [
+        weight_RN[:, part] @ gap_N[part] for part in np.array_split(np.arange(len(order_N)), min(bins, len(order_N)))
+    ]
+    return np.abs(binned).sum(0)

@@ -16,7 +16,7 @@ from torch import nn
 from .data import Data, Epochs, load_test, settings_of
 from .errors import require
 from .files import locked
-from .loop import fit, measure, predict, start, step
+from .loop import Row, fit, measure, predict, start, step
 from .losses import Supervised
 from .models import try_out
 from .settings import Precision, PrecisionChoice, Progress, Recipe, one_of
@@ -42,16 +42,26 @@ def carry_out(
     progress: Progress | None,
     objective: nn.Module,
     teach: Callable[[Epochs, Precision], Epochs] = lambda batches, precision: batches,
+    best_of_last_ten: bool = False,
+    touch_test: bool = True,
+    on_row: Callable[[Row], None] = lambda row: None,
     more: dict[str, Any] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> Trajectory:
     """Carry out one run in its folder, from wherever it stands, and measure its last network on the test images.
 
     `kind` and `more` are part of what the run is, `notes` are kept beside it; `teach` may put batches that know more in
-    the place of the run's. Raises UserError when the folder holds
-    something else, when the network can't learn from the images, and when the loss stops being a number.
+    the place of the run's; `on_row` is told each epoch's row when the epoch is kept, and may stop the run by raising.
+    `best_of_last_ten` measures the test images after each of the last ten epochs, too; without `touch_test` they are
+    left alone. Raises UserError when the folder holds something else, when the network can't learn from the images, and
+    when the loss stops being a number.
     """
     one_of("precision", precision, PrecisionChoice)
+    require(
+        not best_of_last_ten or data.identity["protocol"] == "paper",
+        "the best of the last ten epochs is found on the test images, which --protocol holdout keeps for one last "
+        "measurement; say --protocol paper, as the authors did",
+    )
     every = max(1, recipe.epochs // 20) if save_every is None else save_every
     require(every >= 1, f"a checkpoint every {every} epochs makes no sense; --save-every must be at least 1")
     mean, std = data.train.channel_statistics()
@@ -76,6 +86,7 @@ def carry_out(
             "save_every": every,
             "seed": seed,
             "precision": chosen,
+            "best_of_last_ten": best_of_last_ten,
             **(more or {}),
         }
         stored = folder.open(run, notes={**normalisation, "device": str(device), **(notes or {})})
@@ -102,6 +113,7 @@ def carry_out(
         total = recipe.epochs * len(batches)
         on_step = lambda step, steps: tell(str(out), state.epoch * steps + step, total)  # noqa: E731
         began = time.perf_counter()
+        test = load_test(settings_of(data.identity), progress=progress) if touch_test else None
         for row in fit(state, batches, recipe=recipe, seed=seed, precision=chosen, on_step=on_step):
             if state.epoch % every == 0 or state.epoch == recipe.epochs:
                 measured = measure(predict(network, data.selection), data.selection.labels_N)
@@ -110,15 +122,22 @@ def carry_out(
                 )
                 row = {**row, "selection_accuracy": measured["accuracy"], "selection_nll": measured["nll"]}
                 folder.save_checkpoint(state.epoch, network.state_dict())
+            if best_of_last_ten and test is not None and state.epoch > recipe.epochs - 10:
+                row = {**row, "test_accuracy": measure(predict(network, test), test.labels_N)["accuracy"]}
             rows.append(row)
             folder.save_epoch(rows, state.to_dict())
-        test = load_test(settings_of(data.identity), progress=progress)
+            on_row(row)
+        tested = {}
+        if test is not None:
+            tested = {"test": measure(predict(network, test), test.labels_N), "test_images": len(test)}
+        if best_of_last_ten:
+            best = max(rows[-10:], key=lambda row: row["test_accuracy"])
+            tested["best_of_last_ten"] = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
         folder.finish(
             {
                 "epoch": state.epoch,
                 "selection": measure(predict(network, data.selection), data.selection.labels_N),
-                "test": measure(predict(network, test), test.labels_N),
-                "test_images": len(test),
+                **tested,
                 "seconds": round(sum(row["seconds"] for row in rows), 3),
                 "wall_seconds_since_start_or_resume": round(time.perf_counter() - began, 3),
             }

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from .errors import require, unknown
 
 Average = Literal["probabilities", "logits"]
+BatchNorm = Literal["eval", "batch"]
 ClassOrder = Literal["auto", "superclass", "similarity", "given"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Estimator = Literal["decoder", "ridge"]
@@ -21,6 +22,7 @@ Optimizer = Literal["sgd", "adam"]
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 Protocol = Literal["holdout", "paper"]
+Route = Literal["together", "rco", "progressive"]
 Schedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["selection", "test"]
 
@@ -131,6 +133,82 @@ class KDSettings:
         require(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}")
         require(1e-3 <= self.tau <= 1e6, f"tau must be above 0 (from 0.001 to 10⁶), not {self.tau}")
         one_of("average", self.average, Average)
+
+    @property
+    def scale(self) -> float:
+        """What multiplies a term of softened predictions, so that its gradients are as large as the labels'."""
+        return self.tau**2 if self.tau_squared else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachingSettings:
+    """How the teachers are asked, and what a method takes besides their predictions.
+
+    `weight` multiplies the method's term (None: the method's own). `weights`, one a teacher, say how much each counts
+    (None: all alike). `route` says when each does: `together` throughout; `rco`, one after the other, each for an equal
+    part of training (route constrained optimization, Jin et al., ICCV 2019, with equal intervals); `progressive`, the
+    same with a temperature that falls evenly from τ to 1 (after Pro-KD, Rezagholizadeh et al., COLING 2022).
+    `batch_norm` says whether the teachers normalise with what they learned (`eval`) or with each batch's own statistics
+    (`batch`, as the authors' code does for most of training). The features are modules by path, None for the method's
+    usual; `adapt` puts a trained 1×1 convolution behind the student's where a method needs the teacher's channels.
+
+    >>> TeachingSettings(weights=(0.5, 0.6))
+    Traceback (most recent call last):
+    checkpointkd.errors.UserError: the teachers' weights must sum to 1, and 0.5 + 0.6 is 1.1
+    """
+
+    weight: float | None = None
+    weights: tuple[float, ...] | None = None
+    route: Route = "together"
+    batch_norm: BatchNorm = "eval"
+    teacher_features: tuple[str, ...] | None = None
+    student_features: tuple[str, ...] | None = None
+    adapt: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.weight is None or 0 <= self.weight < math.inf,
+            f"the weight of the method's term must be at least 0, not {self.weight}",
+        )
+        one_of("route", self.route, Route)
+        one_of("teachers' batch norm", self.batch_norm, BatchNorm)
+        if self.weights is not None:
+            written = " + ".join(f"{weight:g}" for weight in self.weights)
+            require(
+                all(0 <= weight <= 1 for weight in self.weights), f"a teacher's weight lies in [0, 1], not {written}"
+            )
+            total = sum(self.weights)
+            require(abs(total - 1) < 1e-6, f"the teachers' weights must sum to 1, and {written} is {total:g}")
+            require(self.route == "together", "--weights are for teachers that teach together, not one after the other")
+        for features in (self.teacher_features, self.student_features):
+            require(features is None or len(features) > 0, "no features are named")
+
+    def weights_at(self, progress: float, teachers: int) -> tuple[float, ...] | None:
+        """How much each teacher counts when this part of training, in [0, 1), is done; None for all alike.
+
+        >>> TeachingSettings(route="rco").weights_at(0.5, 2)
+        (0.0, 1.0)
+        """
+        if self.route == "together":
+            return self.weights
+        now = min(int(progress * teachers), teachers - 1)
+        return tuple(float(teacher == now) for teacher in range(teachers))
+
+    def asked_in(self, epoch: int, epochs: int, teachers: int) -> list[int]:
+        """Which teachers count in the epoch that follows `epoch` completed ones.
+
+        >>> TeachingSettings(route="rco").asked_in(1, 3, 2)
+        [0, 1]
+        """
+        if self.route == "together":
+            return [teacher for teacher in range(teachers) if self.weights is None or self.weights[teacher] > 0]
+        # in whole numbers: the steps of epoch e lie in [e / epochs, (e + 1) / epochs)
+        first, last = epoch * teachers // epochs, ((epoch + 1) * teachers - 1) // epochs
+        return list(range(first, last + 1))
+
+    def tau_at(self, progress: float, tau: float) -> float:
+        """The temperature when this part of training is done."""
+        return tau + progress * (1 - tau) if self.route == "progressive" else tau
 
 
 @dataclass(frozen=True, kw_only=True)

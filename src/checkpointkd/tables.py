@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -86,25 +86,32 @@ class Taught:
         *,
         precision: Precision,
         tell: Progress,
+        asked_in: Callable[[int], list[int]] | None = None,
     ) -> None:
         self.batches, self.teacher, self.tables = batches, teacher, tables
         self.precision, self.tell = precision, tell
+        self.asked_in = asked_in or (lambda epoch: list(range(len(tables))))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         view_N = self.batches.view_N(epoch)
-        logits_TNK = self.answers(view_N)
+        logits_TNK = self.answers(view_N, self.asked_in(epoch))
         for row_B in self.batches.rows(epoch):
             yield replace(self.batches.batch(row_B, view_N[row_B]), teacher_TBK=logits_TNK[:, row_B].float())
 
-    def answers(self, view_N: Tensor) -> Tensor:
-        """Each teacher's logits for each image in this view of it, (T, N, K) in 16 bits, on the batches' device."""
+    def answers(self, view_N: Tensor, asked: Collection[int] | None = None) -> Tensor:
+        """Each teacher's logits for each image in this view of it, (T, N, K) in 16 bits, on the batches' device; zeros
+        for a teacher who isn't asked."""
         row_N = torch.arange(len(view_N)) * len(self.batches.views) + view_N.cpu()
         found = []
         missing = []
-        for table in self.tables:
+        for member, table in enumerate(self.tables):
+            if asked is not None and member not in asked:
+                found.append(torch.zeros(len(row_N), table.classes, dtype=torch.float16))
+                missing.append(row_N[:0])
+                continue
             logits_NK, there_N = table.read(row_N)
             found.append(logits_NK)
             missing.append((~there_N).nonzero().flatten())
@@ -132,10 +139,15 @@ def taught(
     precision: Precision,
     limit: int,
     tell: Progress,
+    asked_in: Callable[[int], list[int]] | None = None,
 ) -> Epochs:
     """The batches with the teachers' answers from their tables, or, where there can be no table, as they are, which
-    means that the teachers are asked at every step; it is said why. `limit` is what all tables may take up, in bytes.
+    means that the teachers are asked at every step; it is said why. `limit` is what all tables may take up, in bytes;
+    `asked_in` says which teachers count in the epoch that follows so many completed ones; by default all.
     """
+    if teacher.batch_norm == "batch":
+        log.info("the teachers are asked at every step: normalised by batches, their answers depend on the company")
+        return batches
     if not isinstance(batches, ResidentBatches) or not isinstance(images, ResidentImages):
         log.info("the teachers are asked at every step: streamed pictures have no finite number of views")
         return batches
@@ -167,7 +179,7 @@ def taught(
             _bytes(needed), folder, reason,
         )  # fmt: skip
         return batches
-    return Taught(batches, teacher, tables, precision=precision, tell=tell)
+    return Taught(batches, teacher, tables, precision=precision, asked_in=asked_in, tell=tell)
 
 
 def words(classes: int) -> int:

@@ -5,71 +5,108 @@ Letters in names: T teachers, B batch, N images, K classes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import files
 from .data import Batch, Images
 from .errors import UserError, require
-from .loop import measure, predict
+from .loop import calibration_error, measure, predict
 from .losses import soften
-from .settings import Average
-from .trajectory import Address, resolve
+from .models import taps
+from .settings import Average, BatchNorm
+from .trajectory import Address, Checkpoint, resolve
 
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
 class Teacher:
-    """Frozen networks that answer with logits (T, B, K); always in evaluation mode, never trained.
+    """Frozen networks that answer with logits (T, B, K); never trained. They normalise with what they learned (`eval`),
+    or with each batch's own statistics (`batch`), in which case an answer depends on its company.
 
-    Raises UserError when the members' classes or channels differ.
+    Raises UserError when the members' classes, their order, or the sizes of their images differ.
     """
 
-    def __init__(self, members: Sequence[Address], *, device: torch.device) -> None:
+    def __init__(self, members: Sequence[Address], *, device: torch.device, batch_norm: BatchNorm = "eval") -> None:
         require(len(members) > 0, "a teacher needs at least one checkpoint")
-        first = members[0].checkpoint.run
         for member in members[1:]:
-            run = member.checkpoint.run
-            require(
-                run["classes"] == first["classes"] and len(run["mean"]) == len(first["mean"]),
-                f"{members[0].text} and {member.text} can't teach together: their classes or channels differ",
-            )
+            _require_alike(members[0], member)
         self.members = tuple(members)
-        self.classes: list[str] = first["classes"]
-        self._networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
+        self.classes: list[str] = members[0].checkpoint.run["classes"]
+        self.batch_norm = batch_norm
+        self.networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
+        if batch_norm == "batch":
+            for member, network in zip(members, self.networks, strict=True):
+                norms = _norms(network)
+                require(
+                    bool(norms), f"{member.text} has no batch norm, so it can't normalise with a batch's statistics"
+                )
+                for norm in norms:
+                    norm.momentum = 0.0  # what it learned stays as it is
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Each member's logits on the batch's images, (T, B, K)."""
-        return torch.stack([self.member_logits(member, batch).float() for member in range(len(self.members))])
+    def __len__(self) -> int:
+        return len(self.members)
 
-    @torch.no_grad()
+    def logits(self, batch: Batch, members: Sequence[int] | None = None) -> Tensor:
+        """Some members' logits on the batch's images, or all members', (T, B, K)."""
+        asked = range(len(self)) if members is None else members
+        return torch.stack([self.member_logits(member, batch).float() for member in asked])
+
     def member_logits(self, member: int, batch: Batch) -> Tensor:
         """One member's logits, (B, K), in the 16 bits that tables keep: live answers and kept ones are alike."""
-        logits_BK = self._networks[member](batch.images_BCHW).float()
-        return logits_BK.clamp(*_FP16_RANGE).half()
+        return self.look(member, batch, [])[0]
+
+    @torch.no_grad()
+    def look(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """One member's logits, as `member_logits`, and what it computes at these paths on the way."""
+        network = self.networks[member]
+        norms = _norms(network) if self.batch_norm == "batch" else []
+        for norm in norms:
+            norm.train()
+        with taps(network.body, list(paths)) as taken:
+            logits_BK = network(batch.images_BCHW).float()
+        for norm in norms:
+            norm.eval()
+        return logits_BK.clamp(*_FP16_RANGE).half(), [taken[path] for path in paths]
 
     def predict(self, images: Images) -> Tensor:
         """Each member's logits on clean images, (T, N, K), float32 on the CPU."""
         answers = []
-        for member, network in zip(self.members, self._networks, strict=True):
+        for member, network in zip(self.members, self.networks, strict=True):
             logits_NK = predict(network, images)
             require(bool(logits_NK.isfinite().all()), f"the teacher {member.text} answers with no finite numbers")
             answers.append(logits_NK)
         return torch.stack(answers)
 
-    def measure(self, images: Images, *, average: Average = "probabilities") -> dict:
-        """Accuracy and NLL of each member and of the ensemble (Eq. 2 at τ = 1) on clean images."""
+    def measure(
+        self, images: Images, *, average: Average = "probabilities", weights: Sequence[float] | None = None
+    ) -> dict[str, Any]:
+        """Accuracy, NLL and calibration error, on clean images and as learned, of each member and of the ensemble
+        (Eq. 2 at τ = 1); and the ensemble's `disagreement`, the share of images that two members name differently,
+        mean over pairs."""
         logits_TNK = self.predict(images)
-        ensemble = soften(logits_TNK, tau=1.0, average=average).clamp_min(1e-30).log()
+        ensemble = soften(logits_TNK, tau=1.0, average=average, weights=weights).clamp_min(1e-30).log()
+        named_TN = logits_TNK.argmax(-1)
+        pairs = list(itertools.combinations(range(len(named_TN)), 2))
+        unlike = [(named_TN[one] != named_TN[other]).double().mean().item() for one, other in pairs]
         return {
             "images": len(images),
             "members": [
-                {"address": member.text, "epoch": member.checkpoint.epoch, **measure(logits_NK, images.labels_N)}
+                {"address": member.text, "epoch": member.checkpoint.epoch, **_measure(logits_NK, images.labels_N)}
                 for member, logits_NK in zip(self.members, logits_TNK, strict=True)
             ],
-            "ensemble": measure(ensemble, images.labels_N),
+            "ensemble": {
+                **_measure(ensemble, images.labels_N),
+                "disagreement": sum(unlike) / len(unlike) if unlike else None,
+            },
         }
 
     def identities(self) -> list[dict[str, str]]:
@@ -83,9 +120,71 @@ class Teacher:
         return [{"epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256} for member in self.members]
 
 
+def _measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """What `measure` says, and how far confidence is from accuracy."""
+    confidence_N, named_N = logits_NK.double().softmax(-1).max(-1)
+    alike_1N = np.full((1, len(labels_N)), 1 / len(labels_N))
+    error = calibration_error(alike_1N, confidence_N.numpy(), (named_N == labels_N).numpy())
+    return {**measure(logits_NK, labels_N), "calibration_error": float(error[0])}
+
+
+def _require_alike(first: Address, other: Address) -> None:
+    """Raise UserError, saying what differs, unless two checkpoints can teach together."""
+    one, two = first.checkpoint.run, other.checkpoint.run
+    both = f"{first.text} and {other.text} can't teach together"
+    if one["classes"] != two["classes"]:
+        if sorted(one["classes"]) == sorted(two["classes"]):
+            place = next(
+                n for n, pair in enumerate(zip(one["classes"], two["classes"], strict=True)) if pair[0] != pair[1]
+            )
+            how = f"in another order, first at {place}: {one['classes'][place]!r} and {two['classes'][place]!r}"
+        else:
+            unlike = sorted(set(one["classes"]) ^ set(two["classes"]))[:3]
+            how = f"{len(one['classes'])} and {len(two['classes'])}, {', '.join(map(repr, unlike))} not in both"
+        raise UserError(f"{both}: they know other classes ({how})")
+    shapes = [tuple(run["data"].get("shape") or (len(run["mean"]),)) for run in (one, two)]
+    require(
+        shapes[0] == shapes[1],
+        f"{both}: they know images of other sizes, {_shape(shapes[0])} and {_shape(shapes[1])}",
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
 def teacher_of(addresses: Sequence[str], *, device: torch.device) -> Teacher:
     """The teacher made of the checkpoints at these addresses."""
     return Teacher([resolve(address) for address in addresses], device=device)
+
+
+def training_cost(members: Sequence[Address]) -> dict[str, Any]:
+    """What training these checkpoints took, as Fig. 3 counts it: of each run, however many of its checkpoints teach,
+    the epochs up to the last of them; `seconds` is None where another trainer didn't leave them."""
+    last: dict[Path, Address] = {}
+    for member in members:
+        run = member.checkpoint.run
+        path = Path(run["folder"], run["pattern"] or "") if run["kind"] == "foreign" else member.checkpoint.path.parent
+        if path not in last or member.checkpoint.epoch > last[path].checkpoint.epoch:
+            last[path] = member
+    runs = [{"epochs": member.checkpoint.epoch, "seconds": _seconds(member.checkpoint)} for member in last.values()]
+    seconds = [run["seconds"] for run in runs]
+    return {
+        "runs": len(runs),
+        "epochs": sum(run["epochs"] for run in runs),
+        "seconds": None if None in seconds else round(sum(seconds), 3),
+    }
+
+
+def _seconds(checkpoint: Checkpoint) -> float | None:
+    if checkpoint.run["kind"] == "foreign":
+        return None
+    rows = files.read_rows(checkpoint.path.parents[1] / "metrics.jsonl")
+    return sum(row["seconds"] for row in rows if row["epoch"] <= checkpoint.epoch)
 
 
 def above_chance(labels_N: Tensor) -> tuple[float, float]:

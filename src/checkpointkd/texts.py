@@ -32,6 +32,11 @@ def trajectory(found: Any) -> RenderableType:
             f"after epoch {result['epoch']}: accuracy {_percent(result['selection'])} on the selection images, "
             f"{_percent(result['test'])} on the {result['test_images']:,} test images"
         )
+    if result is not None and "best_of_last_ten" in result:
+        best = result["best_of_last_ten"]
+        lines.append(
+            f"the best of the last ten epochs on the test images: {100 * best['accuracy']:.1f} %, epoch {best['epoch']}"
+        )
     return Text("\n".join(lines))
 
 
@@ -120,13 +125,21 @@ def choice(chosen: Any) -> RenderableType:
 
 def evaluation(measured: dict[str, Any]) -> RenderableType:
     """Accuracy and NLL of checkpoints and of their ensemble."""
-    table = _table("checkpoint", "epoch", "accuracy", "NLL, nats")
-    for member in measured["members"]:
-        table.add_row(member["address"], str(member["epoch"]), _percent(member), f"{member['nll']:.3f}")
-    if len(measured["members"]) > 1:
-        table.add_row("the ensemble", "", _percent(measured["ensemble"]), f"{measured['ensemble']['nll']:.3f}")
+    table = _table("checkpoint", "epoch", "accuracy", "NLL, nats", "calibration error")
+    rows = [(member["address"], str(member["epoch"]), member) for member in measured["members"]]
+    together, cost = measured["ensemble"], measured["training_cost"]
+    lines = []
+    if len(rows) > 1:
+        rows.append(("the ensemble", "", together))
+        lines.append(f"two members name {100 * together['disagreement']:.1f} % of the images differently, on average")
+    for name, epoch, one in rows:
+        calibration = f"{100 * one['calibration_error']:.1f} %"
+        table.add_row(name, epoch, _percent(one), f"{one['nll']:.3f}", calibration)
+    seconds = "" if cost["seconds"] is None else f", {cost['seconds']:,.0f} s"
+    runs = "one run" if cost["runs"] == 1 else f"{cost['runs']} runs"
+    lines.append(f"training up to here took {cost['epochs']} epochs of {runs}{seconds}")
     where = f"{measured['data']}, protocol {measured['protocol']}, {measured['split']}: {measured['images']:,} images"
-    return Group(table, Text(where))
+    return Group(table, Text("\n".join([*lines, where])))
 
 
 def correlation(found: dict[str, Any]) -> RenderableType:

@@ -17,25 +17,27 @@ from .errors import UserError, require, unknown
 from .recipes import recipe as recipe_of
 from .settings import (
     Average,
+    BatchNorm,
     ClassOrder,
     DataSettings,
     Device,
     Estimator,
     EstimatorSettings,
     KDSettings,
-    Precision,
     PrecisionChoice,
     Progress,
     Protocol,
     Recipe,
+    Route,
     SplitName,
+    TeachingSettings,
     one_of,
 )
 
 if TYPE_CHECKING:
     import torch
 
-    from .data import Data, Epochs, Images
+    from .data import Data, Images
     from .information import Plane
     from .models import Network
     from .selection import Choice
@@ -64,6 +66,7 @@ def train(
     label_smoothing: float = 0.0,
     precision: PrecisionChoice = "auto",
     compile: bool = False,
+    best_of_last_ten: bool = False,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -111,6 +114,9 @@ def train(
         fp32, or bf16 for 16 bits where they suffice; auto measures a few steps of each and takes bf16 where it pays.
     compile
         Compile the network first: it takes a minute or so, and whether it pays depends on the network and the machine.
+    best_of_last_ten
+        Measure the test images after each of the last ten epochs and report the best beside the last, as the authors'
+        code does, which flatters; with --protocol paper only.
     device
         Where to compute.
 
@@ -139,6 +145,7 @@ def train(
         device=_device(device),
         progress=progress,
         objective=objective,
+        best_of_last_ten=best_of_last_ten,
         more={"label_smoothing": label_smoothing},
     )
 
@@ -150,11 +157,19 @@ def distill(
     teachers: list[str],
     out: Path | str,
     data: str | None = None,
+    ensemble: str | None = None,
     method: str = "kd",
-    alpha: float = KDSettings.alpha,
-    tau: float = KDSettings.tau,
+    alpha: float | None = None,
+    tau: float | None = None,
     tau_squared: bool = KDSettings.tau_squared,
+    weight: float | None = None,
     average: Average = KDSettings.average,
+    weights: list[float] | None = None,
+    route: Route = "together",
+    teacher_batch_norm: BatchNorm = "eval",
+    teacher_features: list[str] | None = None,
+    student_features: list[str] | None = None,
+    adapt: bool = False,
     recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -169,6 +184,7 @@ def distill(
     compile: bool = False,
     weak_teacher: bool = False,
     table_limit: float = 20.0,
+    best_of_last_ten: bool = False,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -191,16 +207,38 @@ def distill(
         The student's run folder.
     data
         A data set; by default the first teacher's, with its protocol and its images.
+    ensemble
+        Which checkpoints of the runs in --teachers teach together: snapshot:K, one run's end and K − 1 equally spaced
+        before it; full:K, the ends of K runs; mixed, half-way of the first and the end of the second; all of one run.
     method
-        How the teachers' knowledge is passed on: kd.
+        How the teachers' knowledge is passed on. By their predictions: kd, lskd (standardised logits), dkd, dist. By
+        what they compute inside: fitnets, at, sp, cc, vid, rkd, fsp, pkt, crd.
     alpha
-        The weight of the labels, in [0, 1]; the teachers have the rest (Eq. 1).
+        The weight of the labels, in [0, 1]. With kd the teachers' predictions have the rest (Eq. 1), 0.5 by default.
+        Other methods add a term of their own: with those that look inside, predictions have the rest, nothing by
+        default (1); with the others nothing has it (0.1 for lskd, 1 for dkd and dist).
     tau
-        The temperature at which predictions are softened.
+        The temperature at which predictions are softened; by default the method's own, 5 for kd.
     tau_squared
         Multiply the teachers' term by the temperature squared, as the field does and the paper's formula does not.
+    weight
+        What multiplies the method's term; by default as its paper or the field's benchmark has it.
     average
         Several teachers: the mean of their probabilities (Eq. 2), or of their logits, as the authors' code has it.
+    weights
+        How much each of several teachers counts, in their order; the weights sum to 1. By default all count alike.
+    route
+        When several teachers teach: together; or one after the other in their order, each for an equal part of the
+        training (rco), also with a temperature that falls to 1 (progressive). Goes with --ensemble snapshot:K or all.
+    teacher_batch_norm
+        Whether teachers normalise with what they learned (eval), or with each batch's own statistics (batch), as the
+        authors' code does for most of training.
+    teacher_features
+        For methods that look inside: modules of the teacher, by their paths in the model.
+    student_features
+        The student's modules that meet them, in the same order.
+    adapt
+        Put a trained convolution behind the student's features where fsp needs as many channels as the teacher's.
     recipe
         Named settings of the training: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student,
         tiny-imagenet or imagenet; by default what suits the data. The first line that is printed says what it means.
@@ -232,6 +270,9 @@ def distill(
     table_limit
         How many gigabytes the tables of teachers' answers may take up in all; those not used for longest make room.
         With 0 the teachers are asked at every step, which gives the same student more slowly.
+    best_of_last_ten
+        Measure the test images after each of the last ten epochs and report the best beside the last, as the authors'
+        code does, which flatters; with --protocol paper only.
     device
         Where to compute.
 
@@ -242,65 +283,50 @@ def distill(
         does.
     """
     from .data import load_data, settings_like
-    from .losses import METHODS
-    from .runs import carry_out
-    from .tables import taught
-    from .teacher import Teacher, refuse_at_chance
-    from .trajectory import resolve
+    from .distillation import distil, prepare
+    from .losses import METHODS, defaults
+    from .trajectory import ensemble_of
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    require(table_limit >= 0, f"the table limit must be at least 0 gigabytes, not {table_limit}")
+    own_alpha, own_tau = defaults(method)
+    settings = KDSettings(
+        alpha=own_alpha if alpha is None else alpha,
+        tau=own_tau if tau is None else tau,
+        tau_squared=tau_squared,
+        average=average,
+    )
+    teaching = TeachingSettings(
+        weight=weight,
+        weights=None if weights is None else tuple(weights),
+        route=route,
+        batch_norm=teacher_batch_norm,
+        teacher_features=None if teacher_features is None else tuple(teacher_features),
+        student_features=None if student_features is None else tuple(student_features),
+        adapt=adapt,
+    )
     require(len(teachers) > 0, "distilling needs --teachers; to train without one, use `checkpointkd train`")
-    settings = KDSettings(alpha=alpha, tau=tau, tau_squared=tau_squared, average=average)
-    addresses = [resolve(address) for address in teachers]
+    addresses = ensemble_of(teachers, ensemble)
     taught_on = addresses[0].checkpoint.run["data"]
     loaded = load_data(settings_like(taught_on, data, protocol, train_images, image_size, flip), progress=progress)
-    where = _device(device)
-    teacher = Teacher(addresses, device=where)
-    require(
-        teacher.classes == list(loaded.classes),
-        f"the teacher {addresses[0].text} knows {len(teacher.classes)} classes, the data {loaded.name!r} has "
-        f"{len(loaded.classes)}, or in another order: give the data that the teacher was trained on",
-    )
     _say_if_any_has_seen(addresses, loaded)
-    measured = teacher.measure(loaded.selection, average=average)
-    for member in measured["members"]:
-        log.info(
-            "teacher %s (epoch %d): accuracy %.1f %% on the selection images",
-            member["address"], member["epoch"], 100 * member["accuracy"],
-        )  # fmt: skip
-    if len(addresses) > 1:
-        log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
-
-    def teach(batches: Epochs, precision: Precision) -> Epochs:
-        if table_limit == 0:
-            return batches
-        tell = progress or (lambda task, done, total: None)
-        limit = int(table_limit * 1e9)
-        return taught(batches, loaded.train, teacher, precision=precision, limit=limit, tell=tell)
-
-    if not weak_teacher:
-        refuse_at_chance(measured, loaded.selection.labels_N)
-    return carry_out(
+    lesson = prepare(
+        addresses, loaded, teaching=teaching, average=average, weak_teacher=weak_teacher, device=_device(device)
+    )
+    return distil(
         student,
-        kind="distill",
+        lesson,
         out=Path(out),
-        data=loaded,
+        method=method,
+        settings=settings,
         recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, learning_rate),
         save_every=save_every,
         seed=seed,
         precision=precision,
         compile=compile,
-        device=_device(device),
+        table_limit=table_limit,
+        best_of_last_ten=best_of_last_ten,
         progress=progress,
-        objective=METHODS[method](teacher, settings),
-        teach=teach,
-        more={"method": method, "kd": asdict(settings), "teachers": teacher.manifest()},
-        notes={
-            "teachers_measured": measured,
-            "teacher_addresses": [address.text for address in addresses],
-        },
     )
 
 
@@ -456,7 +482,9 @@ def evaluate(
     *addresses: str,
     data: str | None = None,
     split: SplitName = "selection",
+    ensemble: str | None = None,
     average: Average = "probabilities",
+    weights: list[float] | None = None,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -477,8 +505,12 @@ def evaluate(
         A data set; by default the first run's own, with its protocol.
     split
         selection, or test for the final figure.
+    ensemble
+        Which checkpoints of the runs that are named: snapshot:K, full:K, mixed or all, as for distill.
     average
         Several: the mean of their probabilities (Eq. 2), or of their logits.
+    weights
+        How much each of several counts, in their order; by default all alike.
     device
         Where to compute.
 
@@ -487,13 +519,23 @@ def evaluate(
     UserError
         For addresses that lead nowhere, and for data of other classes.
     """
+    from .teacher import training_cost
+
     one_of("average", average, Average)
-    teacher, loaded, images = _asked(addresses, data=data, split=split, device=device, progress=progress)
+    shares = TeachingSettings(weights=None if weights is None else tuple(weights)).weights
+    teacher, loaded, images = _asked(
+        addresses, data=data, split=split, ensemble=ensemble, device=device, progress=progress
+    )
+    require(
+        shares is None or len(shares) == len(teacher),
+        f"--weights gives {len(shares or ())} weights to {len(teacher)} teachers",
+    )
     return {
         "data": loaded.name,
         "protocol": loaded.identity["protocol"],
         "split": split,
-        **teacher.measure(images, average=average),
+        **teacher.measure(images, average=average, weights=shares),
+        "training_cost": training_cost(teacher.members),
     }
 
 
@@ -755,16 +797,22 @@ def _say_if_any_has_seen(addresses: Sequence[Address], data: Data) -> None:
 
 
 def _asked(
-    addresses: Sequence[str], *, data: str | None, split: SplitName, device: Device, progress: Progress | None
+    addresses: Sequence[str],
+    *,
+    data: str | None,
+    split: SplitName,
+    ensemble: str | None = None,
+    device: Device,
+    progress: Progress | None,
 ) -> tuple[Teacher, Data, Images]:
     """The checkpoints at these addresses, the data that they are asked about, and the split's images."""
     from .data import load_data, load_test, settings_like
     from .teacher import Teacher
-    from .trajectory import resolve
+    from .trajectory import ensemble_of
 
     require(len(addresses) > 0, "name at least one checkpoint, such as runs/teacher@full")
     one_of("split", split, SplitName)
-    found = [resolve(address) for address in addresses]
+    found = ensemble_of(addresses, ensemble)
     settings = settings_like(found[0].checkpoint.run["data"], data)
     loaded = load_data(settings, progress=progress)
     teacher = Teacher(found, device=_device(device))

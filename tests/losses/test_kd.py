@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from checkpointkd.data import Batch
 from checkpointkd.errors import UserError
-from checkpointkd.losses import KD, METHODS, Supervised, cross_entropy, kd, label_smoothing, soften
+from checkpointkd.losses import METHODS, FromLogits, Supervised, cross_entropy, kd, label_smoothing, soften
 from checkpointkd.settings import KDSettings
 
 torch.manual_seed(0)
@@ -127,20 +128,27 @@ def test_softened_predictions_sum_to_one():
 
 
 class _Fixed:
-    def logits(self, batch: Batch) -> Tensor:
-        return TEACHERS
+    def __len__(self) -> int:
+        return len(TEACHERS)
+
+    def logits(self, batch: Batch, members: Sequence[int]) -> Tensor:
+        return TEACHERS[list(members)]
+
+    def look(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        raise AssertionError("a method of predictions looks inside no one")
 
 
 def test_objectives_give_one_loss_an_example_and_the_logits():
     batch = Batch(torch.zeros(5, 1, 2, 2), LABELS, torch.arange(5), None)
     model = torch.nn.Module()
     model.forward = lambda images: STUDENT  # type: ignore[method-assign]
-    for objective in (Supervised(), *(method(_Fixed(), KDSettings()) for method in METHODS.values())):
+    kd_of_fixed = FromLogits(METHODS["kd"](), _Fixed(), KDSettings())
+    for objective in (Supervised(), kd_of_fixed):
         loss, logits = objective(model, batch, 0.0)
         assert loss.shape == (5,)
         assert logits is STUDENT
     expected = kd(STUDENT, TEACHERS, LABELS, KDSettings())
-    torch.testing.assert_close(KD(_Fixed(), KDSettings())(model, batch, 0.5)[0], expected)
+    torch.testing.assert_close(kd_of_fixed(model, batch, 0.5)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ Every function gives one value per example; the loop takes the mean. Letters in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,17 +19,25 @@ def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return F.cross_entropy(logits_BK, labels_B, reduction="none")
 
 
-def soften(teacher_TBK: Tensor, *, tau: float, average: Average = "probabilities") -> Tensor:
+def soften(
+    teacher_TBK: Tensor, *, tau: float, average: Average = "probabilities", weights: Sequence[float] | None = None
+) -> Tensor:
     """The teachers' common softened prediction (B, K): the mean of their softened probabilities (Eq. 2), or, as in the
-    authors' code, the softened mean of their logits.
+    authors' code, the softened mean of their logits; weighted, if `weights` has one for each teacher.
 
     >>> import torch
     >>> soften(torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]), tau=4.0).tolist()
     [[0.5, 0.5]]
     """
     if average == "logits":
-        return (teacher_TBK.mean(0) / tau).softmax(-1)
-    return (teacher_TBK / tau).softmax(-1).mean(0)
+        return (_mean(teacher_TBK, weights) / tau).softmax(-1)
+    return _mean((teacher_TBK / tau).softmax(-1), weights)
+
+
+def _mean(values_TBK: Tensor, weights: Sequence[float] | None) -> Tensor:
+    if weights is None:
+        return values_TBK.mean(0)
+    return torch.tensordot(values_TBK.new_tensor(weights), values_TBK, 1)
 
 
 def kl_divergence(target_BK: Tensor, logits_BK: Tensor) -> Tensor:
@@ -46,10 +57,15 @@ def kd(student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, settings: KDSe
     True
     """
     hard_B = cross_entropy(student_BK, labels_B)
-    target_BK = soften(teacher_TBK, tau=settings.tau, average=settings.average)
-    soft_B = kl_divergence(target_BK, student_BK / settings.tau)
-    scale = settings.tau**2 if settings.tau_squared else 1.0
-    return settings.alpha * hard_B + (1 - settings.alpha) * scale * soft_B
+    return settings.alpha * hard_B + (1 - settings.alpha) * soft_loss(student_BK, teacher_TBK, settings)
+
+
+def soft_loss(
+    student_BK: Tensor, teacher_TBK: Tensor, settings: KDSettings, weights: Sequence[float] | None = None
+) -> Tensor:
+    """The teachers' term of Eq. 1 and Eq. 2, τ²·KL(p_T^τ ‖ p_S^τ), one value per example (B,)."""
+    target_BK = soften(teacher_TBK, tau=settings.tau, average=settings.average, weights=weights)
+    return settings.scale * kl_divergence(target_BK, student_BK / settings.tau)
 
 
 def label_smoothing(logits_BK: Tensor, labels_B: Tensor, *, alpha: float) -> Tensor:

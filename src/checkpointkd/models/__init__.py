@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, require, unknown
 from ..randomness import derive_seed
-from .features import as_map, last_map_path, taps
+from .features import as_map, last_map_path, stage_paths, taps, vector_path
 from .mobilenet_v2 import MobileNetV2
 from .network import Network
 from .resnet import ResNet
@@ -27,8 +27,10 @@ __all__ = [
     "as_map",
     "build_network",
     "last_map_path",
+    "stage_paths",
     "taps",
     "try_out",
+    "vector_path",
 ]
 
 # D and K stand for whole numbers, W for a decimal one; the builder is given them in their order.

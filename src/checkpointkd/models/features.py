@@ -5,6 +5,7 @@ Letters in names: B batch, C channels, D channels of a map, H W h w heights and 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +32,8 @@ def taps(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
     handles = []
     for path in paths:
         name, _, side = path.partition(":")
-        require(
-            name in modules and side in ("", "input"),
-            f"the model has no features {path!r} (its modules: {', '.join(filter(None, modules))})",
-        )
+        if name not in modules or side not in ("", "input"):
+            raise UserError(_no_features(path, [name for name in modules if name]))
 
         def keep(value: object, path: str = path) -> None:
             if not isinstance(value, Tensor):
@@ -54,6 +53,14 @@ def taps(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
+def _no_features(path: str, modules: list[str]) -> str:
+    near = difflib.get_close_matches(path, modules, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    shallow = sorted(modules, key=lambda name: (name.count("."), modules.index(name)))[:_LISTED]
+    more = f", and {len(modules) - len(shallow)} deeper ones" if len(modules) > len(shallow) else ""
+    return f"the model has no features {path!r}{hint} (its modules: {', '.join(shallow)}{more})"
+
+
 def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
     """Where the last convolutional map of a classifier is: what enters its global pooling, after batch norm and ReLU.
 
@@ -62,22 +69,78 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
     if the model goes on in tokens, as transformers do.
     """
     entering = leaving = tokens = None
-
     size = (images_BCHW.shape[2], images_BCHW.shape[3])
     leaves = {name for name, submodule in module.named_modules() if not list(submodule.children())}
-
-    def look(name: str, inputs: tuple, output: object) -> None:
-        nonlocal entering, leaving, tokens
-        if isinstance(output, Tensor) and output.dim() == 3 and as_map(output, size) is not None:
+    for name, entered, left in _calls(module, images_BCHW):
+        if isinstance(left, Tensor) and left.dim() == 3 and as_map(left, size) is not None:
             tokens = name
-        elif _is_map(output, size):
+        elif _is_map(left, size):
             tokens = None
             entering, leaving = None, name  # what entered a pooling before this, as in squeeze-excite, was not the last
-        elif name in leaves and leaving is not None and inputs and _is_map(inputs[0], size):
+        elif name in leaves and leaving is not None and _is_map(entered, size):
             entering = f"{name}:input"
+    path = entering or leaving
+    if path is None or tokens is not None:
+        what = "works on tokens in the end" if tokens else "has no convolutional map"
+        such = f", such as {tokens!r}" if tokens else "; without any there is no I(X;F) to estimate"
+        raise UserError(f"the model {what}; name a module that gives a map or tokens with --features PATH{such}")
+    return path
+
+
+def stage_paths(module: nn.Module, images_BCHW: Tensor) -> list[str]:
+    """Where a classifier's stages end, by path: of each size of maps the last, the greatest first, at most four.
+
+    A module whose maps shrink by more than a factor of two, or that isn't called itself, is looked into; the inside of
+    others isn't, so that a stage's end is found and not a layer within the next. Raises UserError where there is none.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 3, 2, 1), nn.Flatten())
+    >>> stage_paths(net, torch.zeros(1, 1, 8, 8))
+    ['1', '2']
+    """
+    size = (images_BCHW.shape[2], images_BCHW.shape[3])
+    calls = {name: (entered, left) for name, entered, left in _calls(module, images_BCHW)}
+    inside: dict[str, list[str]] = {}  # the modules that were called, by the nearest around them that was called
+    for name in calls:
+        around = name.rpartition(".")[0]
+        while around and around not in calls:
+            around = around.rpartition(".")[0]
+        inside.setdefault(around, []).append(name)
+    ends: dict[int, str] = {}
+
+    def walk(name: str) -> None:
+        for child in inside.get(name, []):
+            entered, left = (_extent(value, size) for value in calls[child])
+            if child in inside and (left == 0 or entered > 2 * left + 2):
+                walk(child)
+            elif left > 0:
+                ends.pop(left, None)
+                ends[left] = child
+
+    walk("")
+    require(bool(ends), "the model has no convolutional maps; name modules that give maps or tokens, by path")
+    return [ends[extent] for extent in sorted(ends, reverse=True)][-4:]
+
+
+def vector_path(module: nn.Module, images_BCHW: Tensor) -> str:
+    """The vector that a classifier classifies: what enters its last linear layer; where that is none, its last map."""
+    modules = dict(module.named_modules())
+    linear = [
+        name
+        for name, entered, _ in _calls(module, images_BCHW)
+        if isinstance(modules[name], nn.Linear) and isinstance(entered, Tensor) and entered.dim() == 2
+    ]
+    return f"{linear[-1]}:input" if linear else last_map_path(module, images_BCHW)
+
+
+def _calls(module: nn.Module, images_BCHW: Tensor) -> list[tuple[str, object, object]]:
+    """Each call of a submodule, in the order in which they end: its path, what entered and what left."""
+    calls: list[tuple[str, object, object]] = []
+
+    def note(name: str, inputs: tuple, output: object) -> None:
+        calls.append((name, inputs[0] if inputs else None, output))
 
     handles = [
-        submodule.register_forward_hook(lambda _, inputs, output, name=name: look(name, inputs, output))
+        submodule.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
         for name, submodule in module.named_modules()
         if name
     ]
@@ -90,12 +153,13 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor) -> str:
         module.train(was_training)
         for handle in handles:
             handle.remove()
-    path = entering or leaving
-    if path is None or tokens is not None:
-        what = "works on tokens in the end" if tokens else "has no convolutional map"
-        such = f", such as {tokens!r}" if tokens else "; without any there is no I(X;F) to estimate"
-        raise UserError(f"the model {what}; name a module that gives a map or tokens with --features PATH{such}")
-    return path
+    return calls
+
+
+def _extent(value: object, image_size: tuple[int, int]) -> int:
+    """The longer side of a map, 0 for what is none."""
+    found = as_map(value, image_size) if isinstance(value, Tensor) else None
+    return max(found.shape[1:3]) if found is not None and min(found.shape[1:3]) > 1 else 0
 
 
 def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
@@ -125,6 +189,7 @@ def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
     return None
 
 
+_LISTED = 30  # modules, in a message
 _OTHERS = 8  # class, distillation and register tokens, at most
 
 

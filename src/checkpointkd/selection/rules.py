@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import require, unknown
 from ..information import Plane
+from ..loop import calibration_error
 
 RESAMPLES = 1000
 UNRIPE = 0.8  # a chosen teacher below this share of the last one's accuracy is worth a warning
@@ -139,7 +140,7 @@ def lowest_calibration_error(candidates: Candidates) -> Choice:
     )
     error_RA = np.stack(
         [
-            _calibration_error(weight_RN, confidence_N, right_N)
+            calibration_error(weight_RN, confidence_N, right_N)
             for confidence_N, right_N in zip(plane.images["confidence"], plane.images["right"], strict=True)
         ],
         axis=1,
@@ -259,19 +260,6 @@ def _resampled_information(plane: Plane, weight_RN: np.ndarray) -> np.ndarray:
     weight_RS = np.random.default_rng(1).multinomial(fits, np.full(fits, 1 / fits), size=len(weight_RN)) / fits
     mean_ASR = plane.information_ASN.astype(float) @ weight_RN.T
     return np.einsum("rs,asr->ra", weight_RS, mean_ASR)
-
-
-def _calibration_error(
-    weight_RN: np.ndarray, confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15
-) -> np.ndarray:
-    """The mean distance of confidence and accuracy over bins of equally many images, by their confidence, (R,)."""
-    order_N = np.argsort(confidence_N, kind="stable")
-    gap_N = confidence_N[order_N].astype(float) - right_N[order_N]
-    weight_RN = weight_RN[:, order_N]
-    binned = [
-        weight_RN[:, part] @ gap_N[part] for part in np.array_split(np.arange(len(order_N)), min(bins, len(order_N)))
-    ]
-    return np.abs(binned).sum(0)
 
 
 def _by_epoch(epochs: list[int], values_A: np.ndarray) -> dict[int, float]:

@@ -1,6 +1,6 @@
 """Trajectories: run folders, the checkpoints in them, and their addresses."""
 
-from .addresses import Address, find, resolve, say_if_grown
+from .addresses import Address, ensemble_of, find, resolve, say_if_grown
 from .description import describe, known
 from .foreign import GIVEN, adopt, adopt_again
 from .formats import look
@@ -16,6 +16,7 @@ __all__ = [
     "adopt",
     "adopt_again",
     "describe",
+    "ensemble_of",
     "find",
     "fresh_network",
     "known",

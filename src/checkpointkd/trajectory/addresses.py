@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import NoSuchEpoch, UserError
+from ..errors import NoSuchEpoch, UserError, require, unknown
 from .trajectory import Checkpoint, Trajectory, open_trajectory
 
 log = logging.getLogger("checkpointkd")
@@ -42,6 +43,63 @@ def resolve(address: str) -> Address:
     trajectory = open_trajectory(Path(path))
     say_if_grown(trajectory)
     return Address(address, find(trajectory, which))
+
+
+def ensemble_of(teachers: Sequence[str], ensemble: str | None = None) -> list[Address]:
+    """The checkpoints that teach together, by their addresses, or those that a word for an ensemble picks from runs.
+
+    `snapshot:k` is one run's end and k − 1 equally spaced checkpoints before it; `full:k` the ends of k runs; `mixed`
+    half-way of the first run and the end of the second (the paper's EN2); `all` every saved checkpoint of one run.
+    Always in the order of training. Raises UserError when the runs hold no such ensemble.
+    """
+    if ensemble is None:
+        return [resolve(teacher) for teacher in teachers]
+    kind, _, count = ensemble.partition(":")
+    known = {"snapshot": ("snapshot:K", 1), "full": ("full:K", None), "mixed": ("mixed", 2), "all": ("all", 1)}
+    if kind not in known:
+        raise unknown("ensemble", ensemble, [word for word, _ in known.values()])
+    word, runs = known[kind]
+    takes_number = word.endswith(":K")
+    require(
+        bool(re.fullmatch(r"[1-9][0-9]{0,4}", count)) if takes_number else ensemble == kind,
+        f"an ensemble {kind!r} is written {word}{', K being a whole number' if takes_number else ''}, not {ensemble!r}",
+    )
+    wanted = int(count) if runs is None else runs
+    require(
+        len(teachers) == wanted,
+        f"--ensemble {ensemble} is made from {wanted} run{'s' if wanted > 1 else ''}, and --teachers names "
+        f"{len(teachers)}",
+    )
+    for teacher in teachers:
+        require(
+            "@" not in teacher or _exists(teacher),
+            f"--ensemble {ensemble} picks the checkpoints itself: name runs, without @, not {teacher!r}",
+        )
+    if kind == "full":
+        return [resolve(f"{teacher}@full") for teacher in teachers]
+    if kind == "mixed":
+        return [resolve(f"{teachers[0]}@half"), resolve(f"{teachers[1]}@full")]
+    trajectory = open_trajectory(Path(teachers[0]))
+    say_if_grown(trajectory)
+    if kind == "all":
+        epochs = list(trajectory)
+        require(bool(epochs), f"the run in {trajectory.source} has saved no checkpoint yet")
+    else:
+        size = int(count)
+        require(
+            size <= len(trajectory),
+            f"{ensemble} needs {size} checkpoints, and {trajectory.source} has {len(trajectory)} "
+            f"({trajectory.unit}s {', '.join(map(str, trajectory))})",
+        )
+        picked = [trajectory.at(number / size) for number in range(1, size)] + [trajectory.full]
+        epochs = [checkpoint.epoch for checkpoint in picked]
+        require(
+            len(set(epochs)) == size,
+            f"{trajectory.source} has no {size} equally spaced checkpoints: the nearest to each {size}th part of its "
+            f"{trajectory.planned_epochs} {trajectory.unit}s are {', '.join(map(str, epochs))}; name those you want "
+            "with --teachers",
+        )
+    return [Address(f"{teachers[0]}@{epoch}", trajectory[epoch]) for epoch in epochs]
 
 
 def say_if_grown(trajectory: Trajectory) -> None:

@@ -14,6 +14,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError, require
-from ..settings import Precision, differences
+from ..settings import Precision, TeachingSettings, differences
 
 CHECKPOINT = re.compile(r"epoch-(\d+)\.safetensors")
 
@@ -55,8 +56,7 @@ class RunFolder:
         if path.exists():
             there = files.read_json(path)
             require(isinstance(there, dict), f"{path} is damaged: it is no run's")
-            if "label_smoothing" in run:
-                there.setdefault("label_smoothing", 0.0)  # what runs were before it was an option
+            add_later_options(there)
             if not self._begun() and _unlike(run, there):
                 path.unlink()  # nothing was done in it yet, so nothing is lost
         if path.exists():
@@ -120,6 +120,17 @@ def provenance() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
+
+
+def add_later_options(run: dict[str, Any]) -> None:
+    """Give a stored run the options that there are since it was made, as it was made."""
+    later: dict[str, Any] = {"best_of_last_ten": False}
+    if run.get("kind") == "train":
+        later["label_smoothing"] = 0.0
+    if run.get("kind") == "distill":
+        later["teaching"] = asdict(TeachingSettings())
+    for name, value in later.items():
+        run.setdefault(name, value)
 
 
 def _unlike(asked: dict[str, Any], there: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from ..models import Network, build_network
 from ..settings import Recipe
 from .formats import look, names
 from .reading import size, weights
-from .run_folder import CHECKPOINT
+from .run_folder import CHECKPOINT, add_later_options
 
 FOREIGN = "checkpointkd"  # the folder, in one that another trainer left, in which we note what is in it
 
@@ -282,8 +282,7 @@ def open_trajectory(path: Path | str) -> Trajectory:
     folder = path / "checkpoints"
     named = [(CHECKPOINT.fullmatch(file.name), file) for file in folder.iterdir()] if folder.exists() else []
     checkpoints = {int(match[1]): Checkpoint(file, int(match[1]), run) for match, file in named if match}
-    if run["kind"] == "train":
-        run.setdefault("label_smoothing", 0.0)  # what runs were before it was an option
+    add_later_options(run)
     return Trajectory(path, run, checkpoints)
 
 

@@ -1,0 +1,284 @@
+"""Objectives: what the loop calls, as `objective(model, batch, progress) -> (loss_B, logits_BK)`, with `progress` the
+fraction of training that is done. They may own layers and state, which train and resume with the model and are left out
+of its checkpoints.
+
+Letters in names: B batch, K classes, T teachers, D channels, h w height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Batch, Images
+from ..errors import UserError, require
+from ..models import Network, as_map, last_map_path, stage_paths, taps, vector_path
+from ..randomness import derive_seed
+from ..settings import KDSettings, TeachingSettings
+from . import features, logits
+from .crd import CRD
+from .features import Pairing, Size, Takes
+from .kd import cross_entropy, label_smoothing, soft_loss
+
+METHODS: dict[str, Any] = {
+    "kd": logits.KD,
+    "lskd": logits.StandardisedKD,
+    "dkd": logits.DKD,
+    "dist": logits.DIST,
+    "fitnets": features.FitNets,
+    "at": features.AT,
+    "sp": features.SP,
+    "cc": features.CC,
+    "vid": features.VID,
+    "rkd": features.RKD,
+    "fsp": features.FSP,
+    "pkt": features.PKT,
+    "crd": CRD,
+}
+
+
+class Asked(Protocol):
+    """Teachers, as far as losses know them."""
+
+    def __len__(self) -> int: ...
+
+    def logits(self, batch: Batch, members: Sequence[int]) -> Tensor: ...
+
+    def look(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]: ...
+
+
+_TOGETHER = TeachingSettings()
+
+
+@final
+class Supervised(nn.Module):
+    """Learn the labels, no teacher: by cross-entropy, or with label smoothing, from the uniform teacher too (§4.3)."""
+
+    def __init__(self, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        require(0 <= smoothing < 1, f"label smoothing must be at least 0 and below 1, not {smoothing}")
+        self.smoothing = smoothing
+
+    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
+        logits_BK = model(batch.images_BCHW)
+        if self.smoothing == 0:
+            return cross_entropy(logits_BK, batch.labels_B), logits_BK
+        return label_smoothing(logits_BK, batch.labels_B, alpha=1 - self.smoothing), logits_BK
+
+
+@final
+class FromLogits(nn.Module):
+    """Learn the labels and, by a method, the teachers' predictions on the same views: α·H(y, p_S) + β·method."""
+
+    def __init__(
+        self, method: nn.Module, teacher: Asked, settings: KDSettings, teaching: TeachingSettings = _TOGETHER
+    ) -> None:
+        super().__init__()
+        self.method: Any = method
+        self.teacher, self.settings, self.teaching = teacher, settings, teaching
+        self.weight = _weight(self.method, settings, teaching)
+
+    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
+        logits_BK = model(batch.images_BCHW)
+        settings = _settings_at(progress, self.settings, self.teaching)
+        weights = self.teaching.weights_at(progress, len(self.teacher))
+        asked = [member for member in range(len(self.teacher)) if weights is None or weights[member] > 0]
+        teacher_TBK = self.teacher.logits(batch, asked) if batch.teacher_TBK is None else batch.teacher_TBK[asked]
+        weights = weights and [weights[member] for member in asked]
+        weight = self.weight if progress >= self.method.warm_up else self.weight * progress / self.method.warm_up
+        hard_B = cross_entropy(logits_BK, batch.labels_B)
+        soft_B = self.method(logits_BK, teacher_TBK, batch.labels_B, settings, weights)
+        return settings.alpha * hard_B + weight * soft_B, logits_BK
+
+
+@final
+class FromFeatures(nn.Module):
+    """Learn the labels and, by a method, what the teachers compute inside, on the same views: α·H(y, p_S) +
+    (1 − α)·τ²·KL(p_T^τ ‖ p_S^τ) + β·(the mean over teachers of the method's term)."""
+
+    def __init__(
+        self,
+        methods: Sequence[nn.Module],
+        teacher: Asked,
+        settings: KDSettings,
+        teaching: TeachingSettings,
+        pairs: Sequence[Paths],
+    ) -> None:
+        super().__init__()
+        self.methods: Any = nn.ModuleList(methods)
+        self.teacher, self.settings, self.teaching, self.pairs = teacher, settings, teaching, pairs
+        self.weight = _weight(self.methods[0], settings, teaching)
+        self.paths = list(dict.fromkeys(path for pair in pairs for path in pair.student))
+
+    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
+        assert isinstance(model, Network)
+        images_BCHW = batch.images_BCHW
+        with taps(model.body, self.paths) as taken:
+            logits_BK = model(images_BCHW)
+        settings = _settings_at(progress, self.settings, self.teaching)
+        count = len(self.pairs)
+        shares = self.teaching.weights_at(progress, count) or (1 / count,) * count
+        seen = {
+            member: self.teacher.look(member, batch, self.pairs[member].teacher)
+            for member in range(count)
+            if shares[member] > 0
+        }
+        # Norms, Gram matrices and exponentials need more than bfloat16's 8 bits.
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            loss_B = settings.alpha * cross_entropy(logits_BK.float(), batch.labels_B)
+            if settings.alpha < 1:
+                teacher_TBK = torch.stack([answer for answer, _ in seen.values()]).float()
+                kept = [shares[member] for member in seen]
+                loss_B = loss_B + (1 - settings.alpha) * soft_loss(logits_BK.float(), teacher_TBK, settings, kept)
+            for member, (_, theirs) in seen.items():
+                ours = [as_maps(taken[path], images_BCHW) for path in self.pairs[member].student]
+                term_B = self.methods[member](ours, [as_maps(one, images_BCHW) for one in theirs], batch)
+                loss_B = loss_B + self.weight * shares[member] * term_B
+        return loss_B, logits_BK
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Which features of the student meet which of one teacher's, in order, by path."""
+
+    student: tuple[str, ...]
+    teacher: tuple[str, ...]
+
+
+def distillation(
+    method: str,
+    teacher: Asked,
+    settings: KDSettings,
+    teaching: TeachingSettings,
+    *,
+    student: Network,
+    teachers: Sequence[tuple[str, Network]],
+    images: Images,
+    seed: int,
+) -> FromLogits | FromFeatures:
+    """The objective of distilling by this method. `student` is a network like the one that will learn, `teachers` the
+    teachers' networks, each by its name; `images` will be learned from. Layers of a method start as the seed says.
+
+    Raises UserError for features that aren't there, and for those that the method cannot match.
+    """
+    kind = METHODS[method]
+    require(
+        teaching.weights is None or len(teaching.weights) == len(teachers),
+        f"--weights gives {len(teaching.weights or ())} weights to {len(teachers)} teachers",
+    )
+    named = {"--teacher-features": teaching.teacher_features, "--student-features": teaching.student_features}
+    if not takes_features(method):
+        for option, given in [*named.items(), ("--adapt", teaching.adapt or None)]:
+            require(given is None, f"{option} means nothing to {method}, which learns from predictions alone")
+        return FromLogits(kind(), teacher, settings, teaching)
+    trial_BCHW = images.take(torch.arange(2)).clean()
+    methods, pairs = [], []
+    for number, (name, network) in enumerate(teachers):
+        paths = _paths(kind.takes, student, network, trial_BCHW, teaching, who=name)
+        ours, theirs = paths.student, paths.teacher
+        pairing = Pairing(
+            student=_sizes(student, paths.student, trial_BCHW, who="the student"),
+            teacher=_sizes(network, paths.teacher, trial_BCHW, who=f"the teacher {name}"),
+            labels_N=images.labels_N,
+            index_N=images.index_N,
+            adapt=teaching.adapt,
+        )
+        require(
+            len(ours) == len(theirs),
+            f"each of the student's features meets one of the teacher's, and there are {len(ours)} ({', '.join(ours)}) "
+            f"and, of {name}, {len(theirs)} ({', '.join(theirs)}): name as many with --student-features and "
+            "--teacher-features",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("method", method, seed, number))
+            methods.append(kind(pairing))
+        pairs.append(paths)
+    return FromFeatures(methods, teacher, settings, teaching, pairs)
+
+
+def takes_features(method: str) -> bool:
+    """Whether a method looks inside its teachers, so that no table of their predictions serves it."""
+    return hasattr(METHODS[method], "takes")
+
+
+def defaults(method: str) -> tuple[float, float]:
+    """A method's own α and τ."""
+    kind = METHODS[method]
+    return kind.alpha, getattr(kind, "tau", KDSettings.tau)
+
+
+def as_maps(taken: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Features of whatever shape as maps (B, D, h, w) in float32; vectors are maps of one position."""
+    taken = taken.float()
+    if taken.dim() == 2:
+        return taken[:, :, None, None]
+    if taken.dim() == 4 and taken.shape[2:] == (1, 1):
+        return taken
+    found = as_map(taken, (images_BCHW.shape[2], images_BCHW.shape[3]))
+    require(found is not None, f"features of shape {tuple(taken.shape)} are no maps, tokens or vectors of the images")
+    assert found is not None
+    return found.permute(0, 3, 1, 2)
+
+
+def _paths(
+    takes: Takes, student: Network, teacher: Network, trial_BCHW: Tensor, teaching: TeachingSettings, *, who: str
+) -> Paths:
+    """Which features meet: those that are named, else what the method usually takes."""
+    ours, theirs = (
+        list(given) if given is not None else _usual(takes, network, trial_BCHW)
+        for given, network in ((teaching.student_features, student), (teaching.teacher_features, teacher))
+    )
+    if takes in ("stages", "middle") and teaching.student_features is None and teaching.teacher_features is None:
+        sizes = [_sizes(n, p, trial_BCHW, who=who) for n, p in ((student, ours), (teacher, theirs))]
+        by_extent = [{size[1:]: path for path, size in each.items()} for each in sizes]
+        common = [extent for extent in by_extent[0] if extent in by_extent[1]]
+        least = min(len(ours), len(theirs))
+        ours, theirs = ours[-least:], theirs[-least:]
+        if common:  # stages of equal size say the same places
+            ours, theirs = ([each[extent] for extent in common] for each in by_extent)
+    if takes == "middle" and teaching.student_features is None and teaching.teacher_features is None:
+        ours, theirs = ([each[len(each) // 2]] for each in (ours, theirs))
+    return Paths(tuple(ours), tuple(theirs))
+
+
+def _usual(takes: Takes, network: Network, trial_BCHW: Tensor) -> list[str]:
+    if takes == "vector":
+        return [vector_path(network.body, trial_BCHW)]
+    if takes == "last":
+        return [last_map_path(network.body, trial_BCHW)]
+    return stage_paths(network.body, trial_BCHW)
+
+
+def _sizes(network: Network, paths: Sequence[str], trial_BCHW: Tensor, *, who: str) -> dict[str, Size]:
+    """How large the features at these paths are."""
+    was_training = network.training
+    device = next(network.parameters()).device
+    trial_BCHW = trial_BCHW.to(device)
+    try:
+        with torch.no_grad(), ExitStack() as stack:
+            taken = stack.enter_context(taps(network.eval().body, list(paths)))
+            network(trial_BCHW)
+        sizes = {}
+        for path in paths:
+            require(path in taken, f"nothing passes through {path!r}")
+            _, D, h, w = as_maps(taken[path], trial_BCHW).shape
+            sizes[path] = (D, h, w)
+        return sizes
+    except UserError as error:
+        raise UserError(f"of {who}: {error}") from None
+    finally:
+        network.train(was_training)
+
+
+def _weight(method: Any, settings: KDSettings, teaching: TeachingSettings) -> float:
+    own = method.weight if method.weight is not None else 1 - settings.alpha
+    return own if teaching.weight is None else teaching.weight
+
+
+def _settings_at(progress: float, settings: KDSettings, teaching: TeachingSettings) -> KDSettings:
+    return replace(settings, tau=teaching.tau_at(progress, settings.tau))

@@ -1,0 +1,192 @@
+"""The papers' equations once more, in plain Python loops over nested lists: nothing of PyTorch, nothing of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Vector = Sequence[float]
+Map = Sequence[Sequence[Sequence[float]]]  # channels, rows, columns
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def norm(a: Vector) -> float:
+    return math.sqrt(dot(a, a))
+
+
+def softmax(z: Vector, tau: float = 1.0) -> list[float]:
+    top = max(z)
+    e = [math.exp((value - top) / tau) for value in z]
+    return [value / sum(e) for value in e]
+
+
+def kl(p: Vector, q: Vector) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def mixed(teachers: Sequence[Vector], tau: float) -> list[float]:
+    softened = [softmax(z, tau) for z in teachers]
+    return [mean(column) for column in zip(*softened, strict=True)]
+
+
+def lskd(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
+    def z_score(z: Vector) -> list[float]:
+        centre = mean(z)
+        deviation = math.sqrt(mean([(value - centre) ** 2 for value in z]))
+        return [(value - centre) / deviation for value in z]
+
+    return tau**2 * kl(mixed([z_score(z) for z in teachers], tau), softmax(z_score(student), tau))
+
+
+def dkd(student: Vector, teachers: Sequence[Vector], label: int, tau: float) -> float:
+    p, q = mixed(teachers, tau), softmax(student, tau)
+    tckd = kl([p[label], 1 - p[label]], [q[label], 1 - q[label]])
+    others = [k for k in range(len(p)) if k != label]
+    nckd = kl([p[k] / (1 - p[label]) for k in others], [q[k] / (1 - q[label]) for k in others])
+    return tau**2 * (1.0 * tckd + 8.0 * nckd)
+
+
+def pearson(a: Vector, b: Vector) -> float:
+    a, b = [x - mean(a) for x in a], [x - mean(b) for x in b]
+    return dot(a, b) / (norm(a) * norm(b))
+
+
+def dist(students: Sequence[Vector], teachers: Sequence[Sequence[Vector]], tau: float) -> list[float]:
+    """`teachers` by example, then by teacher."""
+    ours = [softmax(z, tau) for z in students]
+    theirs = [mixed(z, tau) for z in teachers]
+    inter = [1 - pearson(a, b) for a, b in zip(ours, theirs, strict=True)]
+    columns = zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
+    intra = mean([1 - pearson(a, b) for a, b in columns])
+    return [tau**2 * (one + intra) for one in inter]
+
+
+def positions(m: Map) -> list[list[float]]:
+    """A map's vectors over channels, position by position."""
+    return [[channel[i][j] for channel in m] for i in range(len(m[0])) for j in range(len(m[0][0]))]
+
+
+def flat(m: Map) -> list[float]:
+    return [value for channel in m for row in channel for value in row]
+
+
+def vector(m: Map) -> list[float]:
+    return [mean([value for row in channel for value in row]) for channel in m]
+
+
+def linear(weight: Sequence[Vector], bias: Vector | None, x: Vector) -> list[float]:
+    return [dot(row, x) + (bias[k] if bias is not None else 0.0) for k, row in enumerate(weight)]
+
+
+def fitnets(ours: Map, theirs: Map, weight: Sequence[Vector], means: Vector, variances: Vector) -> float:
+    squares = []
+    for s, t in zip(positions(ours), positions(theirs), strict=True):
+        for a, b, m, v in zip(linear(weight, None, s), t, means, variances, strict=True):
+            squares.append(((a - m) / math.sqrt(v + 1e-5) - b) ** 2)
+    return mean(squares)
+
+
+def at(ours: Map, theirs: Map) -> float:
+    def q(m: Map) -> list[float]:
+        energy = [dot(v, v) for v in positions(m)]
+        return [value / norm(energy) for value in energy]
+
+    return mean([(a - b) ** 2 for a, b in zip(q(ours), q(theirs), strict=True)])
+
+
+def sp(ours: Sequence[Map], theirs: Sequence[Map]) -> float:
+    def g(maps: Sequence[Map]) -> list[list[float]]:
+        rows = [[dot(flat(a), flat(b)) for b in maps] for a in maps]
+        return [[value / norm(row) for value in row] for row in rows]
+
+    b = len(ours)
+    difference = [x - y for r, s in zip(g(theirs), g(ours), strict=True) for x, y in zip(r, s, strict=True)]
+    return dot(difference, difference) / b**2
+
+
+def cc(ours: Sequence[Vector], theirs: Sequence[Vector], gamma: float = 0.4) -> float:
+    def k(a: Vector, b: Vector) -> float:
+        c = dot(a, b) / (norm(a) * norm(b))
+        return math.exp(-2 * gamma) * (1 + 2 * gamma * c + (2 * gamma * c) ** 2 / 2)
+
+    n = len(ours)
+    return sum((k(theirs[i], theirs[j]) - k(ours[i], ours[j])) ** 2 for i in range(n) for j in range(n)) / n**2
+
+
+def vid(ours: Map, theirs: Map, layers: Sequence[Sequence[Vector]], scale: Vector) -> float:
+    variance = [math.log(1 + math.exp(a)) + 1e-5 for a in scale]
+    terms = []
+    for s, t in zip(positions(ours), positions(theirs), strict=True):
+        h = s
+        for number, weight in enumerate(layers):
+            h = linear(weight, None, h)
+            if number < len(layers) - 1:
+                h = [max(value, 0.0) for value in h]
+        terms += [0.5 * ((a - b) ** 2 / v + math.log(v)) for a, b, v in zip(h, t, variance, strict=True)]
+    return mean(terms)
+
+
+def huber(x: float) -> float:
+    return 0.5 * x**2 if abs(x) <= 1 else abs(x) - 0.5
+
+
+def rkd(ours: Sequence[Vector], theirs: Sequence[Vector]) -> float:
+    n = len(ours)
+
+    def minus(a: Vector, b: Vector) -> list[float]:
+        return [x - y for x, y in zip(a, b, strict=True)]
+
+    def distances(f: Sequence[Vector]) -> list[list[float]]:
+        d = [[norm(minus(f[i], f[j])) for j in range(n)] for i in range(n)]
+        mu = mean([d[i][j] for i in range(n) for j in range(n) if i != j])
+        return [[value / mu for value in row] for row in d]
+
+    def angle(f: Sequence[Vector], i: int, j: int, k: int) -> float:
+        a, b = minus(f[i], f[j]), minus(f[k], f[j])
+        return dot(a, b) / (norm(a) * norm(b)) if norm(a) * norm(b) > 0 else 0.0
+
+    s, t = distances(ours), distances(theirs)
+    distance = sum(huber(s[i][j] - t[i][j]) for i in range(n) for j in range(n)) / n**2
+    triplets = [(i, j, k) for i in range(n) for j in range(n) for k in range(n)]
+    return 25 * distance + 50 * sum(huber(angle(ours, *x) - angle(theirs, *x)) for x in triplets) / n**3
+
+
+def fsp(ours: Sequence[Map], theirs: Sequence[Map]) -> float:
+    """Stages of equal size."""
+
+    def g(first: Map, second: Map) -> list[float]:
+        a, b = positions(first), positions(second)
+        n = len(a)
+        return [sum(a[p][i] * b[p][j] for p in range(n)) / n for i in range(len(a[0])) for j in range(len(b[0]))]
+
+    total = 0.0
+    for stage in range(len(ours) - 1):
+        pairs = zip(g(ours[stage], ours[stage + 1]), g(theirs[stage], theirs[stage + 1]), strict=True)
+        total += mean([(a - b) ** 2 for a, b in pairs])
+    return total
+
+
+def pkt(ours: Sequence[Vector], theirs: Sequence[Vector]) -> float:
+    n = len(ours)
+
+    def p(f: Sequence[Vector]) -> list[list[float]]:
+        k = [[(dot(a, b) / (norm(a) * norm(b)) + 1) / 2 for b in f] for a in f]
+        return [[value / sum(row) for value in row] for row in k]
+
+    return sum(kl(a, b) for a, b in zip(p(theirs), p(ours), strict=True)) / n**2
+
+
+def crd_term(anchor: Vector, positive: Vector, negatives: Sequence[Vector], z: float, images: int) -> float:
+    def p(other: Vector) -> float:
+        return math.exp(dot(anchor, other) / 0.07) / z
+
+    noise = len(negatives) / images
+    h = p(positive) / (p(positive) + noise)
+    return -math.log(h) - sum(math.log(1 - p(other) / (p(other) + noise)) for other in negatives)
