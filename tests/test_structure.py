@@ -10,7 +10,7 @@ import checkpointkd
 LAYERS = [
     "errors", "settings", "recipes", "randomness", "files",
     "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
-    "information", "selection", "correlation", "reports", "runs", "distillation", "verbs", "studies",
+    "information", "selection", "correlation", "reports", "runs", "portable", "distillation", "verbs", "studies",
     "progress", "texts", "cli",
 ]  # fmt: skip
 ROOT = Path(checkpointkd.__file__).parent

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UserError
+    from .portable import load
     from .studies.demo import demo
     from .trajectory import Trajectory, open_trajectory
     from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
-    from .verbs import correlate, distill, evaluate, inspect, report, score, select, train
+    from .verbs import correlate, distill, evaluate, export, inspect, report, score, select, train
 
 __all__ = [
     "Trajectory",
@@ -19,8 +20,10 @@ __all__ = [
     "demo",
     "distill",
     "evaluate",
+    "export",
     "inspect",
     "lightning_callback",
+    "load",
     "open_trajectory",
     "report",
     "save_checkpoint",
@@ -35,6 +38,7 @@ _HOMES = {
     "Trajectory": ".trajectory",
     "open_trajectory": ".trajectory",
     "UserError": ".errors",
+    "load": ".portable",
     "demo": ".studies.demo",
     **dict.fromkeys(("lightning_callback", "save_checkpoint", "transformers_callback"), ".trajectory.writers"),
 }

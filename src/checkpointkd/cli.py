@@ -109,6 +109,7 @@ for _verb, _words in (
     (verbs.distill, texts.trajectory),
     (verbs.evaluate, texts.evaluation),
     (verbs.correlate, texts.correlation),
+    (verbs.export, texts.exported),
     (verbs.report, texts.report),
 ):
     _command(_verb, _words)

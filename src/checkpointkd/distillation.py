@@ -15,6 +15,7 @@ from .errors import require, unknown
 from .loop import Row
 from .losses import METHODS, distillation, takes_features
 from .models import build_network
+from .portable import write_student
 from .runs import carry_out
 from .settings import KDSettings, Precision, PrecisionChoice, Progress, Recipe, TeachingSettings
 from .tables import taught
@@ -133,7 +134,7 @@ def distil(
             asked_in=lambda epoch: teaching.asked_in(epoch, recipe.epochs, len(members)),
         )
 
-    return carry_out(
+    run = carry_out(
         student,
         kind="distill",
         out=out,
@@ -162,3 +163,6 @@ def distil(
             "teachers_cost": training_cost(teacher.members),
         },
     )
+    if touch_test:
+        write_student(run)
+    return run

@@ -155,6 +155,16 @@ def correlation(found: dict[str, Any]) -> RenderableType:
     return Group(table, Text("\n".join(notes)))
 
 
+def exported(written: dict[str, Any]) -> RenderableType:
+    """What lies where, and how to load it."""
+    lines = [f"{written['folder']}: {', '.join(written['files'])}"]
+    if written["onnx_difference"] is not None:
+        lines.append(f"ONNX's logits are within {written['onnx_difference']:.1e} of PyTorch's")
+    where = written["hub"] or written["folder"]
+    lines.append(f"in Python: checkpointkd.load({(written['hub'] and '/'.join(where.split('/')[-2:])) or where!r})")
+    return Text("\n".join(lines))
+
+
 def report(path: Any) -> RenderableType:
     """Where the report is."""
     return Text(f"the report is in {path}")

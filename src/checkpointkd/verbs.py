@@ -732,6 +732,48 @@ def correlate(
     return result | {"page": page and str(page)}
 
 
+def export(
+    address: str,
+    /,
+    *,
+    out: Path | str,
+    onnx: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> dict[str, Any]:
+    """Write a network as a folder that loads anywhere with one line, in the layout of the Hugging Face Hub.
+
+    checkpointkd.load(FOLDER) brings it back in Python. What it was taught by, and how, is inside.
+
+    Example:
+
+        checkpointkd export runs/student --out student --onnx
+
+    Parameters
+    ----------
+    address
+        The checkpoint: a run's folder, for its last epoch, or RUN@160, RUN@0.5, RUN@half, RUN@best.
+    out
+        The folder to write.
+    onnx
+        Also write model.onnx, for any number of images, and check its predictions against PyTorch's.
+    push
+        Put the folder on the Hugging Face Hub under this name, such as me/student.
+    public
+        For everyone to see there; by default for you alone.
+
+    Raises
+    ------
+    UserError
+        For an address that leads nowhere, a folder that holds something else, and where ONNX or the Hub fail.
+    """
+    from .portable import push as to_hub
+    from .portable import write_export
+
+    written = write_export(address, out=Path(out), onnx=onnx)
+    return {**written, "hub": to_hub(Path(out), push, private=not public) if push is not None else None}
+
+
 def report(folder: Path | str, /, *, out: Path | str | None = None) -> Path:
     """Write a report on every run in a folder: one HTML file that works from disk, without a network.
 

@@ -192,7 +192,10 @@ def test_a_wrong_name_is_one_sentence(name: str, sentence: str):
 
 def test_a_wrong_feature_path_lists_those_there_are():
     network = _build("wrn_10_1")
-    with pytest.raises(UserError, match=r"no features 'stage9'; did you mean 'stage3'.*stage2"), taps(network.body, ["stage9"]):
+    with (
+        pytest.raises(UserError, match=r"no features 'stage9'; did you mean 'stage3'.*stage2"),
+        taps(network.body, ["stage9"]),
+    ):
         pass
 
 

@@ -15,6 +15,7 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    classes: list[str] | None = None  # their names, where `load` knows them
 
     def __init__(self, body: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

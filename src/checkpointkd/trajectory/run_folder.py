@@ -6,6 +6,7 @@ checkpoints/epoch-0010.safetensors the network after 10 completed epochs
 state.bin                          what resuming needs; gone when the run is complete
 result.json                        the final measurement; its presence says that the run is complete
 plane.json, selection.json         written by `score` and `select`
+student.safetensors, config.json   a finished student as a network of its own, see `export`
 """
 
 from __future__ import annotations
