@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .studies.demo import demo
     from .trajectory import Trajectory, open_trajectory
     from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
-    from .verbs import correlate, distill, evaluate, export, inspect, report, score, select, train
+    from .verbs import correlate, distill, evaluate, export, inspect, report, score, search, select, train
 
 __all__ = [
     "Trajectory",
@@ -28,6 +28,7 @@ __all__ = [
     "report",
     "save_checkpoint",
     "score",
+    "search",
     "select",
     "train",
     "transformers_callback",

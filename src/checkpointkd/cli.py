@@ -107,6 +107,7 @@ for _verb, _words in (
     (verbs.score, texts.plane),
     (verbs.select, texts.choice),
     (verbs.distill, texts.trajectory),
+    (verbs.search, texts.search),
     (verbs.evaluate, texts.evaluation),
     (verbs.correlate, texts.correlation),
     (verbs.export, texts.exported),

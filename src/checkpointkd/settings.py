@@ -23,6 +23,7 @@ Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 Protocol = Literal["holdout", "paper"]
 Route = Literal["together", "rco", "progressive"]
+Sampler = Literal["grid", "tpe"]
 Schedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["selection", "test"]
 

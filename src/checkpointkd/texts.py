@@ -155,6 +155,21 @@ def correlation(found: dict[str, Any]) -> RenderableType:
     return Group(table, Text("\n".join(notes)))
 
 
+def search(found: dict[str, Any]) -> RenderableType:
+    """The trials, the best first, and the command that uses them."""
+    best, names = found["best"], list(found["space"])
+    table = _table(*names, "selection accuracy", "stopped")
+    ended = sorted(found["trials"], key=lambda trial: (trial["accuracy"] is None, -(trial["accuracy"] or 0)))
+    for trial in ended:
+        accuracy = "" if trial["accuracy"] is None else f"{100 * trial['accuracy']:.1f} %"
+        mark = " ←" if trial["trial"] == best["trial"] else ""
+        values = [f"{trial['values'][name]:g}" for name in names]
+        table.add_row(values[0] + mark, *values[1:], accuracy, trial["stopped"] or "")
+    noise = f"{best['within_noise']} others are within noise of it ({found['images']:,} images)"
+    lines = [f"the best: {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f} %; {noise}", found["command"]]
+    return Group(table, Text("\n".join(lines)))
+
+
 def exported(written: dict[str, Any]) -> RenderableType:
     """What lies where, and how to load it."""
     lines = [f"{written['folder']}: {', '.join(written['files'])}"]

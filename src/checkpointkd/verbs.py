@@ -29,6 +29,7 @@ from .settings import (
     Protocol,
     Recipe,
     Route,
+    Sampler,
     SplitName,
     TeachingSettings,
     one_of,
@@ -328,6 +329,151 @@ def distill(
         best_of_last_ten=best_of_last_ten,
         progress=progress,
     )
+
+
+def search(
+    student: str,
+    /,
+    *,
+    teachers: list[str],
+    out: Path | str,
+    data: str | None = None,
+    ensemble: str | None = None,
+    method: str = "kd",
+    average: Average = KDSettings.average,
+    alpha: list[float] | None = None,
+    tau: list[float] | None = None,
+    weight: list[float] | None = None,
+    learning_rate: list[float] | None = None,
+    sampler: Sampler = "grid",
+    trials: int | None = None,
+    prune: bool = True,
+    seeds: int = 1,
+    storage: str | None = None,
+    study: str = "checkpointkd",
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    protocol: Protocol | None = None,
+    train_images: int | None = None,
+    precision: PrecisionChoice = "auto",
+    weak_teacher: bool = False,
+    table_limit: float = 20.0,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Search the α and τ with which teachers teach a student best, on the selection images; the same command continues.
+
+    With the teachers' table every trial costs a student alone. Bad trials are stopped early.
+
+    Example:
+
+        checkpointkd search wrn_10_1 --teachers runs/teacher@half --out runs/search
+
+    Parameters
+    ----------
+    student
+        The student's network, as for train.
+    teachers
+        One or more addresses, as for distill.
+    out
+        The search's folder: a run for each trial, search.json with what was found, and Optuna's study.
+    data
+        A data set; by default the first teacher's, with its protocol and its images.
+    ensemble
+        Which checkpoints of the runs in --teachers teach together, as for distill.
+    method
+        How the teachers' knowledge is passed on, as for distill.
+    average
+        Several teachers: the mean of their probabilities (Eq. 2), or of their logits.
+    alpha
+        Weights of the labels to try: 0.1 0.3 0.5 0.7 0.9 for kd; for other methods their own.
+    tau
+        Temperatures to try: 1 2 4 8 16; for methods that look inside their own.
+    weight
+        Weights of the method's term to try: a tenth to ten times its own; for kd it is what alpha leaves.
+    learning_rate
+        Learning rates to try; by default the recipe's.
+    sampler
+        grid tries all combinations; tpe chooses between the least and the greatest of each, by what was found so far.
+    trials
+        How many trials; by default the whole grid, or 25.
+    prune
+        Stop trials early that are behind others (hyperband).
+    seeds
+        Students a trial, whose mean counts.
+    storage
+        Where Optuna keeps the study, for many machines at once: any URL that it takes; by default a file in --out.
+    study
+        The study's name there.
+    recipe
+        Named settings of the training, as for distill.
+    epochs
+        How many epochs, in place of the recipe's.
+    batch_size
+        Images a step, in place of the recipe's.
+    seed
+        Fixes first weights, order and augmentation of the first student of each trial; the next has the next.
+    protocol
+        holdout or paper, see train; by default the first teacher's.
+    train_images
+        Train on this many images only; by default as the first teacher.
+    precision
+        fp32, bf16, or auto, as for train.
+    weak_teacher
+        Take a teacher even if it knows no more than guessing does.
+    table_limit
+        How many gigabytes the tables of teachers' answers may take up in all, as for distill.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    UserError
+        As distill does; when the study is another search's, and when its storage can't be used.
+    """
+    from . import tuning
+    from .data import load_data, settings_like
+    from .distillation import prepare
+    from .losses import METHODS
+    from .trajectory import ensemble_of
+
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    one_of("average", average, Average)
+    given = {"alpha": alpha, "tau": tau, "weight": weight, "learning_rate": learning_rate}
+    space = tuning.usual_space(method) | {name: tuple(v) for name, v in given.items() if v is not None}
+    settings = tuning.SearchSettings(space=space, sampler=sampler, trials=trials, prune=prune, seeds=seeds)
+    require(len(teachers) > 0, "a search needs --teachers")
+    addresses = ensemble_of(teachers, ensemble)
+    taught_on = addresses[0].checkpoint.run["data"]
+    loaded = load_data(settings_like(taught_on, data, protocol, train_images), progress=progress)
+    _say_if_any_has_seen(addresses, loaded)
+    lesson = prepare(
+        addresses,
+        loaded,
+        teaching=TeachingSettings(),
+        average=average,
+        weak_teacher=weak_teacher,
+        device=_device(device),
+    )
+    found = tuning.search(
+        student,
+        lesson,
+        out=Path(out),
+        method=method,
+        settings=settings,
+        average=average,
+        recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, None),
+        seed=seed,
+        precision=precision,
+        table_limit=table_limit,
+        storage=storage,
+        study_name=study,
+        progress=progress,
+    )
+    return found | {"command": tuning.command(found)}
 
 
 def score(

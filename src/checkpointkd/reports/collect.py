@@ -171,7 +171,7 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
     }
     grouped: dict[tuple[str, str], list[Trajectory]] = {}
     for run in runs:
-        if run.result() is not None:
+        if "test" in (run.result() or {}):
             grouped.setdefault((_part(run, _FAMILY), _part(run, _TEACHING)), []).append(run)
     taught = {teacher["sha256"] for run in runs for teacher in run.run.get("teachers", [])}
     with_students = {

@@ -202,8 +202,9 @@ class Trajectory(Mapping[int, Checkpoint]):
             return None
         result = files.read_json(path)
         try:
-            sound = all(0 <= result[split]["accuracy"] <= 1 for split in ("selection", "test"))
-        except (KeyError, TypeError):
+            measured = ["selection", *({"test"} & result.keys())]  # a search's trials leave the test images alone
+            sound = all(0 <= result[split]["accuracy"] <= 1 for split in measured)
+        except (KeyError, TypeError, AttributeError):
             sound = False
         require(sound, f"{path} is damaged: it is no run's result")
         return result
@@ -229,6 +230,8 @@ class Trajectory(Mapping[int, Checkpoint]):
             raise UserError(f"{self.source} was trained elsewhere; `checkpointkd evaluate --split test` measures it")
         if result is None:
             raise UserError(f"the run in {self.path} is not finished, so it has not been tested")
+        if "test" not in result:
+            raise UserError(f"the run in {self.path} is a trial of a search, which leaves the test images alone")
         return result["test"]["accuracy"]
 
     def to_plain(self) -> dict[str, Any]:

@@ -1,0 +1,207 @@
+"""The search for α and τ: what it tries, that it continues, that it never looks at the test images."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+import checkpointkd as ckd
+from checkpointkd import runs
+from checkpointkd.errors import UserError
+from checkpointkd.tuning import SearchSettings, usual_space
+
+SHORT = {"epochs": 3, "batch_size": 25, "precision": "fp32", "alpha": [0.1, 0.9], "tau": [2.0, 4.0]}
+
+
+def _search(teacher_run: Path, out: Path, **options) -> dict:
+    return ckd.search("wrn_10_1", teachers=[f"{teacher_run}@4"], out=out, **{**SHORT, **options})
+
+
+def test_the_grid_is_tried_and_the_best_is_the_best(teacher_run: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(runs, "load_test", lambda *_, **__: pytest.fail("a search looked at the test images"))
+    found = _search(teacher_run, tmp_path / "s", prune=False)
+    tried = {(trial["values"]["alpha"], trial["values"]["tau"]) for trial in found["trials"]}
+    assert tried == {(0.1, 2.0), (0.1, 4.0), (0.9, 2.0), (0.9, 4.0)}
+    assert found["best"]["accuracy"] == max(trial["accuracy"] for trial in found["trials"])
+    assert json.loads((tmp_path / "s" / "search.json").read_text())["best"] == found["best"]
+    for trial in found["trials"]:
+        values = trial["values"]
+        run = ckd.open_trajectory(tmp_path / "s" / "trials" / f"alpha-{values['alpha']:g}_tau-{values['tau']:g}_seed-0")
+        assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (values["alpha"], values["tau"])
+        result = run.result()
+        assert result is not None
+        assert result["selection"]["accuracy"] == trial["accuracy"]
+        assert "test" not in result
+    best = found["best"]["values"]
+    assert f"--alpha {best['alpha']:g} --tau {best['tau']:g}" in found["command"]
+
+
+def test_the_command_that_is_named_gives_the_student_that_was_best(teacher_run: Path, tmp_path: Path):
+    found = _search(teacher_run, tmp_path / "s", prune=False)
+    command = found["command"].replace("OUT", str(tmp_path / "student")).split()[1:]
+    more = ["--epochs", "3", "--batch-size", "25", "--precision", "fp32", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "checkpointkd.cli", *command, *more], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["result"]["selection"]["accuracy"] == pytest.approx(found["best"]["accuracy"])
+
+
+def test_the_same_command_does_nothing_again(teacher_run: Path, tmp_path: Path):
+    first = _search(teacher_run, tmp_path / "s")
+    began = time.perf_counter()
+    again = _search(teacher_run, tmp_path / "s")
+    assert again["trials"] == first["trials"]
+    assert time.perf_counter() - began < 5
+    more = _search(teacher_run, tmp_path / "s", trials=3)
+    assert len(more["trials"]) == 4
+
+
+def test_another_search_is_refused(teacher_run: Path, tmp_path: Path):
+    _search(teacher_run, tmp_path / "s", trials=1)
+    for change in ({"epochs": 2}, {"tau": [2.0, 5.0]}, {"method": "lskd"}, {"seed": 3}):
+        with pytest.raises(UserError, match=r"is of another search .*choose another --out"):
+            _search(teacher_run, tmp_path / "s", **change)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_that_was_stopped_continues(teacher_run: Path, tmp_path: Path, how: signal.Signals):
+    """A real process, in the middle of a trial; what is there is kept, and the trial goes on from its last epoch."""
+    out = tmp_path / "s"
+    command = [
+        sys.executable, "-m", "checkpointkd.cli", "search", "wrn_10_1", "--teachers", f"{teacher_run}@4", "--out",
+        str(out), "--epochs", "12", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
+        "4", "--no-prune",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        folders = list(out.glob("trials/*/metrics.jsonl"))
+        if len(folders) >= 2 and sum(len(path.read_text().splitlines()) >= 2 for path in folders) >= 2:
+            break
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -9)
+    there = json.loads((out / "search.json").read_text())["trials"]
+    assert len(there) >= 1
+    stopped = {path.parent.name: path.read_text() for path in out.glob("trials/*/metrics.jsonl")}
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["trials"][: len(there)] == there
+    assert sorted((t["values"]["alpha"], t["values"]["tau"]) for t in found["trials"]) == [
+        (0.1, 2.0), (0.1, 4.0), (0.9, 2.0), (0.9, 4.0),
+    ]  # fmt: skip
+    for name, rows in stopped.items():  # nothing is done again, but for an epoch whose state wasn't written yet
+        sure = "".join(rows.splitlines(keepends=True)[:-1])
+        assert (out / "trials" / name / "metrics.jsonl").read_text().startswith(sure)
+
+
+def test_bad_trials_are_stopped_early_and_the_good_are_not(teacher_run: Path, tmp_path: Path):
+    """A learning rate at which nothing is learned falls behind; one at which the loss breaks is told."""
+    found = _search(
+        teacher_run, tmp_path / "s", epochs=9, alpha=[0.5], tau=[4.0], learning_rate=[1e-6, 0.01, 0.03, 1e6]
+    )
+    by_rate = {trial["values"]["learning_rate"]: trial for trial in found["trials"]}
+    assert set(by_rate) == {1e-6, 0.01, 0.03, 1e6}
+    assert "stopped being a number" in by_rate[1e6]["stopped"]
+    assert found["best"]["values"]["learning_rate"] in (0.01, 0.03)
+    assert all(trial["accuracy"] is not None for rate, trial in by_rate.items() if rate in (0.01, 0.03))
+
+
+def test_tpe_goes_between_the_ends(teacher_run: Path, tmp_path: Path):
+    found = _search(teacher_run, tmp_path / "s", sampler="tpe", trials=4, epochs=1)
+    assert len(found["trials"]) == 4
+    for trial in found["trials"]:
+        assert 0.1 <= trial["values"]["alpha"] <= 0.9
+        assert 2 <= trial["values"]["tau"] <= 4
+    assert len({trial["values"]["tau"] for trial in found["trials"]}) == 4
+
+
+def test_a_trials_students_count_by_their_mean(teacher_run: Path, tmp_path: Path):
+    found = _search(teacher_run, tmp_path / "s", seeds=2, alpha=[0.5], tau=[4.0], epochs=1)
+    (trial,) = found["trials"]
+    assert len(trial["accuracies"]) == 2
+    assert trial["accuracy"] == pytest.approx(sum(trial["accuracies"]) / 2)
+
+
+def test_other_methods_have_their_own_spaces(teacher_run: Path, tmp_path: Path):
+    assert set(usual_space("kd")) == {"alpha", "tau"}
+    assert set(usual_space("dkd")) == {"tau", "weight"}
+    assert usual_space("at") == {"weight": (100.0, 300.0, 1000.0, 3000.0, 10000.0)}
+    found = ckd.search(
+        "wrn_10_1",
+        teachers=[str(teacher_run)],
+        method="at",
+        weight=[0, 1000],
+        epochs=1,
+        batch_size=25,
+        out=tmp_path / "s",
+    )
+    assert {trial["values"]["weight"] for trial in found["trials"]} == {0, 1000}
+
+
+def test_a_storage_of_optunas_can_be_shared(teacher_run: Path, tmp_path: Path):
+    """Two folders, as of two machines, one study."""
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    first = _search(teacher_run, tmp_path / "a", storage=storage, trials=2, epochs=1)
+    both = _search(teacher_run, tmp_path / "b", storage=storage, epochs=1)
+    assert both["trials"][:2] == first["trials"]
+    assert len(both["trials"]) == 4
+    assert len(list((tmp_path / "b" / "trials").iterdir())) == 2
+    assert len(optuna.load_study(study_name="checkpointkd", storage=storage).trials) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"alpha": [0.1, 1.5]}, r"alpha must lie in \[0, 1\], not 1.5"),
+        ({"tau": [0.0]}, "tau must be above 0"),
+        ({"learning_rate": [-1.0]}, "the learning rate must be above 0"),
+        ({"weight": [-1.0]}, "must be at least 0, not -1"),
+        ({"alpha": [float("nan")]}, "the values of alpha must be numbers"),
+        ({"alpha": []}, "no values of alpha are given"),
+        ({"trials": 0}, "at least 1 trial, not 0"),
+        ({"seeds": 0}, "from 1 to 100 seeds, not 0"),
+        ({"sampler": "random"}, "unknown sampler 'random'"),
+        ({"sampler": "tpe", "alpha": [0.5], "tau": [4.0]}, "TPE needs ranges"),
+        ({"storage": "nosql://here"}, r"storage 'nosql://here' can't be used: .*--storage takes what Optuna does"),
+        ({"method": "xkd"}, "unknown method 'xkd'"),
+    ],
+)
+def test_searches_that_cannot_be_are_one_sentence(teacher_run: Path, tmp_path: Path, options: dict, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        _search(teacher_run, tmp_path / "s", **options)
+    assert not list((tmp_path / "s").glob("trials/*"))
+
+
+def test_a_storage_that_is_no_database(teacher_run: Path, tmp_path: Path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.db").write_text("no database at all" * 100)
+    with pytest.raises(UserError, match="can't be used"):
+        _search(teacher_run, tmp_path / "s")
+
+
+def test_settings_say_how_many_trials_there_will_be():
+    grid = {"alpha": (0.1, 0.5, 0.5), "tau": (1.0, 2.0)}
+    assert SearchSettings(space=grid).planned == 4
+    assert SearchSettings(space=grid, trials=3).planned == 3
+    assert SearchSettings(space=grid, sampler="tpe").planned == 25
+
+
+def test_real_cifar100_is_searched_on_its_selection_images(cifar100: Path, tmp_path: Path):
+    data = f"cifar100:{cifar100}"
+    ckd.train("wrn_10_1", data=data, train_images=300, epochs=2, batch_size=50, out=tmp_path / "t")
+    found = ckd.search(
+        "wrn_10_1", teachers=[str(tmp_path / "t")], epochs=1, batch_size=100, alpha=[0.5], tau=[2, 8],
+        weak_teacher=True, out=tmp_path / "s",
+    )  # fmt: skip
+    assert found["images"] == 5000
+    assert len(found["trials"]) == 2
