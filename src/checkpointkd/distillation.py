@@ -90,6 +90,7 @@ def distil(
     table_limit: float,
     best_of_last_ten: bool = False,
     touch_test: bool = True,
+    announce: bool = True,
     on_row: Callable[[Row], None] = lambda row: None,
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -150,6 +151,7 @@ def distil(
         teach=teach,
         best_of_last_ten=best_of_last_ten,
         touch_test=touch_test,
+        announce=announce,
         on_row=on_row,
         more={
             "method": method,

@@ -44,6 +44,7 @@ def carry_out(
     teach: Callable[[Epochs, Precision], Epochs] = lambda batches, precision: batches,
     best_of_last_ten: bool = False,
     touch_test: bool = True,
+    announce: bool = True,
     on_row: Callable[[Row], None] = lambda row: None,
     more: dict[str, Any] | None = None,
     notes: dict[str, Any] | None = None,
@@ -53,8 +54,10 @@ def carry_out(
     `kind` and `more` are part of what the run is, `notes` are kept beside it; `teach` may put batches that know more in
     the place of the run's; `on_row` is told each epoch's row when the epoch is kept, and may stop the run by raising.
     `best_of_last_ten` measures the test images after each of the last ten epochs, too; without `touch_test` they are
-    left alone. Raises UserError when the folder holds something else, when the network can't learn from the images, and
-    when the loss stops being a number.
+    left alone; without `announce` nothing is said of a run that begins.
+
+    Raises UserError when the folder holds something else, when the network can't learn from the images, and when the
+    loss stops being a number.
     """
     one_of("precision", precision, PrecisionChoice)
     require(
@@ -96,13 +99,13 @@ def carry_out(
         state = start(network, objective, recipe, device=device)
         if compile:
             network.compile()
-        if stored is None:
+        if stored is None and announce:
             log.info(
                 "%s: %d epochs of %d steps, batch %d, learning rate %g, %s; a checkpoint every %d epochs",
                 out, recipe.epochs, steps // recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.schedule,
                 every,
             )  # fmt: skip
-        else:
+        if stored is not None:
             state.restore(stored)
             require(0 <= state.epoch <= recipe.epochs, f"{out / 'state.bin'} is damaged: it is at epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", out, state.epoch, recipe.epochs)

@@ -23,7 +23,7 @@ from .errors import UserError, require
 from .loop import Row
 from .losses import METHODS, defaults, takes_features
 from .settings import KDSettings, PrecisionChoice, Progress, Recipe, Sampler, one_of
-from .trajectory import provenance
+from .trajectory import RunFolder, provenance
 
 if TYPE_CHECKING:
     import optuna
@@ -33,6 +33,7 @@ log = logging.getLogger("checkpointkd")
 RESULT = "search.json"
 STUDY = "study.db"
 TRIALS = "trials"
+PRECISION = "precision"  # of the study: what the first trial found to be faster
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TAUS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -175,9 +176,14 @@ def _trial(
 ) -> float:
     """One trial: the mean accuracy of its students on the selection images. The first may be stopped half-way."""
     kd, taught, recipe = _with(values, lesson, method, average, recipe)
+    chosen = trial.study.user_attrs.get(PRECISION, precision)  # one for all, or they could not be compared
     accuracies = []
     for number in range(settings.seeds):
         folder = out / f"{_words(values).replace(', ', '_').replace(' ', '-')}_seed-{seed + number}"
+
+        def tell(task: str, done: int, total: int, folder: Path = folder) -> None:
+            if progress is not None:
+                progress("this trial" if task == str(folder) else task, done, total)
 
         def on_row(row: Row, first: bool = number == 0) -> None:
             if first and settings.prune and "selection_accuracy" in row and row["epoch"] < recipe.epochs:
@@ -197,18 +203,22 @@ def _trial(
                 recipe=recipe,
                 save_every=max(1, recipe.epochs // RUNGS),
                 seed=seed + number,
-                precision=precision,
+                precision=chosen,
                 compile=False,
                 table_limit=table_limit,
                 touch_test=False,
+                announce=PRECISION not in trial.study.user_attrs,
                 on_row=on_row,
-                progress=progress,
+                progress=tell,
             )
         except UserError as error:
             if "stopped being a number" not in str(error):
                 raise
             trial.set_user_attr("failed", str(error))
             raise optuna.TrialPruned from None
+        finally:
+            if PRECISION not in trial.study.user_attrs and (used := RunFolder(folder).precision()) is not None:
+                trial.study.set_user_attr(PRECISION, used)
         result = run.result()
         assert result is not None
         accuracies.append(result["selection"]["accuracy"])

@@ -13,7 +13,16 @@ import pytest
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
 from checkpointkd.reports import Arm, collect, conclusions, difference
-from checkpointkd.reports.figures import curves_data, draw_curves, draw_plane, draw_students, plane_data, students_data
+from checkpointkd.reports.figures import (
+    curves_data,
+    draw_curves,
+    draw_plane,
+    draw_search,
+    draw_students,
+    plane_data,
+    search_data,
+    students_data,
+)
 
 
 @pytest.fixture
@@ -220,3 +229,95 @@ def test_a_run_json_of_others_is_left_out(runs: Path):
     (runs / "npm").mkdir()
     (runs / "npm" / "run.json").write_text('{"scripts": {}}')
     assert any(note.startswith("left out: ") and "npm" in note for note in collect(runs).notes)
+
+
+def test_students_are_told_by_how_they_were_taught(teacher_run: Path):
+    """Methods and other ways stand in the label, and only plain KD makes the curve over teachers' epochs."""
+    folder = teacher_run.parent
+    ways = {
+        "plain": {},
+        "dkd": {"method": "dkd"},
+        "heavy": {"method": "dkd", "weight": 2.0},
+        "logits": {"average": "logits", "weights": [0.25, 0.75], "ensemble": "snapshot:2"},
+        "route": {"route": "rco", "ensemble": "snapshot:2"},
+        "batch": {"teacher_batch_norm": "batch"},
+    }
+    for name, way in ways.items():
+        ckd.distill("wrn_10_1", teachers=[str(teacher_run)], out=folder / name, epochs=1, batch_size=50, **way)
+    collected = collect(folder)
+    labels = {arm.label for arm in collected.arms}
+    full, both = "epoch 4 (full)", "epoch 2 (half-way) and epoch 4 (full)"
+    assert {
+        full,
+        f"{full}, normalised by batch",
+        f"{both}, one after the other (rco)",
+        f"{both}, weighted 0.25 : 0.75, mean of logits",
+    } <= labels
+    dkd = sorted(label for label in labels if label.startswith(f"{full}, by dkd"))
+    assert len(dkd) == 2
+    assert "weight 2" in dkd[1]
+    (students,) = students_data(collected)
+    assert students.epochs == [4]
+
+
+@pytest.fixture
+def searched(teacher_run: Path) -> Path:
+    ckd.search(
+        "wrn_10_1", teachers=[str(teacher_run)], alpha=[0.1, 0.5, 0.9], tau=[2, 8], epochs=2, batch_size=50,
+        out=teacher_run.parent / "search",
+    )  # fmt: skip
+    return teacher_run.parent
+
+
+def test_a_search_is_drawn_as_it_went(searched: Path, tmp_path: Path):
+    collected = collect(searched)
+    assert not any(arm.teachers for arm in collected.arms), "trials are no students"
+    assert list(collected.searches) == ["search"]
+    result = json.loads((searched / "search" / "search.json").read_text())
+    data = search_data(result)
+    assert data.names == ["alpha", "tau"]
+    for x, y, z, trial in zip(data.x, data.y or [], data.z, result["trials"], strict=True):
+        assert (x, y) == (trial["values"]["alpha"], trial["values"]["tau"])
+        assert z == (None if trial["accuracy"] is None else 100 * trial["accuracy"])
+    assert data.best is not None
+    assert data.z[data.best] == 100 * result["best"]["accuracy"]
+    drawn = {trace.name or trace.type: trace for trace in draw_search(data).data}
+    done = [number for number, z in enumerate(data.z) if z is not None]
+    assert list(drawn["contour"].z) == [data.z[number] for number in done]
+    assert list(drawn["finished"].x) == [data.x[number] for number in done]
+    assert len(drawn["stopped early"].x) == 6 - len(done)
+    assert list(drawn["the best"].x) == [data.x[data.best]]
+    page = ckd.report(searched, out=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "The search for α and τ: search" in page
+    assert page.count("<td>0.1</td>") == 2
+    alone = ckd.report(searched / "search", out=tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "The trials of search" in alone
+
+
+def test_a_search_over_one_setting_is_a_line(searched: Path):
+    result = json.loads((searched / "search" / "search.json").read_text())
+    result["space"]["tau"] = [2.0]
+    result["trials"] = [trial for trial in result["trials"] if trial["values"]["tau"] == 2]
+    result["best"] = max(result["trials"], key=lambda trial: trial["accuracy"] or 0)
+    data = search_data(result)
+    assert (data.names, data.y) == (["alpha"], None)
+    line = draw_search(data).data[0]
+    assert list(line.x) == sorted(
+        trial["values"]["alpha"] for trial in result["trials"] if trial["accuracy"] is not None
+    )
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"trials": [{}], "space": {}}', "no JSON", '{"trials": 3}'])
+def test_a_damaged_search_is_left_out_and_noted(searched: Path, damage: str):
+    (searched / "search" / "search.json").write_text(damage)
+    collected = collect(searched)
+    assert collected.searches == {}
+    assert any("search.json is damaged" in note for note in collected.notes)
+
+
+def test_an_unfinished_search_is_said_to_be(searched: Path):
+    path = searched / "search" / "search.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "trials": result["trials"][:2], "best": None}))
+    assert "not finished: the search search, 2 of 6 trials" in collect(searched).notes
+    ckd.report(searched, out=searched / "r.html")

@@ -13,7 +13,18 @@ from .. import files
 from ..errors import UserError
 from ..settings import UNITS
 from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
-from .figures import curves_data, draw_correlation, draw_curves, draw_plane, draw_students, plane_data, students_data
+from .figures import (
+    SYMBOLS,
+    curves_data,
+    draw_correlation,
+    draw_curves,
+    draw_plane,
+    draw_search,
+    draw_students,
+    plane_data,
+    search_data,
+    students_data,
+)
 
 __all__ = [
     "CORRELATION_COLUMNS",
@@ -73,6 +84,18 @@ def write_report(folder: Path, *, out: Path) -> Path:
                 "caption": "Bars and the grey band: one standard deviation over seeds.",
             }
         )
+    for name, result in collected.searches.items():
+        data = search_data(result)
+        settings = " and ".join(SYMBOLS.get(one, one.replace("_", " ")) for one in data.names)
+        figures.append(
+            {
+                "title": f"The search for {settings}: {name}",
+                "alt": f"Accuracy on the selection images by {settings}; values in the table below",
+                "html": _embedded(draw_search(data), len(figures)),
+                "caption": f"{result['student']} taught by {', '.join(result['teacher_addresses'])}, method "
+                f"{result['method']}; {len(result['trials'])} of {result['planned']} trials.",
+            }
+        )
     return _write(
         "page.html.jinja",
         out,
@@ -83,6 +106,7 @@ def write_report(folder: Path, *, out: Path) -> Path:
         heading="Students" if any(arm.teachers for arm in collected.arms) else "Networks",
         rows=[_row(arm, collected) for arm in collected.arms],
         figures=figures,
+        searches=[_search_table(name, result) for name, result in collected.searches.items()],
         planes=[_plane_table(scored) for scored in collected.scored],
         provenance=collected.provenance,
     )
@@ -243,6 +267,31 @@ def _plane_table(scored: Scored) -> dict[str, Any]:
                 "chosen": point.epoch == chosen,
             }
             for point in scored.plane.points
+        ],
+    }
+
+
+def _search_table(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    best = result["best"]
+    ended = sorted(result["trials"], key=lambda trial: (trial["accuracy"] is None, -(trial["accuracy"] or 0)))
+    words = "no trial is finished yet"
+    if best is not None:
+        words = (
+            f"the best is right on {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f} % of the "
+            f"{result['images']:,} selection images; {best['within_noise']} others are within noise of it"
+        )
+    return {
+        "name": name,
+        "caption": f"Accuracy on the selection images; the test images were left alone. {words[0].upper()}{words[1:]}.",
+        "columns": [SYMBOLS.get(one, one.replace("_", " ")) for one in result["space"]],
+        "rows": [
+            {
+                "values": [f"{trial['values'][one]:g}" for one in result["space"]],
+                "accuracy": "" if trial["accuracy"] is None else f"{100 * trial['accuracy']:.2f}",
+                "stopped": trial["stopped"] or "",
+                "chosen": best is not None and trial["trial"] == best["trial"],
+            }
+            for trial in ended
         ],
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from scipy import stats
 
+from .. import files
 from ..errors import UserError, existing, require
 from ..information import Plane, load_planes
 from ..trajectory import Trajectory, open_trajectory
@@ -45,6 +46,7 @@ class Arm:
     accuracy: dict[int, float]
     family: str = field(repr=False)
     smoothing: float = 0.0
+    way: str = ""  # how its teachers taught, where that was not plain KD
 
     @property
     def alone(self) -> bool:
@@ -96,6 +98,7 @@ class Collected:
     folder: Path
     scored: list[Scored]
     arms: list[Arm]
+    searches: dict[str, dict[str, Any]]  # what `search` found, by its folder's name
     notes: list[str]  # runs that are unfinished, unreadable or there twice
     provenance: dict[str, str]
 
@@ -115,13 +118,16 @@ def collect(folder: Path) -> Collected:
     """Read every run below a folder; raises UserError when there is none."""
     existing(folder, "folder")
     runs, notes = [], []
+    searches, searched = _searches(folder, notes)
     for path in sorted(folder.rglob("run.json")):
+        if any(one in path.parents for one in searched):
+            continue  # a trial
         try:
             runs.append(open_trajectory(path.parent))
         except UserError as error:
             notes.append(f"left out: {error}")
     why = f" ({notes[0]})" if notes else ""
-    require(bool(runs), f"there is no run in {folder}, nor in the folders below it, to report on{why}")
+    require(bool(runs or searches), f"there is no run in {folder}, nor in the folders below it, to report on{why}")
     names = {run.path: _name(run, folder) for run in runs}
     scored = [
         Scored(names[run.path], run, _shown(planes, run.selection()), run.selection())
@@ -133,7 +139,43 @@ def collect(folder: Path) -> Collected:
             done = max((row["epoch"] for row in run.rows()), default=0)
             notes.append(f"not finished: {names[run.path]}, epoch {done} of {run.planned_epochs}")
     arms, doubled = _arms(runs, names)
-    return Collected(folder, scored, arms, notes + doubled, _provenance(runs))
+    provenance = _provenance(runs) if runs else next(iter(searches.values()))["provenance"]
+    return Collected(folder, scored, arms, searches, notes + doubled, provenance)
+
+
+def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+    """What searches below a folder found, by name, and where these are; one that can't be read is noted."""
+    found: dict[str, dict[str, Any]] = {}
+    paths = sorted(folder.rglob("search.json"))
+    for path in paths:
+        try:
+            result = files.read_json(path)
+            if not isinstance(result, dict) or not _is_search(result):
+                raise UserError(f"{path} is damaged: it is no search's")
+        except UserError as error:
+            notes.append(f"left out: {error}")
+            continue
+        relative = path.parent.relative_to(folder)
+        name = str(relative) if relative.parts else path.parent.resolve().name
+        found[name] = result
+        if len(result["trials"]) < result["planned"]:
+            notes.append(f"not finished: the search {name}, {len(result['trials'])} of {result['planned']} trials")
+    return found, [path.parent for path in paths]
+
+
+def _is_search(result: dict[str, Any]) -> bool:
+    """Whether this can be what a search found."""
+    try:
+        values = all(set(trial["values"]) == set(result["space"]) for trial in result["trials"])
+        texts = all(isinstance(result[name], str) for name in ("student", "method"))
+        teachers = all(isinstance(one, str) for one in result["teacher_addresses"])
+        numbers = [trial["accuracy"] for trial in result["trials"]]
+        best = result["best"] is None or isinstance(result["best"]["accuracy_se"], float)
+        sound = all(number is None or 0 <= number <= 1 for number in numbers)
+        sizes = isinstance(result["planned"], int) and isinstance(result["images"], int)
+        return values and texts and teachers and best and sound and sizes and isinstance(result["provenance"], dict)
+    except (KeyError, TypeError):
+        return False
 
 
 def difference(arm: Arm, other: Arm) -> Difference:
@@ -159,7 +201,7 @@ def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:
 
 
 _FAMILY = ("model", "data", "recipe", "precision")  # what students that are compared must have in common
-_TEACHING = ("method", "kd", "teachers", "label_smoothing")  # what they learned from
+_TEACHING = ("method", "kd", "teaching", "teachers", "label_smoothing")  # what they learned from
 
 
 def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], list[str]]:
@@ -195,16 +237,36 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
             accuracy.setdefault(run.run["seed"], 100 * result["test"]["accuracy"])
         smoothing = members[0].run.get("label_smoothing", 0.0)
         alone = f"the uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
-        label = " and ".join(word for _, _, word in known) or alone
+        way = _way(members[0].run) if teachers else ""
+        label = (" and ".join(word for _, _, word in known) or alone) + (f", {way}" if way else "")
         who = tuple((name, epoch) for name, epoch, _ in known)
-        found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family, smoothing)))
+        found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family, smoothing, way)))
     found.sort(key=lambda pair: _order(pair[1]))
     arms = [arm for _, arm in found]
     return [_told_apart(run, arm, arms) for run, arm in found], notes
 
 
 def _order(arm: Arm) -> tuple:
-    return arm.student, arm.family, arm.smoothing, len(arm.teachers), arm.teachers
+    return arm.student, arm.family, arm.smoothing, len(arm.teachers), arm.teachers, arm.way
+
+
+def _way(run: dict[str, Any]) -> str:
+    """How teachers taught, in words, where it was not by the mean of their predictions and as they are."""
+    teaching, words = run["teaching"], []
+    if run["method"] != "kd":
+        words.append(f"by {run['method']}")
+    if teaching["route"] != "together":
+        words.append(f"one after the other ({teaching['route']})")
+    if teaching["weights"] is not None:
+        words.append(f"weighted {' : '.join(f'{weight:g}' for weight in teaching['weights'])}")
+    if run["kd"]["average"] != "probabilities":
+        words.append("mean of logits")
+    if teaching["batch_norm"] != "eval":
+        words.append("normalised by batch")
+    for name in ("teacher_features", "student_features"):
+        if teaching[name] is not None:
+            words.append(f"{name.replace('_', ' ')} {' '.join(teaching[name])}")
+    return ", ".join(words)
 
 
 def _told_apart(run: Trajectory, arm: Arm, arms: list[Arm]) -> Arm:
@@ -214,6 +276,8 @@ def _told_apart(run: Trajectory, arm: Arm, arms: list[Arm]) -> Arm:
     kd = run.run.get("kd", {})
     words = [f"from {', '.join(dict.fromkeys(name for name, _ in arm.teachers))}"] if arm.teachers else []
     words += [f"α {kd['alpha']:g}, τ {kd['tau']:g}"] if kd else []
+    weight = run.run.get("teaching", {}).get("weight")
+    words += [f"weight {weight:g}"] if weight is not None else []
     words += [f"{run.planned_epochs} epochs", f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}"]
     words += [run.run["precision"]]
     return replace(arm, label=f"{arm.label}; {', '.join(words)}")

@@ -13,6 +13,7 @@ from .collect import Collected, Scored
 
 # Okabe and Ito's colours, distinguishable to the colour-blind.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SYMBOLS = {"alpha": "α", "tau": "τ"}
 BLUE, ORANGE, GREEN, GREY = *OKABE_ITO[:3], "#808080"
 
 
@@ -63,7 +64,8 @@ def students_data(collected: Collected) -> list[StudentsData]:
     """What the students' figures draw: one figure for each family that had single teachers."""
     figures = []
     for arms in collected.families():
-        single = sorted((arm for arm in arms if len(arm.teachers) == 1), key=lambda arm: arm.teachers[0][1])
+        plain = (arm for arm in arms if len(arm.teachers) == 1 and not arm.way)
+        single = sorted(plain, key=lambda arm: arm.teachers[0][1])
         alone = next((arm for arm in arms if arm.alone), None)
         if single:
             figures.append(
@@ -120,6 +122,90 @@ def draw_curves(data: CurvesData) -> go.Figure:
             hoverinfo="text+x+y",
         )
     return _laid_out(figure, "I(X;F)", "I(Y;F) by accuracy, %")
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """A search's trials over the first two settings that it varied, or over the one: `z` is the accuracy on the
+    selection images in percent, None for a trial that was stopped."""
+
+    names: list[str]
+    x: list[float]
+    y: list[float] | None
+    z: list[float | None]
+    hover: list[str]
+    best: int | None
+
+
+def search_data(result: dict[str, Any]) -> SearchData:
+    """What a search's figure draws."""
+    varied = [name for name, values in result["space"].items() if len(values) > 1] or list(result["space"])
+    names, trials = varied[:2], result["trials"]
+    hover = [
+        "<br>".join(
+            [
+                *(f"{SYMBOLS.get(name, name)} {value:g}" for name, value in trial["values"].items()),
+                f"{100 * trial['accuracy']:.2f} %" if trial["accuracy"] is not None else f"stopped {trial['stopped']}",
+            ]
+        )
+        for trial in trials
+    ]
+    numbers = [trial["trial"] for trial in trials]
+    return SearchData(
+        names=names,
+        x=[trial["values"][names[0]] for trial in trials],
+        y=[trial["values"][names[1]] for trial in trials] if len(names) > 1 else None,
+        z=[None if trial["accuracy"] is None else 100 * trial["accuracy"] for trial in trials],
+        hover=hover,
+        best=numbers.index(result["best"]["trial"]) if result["best"] is not None else None,
+    )
+
+
+def draw_search(data: SearchData) -> go.Figure:
+    """The trials, and, over two settings, contours of the accuracy between those that were finished."""
+    figure = go.Figure()
+    done = [number for number, accuracy in enumerate(data.z) if accuracy is not None]
+    across = [SYMBOLS.get(name, name.replace("_", " ")) for name in data.names]
+    what = "accuracy on the selection images, %"
+    if data.y is None:
+        order = sorted(done, key=lambda number: data.x[number])
+        figure.add_scatter(
+            x=[data.x[n] for n in order], y=[data.z[n] for n in order], mode="lines+markers", marker={"color": BLUE},
+            hovertext=[data.hover[n] for n in order], hoverinfo="text", name="trials",
+        )  # fmt: skip
+        height, across = [data.z[n] for n in done], [across[0], what]
+    else:
+        if len({data.x[n] for n in done}) > 1 and len({data.y[n] for n in done}) > 1:
+            figure.add_contour(
+                x=[data.x[n] for n in done], y=[data.y[n] for n in done], z=[data.z[n] for n in done],
+                connectgaps=True, colorscale="Cividis", contours={"coloring": "heatmap"}, line={"width": 0.5},
+                colorbar={"title": what, "title_side": "right", "thickness": 12}, hoverinfo="skip",
+            )  # fmt: skip
+        height = [data.y[n] for n in done]
+        stopped = [number for number, accuracy in enumerate(data.z) if accuracy is None]
+        figure.add_scatter(
+            x=[data.x[n] for n in stopped], y=[data.y[n] for n in stopped], mode="markers",
+            marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": "#bbbbbb"}},
+            hovertext=[data.hover[n] for n in stopped], hoverinfo="text", name="stopped early",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[data.x[n] for n in done], y=height, mode="markers",
+            marker={"size": 9, "color": "white", "line": {"width": 1.5, "color": "black"}},
+            hovertext=[data.hover[n] for n in done], hoverinfo="text", name="finished",
+        )  # fmt: skip
+    if data.best is not None:
+        figure.add_scatter(
+            x=[data.x[data.best]], y=[height[done.index(data.best)]], mode="markers",
+            marker={"symbol": "star", "size": 18, "color": ORANGE, "line": {"width": 1, "color": "white"}},
+            hovertext=[data.hover[data.best]], hoverinfo="text", name="the best",
+        )  # fmt: skip
+    laid_out = _laid_out(figure, across[0], across[1])
+    for axis, name in zip(("xaxis", "yaxis"), data.names, strict=False):
+        values = data.x if axis == "xaxis" else data.y or []
+        if name != "alpha" and values and min(values) > 0:
+            ticks = sorted(set(values)) if len(set(values)) <= 10 else None
+            laid_out.update_layout({axis: {"type": "log", "tickvals": ticks}})
+    return laid_out
 
 
 def draw_plane(data: PlaneData) -> go.Figure:
