@@ -19,7 +19,8 @@ from checkpointkd import verbs
 from checkpointkd.cli import main
 from checkpointkd.progress import Bars
 
-COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "evaluate", "correlate", "report"]
+COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "search"]
+COMMANDS += ["evaluate", "correlate", "export", "report"]
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess:

@@ -53,7 +53,9 @@ def test_the_commands_of_readme_run_in_their_order(tmp_path: Path, monkeypatch, 
         "score",
         "select",
         "distill",
+        "search",
         "evaluate",
+        "export",
         "report",
     }
     for command in commands:
