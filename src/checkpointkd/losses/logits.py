@@ -18,6 +18,8 @@ from .kd import kl_divergence, soft_loss, soften
 
 EPS = 1e-8
 
+Weights = Sequence[float] | None  # one a teacher
+
 
 @final
 class KD(nn.Module):
@@ -29,14 +31,9 @@ class KD(nn.Module):
     warm_up: ClassVar = 0.0
 
     def forward(
-        self,
-        student_BK: Tensor,
-        teacher_TBK: Tensor,
-        labels_B: Tensor,
-        settings: KDSettings,
-        weights: Sequence[float] | None,
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
     ) -> Tensor:
-        return soft_loss(student_BK, teacher_TBK, settings, weights)
+        return soft_loss(student_BK, teacher_TBK, kd, weights)
 
 
 @final
@@ -52,14 +49,9 @@ class StandardisedKD(nn.Module):
     warm_up: ClassVar = 0.0
 
     def forward(
-        self,
-        student_BK: Tensor,
-        teacher_TBK: Tensor,
-        labels_B: Tensor,
-        settings: KDSettings,
-        weights: Sequence[float] | None,
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
     ) -> Tensor:
-        return soft_loss(standardise(student_BK), standardise(teacher_TBK), settings, weights)
+        return soft_loss(standardise(student_BK), standardise(teacher_TBK), kd, weights)
 
 
 @final
@@ -77,16 +69,11 @@ class DKD(nn.Module):
     others_weight: ClassVar = 8.0  # the paper's β
 
     def forward(
-        self,
-        student_BK: Tensor,
-        teacher_TBK: Tensor,
-        labels_B: Tensor,
-        settings: KDSettings,
-        weights: Sequence[float] | None,
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
     ) -> Tensor:
-        target_BK = soften(teacher_TBK, tau=settings.tau, average=settings.average, weights=weights)
-        tckd_B, nckd_B = decoupled(student_BK / settings.tau, target_BK, labels_B)
-        return settings.scale * (self.target_weight * tckd_B + self.others_weight * nckd_B)
+        target_BK = soften(teacher_TBK, tau=kd.tau, average=kd.average, weights=weights)
+        tckd_B, nckd_B = decoupled(student_BK / kd.tau, target_BK, labels_B)
+        return kd.scale * (self.target_weight * tckd_B + self.others_weight * nckd_B)
 
 
 @final
@@ -103,18 +90,13 @@ class DIST(nn.Module):
     warm_up: ClassVar = 0.0
 
     def forward(
-        self,
-        student_BK: Tensor,
-        teacher_TBK: Tensor,
-        labels_B: Tensor,
-        settings: KDSettings,
-        weights: Sequence[float] | None,
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
     ) -> Tensor:
-        target_BK = soften(teacher_TBK, tau=settings.tau, average=settings.average, weights=weights)
-        predicted_BK = (student_BK / settings.tau).softmax(-1)
+        target_BK = soften(teacher_TBK, tau=kd.tau, average=kd.average, weights=weights)
+        predicted_BK = (student_BK / kd.tau).softmax(-1)
         inter_B = 1 - pearson(predicted_BK, target_BK)
         intra_K = 1 - pearson(predicted_BK.T, target_BK.T)
-        return settings.scale * (inter_B + intra_K.mean())
+        return kd.scale * (inter_B + intra_K.mean())
 
 
 def standardise(logits: Tensor) -> Tensor:
