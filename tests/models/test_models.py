@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from checkpointkd.errors import UserError
-from checkpointkd.models import MODELS, Network, as_map, build_network, last_map_path, taps
+from checkpointkd.models import (
+    MODELS,
+    Network,
+    as_map,
+    build_network,
+    last_map_path,
+    stage_paths,
+    taps,
+    vector_path,
+)
 
 EXAM = [
     "wrn_10_1",
@@ -279,3 +288,50 @@ def test_a_module_that_gives_no_tensor_is_named():
     network = nn.Sequential(Two())
     with pytest.raises(UserError, match="'0' has no tensor there but tuple"), taps(network, ["0"]):
         network(torch.rand(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "stages", "vector"),
+    [
+        ("wrn_16_2", 32, ["stage1", "stage2", "relu"], "classifier:input"),
+        ("resnet_8", 32, ["stage1", "stage2", "stage3"], "classifier:input"),
+        ("mobilenetv2_0.75", 32, ["blocks.2", "blocks.5", "blocks.12", "last"], "classifier:input"),
+        ("timm:resnet18", 64, ["layer1", "layer2", "layer3", "layer4"], "fc:input"),
+        ("timm:mobilenetv2_100", 96, ["blocks.1", "blocks.2", "blocks.4", "bn2"], "classifier:input"),
+        ("timm:vit_tiny_patch16_224", 224, ["norm"], "head:input"),
+    ],
+)
+def test_a_classifiers_stages_and_its_vector_are_found(model: str, size: int, stages: list[str], vector: str):
+    network = build_network(model, num_classes=7, in_channels=3, mean=[0.5] * 3, std=[0.5] * 3)
+    images = torch.rand(2, 3, size, size)
+    assert stage_paths(network.body, images) == stages
+    assert vector_path(network.body, images) == vector
+
+
+class _Wrapped(nn.Module):
+    """A network within a network, one module called at every stage, an in-place layer, a list that isn't called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.stages = nn.ModuleList(nn.Conv2d(C, 4, 3, stride, 1) for C, stride in ((1, 1), (4, 2), (4, 2)))
+        self.inner.act = nn.ReLU(inplace=True)
+        self.inner.forward = self._stages
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def _stages(self, maps: torch.Tensor) -> torch.Tensor:
+        for stage in self.inner.stages:
+            maps = self.inner.act(stage(maps))
+        return maps
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(images).mean((2, 3), keepdim=True)).flatten(1)
+
+
+def test_stages_of_a_network_that_was_written_otherwise():
+    """Where no linear layer classifies, the vector is the last map's mean."""
+    images = torch.rand(2, 1, 16, 16)
+    assert stage_paths(_Wrapped(), images) == ["inner.stages.0", "inner.stages.1", "inner.act"]
+    assert vector_path(_Wrapped(), images) == "inner"
+    with pytest.raises(UserError, match="the model has no convolutional maps; name modules"):
+        stage_paths(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), images)

@@ -98,7 +98,10 @@ def stage_paths(module: nn.Module, images_BCHW: Tensor) -> list[str]:
     ['1', '2']
     """
     size = (images_BCHW.shape[2], images_BCHW.shape[3])
-    calls = {name: (entered, left) for name, entered, left in _calls(module, images_BCHW)}
+    calls: dict[str, tuple[object, object]] = {}
+    for name, entered, left in _calls(module, images_BCHW):
+        calls.pop(name, None)  # a module's last call counts, in its place
+        calls[name] = (entered, left)
     inside: dict[str, list[str]] = {}  # the modules that were called, by the nearest around them that was called
     for name in calls:
         around = name.rpartition(".")[0]
