@@ -32,6 +32,13 @@ def trajectory(found: Any) -> RenderableType:
             f"after epoch {result['epoch']}: accuracy {_percent(result['selection'])} on the selection images, "
             f"{_percent(result['test'])} on the {result['test_images']:,} test images"
         )
+    cost = found.run.get("teachers_cost")
+    if result is not None and cost is not None:
+        spent = "" if cost["seconds"] is None else f" ({cost['seconds']:,.0f} s)"
+        lines.append(
+            f"cost: {_epochs_of(cost)}{spent} to train the teachers, {found.planned_epochs} epochs "
+            f"({result['seconds']:,.0f} s) to distil"
+        )
     if result is not None and "best_of_last_ten" in result:
         best = result["best_of_last_ten"]
         lines.append(
@@ -136,8 +143,7 @@ def evaluation(measured: dict[str, Any]) -> RenderableType:
         calibration = f"{100 * one['calibration_error']:.1f} %"
         table.add_row(name, epoch, _percent(one), f"{one['nll']:.3f}", calibration)
     seconds = "" if cost["seconds"] is None else f", {cost['seconds']:,.0f} s"
-    runs = "one run" if cost["runs"] == 1 else f"{cost['runs']} runs"
-    lines.append(f"training up to here took {cost['epochs']} epochs of {runs}{seconds}")
+    lines.append(f"training up to here took {_epochs_of(cost)}{seconds}")
     where = f"{measured['data']}, protocol {measured['protocol']}, {measured['split']}: {measured['images']:,} images"
     return Group(table, Text("\n".join([*lines, where])))
 
@@ -191,6 +197,10 @@ def demo(result: dict[str, Any]) -> RenderableType:
     for arm in result["students"]:
         table.add_row(arm["label"], f"{arm['mean']:.2f} ± {arm['sd']:.2f} %", str(arm["n"]), arm["against"])
     return Group(Text(result["headline"]), table, Text("\n".join([*result["notes"], f"report: {result['report']}"])))
+
+
+def _epochs_of(cost: dict[str, Any]) -> str:
+    return f"{cost['epochs']} epochs of {'one run' if cost['runs'] == 1 else str(cost['runs']) + ' runs'}"
 
 
 def _percent(measured: dict[str, float]) -> str:
