@@ -109,6 +109,23 @@ def test_weights_are_how_much_each_counts():
     assert kd(student, teachers, labels, KDSettings()).shape == (5,)
 
 
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_an_objective_heeds_the_weights(teacher_run: Path, name: str):
+    data = load_data(DataSettings(data="digits", train_images=60))
+    batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
+    student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3]).eval()
+
+    def loss(epochs: list[int], *weights: float) -> torch.Tensor:
+        teacher = teacher_of([f"{teacher_run}@{epoch}" for epoch in epochs], device=CPU)
+        teaching = TeachingSettings(weights=weights or None)
+        return FromLogits(METHODS[name](), teacher, KDSettings(), teaching)(student, batch, 0.5)[0].detach()
+
+    torch.testing.assert_close(loss([2, 4], 0.0, 1.0), loss([4]))
+    torch.testing.assert_close(loss([2, 4], 0.5, 0.5), loss([2, 4]))
+    torch.testing.assert_close(loss([2, 4], 0.25, 0.75), loss([2, 4, 4, 4]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(loss([2, 4], 0.25, 0.75), loss([2, 4]))
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -203,6 +220,7 @@ def test_batch_statistics_are_each_batchs_own_and_leave_the_teacher_as_it_was(te
     network = ckd.open_trajectory(teacher_run).full.network()
     before = {name: tensor.clone() for name, tensor in by_batch.networks[0].state_dict().items()}
     got = by_batch.logits(batch)[0]
+    assert not any(module.training for module in by_batch.networks[0].modules())
     after = by_batch.networks[0].state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if "num_batches" not in name)
     with torch.no_grad():

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import checkpointkd as ckd
 from checkpointkd.data import Batch, DataSettings, load_data
-from checkpointkd.losses import METHODS, defaults, distillation, takes_features
+from checkpointkd.losses import METHODS, FromFeatures, defaults, distillation, takes_features
 from checkpointkd.losses.crd import CRD
 from checkpointkd.losses.features import Pairing
-from checkpointkd.models import build_network
+from checkpointkd.losses.objectives import Paths
+from checkpointkd.models import Network, build_network
 from checkpointkd.settings import KDSettings, TeachingSettings
 from checkpointkd.teacher import teacher_of
 
@@ -370,3 +371,53 @@ def test_several_teachers_give_the_mean_of_their_terms(name: str, teacher_run: P
         loss([2, 4], (0.25, 0.75), alpha=1.0), 0.25 * singly[0] + 0.75 * singly[1], rtol=1e-4, atol=1e-4
     )
     assert not torch.allclose(loss([4], alpha=0.5), singly[1]), "α < 1 adds the teachers' predictions"
+
+
+def test_stages_of_equal_size_meet(cifar100: Path):
+    """WRN's are 32, 16 and 8 wide, MobileNetV2's 16, 8, 4 and 2."""
+    data = load_data(DataSettings(data=f"cifar100:{cifar100}", train_images=200))
+    teacher, student = (
+        build_network(model, num_classes=100, in_channels=3, mean=[0.5] * 3, std=[0.5] * 3)
+        for model in ("wrn_10_1", "mobilenetv2_0.75")
+    )
+
+    def pair(method: str, one: Network, other: Network) -> Any:
+        asked: Any = None  # not until a batch comes
+        made = distillation(
+            method,
+            asked,
+            KDSettings(),
+            TeachingSettings(),
+            student=one,
+            teachers=[("t", other)],
+            images=data.train,
+            seed=0,
+        )
+        return made.pairs[0]
+
+    assert pair("at", student, teacher) == Paths(student=("blocks.2", "blocks.5"), teacher=("stage2", "relu"))
+    assert pair("fitnets", student, teacher) == Paths(student=("blocks.5",), teacher=("relu",))
+    assert pair("crd", student, teacher) == Paths(student=("classifier:input",), teacher=("classifier:input",))
+
+
+def test_methods_compute_in_full_precision_whatever_the_networks_do(teacher_run: Path):
+    """Gram matrices and exponentials lose too much in bfloat16."""
+    seen = []
+
+    class Spy(nn.Module):
+        alpha, weight, takes = 1.0, 1.0, "vector"
+
+        def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
+            seen.extend([student[0].dtype, teacher[0].dtype, (student[0].flatten(1) @ student[0].flatten(1).T).dtype])
+            return student[0].mean((1, 2, 3))
+
+    data = load_data(DataSettings(data="digits", train_images=60))
+    batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
+    student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3])
+    teacher = teacher_of([str(teacher_run)], device=torch.device("cpu"))
+    paths = [Paths(("classifier:input",), ("classifier:input",))]
+    objective = FromFeatures([Spy()], teacher, KDSettings(), TeachingSettings(), paths)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logits = objective(student, batch, 0.0)
+    assert logits.dtype == torch.bfloat16
+    assert {*seen, loss.dtype} == {torch.float32}
