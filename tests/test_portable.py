@@ -120,6 +120,59 @@ def test_an_export_writes_over_nothing_else(student: ckd.Trajectory, teacher_run
         ckd.export(f"{teacher_run}@2", out=tmp_path / "e")
     with pytest.raises(UserError, match="already holds something else"):
         ckd.export(f"{teacher_run}@2", out=student.path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file; choose another --out"):
+        ckd.export(str(student.path), out=tmp_path / "file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="already holds something else"):
+        ckd.export(str(student.path), out=tmp_path / "notes")
+
+
+def test_a_damaged_copy_takes_nothing_with_it_and_is_made_anew(student: ckd.Trajectory, teacher_run: Path):
+    (student.path / "student.safetensors").write_bytes(b"damage")
+    student.full.network()
+    ckd.distill(
+        "wrn_10_1", teachers=[f"{teacher_run}@2", f"{teacher_run}@4"], method="at", epochs=1, batch_size=25,
+        out=student.path,
+    )  # fmt: skip
+    assert (student.path / "student.safetensors").read_bytes() == student.full.path.read_bytes()
+
+
+@pytest.mark.parametrize("last", ["README.md", "config.json"])
+def test_a_killed_export_can_be_given_again(student: ckd.Trajectory, tmp_path: Path, last: str):
+    """A process that dies when it is about to put a file in its place."""
+    out = tmp_path / "e"
+    code = (
+        "import os, sys, checkpointkd as ckd\n"
+        "replace = os.replace\n"
+        "def dying(source, target):\n"
+        "    if str(target).endswith(sys.argv[3]): os._exit(9)\n"
+        "    replace(source, target)\n"
+        "os.replace = dying\n"
+        "ckd.export(sys.argv[1], out=sys.argv[2])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(student.path), str(out), last], check=False)
+    assert done.returncode == 9
+    assert not (out / "config.json").exists()
+    ckd.export(str(student.path), out=out)
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    ckd.load(out)
+
+
+def test_a_run_that_names_code_is_not_obeyed_either(teacher_run: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemError('ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = json.loads((teacher_run / "run.json").read_text())
+    (teacher_run / "run.json").write_text(json.dumps({**run, "model": "evil:net"}))
+    with pytest.raises(UserError, match="names code, 'evil:net'; if you trust it, say so"):
+        ckd.load(teacher_run)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "a\0b"])
+def test_what_is_not_there_is_one_sentence(path: str):
+    with pytest.raises(UserError):
+        ckd.load(path)
 
 
 def test_a_config_that_names_code_is_not_obeyed(student: ckd.Trajectory, tmp_path: Path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_short_run_is_not_measured_and_says_what_it_is(tmp_path: Path, monkeyp
     caplog.set_level("INFO", "checkpointkd")
     run = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
     assert run.run["precision"] == "fp32"
-    assert "1 epochs of 3 steps, batch 20, learning rate 0.1, cosine; a checkpoint every 1 epochs" in caplog.text
+    assert "1 epoch of 3 steps, batch 20, learning rate 0.1, cosine; a checkpoint every 1 epoch" in caplog.text
 
 
 def test_steps_of_milliseconds_stay_in_fp32():

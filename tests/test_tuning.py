@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,10 +46,9 @@ def test_the_grid_is_tried_and_the_best_is_the_best(teacher_run: Path, tmp_path:
 
 def test_the_command_that_is_named_gives_the_student_that_was_best(teacher_run: Path, tmp_path: Path):
     found = _search(teacher_run, tmp_path / "s", prune=False)
-    command = found["command"].replace("OUT", str(tmp_path / "student")).split()[1:]
-    more = ["--epochs", "3", "--batch-size", "25", "--precision", "fp32", "--json"]
+    command = shlex.split(found["command"].replace("OUT", str(tmp_path / "student")))[1:]
     done = subprocess.run(
-        [sys.executable, "-m", "checkpointkd.cli", *command, *more], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "checkpointkd.cli", *command, "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["result"]["selection"]["accuracy"] == pytest.approx(found["best"]["accuracy"])
 
@@ -65,7 +65,7 @@ def test_the_same_command_does_nothing_again(teacher_run: Path, tmp_path: Path):
 
 def test_another_search_is_refused(teacher_run: Path, tmp_path: Path):
     _search(teacher_run, tmp_path / "s", trials=1)
-    for change in ({"epochs": 2}, {"tau": [2.0, 5.0]}, {"method": "lskd"}, {"seed": 3}):
+    for change in ({"epochs": 2}, {"learning_rate": [0.1]}, {"method": "lskd"}, {"seed": 3}, {"precision": "bf16"}):
         with pytest.raises(UserError, match=r"is of another search .*choose another --out"):
             _search(teacher_run, tmp_path / "s", **change)
 
@@ -125,6 +125,88 @@ def test_tpe_goes_between_the_ends(teacher_run: Path, tmp_path: Path):
     assert len({trial["values"]["tau"] for trial in found["trials"]}) == 4
 
 
+def test_tpe_goes_on_as_it_would_have(teacher_run: Path, tmp_path: Path):
+    """Its seed follows from how many trials there were: stopped or not, the same trials, none twice."""
+    whole = _search(teacher_run, tmp_path / "whole", sampler="tpe", trials=5, epochs=1)
+    for trials in (2, 3, 5):
+        parts = _search(teacher_run, tmp_path / "parts", sampler="tpe", trials=trials, epochs=1)
+    tried = [[trial["values"] for trial in found["trials"]] for found in (whole, parts)]
+    assert tried[0] == tried[1]
+    assert len({json.dumps(values) for values in tried[0]}) == 5
+
+
+def test_a_grid_can_grow(teacher_run: Path, tmp_path: Path):
+    first = _search(teacher_run, tmp_path / "s", epochs=1, tau=[2])
+    more = _search(teacher_run, tmp_path / "s", epochs=1, tau=[2, 4.0])
+    assert more["trials"][:2] == first["trials"]
+    assert sorted((t["values"]["alpha"], t["values"]["tau"]) for t in more["trials"]) == [
+        (0.1, 2.0), (0.1, 4.0), (0.9, 2.0), (0.9, 4.0),
+    ]  # fmt: skip
+
+
+def test_a_trial_that_was_begun_and_never_told_anything_is_tried_again(teacher_run: Path, tmp_path: Path):
+    """A process can die between any two lines: a trial that only has a number loses no point of the grid."""
+    _search(teacher_run, tmp_path / "s", epochs=1, trials=1)
+    study = optuna.load_study(study_name="checkpointkd", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
+    study.ask()
+    study.ask().suggest_float("alpha", 0.1, 0.9)
+    found = _search(teacher_run, tmp_path / "s", epochs=1)
+    tried = {(trial["values"]["alpha"], trial["values"]["tau"]) for trial in found["trials"]}
+    assert len(tried) == len(found["trials"]) == 4
+
+
+@pytest.mark.parametrize("name", ["a?b#c", "a%20b", "ein Ordner é", "mode=memory?"])
+def test_a_folder_may_be_called_anything(teacher_run: Path, tmp_path: Path, name: str):
+    _search(teacher_run, tmp_path / name, epochs=1, trials=1)
+    assert (tmp_path / name / "study.db").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("teacher", name)] == []
+
+
+def test_a_search_has_a_folder_of_its_own(teacher_run: Path, tmp_path: Path):
+    for out in (teacher_run, teacher_run / "search"):
+        with pytest.raises(UserError, match="is or lies in the folder of a run"):
+            _search(teacher_run, out)
+    assert not (teacher_run / "search.json").exists()
+
+
+def test_a_trials_folder_is_no_students(teacher_run: Path, tmp_path: Path):
+    _search(teacher_run, tmp_path / "s", epochs=1, alpha=[0.5], tau=[4])
+    folder = tmp_path / "s" / "trials" / "alpha-0.5_tau-4_seed-0"
+    with pytest.raises(UserError, match="is a trial of a search, which left the test images alone"):
+        ckd.distill(
+            "wrn_10_1", teachers=[f"{teacher_run}@4"], alpha=0.5, tau=4.0, epochs=1, batch_size=25, precision="fp32",
+            save_every=1, out=folder,
+        )  # fmt: skip
+    with pytest.raises(UserError, match="is a trial of a search"):
+        _ = ckd.open_trajectory(folder).test_accuracy
+
+
+def test_one_precision_for_all_trials(teacher_run: Path, tmp_path: Path):
+    found = _search(teacher_run, tmp_path / "s", epochs=1, precision="bf16")
+    assert found["precision"] == "bf16"
+    assert "--precision bf16" in found["command"]
+    runs_of = [ckd.open_trajectory(path).run["precision"] for path in (tmp_path / "s" / "trials").iterdir()]
+    assert runs_of == ["bf16"] * 4
+
+
+def test_the_command_says_all_that_the_search_was_told(teacher_run: Path, tmp_path: Path):
+    spaced = tmp_path / "a b;c"
+    teacher_run.rename(spaced)
+    found = ckd.search(
+        "wrn_10_1", teachers=[str(spaced)], ensemble="snapshot:2", average="logits", weights=[0.25, 0.75], epochs=1,
+        batch_size=50, alpha=[0.5], tau=[1.2345678], seed=2, teacher_batch_norm="batch", tau_squared=False,
+        weak_teacher=True, out=tmp_path / "s",
+    )  # fmt: skip
+    words = shlex.split(found["command"])
+    assert words[words.index("--teachers") + 1 :][:2] == [f"{spaced}@2", f"{spaced}@4"]
+    assert f"'{spaced}@2'" in found["command"]
+    for said in (
+        "--average logits", "--weights 0.25 0.75", "--epochs 1", "--batch-size 50", "--tau 1.2345678", "--seed 2",
+        "--teacher-batch-norm batch", "--no-tau-squared", "--weak-teacher", "--precision fp32",
+    ):  # fmt: skip
+        assert said in found["command"]
+
+
 def test_a_trials_students_count_by_their_mean(teacher_run: Path, tmp_path: Path):
     found = _search(teacher_run, tmp_path / "s", seeds=2, alpha=[0.5], tau=[4.0], epochs=1)
     (trial,) = found["trials"]
@@ -174,6 +256,8 @@ def test_a_storage_of_optunas_can_be_shared(teacher_run: Path, tmp_path: Path):
         ({"sampler": "tpe", "alpha": [0.5], "tau": [4.0]}, "TPE needs ranges"),
         ({"storage": "nosql://here"}, r"storage 'nosql://here' can't be used: .*--storage takes what Optuna does"),
         ({"method": "xkd"}, "unknown method 'xkd'"),
+        ({"method": "at", "alpha": [1.0]}, "--tau means nothing to at while alpha is 1"),
+        ({"storage": ""}, "--storage takes a URL"),
     ],
 )
 def test_searches_that_cannot_be_are_one_sentence(teacher_run: Path, tmp_path: Path, options: dict, sentence: str):

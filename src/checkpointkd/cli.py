@@ -49,7 +49,9 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
         if json:
             print(json_module.dumps(texts.plain(result), ensure_ascii=False, allow_nan=False))
         else:
-            Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(words(result))
+            Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(
+                words(result), crop=False
+            )
 
     signature = inspect.signature(verb, eval_str=True, locals=_UNRESOLVED)
     parameters = signature.parameters

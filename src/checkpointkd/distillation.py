@@ -56,10 +56,9 @@ def prepare(
         f"the teacher {addresses[0].text} knows {len(teacher.classes)} classes, the data {data.name!r} has "
         f"{len(data.classes)}, or in another order: give the data that the teacher was trained on",
     )
-    require(
-        teaching.weights is None or len(teaching.weights) == len(addresses),
-        f"--weights gives {len(teaching.weights or ())} weights to {len(addresses)} teachers",
-    )
+    if teaching.route != "together":
+        require(len(addresses) > 1, f"one teacher makes no route: --route {teaching.route} is for several")
+        require(average == KDSettings.average, "--average is for teachers that teach together, not one after the other")
     measured = teacher.measure(data.selection, average=average, weights=teaching.weights)
     for member in measured["members"]:
         log.info(
@@ -68,6 +67,8 @@ def prepare(
         )  # fmt: skip
     if len(addresses) > 1 and teaching.route == "together":
         log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
+    if teaching.route != "together":
+        log.info("they teach one after the other, each for %.3g %% of the training", 100 / len(addresses))
     if teaching.batch_norm == "batch":
         log.info("as teachers they normalise with each batch's statistics; their accuracies are of what they learned")
     if not weak_teacher:
@@ -98,7 +99,7 @@ def distil(
     that aren't there or can't be matched."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    require(table_limit >= 0, f"the table limit must be at least 0 gigabytes, not {table_limit}")
+    require(0 <= table_limit < 1e9, f"the table limit must be from 0 to 10⁹ gigabytes, not {table_limit}")
     require(
         not (compile and takes_features(method)), f"--compile leaves no features to look at, which {method} learns from"
     )
@@ -123,7 +124,8 @@ def distil(
         if table_limit == 0:
             return batches
         if takes_features(method):
-            log.info("the teachers are asked at every step, since %s looks inside them", method)
+            if announce:
+                log.info("the teachers are asked at every step, since %s looks inside them", method)
             return batches
         return taught(
             batches,

@@ -23,6 +23,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+class Diverged(UserError):  # noqa: N818 - reads as what it is where it is raised and caught
+    """Training left the numbers: another learning rate, or other settings, may not."""
+
+
 class NoSuchEpoch(UserError, KeyError):  # noqa: N818 - reads as what it is where it is raised and caught
     """A trajectory was asked for an epoch that it hasn't saved."""
 
@@ -39,6 +43,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in words that agree.
+
+    >>> counted(1, "epoch"), counted(2, "epoch")
+    ('1 epoch', '2 epochs')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error that isn't ours says, on one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 METADATA = "checkpointkd"  # the entry of a safetensors header that is ours
 ASIDE = ".unfinished"  # the ending of a file that is still being written
@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def rows_text(rows: list[dict]) -> str:
@@ -91,7 +91,7 @@ def read_rows(path: Path) -> list[dict]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged: {first_line(error)}") from None
     for row in rows:
         if not (isinstance(row, dict) and isinstance(row.get("epoch"), int)):
             raise UserError(f"{path} is damaged: a line of it is no epoch's row")
@@ -133,7 +133,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
     except (safetensors.SafetensorError, ValueError, RecursionError, struct.error) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); restore it from a copy or make it anew") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}); restore it from a copy or make it anew") from None
     if metadata.get("sha256") != content_hash(tensors):
         raise UserError(
             f"{path} is damaged (its checksum does not match its content); restore it from a copy or make it anew"
@@ -147,7 +147,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safetensors.safe_open(path, framework="pt") as file:
             return _ours(file.metadata() or {})
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); restore it from a copy or make it anew") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}); restore it from a copy or make it anew") from None
 
 
 def save_state(path: Path, state: Any) -> None:
@@ -215,7 +215,3 @@ def _ours(metadata: dict[str, str]) -> dict[str, str]:
 def _header(content: bytes) -> dict:
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, Epochs, Images, portion
-from .errors import UserError, require
+from .errors import Diverged, UserError, require
 from .randomness import derive_seed
 from .settings import Device, Precision, Recipe
 
@@ -140,7 +140,7 @@ def fit(
             bad = steps - 1
         if bad >= 0:
             rate = recipe.learning_rate_at(state.epoch + bad / steps)
-            raise UserError(
+            raise Diverged(
                 f"the loss stopped being a number in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning "
                 f"rate {rate:.4g}; what was saved up to epoch {state.epoch} is intact: try a smaller learning rate"
             )

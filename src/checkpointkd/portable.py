@@ -8,7 +8,6 @@ student, its teachers and how they taught; and the weights, `student.safetensors
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor
 
 from . import files
-from .errors import UserError, require
+from .errors import UserError, first_line, require
 from .models import Network, build_network
-from .trajectory import Checkpoint, Trajectory, resolve
+from .trajectory import Checkpoint, Trajectory, open_trajectory, resolve
 from .trajectory.trajectory import names_code
 
 log = logging.getLogger("checkpointkd")
@@ -41,14 +40,18 @@ def write_student(run: Trajectory) -> None:
     config = config_of(checkpoint, result=run.result(), weights=STUDENT)
     weights = run.path / STUDENT
     with files.locked(run.path):
-        if not weights.exists():
-            try:
-                os.link(checkpoint.path, weights)  # takes no room
-            except OSError:
-                with files.whole(weights) as file, open(checkpoint.path, "rb") as there:
-                    shutil.copyfileobj(there, file)
+        if not _is_whole(weights, checkpoint.sha256):
+            with files.whole(weights) as file, open(checkpoint.path, "rb") as there:
+                shutil.copyfileobj(there, file)
         if not (run.path / CONFIG).exists() or files.read_json(run.path / CONFIG) != config:
             files.write_json(run.path / CONFIG, config)
+
+
+def _is_whole(weights: Path, sha256: str) -> bool:
+    try:
+        return files.load_tensors(weights)[1].get("sha256") == sha256
+    except UserError:
+        return False
 
 
 def config_of(checkpoint: Checkpoint, *, result: dict[str, Any] | None, weights: str) -> dict[str, Any]:
@@ -92,20 +95,19 @@ def load(path: Path | str, /, *, model: str | None = None, device: torch.device 
     Traceback (most recent call last):
     checkpointkd.errors.UserError: there is no run folder at runs/nowhere
     """
-    folder = Path(path)
-    if not (folder / CONFIG).exists() and not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        folder = _from_hub(str(path)) or folder
-    if (folder / "run.json").exists() or not (folder / CONFIG).exists():
+    folder, of_the_hub = Path(path), False
+    if not _there(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        from_hub = _from_hub(str(path))
+        folder, of_the_hub = (folder, False) if from_hub is None else (from_hub, True)
+    if not of_the_hub and (_there(folder / "run.json") or not _there(folder / CONFIG)):
         checkpoint = resolve(str(path)).checkpoint
+        _vouch(checkpoint.run["model"], model, where=str(path))
         network = checkpoint.network(device)
         network.classes = list(checkpoint.run["classes"])
         return network
     config = files.read_json(folder / CONFIG)
     _check(config, folder / CONFIG)
-    require(
-        not names_code(config["model"]) or model == config["model"],
-        f"{folder / CONFIG} names code, {config['model']!r}; if you trust it, say so: model={config['model']!r}",
-    )
+    _vouch(config["model"], model, where=str(folder / CONFIG))
     weights = folder / config["weights"]
     tensors, _ = files.load_tensors(weights)
     require(files.content_hash(tensors) == config["sha256"], f"{weights} is not the network that {CONFIG} describes")
@@ -124,6 +126,20 @@ def load(path: Path | str, /, *, model: str | None = None, device: torch.device 
     return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
+def _vouch(named: str, model: str | None, *, where: str) -> None:
+    require(
+        not names_code(named) or model == named,
+        f"{where} names code, {named!r}; if you trust it, say so: model={named!r}",
+    )
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, say
+        return False
+
+
 def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, Any]:
     """Write a checkpoint as a folder in the Hub's layout, with ONNX if asked; returns what was written.
 
@@ -131,22 +147,25 @@ def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, An
     """
     checkpoint = resolve(address).checkpoint
     run = checkpoint.run
-    there = [entry.name for entry in out.iterdir()] if out.exists() else []
-    ours = {CONFIG, WEIGHTS, ONNX, "README.md", ".lock", ".gitattributes"}
+    require(not out.exists() or out.is_dir(), f"{out} is a file; choose another --out")
+    there = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    there = {name for name in there if not name.startswith(".lock") and not name.endswith(files.ASIDE)}
     if there:
-        config = files.read_json(out / CONFIG) if (out / CONFIG).exists() else None
+        ours = {CONFIG, WEIGHTS, ONNX, "README.md", ".gitattributes"}
+        config = files.read_json(out / CONFIG) if (out / CONFIG).exists() else {"sha256": checkpoint.sha256}
         same = isinstance(config, dict) and config.get("sha256") == checkpoint.sha256
+        begun = WEIGHTS in there and _is_whole(out / WEIGHTS, checkpoint.sha256)  # an export that was killed, at least
         require(
-            same and set(there) <= ours,
+            same and begun and there <= ours,
             f"{out} already holds something else ({', '.join(sorted(there)[:3])}); choose another --out",
         )
     network = checkpoint.network()
-    folder = checkpoint.path.parents[1]
-    result = files.read_json(folder / "result.json") if (folder / "result.json").exists() else None
-    config = config_of(checkpoint, result=result if run["kind"] != "foreign" else None, weights=WEIGHTS)
+    result = None if run["kind"] == "foreign" else open_trajectory(checkpoint.path.parents[1]).result()
+    config = config_of(checkpoint, result=result, weights=WEIGHTS)
     written = [WEIGHTS, "README.md", CONFIG]
     content, difference = _onnx(network, config) if onnx else (b"", None)
     with files.locked(out):
+        files.remove_leftovers(out)
         files.save_tensors(out / WEIGHTS, network.state_dict(), {"format": "pt"})
         if onnx:
             files.write_whole(out / ONNX, content)
@@ -168,10 +187,9 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=[".lock*"])
     except Exception as error:  # whatever the network or the Hub may say
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"could not put {folder} on the Hub as {repository!r} ({reason}); the folder is whole: try again, after "
-            "`hf auth login` if that is what is missing"
+            f"could not put {folder} on the Hub as {repository!r} ({first_line(error)}); the folder is whole: try "
+            "again, after `hf auth login` if that is what is missing"
         ) from None
     return f"{api.endpoint}/{repository}"
 
@@ -185,7 +203,7 @@ def _from_hub(repository: str) -> Path | None:
     try:
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # whatever the network, the Hub or its cache may say
-        log.warning("%r is no folder here, and the Hub did not give it: %s", repository, str(error).splitlines()[0])
+        log.warning("%r is no folder here, and the Hub did not give it: %s", repository, first_line(error))
         return None
 
 
@@ -213,7 +231,7 @@ def _onnx(network: Network, config: dict[str, Any]) -> tuple[bytes, float]:
             content = path.read_bytes()
     except Exception as error:  # the exporter may say anything about a user's network
         cause = error.__cause__ or error
-        raise UserError(f"PyTorch can't write this network as ONNX: {str(cause).strip().splitlines()[0]}") from None
+        raise UserError(f"PyTorch can't write this network as ONNX: {first_line(cause)}") from None
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     difference = max(_difference(session, network, images_BCHW) for images_BCHW in trials)
     require(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .data import Data, Epochs, load_test, settings_of
-from .errors import require
+from .errors import Diverged, UserError, counted, require
 from .files import locked
 from .loop import Row, fit, measure, predict, start, step
 from .losses import Supervised
@@ -95,15 +95,18 @@ def carry_out(
         stored = folder.open(run, notes={**normalisation, "device": str(device), **(notes or {})})
         if folder.complete:
             log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
-            return open_trajectory(out)
+            run = open_trajectory(out)
+            if touch_test and "test" not in (run.result() or {}):
+                raise UserError(f"{out} is a trial of a search, which left the test images alone; choose another --out")
+            return run
         state = start(network, objective, recipe, device=device)
         if compile:
             network.compile()
         if stored is None and announce:
             log.info(
-                "%s: %d epochs of %d steps, batch %d, learning rate %g, %s; a checkpoint every %d epochs",
-                out, recipe.epochs, steps // recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.schedule,
-                every,
+                "%s: %s of %s, batch %d, learning rate %g, %s; a checkpoint every %s",
+                out, counted(recipe.epochs, "epoch"), counted(steps // recipe.epochs, "step"), recipe.batch_size,
+                recipe.learning_rate, recipe.schedule, counted(every, "epoch"),
             )  # fmt: skip
         if stored is not None:
             state.restore(stored)
@@ -120,9 +123,8 @@ def carry_out(
         for row in fit(state, batches, recipe=recipe, seed=seed, precision=chosen, on_step=on_step):
             if state.epoch % every == 0 or state.epoch == recipe.epochs:
                 measured = measure(predict(network, data.selection), data.selection.labels_N)
-                require(
-                    math.isfinite(measured["nll"]), f"after epoch {state.epoch} the network gives no finite numbers"
-                )
+                if not math.isfinite(measured["nll"]):
+                    raise Diverged(f"after epoch {state.epoch} the network gives no finite numbers")
                 row = {**row, "selection_accuracy": measured["accuracy"], "selection_nll": measured["nll"]}
                 folder.save_checkpoint(state.epoch, network.state_dict())
             if best_of_last_ten and test is not None and state.epoch > recipe.epochs - 10:

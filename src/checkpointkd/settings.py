@@ -155,7 +155,7 @@ class TeachingSettings:
 
     >>> TeachingSettings(weights=(0.5, 0.6))
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: the teachers' weights must sum to 1, and 0.5 + 0.6 is 1.1
+    checkpointkd.errors.UserError: the teachers' weights lie in [0, 1] and sum to 1, which 0.5 0.6 don't
     """
 
     weight: float | None = None
@@ -174,12 +174,12 @@ class TeachingSettings:
         one_of("route", self.route, Route)
         one_of("teachers' batch norm", self.batch_norm, BatchNorm)
         if self.weights is not None:
-            written = " + ".join(f"{weight:g}" for weight in self.weights)
-            require(
-                all(0 <= weight <= 1 for weight in self.weights), f"a teacher's weight lies in [0, 1], not {written}"
-            )
+            written = " ".join(f"{weight:g}" for weight in self.weights)
             total = sum(self.weights)
-            require(abs(total - 1) < 1e-6, f"the teachers' weights must sum to 1, and {written} is {total:g}")
+            require(
+                all(0 <= weight <= 1 for weight in self.weights) and abs(total - 1) < 1e-6,
+                f"the teachers' weights lie in [0, 1] and sum to 1, which {written} don't",
+            )
             require(self.route == "together", "--weights are for teachers that teach together, not one after the other")
         for features in (self.teacher_features, self.student_features):
             require(features is None or len(features) > 0, "no features are named")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def training_cost(members: Sequence[Address]) -> dict[str, Any]:
     for member in members:
         run = member.checkpoint.run
         path = Path(run["folder"], run["pattern"] or "") if run["kind"] == "foreign" else member.checkpoint.path.parent
+        path = Path(os.path.realpath(path))
         if path not in last or member.checkpoint.epoch > last[path].checkpoint.epoch:
             last[path] = member
     runs = [{"epochs": member.checkpoint.epoch, "seconds": _seconds(member.checkpoint)} for member in last.values()]
@@ -184,7 +186,8 @@ def _seconds(checkpoint: Checkpoint) -> float | None:
     if checkpoint.run["kind"] == "foreign":
         return None
     rows = files.read_rows(checkpoint.path.parents[1] / "metrics.jsonl")
-    return sum(row["seconds"] for row in rows if row["epoch"] <= checkpoint.epoch)
+    seconds = [row["seconds"] for row in rows if row["epoch"] <= checkpoint.epoch and "seconds" in row]
+    return float(sum(seconds)) if len(seconds) == checkpoint.epoch else None
 
 
 def above_chance(labels_N: Tensor) -> tuple[float, float]:

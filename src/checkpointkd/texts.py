@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .errors import printable
+from .errors import counted, printable
 from .settings import UNITS
 
 
@@ -26,8 +26,13 @@ def plain(result: Any) -> Any:
 def trajectory(found: Any) -> RenderableType:
     """One line on what a run left, one on how good it is."""
     result = found.result()
-    lines = [f"{found.path}: {len(found)} checkpoints, {found.unit}s {', '.join(map(str, found))}"]
-    if result is not None:
+    lines = [f"{found.path}: {counted(len(found), 'checkpoint')}, {found.unit}s {', '.join(map(str, found))}"]
+    if result is not None and found.run["data"]["protocol"] == "paper":
+        lines.append(
+            f"after epoch {result['epoch']}: accuracy {_percent(result['test'])} on the {result['test_images']:,} test "
+            "images, which select, too (protocol paper)"
+        )
+    elif result is not None:
         lines.append(
             f"after epoch {result['epoch']}: accuracy {_percent(result['selection'])} on the selection images, "
             f"{_percent(result['test'])} on the {result['test_images']:,} test images"
@@ -36,7 +41,7 @@ def trajectory(found: Any) -> RenderableType:
     if result is not None and cost is not None:
         spent = "" if cost["seconds"] is None else f" ({cost['seconds']:,.0f} s)"
         lines.append(
-            f"cost: {_epochs_of(cost)}{spent} to train the teachers, {found.planned_epochs} epochs "
+            f"cost: {_epochs_of(cost)}{spent} to train the teachers, {counted(found.planned_epochs, 'epoch')} "
             f"({result['seconds']:,.0f} s) to distil"
         )
     if result is not None and "best_of_last_ten" in result:
@@ -137,7 +142,10 @@ def evaluation(measured: dict[str, Any]) -> RenderableType:
     together, cost = measured["ensemble"], measured["training_cost"]
     lines = []
     if len(rows) > 1:
-        rows.append(("the ensemble", "", together))
+        how = [f"mean of {measured['average']}"]
+        if measured["weights"] is not None:
+            how.append(f"weights {' '.join(f'{weight:g}' for weight in measured['weights'])}")
+        rows.append((f"the ensemble, {', '.join(how)}", "", together))
         lines.append(f"two members name {100 * together['disagreement']:.1f} % of the images differently, on average")
     for name, epoch, one in rows:
         calibration = f"{100 * one['calibration_error']:.1f} %"
@@ -171,9 +179,9 @@ def search(found: dict[str, Any]) -> RenderableType:
         mark = " ←" if trial["trial"] == best["trial"] else ""
         values = [f"{trial['values'][name]:g}" for name in names]
         table.add_row(values[0] + mark, *values[1:], accuracy, trial["stopped"] or "")
-    noise = f"{best['within_noise']} others are within noise of it ({found['images']:,} images)"
-    lines = [f"the best: {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f} %; {noise}", found["command"]]
-    return Group(table, Text("\n".join(lines)))
+    noise = f"within noise of it: {counted(best['within_noise'], 'other')} ({found['images']:,} images)"
+    line = f"the best: {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f} %; {noise}"
+    return Group(table, Text(line), Text(found["command"], no_wrap=True, overflow="ignore"))
 
 
 def exported(written: dict[str, Any]) -> RenderableType:
@@ -200,7 +208,7 @@ def demo(result: dict[str, Any]) -> RenderableType:
 
 
 def _epochs_of(cost: dict[str, Any]) -> str:
-    return f"{cost['epochs']} epochs of {'one run' if cost['runs'] == 1 else str(cost['runs']) + ' runs'}"
+    return f"{counted(cost['epochs'], 'epoch')} of {counted(cost['runs'], 'run')}"
 
 
 def _percent(measured: dict[str, float]) -> str:

@@ -12,6 +12,9 @@ import itertools
 import json
 import logging
 import math
+import random
+import re
+import shlex
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import files
 from .distillation import Lesson, distil
-from .errors import UserError, require
+from .errors import Diverged, UserError, counted, first_line, require
 from .loop import Row
 from .losses import METHODS, defaults, takes_features
-from .settings import KDSettings, PrecisionChoice, Progress, Recipe, Sampler, one_of
+from .settings import Average, KDSettings, PrecisionChoice, Progress, Recipe, Sampler, one_of
 from .trajectory import RunFolder, provenance
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         one_of("sampler", self.sampler, Sampler)
+        space = {name: tuple(map(float, values)) for name, values in self.space.items()}
+        object.__setattr__(self, "space", space)
         require(self.trials is None or self.trials >= 1, f"a search needs at least 1 trial, not {self.trials}")
         require(1 <= self.seeds <= 100, f"a trial takes from 1 to 100 seeds, not {self.seeds}")
         require(bool(self.space), "there is nothing to search")
@@ -65,10 +70,29 @@ class SearchSettings:
     @property
     def planned(self) -> int:
         """How many trials there are to be."""
-        grid = math.prod(len(set(values)) for values in self.space.values())
         if self.sampler == "grid":
-            return grid if self.trials is None else min(grid, self.trials)
+            return len(self.grid()[: self.trials])
         return self.trials or 25
+
+    def grid(self) -> list[dict[str, float]]:
+        """All combinations of the values."""
+        values = [sorted({float(value) for value in values}) for values in self.space.values()]
+        return [dict(zip(self.space, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What all trials of a search have in common."""
+
+    student: str
+    lesson: Lesson
+    method: str
+    average: Average
+    tau_squared: bool
+    recipe: Recipe
+    seed: int
+    precision: PrecisionChoice
+    table_limit: float
 
 
 def usual_space(method: str) -> dict[str, tuple[float, ...]]:
@@ -81,17 +105,10 @@ def usual_space(method: str) -> dict[str, tuple[float, ...]]:
 
 
 def search(
-    student: str,
-    lesson: Lesson,
+    task: Task,
     *,
-    out: Path,
-    method: str,
     settings: SearchSettings,
-    average: Any,
-    recipe: Recipe,
-    seed: int,
-    precision: PrecisionChoice,
-    table_limit: float,
+    out: Path,
     storage: str | None,
     study_name: str,
     progress: Progress | None,
@@ -101,57 +118,69 @@ def search(
     Raises UserError when the study is another's, and when no trial could be finished.
     """
     optuna = _optuna()
-    for values in itertools.product(*settings.space.values()):  # all that could be tried, before anything is
-        _with(dict(zip(settings.space, values, strict=True)), lesson, method, average, recipe)
+    from sqlalchemy.exc import SQLAlchemyError
+
+    inside = next((folder for folder in (out, *out.resolve().parents) if (folder / "run.json").exists()), None)
+    require(inside is None, f"{out} is or lies in the folder of a run, {inside}; choose another --out")
+    require(storage is None or "://" in storage, f"--storage takes a URL, such as sqlite:///study.db, not {storage!r}")
+    for values in settings.grid():  # all that could be tried, before anything is
+        _with(values, task)
     described = {
-        "student": student,
-        "method": method,
-        "average": average,
-        "teachers": lesson.teacher.manifest(),
-        "teaching": asdict(lesson.teaching),
-        "data": {name: value for name, value in lesson.data.identity.items() if name != "source"},
-        "recipe": asdict(recipe),
-        "seed": seed,
+        "student": task.student,
+        "method": task.method,
+        "average": task.average,
+        "tau_squared": task.tau_squared,
+        "teachers": task.lesson.teacher.manifest(),
+        "teaching": asdict(task.lesson.teaching),
+        "data": {name: value for name, value in task.lesson.data.identity.items() if name != "source"},
+        "recipe": asdict(task.recipe),
+        "seed": task.seed,
         "seeds": settings.seeds,
         "space": {name: sorted(set(values)) for name, values in settings.space.items()},
         "sampler": settings.sampler,
     }
     with files.locked(out):
-        url = storage or f"sqlite:///{out / STUDY}"
-        study = _study(optuna, url, study_name, settings, recipe, described, shared=storage is not None, out=out)
+        url, shared = storage or _local(out / STUDY), storage is not None
+        of_this_search = {name: value for name, value in described.items() if name not in ("space", "sampler")}
+        of_this_search |= {"searched": sorted(settings.space), "precision": task.precision}
+        fingerprint = hashlib.sha256(json.dumps(of_this_search, sort_keys=True).encode()).hexdigest()
+        study = _study(optuna, url, study_name, settings, task.recipe, fingerprint, shared=shared)
         trial_of: dict[int, dict[str, Any]] = {}
 
         def tell(study: optuna.Study, trial: Any = None) -> dict[str, Any]:
-            result = _result(study, described, lesson, url=url, out=out, settings=settings)
+            result = _result(study, described, task.lesson, url=url, out=out, settings=settings)
             files.write_json(out / RESULT, result)
             if progress is not None:
-                progress(f"search {out}", len(result["trials"]), settings.planned)
+                progress(f"search {out}", _ended(result, settings), settings.planned)
             return result
 
         def carry_out(trial: optuna.Trial) -> float:
             values = _suggested(trial, settings)
             trial_of[trial.number] = values
-            return _trial(
-                trial, values, optuna, student, lesson, out=out / TRIALS, method=method, average=average,
-                settings=settings, recipe=recipe, seed=seed, precision=precision, table_limit=table_limit,
-                progress=progress,
-            )  # fmt: skip
+            return _trial(trial, values, optuna, task, settings=settings, out=out / TRIALS, progress=progress)
 
         def say(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             result = tell(study)
             best = result["best"]
             log.info(
-                "trial %d of %d, %s: %s%s", len(result["trials"]), settings.planned,
+                "trial %d of %d, %s: %s%s", _ended(result, settings), settings.planned,
                 _words(trial_of.get(trial.number, trial.params)), _outcome(trial),
                 f"; the best so far {100 * best['accuracy']:.1f} % with {_words(best['values'])}" if best else "",
             )  # fmt: skip
 
-        found, ended = tell(study), -1
-        if 0 < len(found["trials"]) < settings.planned:
-            log.info("%s continues after %d of %d trials", out, len(found["trials"]), settings.planned)
-        while ended < len(found["trials"]) < settings.planned:  # the grid's sampler may stop before the last
-            ended = len(found["trials"])
-            study.optimize(carry_out, n_trials=settings.planned - ended, callbacks=[say])
+        found = tell(study)
+        stopped = sum(trial["accuracy"] is None and "after epoch" in trial["stopped"] for trial in found["trials"])
+        if stopped and not settings.prune:
+            log.warning(
+                "%s were stopped early before and stay so: --no-prune is for another --out", counted(stopped, "trial")
+            )
+        if 0 < _ended(found, settings) < settings.planned:
+            log.info("%s continues after %d of %d trials", out, _ended(found, settings), settings.planned)
+        while _ended(found, settings) < settings.planned and _next(optuna, study, settings, fingerprint, shared=shared):
+            try:
+                study.optimize(carry_out, n_trials=1, callbacks=[say])
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+                raise UserError(f"the search's storage {url!r} can't be used any more: {first_line(error)}") from None
             found = tell(study)
     require(found["best"] is not None, f"no trial in {out} could be finished; see {out / RESULT}")
     return found
@@ -161,32 +190,27 @@ def _trial(
     trial: optuna.Trial,
     values: dict[str, float],
     optuna: Any,
-    student: str,
-    lesson: Lesson,
+    task: Task,
     *,
-    out: Path,
-    method: str,
-    average: Any,
     settings: SearchSettings,
-    recipe: Recipe,
-    seed: int,
-    precision: PrecisionChoice,
-    table_limit: float,
+    out: Path,
     progress: Progress | None,
 ) -> float:
     """One trial: the mean accuracy of its students on the selection images. The first may be stopped half-way."""
-    kd, taught, recipe = _with(values, lesson, method, average, recipe)
-    chosen = trial.study.user_attrs.get(PRECISION, precision)  # one for all, or they could not be compared
-    accuracies = []
+    kd, taught, recipe = _with(values, task)
+    chosen = trial.study.user_attrs.get(PRECISION, task.precision)  # one for all, or they could not be compared
+    accuracies, reported = [], set()
     for number in range(settings.seeds):
-        folder = out / f"{_words(values).replace(', ', '_').replace(' ', '-')}_seed-{seed + number}"
+        folder = out / "_".join([*(f"{name}-{_number(value)}" for name, value in values.items()), _seed(task, number)])
 
-        def tell(task: str, done: int, total: int, folder: Path = folder) -> None:
+        def tell(what: str, done: int, total: int, folder: Path = folder) -> None:
             if progress is not None:
-                progress("this trial" if task == str(folder) else task, done, total)
+                progress("this trial" if what == str(folder) else what, done, total)
 
         def on_row(row: Row, first: bool = number == 0) -> None:
-            if first and settings.prune and "selection_accuracy" in row and row["epoch"] < recipe.epochs:
+            looked_at = first and settings.prune and "selection_accuracy" in row and row["epoch"] < recipe.epochs
+            if looked_at and row["epoch"] not in reported:
+                reported.add(row["epoch"])
                 trial.report(row["selection_accuracy"], row["epoch"])
                 if trial.should_prune():
                     raise optuna.TrialPruned
@@ -195,25 +219,23 @@ def _trial(
             for row in files.read_rows(folder / "metrics.jsonl"):  # what was done before it was stopped
                 on_row(row)
             run = distil(
-                student,
+                task.student,
                 taught,
                 out=folder,
-                method=method,
+                method=task.method,
                 settings=kd,
                 recipe=recipe,
                 save_every=max(1, recipe.epochs // RUNGS),
-                seed=seed + number,
+                seed=task.seed + number,
                 precision=chosen,
                 compile=False,
-                table_limit=table_limit,
+                table_limit=task.table_limit,
                 touch_test=False,
                 announce=PRECISION not in trial.study.user_attrs,
                 on_row=on_row,
                 progress=tell,
             )
-        except UserError as error:
-            if "stopped being a number" not in str(error):
-                raise
+        except Diverged as error:
             trial.set_user_attr("failed", str(error))
             raise optuna.TrialPruned from None
         finally:
@@ -226,18 +248,18 @@ def _trial(
     return sum(accuracies) / len(accuracies)
 
 
-def _with(
-    values: dict[str, float], lesson: Lesson, method: str, average: Any, recipe: Recipe
-) -> tuple[KDSettings, Lesson, Recipe]:
+def _with(values: dict[str, float], task: Task) -> tuple[KDSettings, Lesson, Recipe]:
     """The settings of a trial; raises UserError where there can be none such."""
-    alpha, tau = defaults(method)
-    kd = KDSettings(alpha=values.get("alpha", alpha), tau=values.get("tau", tau), average=average)
-    teaching = lesson.teaching
+    alpha, tau = defaults(task.method)
+    kd = KDSettings(
+        alpha=values.get("alpha", alpha), tau=values.get("tau", tau), tau_squared=task.tau_squared, average=task.average
+    )
+    teaching, recipe = task.lesson.teaching, task.recipe
     if "weight" in values:
         teaching = replace(teaching, weight=values["weight"])
     if "learning_rate" in values:
         recipe = replace(recipe, learning_rate=values["learning_rate"])
-    return kd, replace(lesson, teaching=teaching), recipe
+    return kd, replace(task.lesson, teaching=teaching), recipe
 
 
 def _suggested(trial: optuna.Trial, settings: SearchSettings) -> dict[str, float]:
@@ -246,7 +268,7 @@ def _suggested(trial: optuna.Trial, settings: SearchSettings) -> dict[str, float
     for name, values in settings.space.items():
         least, most = min(values), max(values)
         logarithmic = name != "alpha" and least > 0
-        value = trial.suggest_float(name, least, most, log=logarithmic) if most > least else least
+        value = trial.suggest_float(name, least, most, log=logarithmic)
         if settings.sampler == "tpe":
             value = min(max(float(f"{value:.4g}"), least), most)
         found[name] = value
@@ -259,19 +281,11 @@ def _study(
     name: str,
     settings: SearchSettings,
     recipe: Recipe,
-    described: dict[str, Any],
+    fingerprint: str,
     *,
     shared: bool,
-    out: Path,
 ) -> optuna.Study:
     """The study at this address, new or as it was left."""
-    fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    sampler_seed = int(fingerprint[:8], 16)  # the same search tries the same, whenever it is begun
-    if settings.sampler == "grid":
-        grid = {name: sorted(set(values)) for name, values in settings.space.items() if len(set(values)) > 1}
-        sampler = optuna.samplers.GridSampler(grid or {"only": [0]}, seed=sampler_seed)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=sampler_seed)
     least = max(1, recipe.epochs // RUNGS)
     pruner = (
         optuna.pruners.HyperbandPruner(min_resource=least, max_resource=recipe.epochs, reduction_factor=3)
@@ -287,31 +301,67 @@ def _study(
                 alive = {"heartbeat_interval": 60, "heartbeat_stale_trial_callback": again}
             kept = optuna.storages.RDBStorage(url, **alive)
         study = optuna.create_study(
-            storage=kept, study_name=name, direction="maximize", sampler=sampler, pruner=pruner, load_if_exists=True
+            storage=kept, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
         )
         there = study.user_attrs.get("fingerprint")
         if there is None:
             study.set_user_attr("fingerprint", fingerprint)
     except Exception as error:  # a driver that isn't there, a server that doesn't answer, a file that is no database
         raise UserError(
-            f"the search's storage {url!r} can't be used: {_first_line(error)}; --storage takes what Optuna does"
+            f"the search's storage {url!r} can't be used: {first_line(error)}; --storage takes what Optuna does"
         ) from None
     require(
         there in (None, fingerprint),
-        f"the study {name!r} in {url} is of another search (other teachers, data, settings or space); choose another "
-        "--out" + (" or --study" if shared else ""),
+        f"the study {name!r} in {url} is of another search (other teachers, data, settings or names of what is "
+        "searched); choose another --out" + (" or --study" if shared else ""),
     )
     if not shared:  # this folder is ours alone, so what is said to be running was killed
         for trial in study.get_trials(deepcopy=False):
             if trial.state == optuna.trial.TrialState.RUNNING:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        failed = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL]
-        others = [t.params or t.system_attrs.get("fixed_params") for t in study.trials if t not in failed]
-        for trial in failed:  # a sampler takes what failed for tried
-            if trial.params and trial.params not in others:
-                study.enqueue_trial(trial.params)
-                others.append(trial.params)
     return study
+
+
+def _local(path: Path) -> str:
+    """The URL of a file, whatever its name."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _next(optuna: Any, study: optuna.Study, settings: SearchSettings, fingerprint: str, *, shared: bool) -> bool:
+    """Say what the next trial tries: of what was begun and failed, or of the grid, the next in an order that the search
+    fixes; for the rest TPE. Returns whether there is anything left to try.
+
+    A sampler's state isn't kept, so TPE's seed follows from how many trials there were: a search that was stopped goes
+    on as it would have. Machines that share a study must not try the same, so there it has none.
+    """
+    trials = study.get_trials(deepcopy=False)
+    states = optuna.trial.TrialState
+    if any(trial.state == states.WAITING for trial in trials):
+        return True
+    taken = [_asked_for(trial) for trial in trials if trial.state != states.FAIL]
+    if settings.sampler == "tpe" and len(taken) >= settings.planned:
+        return False  # other machines are at the last ones
+    whole = [dict(trial.params) for trial in trials if trial.params.keys() == settings.space.keys()]
+    left = [values for values in whole if values not in taken]  # begun, and failed
+    if settings.sampler == "grid":
+        grid = settings.grid()
+        random.Random(fingerprint).shuffle(grid)
+        left = grid[: settings.planned]
+    else:
+        seed = None if shared else int(fingerprint[:7], 16) + len(taken)
+        study.sampler = optuna.samplers.TPESampler(seed=seed)
+    for values in left:
+        if values not in taken:
+            study.enqueue_trial(values)
+            return True
+    return settings.sampler == "tpe"
+
+
+def _asked_for(trial: Any) -> dict[str, float]:
+    """The values that a trial was given, whether it has begun or not."""
+    return dict(trial.params or trial.system_attrs.get("fixed_params", {}))
 
 
 def _result(
@@ -329,7 +379,7 @@ def _result(
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name not in ("COMPLETE", "PRUNED"):
             continue
-        values = {name: trial.params.get(name, min(choices)) for name, choices in settings.space.items()}
+        values = dict(trial.params)
         if settings.sampler == "tpe":
             values = {name: float(f"{value:.4g}") for name, value in values.items()}
         whole = trial.state.name == "COMPLETE"
@@ -355,7 +405,8 @@ def _result(
         **described,
         "planned": settings.planned,
         "images": images,
-        "storage": url.replace(str(out), "."),
+        "precision": study.user_attrs.get(PRECISION),
+        "storage": "study.db" if url == _local(out / STUDY) else re.sub(r"//[^@/]*@", "//", url),  # no password
         "teacher_addresses": [member.text for member in lesson.teacher.members],
         "best": best,
         "trials": trials,
@@ -363,28 +414,50 @@ def _result(
     }
 
 
-def command(found: dict[str, Any]) -> str:
-    """The command that distils with what was found to be best."""
-    options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in found["best"]["values"].items())
-    method = "" if found["method"] == "kd" else f" --method {found['method']}"
-    teachers = " ".join(found["teacher_addresses"])
-    return f"checkpointkd distill {found['student']} --teachers {teachers}{method} {options} --out OUT"
+def _ended(result: dict[str, Any], settings: SearchSettings) -> int:
+    """How many of the trials that there are to be have ended; a grid may have had other values before."""
+    if settings.sampler == "tpe":
+        return len(result["trials"])
+    return sum(values in [trial["values"] for trial in result["trials"]] for values in settings.grid())
+
+
+def command(found: dict[str, Any], *, given: dict[str, Any]) -> str:
+    """The command that distils with what was found to be best, and as the trials were, by the options `given`."""
+    told = {"method": found["method"], "average": found["average"], **given, **found["best"]["values"]}
+    usual = {"method": "kd", "average": KDSettings.average, "tau_squared": True, "route": "together", "seed": 0}
+    usual |= {"adapt": False, "weak_teacher": False}
+    words = ["checkpointkd", "distill", found["student"], "--teachers", *found["teacher_addresses"]]
+    for name, value in told.items():
+        if value is None or value == usual.get(name):
+            continue
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            several = value if isinstance(value, list | tuple) else [value]
+            words += [option, *(_number(one) if isinstance(one, float) else str(one) for one in several)]
+    return shlex.join([*words, "--out", "OUT"])
+
+
+def _seed(task: Task, number: int) -> str:
+    return f"seed-{task.seed + number}"
+
+
+def _number(value: float) -> str:
+    """A number as its users write it, all of its digits."""
+    return repr(value).removesuffix(".0")
 
 
 def _words(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
 
 
 def _outcome(trial: Any) -> str:
     if trial.state.name == "COMPLETE":
         return f"{100 * trial.value:.1f} %"
     if "failed" in trial.user_attrs:
-        return "its loss stopped being a number"
+        return "it diverged"
     return f"stopped after epoch {trial.last_step}, behind others"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _optuna() -> Any:

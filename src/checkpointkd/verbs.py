@@ -285,29 +285,33 @@ def distill(
     """
     from .data import load_data, settings_like
     from .distillation import distil, prepare
-    from .losses import METHODS, defaults
+    from .losses import METHODS, defaults, takes_features
     from .trajectory import ensemble_of
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     own_alpha, own_tau = defaults(method)
+    require(
+        tau is None or not takes_features(method) or (alpha is not None and alpha < 1),
+        f"--tau means nothing to {method} while alpha is 1: predictions have no weight",
+    )
     settings = KDSettings(
         alpha=own_alpha if alpha is None else alpha,
         tau=own_tau if tau is None else tau,
         tau_squared=tau_squared,
         average=average,
     )
+    require(len(teachers) > 0, "distilling needs --teachers; to train without one, use `checkpointkd train`")
+    addresses = ensemble_of(teachers, ensemble)
     teaching = TeachingSettings(
         weight=weight,
-        weights=None if weights is None else tuple(weights),
+        weights=_weights(weights, len(addresses)),
         route=route,
         batch_norm=teacher_batch_norm,
         teacher_features=None if teacher_features is None else tuple(teacher_features),
         student_features=None if student_features is None else tuple(student_features),
         adapt=adapt,
     )
-    require(len(teachers) > 0, "distilling needs --teachers; to train without one, use `checkpointkd train`")
-    addresses = ensemble_of(teachers, ensemble)
     taught_on = addresses[0].checkpoint.run["data"]
     loaded = load_data(settings_like(taught_on, data, protocol, train_images, image_size, flip), progress=progress)
     _say_if_any_has_seen(addresses, loaded)
@@ -340,7 +344,14 @@ def search(
     data: str | None = None,
     ensemble: str | None = None,
     method: str = "kd",
+    tau_squared: bool = KDSettings.tau_squared,
     average: Average = KDSettings.average,
+    weights: list[float] | None = None,
+    route: Route = "together",
+    teacher_batch_norm: BatchNorm = "eval",
+    teacher_features: list[str] | None = None,
+    student_features: list[str] | None = None,
+    adapt: bool = False,
     alpha: list[float] | None = None,
     tau: list[float] | None = None,
     weight: list[float] | None = None,
@@ -385,8 +396,22 @@ def search(
         Which checkpoints of the runs in --teachers teach together, as for distill.
     method
         How the teachers' knowledge is passed on, as for distill.
+    tau_squared
+        Multiply the teachers' term by the temperature squared, as for distill.
     average
         Several teachers: the mean of their probabilities (Eq. 2), or of their logits.
+    weights
+        How much each of several teachers counts, as for distill.
+    route
+        When several teachers teach, as for distill.
+    teacher_batch_norm
+        How teachers normalise, as for distill.
+    teacher_features
+        For methods that look inside: modules of the teacher, as for distill.
+    student_features
+        The student's modules that meet them.
+    adapt
+        A trained convolution where fsp needs one, as for distill.
     alpha
         Weights of the labels to try: 0.1 0.3 0.5 0.7 0.9 for kd; for other methods their own.
     tau
@@ -436,7 +461,7 @@ def search(
     from . import tuning
     from .data import load_data, settings_like
     from .distillation import prepare
-    from .losses import METHODS
+    from .losses import METHODS, takes_features
     from .trajectory import ensemble_of
 
     if method not in METHODS:
@@ -444,6 +469,10 @@ def search(
     one_of("average", average, Average)
     given = {"alpha": alpha, "tau": tau, "weight": weight, "learning_rate": learning_rate}
     space = tuning.usual_space(method) | {name: tuple(v) for name, v in given.items() if v is not None}
+    require(
+        tau is None or not takes_features(method) or min(space.get("alpha", (1.0,))) < 1,
+        f"--tau means nothing to {method} while alpha is 1: predictions have no weight",
+    )
     settings = tuning.SearchSettings(space=space, sampler=sampler, trials=trials, prune=prune, seeds=seeds)
     require(len(teachers) > 0, "a search needs --teachers")
     addresses = ensemble_of(teachers, ensemble)
@@ -453,27 +482,49 @@ def search(
     lesson = prepare(
         addresses,
         loaded,
-        teaching=TeachingSettings(),
+        teaching=TeachingSettings(
+            weights=_weights(weights, len(addresses)),
+            route=route,
+            batch_norm=teacher_batch_norm,
+            teacher_features=None if teacher_features is None else tuple(teacher_features),
+            student_features=None if student_features is None else tuple(student_features),
+            adapt=adapt,
+        ),
         average=average,
         weak_teacher=weak_teacher,
         device=_device(device),
     )
-    found = tuning.search(
-        student,
-        lesson,
-        out=Path(out),
+    task = tuning.Task(
+        student=student,
+        lesson=lesson,
         method=method,
-        settings=settings,
         average=average,
+        tau_squared=tau_squared,
         recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, None),
         seed=seed,
         precision=precision,
         table_limit=table_limit,
-        storage=storage,
-        study_name=study,
-        progress=progress,
     )
-    return found | {"command": tuning.command(found)}
+    found = tuning.search(task, settings=settings, out=Path(out), storage=storage, study_name=study, progress=progress)
+    given = {
+        "tau_squared": tau_squared,
+        "weights": weights,
+        "route": route,
+        "teacher_batch_norm": None if teacher_batch_norm == "eval" else teacher_batch_norm,
+        "teacher_features": teacher_features,
+        "student_features": student_features,
+        "adapt": adapt,
+        "data": data,
+        "recipe": recipe,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "protocol": protocol,
+        "train_images": train_images,
+        "precision": found["precision"],
+        "seed": seed,
+        "weak_teacher": weak_teacher,
+    }
+    return found | {"command": tuning.command(found, given=given)}
 
 
 def score(
@@ -559,7 +610,7 @@ def score(
     _same_classes(trajectory, loaded)
     _say_if_seen(str(run), trajectory.run, loaded)
     with locked(trajectory.path):
-        return score_trajectory(
+        plane = score_trajectory(
             trajectory,
             loaded,
             settings=settings,
@@ -567,6 +618,12 @@ def score(
             device=_device(device),
             on_progress=progress and (lambda what, done, total: progress(f"score {what}", done, total)),
         )
+    if len(plane.points) > 1 and len({point.image_information for point in plane.points}) == 1:
+        log.warning(
+            "I(X;F) is the same at every checkpoint: %s learned nothing of the images from %s of them; give it more, "
+            "or take the other estimator", estimator, plane.settings["settings"].get("fit_images") or "so few",
+        )  # fmt: skip
+    return plane
 
 
 def select(run: Path | str, /, *, rule: str = "paper", estimator: Estimator = "decoder") -> Choice:
@@ -668,15 +725,13 @@ def evaluate(
     from .teacher import training_cost
 
     one_of("average", average, Average)
-    shares = TeachingSettings(weights=None if weights is None else tuple(weights)).weights
     teacher, loaded, images = _asked(
         addresses, data=data, split=split, ensemble=ensemble, device=device, progress=progress
     )
-    require(
-        shares is None or len(shares) == len(teacher),
-        f"--weights gives {len(shares or ())} weights to {len(teacher)} teachers",
-    )
+    shares = _weights(weights, len(teacher))
     return {
+        "average": average,
+        "weights": shares,
         "data": loaded.name,
         "protocol": loaded.identity["protocol"],
         "split": split,
@@ -955,6 +1010,14 @@ def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate
     chosen = recipe_of(name, epochs=epochs)
     changes = {"batch_size": batch_size, "learning_rate": learning_rate}
     return replace(chosen, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _weights(given: list[float] | None, teachers: int) -> tuple[float, ...] | None:
+    """How much each of so many teachers counts."""
+    if given is None:
+        return None
+    require(len(given) == teachers, f"--weights gives {len(given)} weights to {teachers} checkpoints")
+    return TeachingSettings(weights=tuple(given)).weights
 
 
 def _say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 import checkpointkd as ckd
 from checkpointkd.data import Batch, DataSettings, load_data
+from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, FromFeatures, defaults, distillation, takes_features
 from checkpointkd.losses.crd import CRD
 from checkpointkd.losses.features import Pairing
 from checkpointkd.losses.objectives import Paths
-from checkpointkd.models import Network, build_network
+from checkpointkd.models import Network, build_network, last_map_path, stage_paths, vector_path
 from checkpointkd.settings import KDSettings, TeachingSettings
 from checkpointkd.teacher import teacher_of
 
@@ -67,7 +68,7 @@ def _expected(name: str, method: Any, ours: list[Tensor], theirs: list[Tensor]) 
     s, t = [one.tolist() for one in ours], [one.tolist() for one in theirs]
     layers = range(len(ours))
     if name == "fitnets":
-        conv, norm = method.regressors[0]
+        conv, norm = method.regressors[0].conv, method.regressors[0].norm
         moments = [moment.tolist() for moment in (norm.running_mean, norm.running_var)]
         weight = conv.weight[:, :, 0, 0].tolist()
         return torch.tensor([by_hand.fitnets(s[0][b], t[0][b], weight, *moments) for b in range(B)])
@@ -421,3 +422,77 @@ def test_methods_compute_in_full_precision_whatever_the_networks_do(teacher_run:
         loss, logits = objective(student, batch, 0.0)
     assert logits.dtype == torch.bfloat16
     assert {*seen, loss.dtype} == {torch.float32}
+
+
+class _Odd(nn.Module):
+    """Modules that give what is no feature of an image each."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.windows, self.place, self.whole = nn.Identity(), nn.Identity(), nn.Identity()
+        self.asleep, self.fixed = nn.Identity(), nn.Identity()
+        self.net = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(8, num_classes)
+        self.bias = nn.Parameter(torch.zeros(1, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.windows(images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(0, 0).repeat(4, 1, 1, 1, 1, 1)[:, 0, 0, 0][:, None])
+        self.whole((images > 0.5).long())
+        if not self.training:
+            self.asleep(images)
+        self.fixed(images)
+        return self.classifier(self.net(images) + self.place(self.bias))
+
+
+@pytest.mark.parametrize(
+    ("feature", "sentence"),
+    [
+        ("windows", r"features of shape \(8, 1, 4, 4\), float32, are not one map or vector of each of 2 images"),
+        ("place", r"features of shape \(1, 8\), float32, are not one map"),
+        ("whole", r"int64, are not one map"),
+        ("asleep", "nothing passes through the student's 'asleep' while it learns"),
+        ("fixed", "the student's 'fixed' can't learn: it has no gradient"),
+    ],
+)
+def test_what_is_no_feature_is_one_sentence(teacher_run: Path, tmp_path: Path, feature: str, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        ckd.distill(
+            "tests.losses.test_methods:_Odd", teachers=[str(teacher_run)], method="sp", student_features=[feature],
+            teacher_features=["stage1"], epochs=1, out=tmp_path / "s",
+        )  # fmt: skip
+
+
+def test_attention_needs_somewhere_to_look(teacher_run: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="at compares where maps are active, and 'pool' has a single position"):
+        ckd.distill(
+            "wrn_10_1", teachers=[str(teacher_run)], method="at", student_features=["pool"], teacher_features=["pool"],
+            epochs=1, out=tmp_path / "s",
+        )  # fmt: skip
+
+
+def test_a_network_without_maps_says_which_options_name_features(teacher_run: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "flat.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for method in ("sp", "fitnets"):
+        with pytest.raises(UserError, match=r"of the student: the model has no convolutional map.*--student-features"):
+            ckd.distill("flat:net", teachers=[str(teacher_run)], method=method, epochs=1, out=tmp_path / "s")
+
+
+def test_an_adapter_takes_a_last_batch_of_one(teacher_run: Path, tmp_path: Path):
+    """Vectors of 100 images in batches of 33: the last has one value a channel, which has no variance."""
+    run = ckd.distill(
+        "wrn_10_1", teachers=[str(teacher_run)], method="fitnets", student_features=["classifier:input"],
+        teacher_features=["classifier:input"], epochs=1, batch_size=33, out=tmp_path / "s",
+    )  # fmt: skip
+    assert run.complete
+
+
+def test_features_are_looked_for_where_the_network_is():
+    """On another device than the images, which come from the processor's memory."""
+    network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3]).to("meta")
+    assert stage_paths(network.body, torch.rand(2, 1, 8, 8)) == ["stage1", "stage2", "relu"]
+    assert vector_path(network.body, torch.rand(2, 1, 8, 8)) == "classifier:input"
+    assert last_map_path(network.body, torch.rand(2, 1, 8, 8)) == "pool:input"

@@ -189,10 +189,10 @@ def test_only_students_trained_alike_are_compared(runs: Path):
     collected = collect(runs)
     assert len({arm.label for arm in collected.arms}) == len(collected.arms)
     by_label = {arm.label: arm for arm in collected.arms}
-    other = by_label["epoch 2 (half-way); from teacher, α 0.9, τ 5, 2 epochs, 100 images of digits, fp32"]
+    other = by_label["epoch 2 (half-way); α 0.9, τ 5, 2 epochs"]
     baseline = collected.baseline(other)
     assert baseline is not None
-    assert baseline.label == "no teacher; 2 epochs, 100 images of digits, fp32"
+    assert baseline.label == "no teacher; 2 epochs"
     alone = next(arm for label, arm in by_label.items() if label.startswith("epoch 2") and "4 epochs" in label)
     assert collected.baseline(alone) is None
     assert any("no student was trained in the same way without a teacher" in text for text in conclusions(collected))
@@ -205,7 +205,7 @@ def test_a_copied_run_is_counted_once(runs: Path):
     shutil.copytree(runs / "alone-1", runs / "copied")
     collected = collect(runs)
     assert collected.arms[0].n == 2
-    assert collected.notes == ["there twice, counted once: copied"]
+    assert collected.notes == ["copied is the same as another run here, and is counted once"]
 
 
 def test_a_teacher_of_the_students_own_kind_is_a_baseline(runs: Path):
@@ -254,10 +254,30 @@ def test_students_are_told_by_how_they_were_taught(teacher_run: Path):
         f"{both}, weighted 0.25 : 0.75, mean of logits",
     } <= labels
     dkd = sorted(label for label in labels if label.startswith(f"{full}, by dkd"))
-    assert len(dkd) == 2
-    assert "weight 2" in dkd[1]
-    (students,) = students_data(collected)
-    assert students.epochs == [4]
+    assert dkd == [f"{full}, by dkd; the usual weight", f"{full}, by dkd; weight 2"]
+    assert students_data(collected) == [], "one epoch makes no curve"
+    ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=folder / "half", epochs=1, batch_size=50)
+    (students,) = students_data(collect(folder))
+    assert students.epochs == [2, 4]
+
+
+def test_arms_of_one_label_are_told_apart_by_what_differs(teacher_run: Path):
+    folder = teacher_run.parent
+    common = {"epochs": 1, "batch_size": 50}
+    ckd.train("wrn_10_1", data="digits", train_images=100, out=folder / "other", seed=3, **common)
+    for name, teachers in (("a", ["teacher@4"]), ("b", ["other@1"]), ("c", ["teacher@4", "other@1"])):
+        addresses = [str(folder / one) for one in teachers]
+        ckd.distill("wrn_10_1", teachers=addresses, out=folder / name, weak_teacher=True, **common)
+    labels = {arm.label for arm in collect(folder).arms if arm.teachers}
+    assert labels == {
+        "epoch 4 (full); from teacher", "epoch 1 (full, half-way); from other",
+        "epoch 4 (full) and epoch 1 (full, half-way); from teacher, other",
+    }  # fmt: skip
+
+
+def test_a_run_with_a_damaged_checkpoint_is_left_out_and_noted(runs: Path):
+    (runs / "four-0" / "checkpoints" / "epoch-0002.safetensors").write_bytes(b"damage")
+    assert any("left out: " in note and "four-0" in note for note in collect(runs).notes)
 
 
 @pytest.fixture
@@ -273,6 +293,8 @@ def test_a_search_is_drawn_as_it_went(searched: Path, tmp_path: Path):
     collected = collect(searched)
     assert not any(arm.teachers for arm in collected.arms), "trials are no students"
     assert list(collected.searches) == ["search"]
+    assert collected.notes == [], "nor are they runs that were left unfinished"
+    assert collected.provenance["runs"] == "1"
     result = json.loads((searched / "search" / "search.json").read_text())
     data = search_data(result)
     assert data.names == ["alpha", "tau"]
@@ -307,9 +329,14 @@ def test_a_search_over_one_setting_is_a_line(searched: Path):
     )
 
 
-@pytest.mark.parametrize("damage", ["[]", "{}", '{"trials": [{}], "space": {}}', "no JSON", '{"trials": 3}'])
-def test_a_damaged_search_is_left_out_and_noted(searched: Path, damage: str):
-    (searched / "search" / "search.json").write_text(damage)
+@pytest.mark.parametrize(
+    "damage",
+    ["[]", "{}", "no JSON", '{"trials": 3}', {"best": {"trial": 99, "accuracy": 0.5}}, {"best": {"accuracy_se": 0.1}},
+     {"space": {}}, {"space": {"alpha": ["x"]}}, {"trials": [{}]}, {"data": None}, {"planned": "all"}],
+)  # fmt: skip
+def test_a_damaged_search_is_left_out_and_noted(searched: Path, damage: str | dict):
+    path = searched / "search" / "search.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps({**json.loads(path.read_text()), **damage}))
     collected = collect(searched)
     assert collected.searches == {}
     assert any("search.json is damaged" in note for note in collected.notes)

@@ -55,7 +55,7 @@ class FitNets(nn.Module):
     def __init__(self, pairing: Pairing) -> None:
         super().__init__()
         self.regressors = nn.ModuleList(
-            adapter(student[0], teacher[0])
+            Adapter(student[0], teacher[0])
             for student, teacher in zip(pairing.student.values(), pairing.teacher.values(), strict=True)
         )
 
@@ -78,6 +78,8 @@ class AT(nn.Module):
 
     def __init__(self, pairing: Pairing) -> None:
         super().__init__()
+        for path, (_, h, w) in [*pairing.student.items(), *pairing.teacher.items()]:
+            require(h * w > 1, f"at compares where maps are active, and {path!r} has a single position; name maps")
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -204,7 +206,7 @@ class FSP(nn.Module):
                 f"teacher's {theirs!r} has {D}: --adapt puts a trained 1×1 convolution from {C} to {D} channels behind "
                 "it, or name features with as many",
             )
-            self.adapters.append(nn.Identity() if C == D else adapter(C, D))
+            self.adapters.append(nn.Identity() if C == D else Adapter(C, D))
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         ours = [adapt(features) for adapt, features in zip(self.adapters, student, strict=True)]
@@ -239,9 +241,20 @@ def _summed(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum(0)
 
 
-def adapter(C: int, D: int) -> nn.Module:
-    """A trained map from C channels to D."""
-    return nn.Sequential(nn.Conv2d(C, D, 1, bias=False), nn.BatchNorm2d(D))
+class Adapter(nn.Module):
+    """A trained map from C channels to D: a 1×1 convolution and batch norm, which normalises with what it learned where
+    there is a single value of each channel."""
+
+    def __init__(self, C: int, D: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, D, 1, bias=False), nn.BatchNorm2d(D)
+
+    def forward(self, map_BChw: Tensor) -> Tensor:
+        map_BDhw = self.conv(map_BChw)
+        norm = self.norm
+        if norm.training and map_BDhw.numel() == map_BDhw.shape[1]:
+            return F.batch_norm(map_BDhw, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        return norm(map_BDhw)
 
 
 def vectors(map_BDhw: Tensor) -> Tensor:

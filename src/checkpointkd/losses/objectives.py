@@ -85,14 +85,15 @@ class FromLogits(nn.Module):
 
     def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
+        student_BK = _full(logits_BK)  # bfloat16 is too coarse to divide by τ or to standardise in
         settings = _settings_at(progress, self.settings, self.teaching)
         weights = self.teaching.weights_at(progress, len(self.teacher))
         asked = [member for member in range(len(self.teacher)) if weights is None or weights[member] > 0]
         teacher_TBK = self.teacher.logits(batch, asked) if batch.teacher_TBK is None else batch.teacher_TBK[asked]
         weights = weights and [weights[member] for member in asked]
         weight = self.weight if progress >= self.method.warm_up else self.weight * progress / self.method.warm_up
-        hard_B = cross_entropy(logits_BK, batch.labels_B)
-        soft_B = self.method(logits_BK, teacher_TBK, batch.labels_B, settings, weights)
+        hard_B = cross_entropy(student_BK, batch.labels_B)
+        soft_B = self.method(student_BK, teacher_TBK, batch.labels_B, settings, weights)
         return settings.alpha * hard_B + weight * soft_B, logits_BK
 
 
@@ -120,6 +121,11 @@ class FromFeatures(nn.Module):
         images_BCHW = batch.images_BCHW
         with taps(model.body, self.paths) as taken:
             logits_BK = model(images_BCHW)
+        for path in self.paths:
+            require(
+                path in taken, f"nothing passes through the student's {path!r} while it learns; name another module"
+            )
+            require(taken[path].requires_grad, f"the student's {path!r} can't learn: it has no gradient; name another")
         settings = _settings_at(progress, self.settings, self.teaching)
         count = len(self.pairs)
         shares = self.teaching.weights_at(progress, count) or (1 / count,) * count
@@ -130,11 +136,12 @@ class FromFeatures(nn.Module):
         }
         # Norms, Gram matrices and exponentials need more than bfloat16's 8 bits.
         with torch.autocast(images_BCHW.device.type, enabled=False):
-            loss_B = settings.alpha * cross_entropy(logits_BK.float(), batch.labels_B)
+            student_BK = _full(logits_BK)
+            loss_B = settings.alpha * cross_entropy(student_BK, batch.labels_B)
             if settings.alpha < 1:
                 teacher_TBK = torch.stack([answer for answer, _ in seen.values()]).float()
                 kept = [shares[member] for member in seen]
-                loss_B = loss_B + (1 - settings.alpha) * soft_loss(logits_BK.float(), teacher_TBK, settings, kept)
+                loss_B = loss_B + (1 - settings.alpha) * soft_loss(student_BK, teacher_TBK, settings, kept)
             for member, (_, theirs) in seen.items():
                 ours = [as_maps(taken[path], images_BCHW) for path in self.pairs[member].student]
                 term_B = self.methods[member](ours, [as_maps(one, images_BCHW) for one in theirs], batch)
@@ -167,19 +174,16 @@ def distillation(
     Raises UserError for features that aren't there, and for those that the method cannot match.
     """
     kind = METHODS[method]
-    require(
-        teaching.weights is None or len(teaching.weights) == len(teachers),
-        f"--weights gives {len(teaching.weights or ())} weights to {len(teachers)} teachers",
-    )
+    require(method == "fsp" or not teaching.adapt, f"--adapt means nothing to {method}; it is for fsp")
     named = {"--teacher-features": teaching.teacher_features, "--student-features": teaching.student_features}
     if not takes_features(method):
-        for option, given in [*named.items(), ("--adapt", teaching.adapt or None)]:
+        for option, given in named.items():
             require(given is None, f"{option} means nothing to {method}, which learns from predictions alone")
         return FromLogits(kind(), teacher, settings, teaching)
     trial_BCHW = images.take(torch.arange(2)).clean()
     methods, pairs = [], []
     for number, (name, network) in enumerate(teachers):
-        paths = _paths(kind.takes, student, network, trial_BCHW, teaching, who=name)
+        paths = _paths(kind.takes, student, network, trial_BCHW, teaching, who=f"the teacher {name}")
         ours, theirs = paths.student, paths.teacher
         pairing = Pairing(
             student=_sizes(student, paths.student, trial_BCHW, who="the student"),
@@ -214,6 +218,11 @@ def defaults(method: str) -> tuple[float, float]:
 
 def as_maps(taken: Tensor, images_BCHW: Tensor) -> Tensor:
     """Features of whatever shape as maps (B, D, h, w) in float32; vectors are maps of one position."""
+    require(
+        taken.is_floating_point() and taken.dim() > 1 and len(taken) == len(images_BCHW),
+        f"features of shape {tuple(taken.shape)}, {str(taken.dtype).removeprefix('torch.')}, are not one map or vector "
+        f"of each of {len(images_BCHW)} images",
+    )
     taken = taken.float()
     if taken.dim() == 2:
         return taken[:, :, None, None]
@@ -230,8 +239,11 @@ def _paths(
 ) -> Paths:
     """Which features meet: those that are named, else what the method usually takes."""
     ours, theirs = (
-        list(given) if given is not None else _usual(takes, network, trial_BCHW)
-        for given, network in ((teaching.student_features, student), (teaching.teacher_features, teacher))
+        list(given) if given is not None else _usual(takes, network, trial_BCHW, who=whose)
+        for given, network, whose in (
+            (teaching.student_features, student, "the student"),
+            (teaching.teacher_features, teacher, who),
+        )
     )
     if takes in ("stages", "middle") and teaching.student_features is None and teaching.teacher_features is None:
         sizes = [_sizes(n, p, trial_BCHW, who=who) for n, p in ((student, ours), (teacher, theirs))]
@@ -246,12 +258,18 @@ def _paths(
     return Paths(tuple(ours), tuple(theirs))
 
 
-def _usual(takes: Takes, network: Network, trial_BCHW: Tensor) -> list[str]:
-    if takes == "vector":
-        return [vector_path(network.body, trial_BCHW)]
-    if takes == "last":
-        return [last_map_path(network.body, trial_BCHW)]
-    return stage_paths(network.body, trial_BCHW)
+def _usual(takes: Takes, network: Network, trial_BCHW: Tensor, *, who: str) -> list[str]:
+    try:
+        if takes == "vector":
+            return [vector_path(network.body, trial_BCHW)]
+        if takes == "last":
+            return [last_map_path(network.body, trial_BCHW)]
+        return stage_paths(network.body, trial_BCHW)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(
+            f"of {who}: {reason}; name modules to learn from with --student-features and --teacher-features"
+        ) from None
 
 
 def _sizes(network: Network, paths: Sequence[str], trial_BCHW: Tensor, *, who: str) -> dict[str, Size]:
@@ -273,6 +291,11 @@ def _sizes(network: Network, paths: Sequence[str], trial_BCHW: Tensor, *, who: s
         raise UserError(f"of {who}: {error}") from None
     finally:
         network.train(was_training)
+
+
+def _full(values: Tensor) -> Tensor:
+    """In 32 bits at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _weight(method: Any, settings: KDSettings, teaching: TeachingSettings) -> float:

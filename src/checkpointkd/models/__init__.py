@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, require, unknown
+from ..errors import UserError, first_line, require, unknown
 from ..randomness import derive_seed
 from .features import as_map, last_map_path, stage_paths, taps, vector_path
 from .mobilenet_v2 import MobileNetV2
@@ -77,11 +77,7 @@ def try_out(network: Network, images_BCHW: Tensor, *, classes: int, model: str) 
         )
         logits_BK.square().sum().backward()
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"the model {model!r} can't learn from these images: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the model {model!r} can't learn from these images: {first_line(error)}") from None
 
 
 def _body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -102,7 +98,7 @@ def _timms(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that doesn't fit this PyTorch
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"the model 'timm:{name}' needs timm, and a torchvision of the same build (CPU or CUDA) as this PyTorch "
             f"{torch.__version__} ({reason}); get timm with pip install 'checkpointkd[timm]', and torchvision "
@@ -120,14 +116,14 @@ def _users_own(model: str, **sizes: int) -> nn.Module:
         callable_ = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # the user's module may raise anything
         raise UserError(
-            f"the model {model!r} can't be imported: {_one_line(error)} (looked for in the folder that you are in and "
+            f"the model {model!r} can't be imported: {first_line(error)} (looked for in the folder that you are in and "
             "where Python looks)"
         ) from None
     try:
         body = callable_(**sizes)
     except TypeError as error:
-        raise UserError(f"{model!r} must take num_classes= and in_channels=: {_one_line(error)}") from None
+        raise UserError(f"{model!r} must take num_classes= and in_channels=: {first_line(error)}") from None
     except Exception as error:
-        raise UserError(f"the model {model!r} can't be made: {_one_line(error)}") from None
+        raise UserError(f"the model {model!r} can't be made: {first_line(error)}") from None
     require(isinstance(body, nn.Module), f"{model!r} gave a {type(body).__name__}, not a torch.nn.Module")
     return body

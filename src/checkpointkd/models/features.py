@@ -116,7 +116,6 @@ def stage_paths(module: nn.Module, images_BCHW: Tensor) -> list[str]:
             if child in inside and (left == 0 or entered > 2 * left + 2):
                 walk(child)
             elif left > 0:
-                ends.pop(left, None)
                 ends[left] = child
 
     walk("")
@@ -137,6 +136,7 @@ def vector_path(module: nn.Module, images_BCHW: Tensor) -> str:
 
 def _calls(module: nn.Module, images_BCHW: Tensor) -> list[tuple[str, object, object]]:
     """Each call of a submodule, in the order in which they end: its path, what entered and what left."""
+    images_BCHW = images_BCHW.to(next(module.parameters(), images_BCHW).device)
     calls: list[tuple[str, object, object]] = []
 
     def note(name: str, inputs: tuple, output: object) -> None:

@@ -219,7 +219,7 @@ def conclusions(collected: Collected) -> list[str]:
                 listed = [label for label, _ in of_these]
             if listed:
                 sentences.append(f"{arms[0].student}, against no teacher, {why}{verdict}: {'; '.join(listed)}.")
-    return sentences
+    return list(dict.fromkeys(sentences))
 
 
 def _summary(scored: Scored) -> str:
@@ -274,6 +274,8 @@ def _plane_table(scored: Scored) -> dict[str, Any]:
 def _search_table(name: str, result: dict[str, Any]) -> dict[str, Any]:
     best = result["best"]
     ended = sorted(result["trials"], key=lambda trial: (trial["accuracy"] is None, -(trial["accuracy"] or 0)))
+    left_alone = result["data"]["protocol"] == "holdout"
+    of_these = "a part of the training images; the test images were left alone" if left_alone else "the test images"
     words = "no trial is finished yet"
     if best is not None:
         words = (
@@ -282,7 +284,7 @@ def _search_table(name: str, result: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "name": name,
-        "caption": f"Accuracy on the selection images; the test images were left alone. {words[0].upper()}{words[1:]}.",
+        "caption": f"Accuracy on the selection images, {of_these}. {words[0].upper()}{words[1:]}.",
         "columns": [SYMBOLS.get(one, one.replace("_", " ")) for one in result["space"]],
         "rows": [
             {

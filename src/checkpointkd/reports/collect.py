@@ -16,7 +16,7 @@ from typing import Any
 from scipy import stats
 
 from .. import files
-from ..errors import UserError, existing, require
+from ..errors import UserError, counted, existing, require
 from ..information import Plane, load_planes
 from ..trajectory import Trajectory, open_trajectory
 
@@ -120,10 +120,13 @@ def collect(folder: Path) -> Collected:
     runs, notes = [], []
     searches, searched = _searches(folder, notes)
     for path in sorted(folder.rglob("run.json")):
-        if any(one in path.parents for one in searched):
+        if any(one / "trials" in path.parents for one in searched):
             continue  # a trial
         try:
-            runs.append(open_trajectory(path.parent))
+            run = open_trajectory(path.parent)
+            for checkpoint in run.values():
+                _ = checkpoint.sha256  # raises if it is damaged
+            runs.append(run)
         except UserError as error:
             notes.append(f"left out: {error}")
     why = f" ({notes[0]})" if notes else ""
@@ -166,15 +169,24 @@ def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]]
 def _is_search(result: dict[str, Any]) -> bool:
     """Whether this can be what a search found."""
     try:
-        values = all(set(trial["values"]) == set(result["space"]) for trial in result["trials"])
-        texts = all(isinstance(result[name], str) for name in ("student", "method"))
-        teachers = all(isinstance(one, str) for one in result["teacher_addresses"])
-        numbers = [trial["accuracy"] for trial in result["trials"]]
-        best = result["best"] is None or isinstance(result["best"]["accuracy_se"], float)
-        sound = all(number is None or 0 <= number <= 1 for number in numbers)
-        sizes = isinstance(result["planned"], int) and isinstance(result["images"], int)
-        return values and texts and teachers and best and sound and sizes and isinstance(result["provenance"], dict)
-    except (KeyError, TypeError):
+        best, space, trials = result["best"], result["space"], result["trials"]
+        numbers = [trial["trial"] for trial in trials]
+        return (
+            all(isinstance(result[name], str) for name in ("student", "method"))
+            and all(isinstance(result[name], int) for name in ("planned", "images"))
+            and all(isinstance(one, str) for one in result["teacher_addresses"])
+            and isinstance(result["provenance"], dict)
+            and isinstance(result["data"]["protocol"], str)
+            and len(space) > 0
+            and all(isinstance(value, float | int) for values in space.values() for value in values)
+            and all(trial["values"].keys() == space.keys() for trial in trials)
+            and all(isinstance(value, float | int) for trial in trials for value in trial["values"].values())
+            and all(trial["accuracy"] is None or 0 <= trial["accuracy"] <= 1 for trial in trials)
+            and all(isinstance(trial["stopped"], str | None) for trial in trials)
+            and (best is None or (best["trial"] in numbers and 0 <= best["accuracy"] <= 1))
+            and (best is None or (best["accuracy_se"] >= 0 and best["within_noise"] >= 0))
+        )
+    except (KeyError, TypeError, AttributeError):
         return False
 
 
@@ -233,7 +245,7 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
             result = run.result()
             assert result is not None
             if run.run["seed"] in accuracy:
-                notes.append(f"there twice, counted once: {names[run.path]}")
+                notes.append(f"{names[run.path]} is the same as another run here, and is counted once")
             accuracy.setdefault(run.run["seed"], 100 * result["test"]["accuracy"])
         smoothing = members[0].run.get("label_smoothing", 0.0)
         alone = f"the uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
@@ -242,8 +254,7 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
         who = tuple((name, epoch) for name, epoch, _ in known)
         found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family, smoothing, way)))
     found.sort(key=lambda pair: _order(pair[1]))
-    arms = [arm for _, arm in found]
-    return [_told_apart(run, arm, arms) for run, arm in found], notes
+    return [_told_apart(run, arm, found) for run, arm in found], notes
 
 
 def _order(arm: Arm) -> tuple:
@@ -269,18 +280,35 @@ def _way(run: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _told_apart(run: Trajectory, arm: Arm, arms: list[Arm]) -> Arm:
-    """The arm, its label with the settings and the teachers' run where another arm would have the same."""
-    if sum(other.label == arm.label and other.student == arm.student for other in arms) < 2:
-        return arm
-    kd = run.run.get("kd", {})
-    words = [f"from {', '.join(dict.fromkeys(name for name, _ in arm.teachers))}"] if arm.teachers else []
-    words += [f"α {kd['alpha']:g}, τ {kd['tau']:g}"] if kd else []
-    weight = run.run.get("teaching", {}).get("weight")
-    words += [f"weight {weight:g}"] if weight is not None else []
-    words += [f"{run.planned_epochs} epochs", f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}"]
-    words += [run.run["precision"]]
-    return replace(arm, label=f"{arm.label}; {', '.join(words)}")
+def _told_apart(run: Trajectory, arm: Arm, found: list[tuple[Trajectory, Arm]]) -> Arm:
+    """The arm, its label with those settings and teachers in which the same student's arms differ."""
+    peers = [(other, one) for other, one in found if one.student == arm.student]
+
+    def differ(value: Callable[[Trajectory, Arm], Any], only: Callable[[Arm], bool] = lambda one: True) -> bool:
+        return len({value(other, one) for other, one in peers if only(one)}) > 1
+
+    kd, words = run.run.get("kd", {}), []
+    teachers = list(dict.fromkeys(name for name, _ in arm.teachers))
+    if teachers and (len(teachers) > 1 or differ(lambda _, one: one.teachers[0][0], lambda one: bool(one.teachers))):
+        words.append(f"from {', '.join(teachers)}")
+    alike = lambda one: bool(one.teachers) and one.way == arm.way  # noqa: E731
+    if kd and differ(lambda other, _: (other.run["kd"]["alpha"], other.run["kd"]["tau"]), alike):
+        words.append(f"α {kd['alpha']:g}, τ {kd['tau']:g}")
+    if kd and differ(lambda other, _: other.run["teaching"]["weight"], alike):
+        weight = run.run["teaching"]["weight"]
+        words.append("the usual weight" if weight is None else f"weight {weight:g}")
+    if differ(lambda other, _: other.planned_epochs):
+        words.append(counted(run.planned_epochs, "epoch"))
+    if differ(lambda other, _: (other.run["data"]["train_size"], other.run["data"]["sha256"])):
+        words.append(f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}")
+    if differ(lambda other, _: other.run["precision"]):
+        words.append(run.run["precision"])
+    others = [one for other, one in peers if one is not arm and one.label == arm.label]
+    same = [one for one in others if one.family == arm.family]
+    if others and not words and not same:
+        recipe = run.run["recipe"]
+        words.append(f"batch {recipe['batch_size']}, learning rate {recipe['learning_rate']:g}")
+    return replace(arm, label=f"{arm.label}; {', '.join(words)}") if words else arm
 
 
 def _part(run: Trajectory, names: tuple[str, ...]) -> str:

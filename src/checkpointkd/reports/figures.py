@@ -67,7 +67,7 @@ def students_data(collected: Collected) -> list[StudentsData]:
         plain = (arm for arm in arms if len(arm.teachers) == 1 and not arm.way)
         single = sorted(plain, key=lambda arm: arm.teachers[0][1])
         alone = next((arm for arm in arms if arm.alone), None)
-        if single:
+        if len({arm.teachers[0][1] for arm in single}) > 1:
             figures.append(
                 StudentsData(
                     student=arms[0].student,
@@ -203,7 +203,8 @@ def draw_search(data: SearchData) -> go.Figure:
     for axis, name in zip(("xaxis", "yaxis"), data.names, strict=False):
         values = data.x if axis == "xaxis" else data.y or []
         if name != "alpha" and values and min(values) > 0:
-            ticks = sorted(set(values)) if len(set(values)) <= 10 else None
+            on_a_grid = len(set(values)) <= min(10, len(values) / 2)
+            ticks = sorted(set(values)) if on_a_grid else None
             laid_out.update_layout({axis: {"type": "log", "tickvals": ticks}})
     return laid_out
 

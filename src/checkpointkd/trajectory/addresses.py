@@ -62,13 +62,12 @@ def ensemble_of(teachers: Sequence[str], ensemble: str | None = None) -> list[Ad
     takes_number = word.endswith(":K")
     require(
         bool(re.fullmatch(r"[1-9][0-9]{0,4}", count)) if takes_number else ensemble == kind,
-        f"an ensemble {kind!r} is written {word}{', K being a whole number' if takes_number else ''}, not {ensemble!r}",
+        f"an ensemble {kind!r} is written {word}{', K being 1 or more' if takes_number else ''}, not {ensemble!r}",
     )
     wanted = int(count) if runs is None else runs
     require(
         len(teachers) == wanted,
-        f"--ensemble {ensemble} is made from {wanted} run{'s' if wanted > 1 else ''}, and --teachers names "
-        f"{len(teachers)}",
+        f"--ensemble {ensemble} is made from {wanted} run{'s' if wanted > 1 else ''}, and {len(teachers)} are named",
     )
     for teacher in teachers:
         require(
@@ -99,6 +98,7 @@ def ensemble_of(teachers: Sequence[str], ensemble: str | None = None) -> list[Ad
             f"{trajectory.planned_epochs} {trajectory.unit}s are {', '.join(map(str, epochs))}; name those you want "
             "with --teachers",
         )
+        log.info("%s of %s: %ss %s", ensemble, teachers[0], trajectory.unit, ", ".join(map(str, epochs)))
     return [Address(f"{teachers[0]}@{epoch}", trajectory[epoch]) for epoch in epochs]
 
 

@@ -19,7 +19,7 @@ from .. import files
 from ..data import home
 from ..errors import NoSuchEpoch, UserError, existing, require
 from ..models import Network, build_network
-from ..settings import Recipe
+from ..settings import KDSettings, Recipe, TeachingSettings
 from .formats import look, names
 from .reading import size, weights
 from .run_folder import CHECKPOINT, add_later_options
@@ -374,6 +374,10 @@ def _check_run(run: Any, path: Path) -> None:
             _check_notes(run)
         else:
             Recipe(**run["recipe"])
+        if run["kind"] == "distill":
+            KDSettings(**run["kd"])
+            TeachingSettings(**run.get("teaching", {}))
+            require(isinstance(run["method"], str), "its method")
         require(all(isinstance(run["data"][name], str) for name in ("data", "sha256", "protocol")), "its data")
         require(all(type(run["data"][name]) is int for name in ("train_size", "selection_size")), "its data's sizes")
     except (UserError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
