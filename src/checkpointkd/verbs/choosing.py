@@ -1,0 +1,304 @@
+"""The verbs that choose a teacher: `inspect`, `score`, `select`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, require, unknown
+from ..settings import (
+    DataSettings,
+    Device,
+    Estimator,
+    EstimatorSettings,
+    Progress,
+    Protocol,
+    one_of,
+)
+from .common import device_of, say_if_seen
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data import Data
+    from ..information import Plane
+    from ..models import Network
+    from ..selection import Choice
+    from ..trajectory import Trajectory
+
+
+log = logging.getLogger("checkpointkd")
+
+
+def inspect(
+    path: Path | str,
+    /,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    protocol: Protocol | None = None,
+    image_size: int | None = None,
+    flip: bool | None = None,
+    weights: str | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Say what is in a run's folder, or in a folder of checkpoints that another trainer left.
+
+    Another trainer's checkpoints are known by their content: Hugging Face, Lightning, timm, torchvision's reference
+    scripts, CheckpointKD's authors, plain state dicts in safetensors or PyTorch files. Told which network they are of
+    and which data it knows, inspect holds every file against the network, measures each checkpoint, and remembers what
+    it was told: from then on PATH is used like a run, as in PATH@best.
+
+    Example:
+
+        checkpointkd inspect runs/teacher
+
+        checkpointkd inspect output/train/resnet18 --model timm:resnet18 --data folder:pictures
+
+    Parameters
+    ----------
+    path
+        The folder; or a pattern, such as 'output/run1_*.pth'; or one file.
+    model
+        For another trainer's checkpoints: the network, as for train.
+    data
+        For another trainer's checkpoints: the data set that they know, as for train.
+    protocol
+        On which images they are measured and chosen: holdout, the default, a part of the training images, which they
+        may have seen; paper, the test images.
+    image_size
+        The side of the squares that pictures in folders are brought to, by ImageNet's practice: the shorter side to
+        256/224 of it, then the centre; pictures that are such squares already stay as they are.
+    flip
+        Whether their students learn from mirror images too, as for train.
+    weights
+        Which weights, where a file holds several: state_dict_ema, say, or state_dict.student.
+    mean
+        The mean of each channel of images in [0, 1] with which they were trained; by default as Hugging Face's
+        preprocessor or timm's model says, else as the data have it.
+    std
+        The standard deviation likewise.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    UserError
+        When there is no run and no checkpoint, and for files that are damaged, refused or don't fit.
+    """
+    from ..data import load_data, settings_like
+    from ..teacher import above_chance
+    from ..trajectory import GIVEN, adopt, adopt_again, describe, known, open_trajectory
+
+    told = {"data": data, "weights": weights, "mean": mean, "std": std}
+    told |= {"protocol": protocol, "image-size": image_size, "flip": flip}
+    said = [f"--{name}" for name, value in told.items() if value is not None]
+    there = open_trajectory(path) if model is None and known(path) else None
+    if model is None and (there is None or not there.foreign or not said):
+        require(not said, f"{' and '.join(said)} is about another trainer's checkpoints; say --model too")
+        unmeasured = there is not None and there.foreign and not there.measured
+        if there is not None and (there.news() or unmeasured):
+            loaded = load_data(settings_like(there.run["data"], None), progress=progress)
+            accuracy = _accuracy_on(loaded, device_of(device))
+            adopt_again(there, data=loaded, accuracy=accuracy, progress=progress)
+        return describe(path)
+    if there is not None:  # what is not said anew stays
+        model, weights, path = there.run["model"], weights or there.run["weights"], there.source
+        if mean is None and std is None and there.run["normalised_as"] == GIVEN:
+            mean, std = there.run["mean"], there.run["std"]
+        settings = settings_like(there.run["data"], data, protocol, image_size=image_size, flip=flip)
+    else:
+        if data is None:
+            raise UserError("--model goes with --data, which says how many classes the network knows")
+        settings = DataSettings(data=data, protocol=protocol or "holdout", image_size=image_size, flip=flip)
+    assert model is not None
+    loaded = load_data(settings, progress=progress)
+    accuracy = _accuracy_on(loaded, device_of(device))
+    trajectory = adopt(
+        path, model=model, data=loaded, where=weights, mean=mean, std=std, accuracy=accuracy, progress=progress
+    )
+    say_if_seen(str(path), trajectory.run, loaded)
+    found = describe(trajectory.path)
+    chance, clearly = above_chance(loaded.selection.labels_N)
+    if all(checkpoint["selection_accuracy"] < clearly for checkpoint in found["checkpoints"]):
+        log.warning(
+            "none of the checkpoints knows more than guessing does, which is right on %.1f %%: the order of the classes"
+            " or the preprocessing (--mean, --std, --image-size) differs from what they were trained with",
+            100 * chance,
+        )
+    return found
+
+
+def score(
+    run: Path | str,
+    /,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    estimator: Estimator = "decoder",
+    features: str | None = None,
+    fit_images: int | None = None,
+    measure_images: int | None = None,
+    decoder_steps: int = EstimatorSettings.steps,
+    decoder_seeds: int = EstimatorSettings.seeds,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> Plane:
+    """Put every checkpoint of a run on the information plane: I(Y;F) by accuracy, I(X;F) by reconstruction (§4.2).
+
+    What is scored already, with the same settings, is kept.
+
+    Example:
+
+        checkpointkd score runs/teacher
+
+    Parameters
+    ----------
+    run
+        The run's folder; or a folder of checkpoints from another trainer, see inspect.
+    model
+        For another trainer's checkpoints: the network, as for train; asked for once.
+    data
+        A data set; by default the run's own, with its protocol and its images.
+    estimator
+        How I(X;F) is estimated: by the paper's reconstruction decoder; or by ridge, a linear decoder in closed form, in
+        a fraction of the time and in nats.
+    features
+        The module, by its path in the model, whose map is decoded; by default the last, which enters global pooling.
+    fit_images
+        On how many training images the estimator is fitted; by default a tenth, from 1,000 to 10,000, and 1,000 for
+        ridge.
+    measure_images
+        On how many selection images it is measured; by default all, at most 10,000, and 1,000 for ridge.
+    decoder_steps
+        For how many steps a decoder is fitted.
+    decoder_seeds
+        From how many starts; their spread is reported, and part of how sure a choice is.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    UserError
+        When there is no map to decode from.
+    """
+    from ..data import load_data, settings_like
+    from ..files import locked
+    from ..information import score_trajectory
+    from ..trajectory import adopt, adopt_again, known, open_trajectory
+
+    settings = EstimatorSettings(
+        estimator=estimator,
+        fit_images=fit_images,
+        measure_images=measure_images,
+        steps=decoder_steps,
+        seeds=decoder_seeds,
+    )
+    there = open_trajectory(run) if model is None or known(run) else None
+    if there is not None and model not in (None, there.run["model"]):
+        there = None  # said anew
+    if there is None:
+        require(data is not None, "--model is for another trainer's checkpoints, and goes with --data")
+        assert model is not None
+        assert data is not None
+        loaded = load_data(DataSettings(data=data), progress=progress)
+        trajectory = adopt(run, model=model, data=loaded, progress=progress)
+    else:
+        trajectory = there
+        if trajectory.news():  # its folder has grown
+            noted = load_data(settings_like(trajectory.run["data"], None), progress=progress)
+            trajectory = adopt_again(trajectory, data=noted, progress=progress)
+        loaded = load_data(settings_like(trajectory.run["data"], data), progress=progress)
+    _same_classes(trajectory, loaded)
+    say_if_seen(str(run), trajectory.run, loaded)
+    with locked(trajectory.path):
+        plane = score_trajectory(
+            trajectory,
+            loaded,
+            settings=settings,
+            features=features,
+            device=device_of(device),
+            on_progress=progress and (lambda what, done, total: progress(f"score {what}", done, total)),
+        )
+    if len(plane.points) > 1 and len({point.image_information for point in plane.points}) == 1:
+        log.warning(
+            "I(X;F) is the same at every checkpoint: %s learned nothing of the images from %s of them; give it more, "
+            "or take the other estimator", estimator, plane.settings["settings"].get("fit_images") or "so few",
+        )  # fmt: skip
+    return plane
+
+
+def select(run: Path | str, /, *, rule: str = "paper", estimator: Estimator = "decoder") -> Choice:
+    """Choose the checkpoint that is to teach, by Algorithm 1 or a rival; RUN@best means it from then on.
+
+    Example:
+
+        checkpointkd select runs/teacher
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    rule
+        paper (Algorithm 1); half, full, random, best-accuracy; lowest-nll, lowest-brier, lowest-calibration-error;
+        mcmi, the most information beyond the class; wrong-class-variance.
+    estimator
+        Which estimate of I(X;F) the rule goes by: decoder or ridge.
+
+    Raises
+    ------
+    UserError
+        When the rule needs scores and the checkpoints have none.
+    """
+    from .. import files
+    from ..information import load_plane, stale_epochs
+    from ..selection import NEED_NO_SCORES, RULES, Candidates, choose
+    from ..trajectory import open_trajectory, say_if_grown
+
+    if rule not in RULES:
+        raise unknown("rule", rule, RULES)
+    one_of("estimator", estimator, Estimator)
+    trajectory = open_trajectory(run)
+    say_if_grown(trajectory)
+    plane = None if rule in NEED_NO_SCORES else load_plane(trajectory, estimator=estimator)
+    if plane is not None and (stale := stale_epochs(plane, trajectory)):
+        raise UserError(
+            f"in {trajectory.source} checkpoints are new, gone or changed since they were scored ({trajectory.unit}s "
+            f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.source}` again"
+        )
+    if plane is not None and trajectory.foreign:
+        there, now = plane.settings["data"], trajectory.run["data"]
+        require(
+            all(there[name] == now[name] for name in ("sha256", "protocol")),
+            f"{trajectory.source} was scored on other images ({there['data']}, protocol {there['protocol']}) than it "
+            f"was last inspected on ({now['data']}, protocol {now['protocol']}); run `checkpointkd score "
+            f"{trajectory.source}` again",
+        )
+    choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
+    with files.locked(trajectory.path):
+        made_with = plane.settings if plane is not None else None
+        files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+    for warning in choice.warnings:
+        log.warning("%s", warning)
+    return choice
+
+
+def _accuracy_on(data: Data, device: torch.device) -> Callable[[Network], float]:
+    from ..loop import measure, predict
+
+    images = data.selection
+    return lambda network: measure(predict(network.to(device).eval(), images), images.labels_N)["accuracy"]
+
+
+def _same_classes(trajectory: Trajectory, data: Data) -> None:
+    require(
+        trajectory.run["classes"] == list(data.classes),
+        f"the run in {trajectory.path} knows {len(trajectory.run['classes'])} classes, the data {data.name!r} has "
+        f"{len(data.classes)}, or in another order",
+    )

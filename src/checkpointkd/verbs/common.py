@@ -1,0 +1,65 @@
+"""What several verbs do with what they were told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import require
+from ..settings import (
+    Device,
+    TeachingSettings,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data import Data
+    from ..trajectory import Address
+
+
+log = logging.getLogger("checkpointkd")
+
+
+def shares_of(given: list[float] | None, teachers: int) -> tuple[float, ...] | None:
+    """How much each of so many teachers counts."""
+    if given is None:
+        return None
+    require(len(given) == teachers, f"--weights gives {len(given)} weights to {teachers} checkpoints")
+    return TeachingSettings(weights=tuple(given)).weights
+
+
+def say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
+    """Warn when a network may have learned from the images that are kept back here to choose with."""
+    ours, theirs = data.identity, run["data"]
+    if run["kind"] == "foreign":
+        if ours["protocol"] == "holdout":
+            log.warning(
+                "%s was trained elsewhere, so it may have seen the selection images, which are part of the training "
+                "set, and its accuracy on them may flatter it; `inspect --protocol paper` has the test images instead",
+                who,
+            )
+        return
+    if ours["protocol"] == "paper" and theirs["sha256"] == ours["sha256"]:
+        return  # the test images, from which nothing of ours learns
+    split = ("sha256", "protocol", "selection_fraction", "split_seed")
+    if [theirs.get(key) for key in split] != [ours[key] for key in split]:
+        log.warning(
+            "%s was trained on another split (other data, other settings, or files that changed since), so it may "
+            "have seen the selection images, and its accuracy on them may flatter it",
+            who,
+        )
+
+
+def say_if_any_has_seen(addresses: Sequence[Address], data: Data) -> None:
+    for run in {id(address.checkpoint.run): address for address in addresses}.values():  # once for each run
+        say_if_seen(run.text.rpartition("@")[0] or run.text, run.checkpoint.run, data)
+
+
+def device_of(device: Device) -> torch.device:
+    from ..loop import pick_device
+
+    one_of("device", device, Device)
+    return pick_device(device)
