@@ -241,6 +241,30 @@ def test_a_storage_of_optunas_can_be_shared(teacher_run: Path, tmp_path: Path):
     assert len(optuna.load_study(study_name="checkpointkd", storage=storage).trials) == 4
 
 
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_two_processes_share_the_work(teacher_run: Path, tmp_path: Path, sampler: str):
+    """At the same time, in one study: nothing is done twice but for what both begin in the same instant."""
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    _search(teacher_run, tmp_path / "first", storage=storage, sampler=sampler, trials=1)
+    command = [
+        sys.executable, "-m", "checkpointkd.cli", "search", "wrn_10_1", "--teachers", f"{teacher_run}@4", "--epochs",
+        "3", "--batch-size", "25", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2", "4", "--storage",
+        storage, "--sampler", sampler, "--trials", "4", "--json", "--out",
+    ]  # fmt: skip
+    both = [
+        subprocess.Popen([*command, str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in ("a", "b")
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    trials = optuna.load_study(study_name="checkpointkd", storage=storage).trials
+    assert len(trials) in (4, 5)  # both may see the last place free
+    assert len({json.dumps(trial.params) for trial in trials}) >= len(trials) - 1
+    done = [len(list((tmp_path / name / "trials").glob("*"))) for name in ("a", "b")]
+    assert sum(done) == len(trials) - 1
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

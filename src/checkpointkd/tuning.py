@@ -349,6 +349,8 @@ def _next(optuna: Any, study: optuna.Study, settings: SearchSettings, fingerprin
         grid = settings.grid()
         random.Random(fingerprint).shuffle(grid)
         left = grid[: settings.planned]
+        if shared:
+            random.shuffle(left)
     else:
         seed = None if shared else int(fingerprint[:7], 16) + len(taken)
         study.sampler = optuna.samplers.TPESampler(seed=seed)

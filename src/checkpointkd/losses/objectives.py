@@ -8,7 +8,6 @@ Letters in names: B batch, K classes, T teachers, D channels, h w height and wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
@@ -89,7 +88,10 @@ class FromLogits(nn.Module):
         settings = _settings_at(progress, self.settings, self.teaching)
         weights = self.teaching.weights_at(progress, len(self.teacher))
         asked = [member for member in range(len(self.teacher)) if weights is None or weights[member] > 0]
-        teacher_TBK = self.teacher.logits(batch, asked) if batch.teacher_TBK is None else batch.teacher_TBK[asked]
+        if batch.teacher_TBK is None:
+            teacher_TBK = self.teacher.logits(batch, asked)
+        else:  # an index would be copied to the device at every step
+            teacher_TBK = batch.teacher_TBK if len(asked) == len(self.teacher) else batch.teacher_TBK[asked]
         weights = weights and [weights[member] for member in asked]
         weight = self.weight if progress >= self.method.warm_up else self.weight * progress / self.method.warm_up
         hard_B = cross_entropy(student_BK, batch.labels_B)
@@ -278,8 +280,7 @@ def _sizes(network: Network, paths: Sequence[str], trial_BCHW: Tensor, *, who: s
     device = next(network.parameters()).device
     trial_BCHW = trial_BCHW.to(device)
     try:
-        with torch.no_grad(), ExitStack() as stack:
-            taken = stack.enter_context(taps(network.eval().body, list(paths)))
+        with torch.no_grad(), taps(network.eval().body, list(paths)) as taken:
             network(trial_BCHW)
         sizes = {}
         for path in paths:
