@@ -97,7 +97,9 @@ def contents(run: Path) -> dict[str, Any]:
             continue
         if path.suffix == ".json":
             value = json.loads(path.read_text())
-            timeless = ("provenance", "seconds", "wall_seconds_since_start_or_resume", "teacher_addresses")
+            timeless = (
+                "provenance", "seconds", "wall_seconds_since_start_or_resume", "teacher_addresses", "teachers_cost",
+            )  # fmt: skip
             found[name] = {key: value[key] for key in value if key not in timeless}
             for member in value.get("teachers_measured", {}).get("members", []):
                 del member["address"]

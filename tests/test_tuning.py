@@ -76,7 +76,7 @@ def test_a_search_that_was_stopped_continues(teacher_run: Path, tmp_path: Path, 
     out = tmp_path / "s"
     command = [
         sys.executable, "-m", "checkpointkd.cli", "search", "wrn_10_1", "--teachers", f"{teacher_run}@4", "--out",
-        str(out), "--epochs", "12", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
+        str(out), "--epochs", "20", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
         "4", "--no-prune",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -88,8 +88,8 @@ def test_a_search_that_was_stopped_continues(teacher_run: Path, tmp_path: Path, 
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
     process.send_signal(how)
-    process.communicate(timeout=60)
-    assert process.returncode in (130, -9)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, -9), said
     there = json.loads((out / "search.json").read_text())["trials"]
     assert len(there) >= 1
     stopped = {path.parent.name: path.read_text() for path in out.glob("trials/*/metrics.jsonl")}
@@ -306,10 +306,10 @@ def test_settings_say_how_many_trials_there_will_be():
 
 def test_real_cifar100_is_searched_on_its_selection_images(cifar100: Path, tmp_path: Path):
     data = f"cifar100:{cifar100}"
-    ckd.train("wrn_10_1", data=data, train_images=300, epochs=2, batch_size=50, out=tmp_path / "t")
+    ckd.train("wrn_10_1", data=data, train_images=100, epochs=1, batch_size=50, precision="fp32", out=tmp_path / "t")
     found = ckd.search(
-        "wrn_10_1", teachers=[str(tmp_path / "t")], epochs=1, batch_size=100, alpha=[0.5], tau=[2, 8],
-        weak_teacher=True, out=tmp_path / "s",
+        "wrn_10_1", teachers=[str(tmp_path / "t")], epochs=1, batch_size=100, alpha=[0.5], tau=[4],
+        weak_teacher=True, precision="fp32", out=tmp_path / "s",
     )  # fmt: skip
     assert found["images"] == 5000
-    assert len(found["trials"]) == 2
+    assert len(found["trials"]) == 1

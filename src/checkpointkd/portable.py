@@ -76,7 +76,7 @@ def config_of(checkpoint: Checkpoint, *, result: dict[str, Any] | None, weights:
         measured = run["teachers_measured"]["members"]
         config |= {name: run[name] for name in ("method", "kd", "teaching")}
         config["teachers"] = [
-            {**teacher, "address": member["address"], "accuracy": member["accuracy"]}
+            {**teacher, "accuracy": member["accuracy"]}  # where they lay is nobody's business elsewhere
             for teacher, member in zip(run["teachers"], measured, strict=True)
         ]
     config["provenance"] = run["provenance"]
