@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made on first use: `make demo` and `make test` work on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
+AT_ONCE := -n auto --dist worksteal
 CIFAR100 ?= ../shared/data/cifar100
 
 .PHONY: demo test test-all check bench format clean
@@ -9,10 +10,10 @@ demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 check: .venv/installed
 	$(BIN)/ruff format --check

@@ -18,6 +18,7 @@ for _name in ("nms", "qnms"):
     _torchvision.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 torch.set_num_threads(1)  # faster and steadier than two for networks this small
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, beside others
 
 SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10, "precision": "fp32"}
 
