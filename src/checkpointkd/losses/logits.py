@@ -81,7 +81,7 @@ class DIST(nn.Module):
     """Huang et al., NeurIPS 2022, Eqs. 6–10: 1 − Pearson correlation of predictions, over the classes of each example
     (inter-class) and over the batch's examples for each class (intra-class).
 
-    The labels weigh 1, both relations 2, τ is 4, as in the paper's CIFAR-100 runs; its code multiplies by τ².
+    The labels weigh 1, both relations 2, τ is 4: the paper's for CIFAR-100, from memory; its code multiplies by τ².
     """
 
     alpha: ClassVar = 1.0
