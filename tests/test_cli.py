@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpointkd import verbs
+import checkpointkd as ckd
 from checkpointkd.cli import main
 from checkpointkd.progress import Bars
 
 COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "search"]
-COMMANDS += ["evaluate", "correlate", "export", "report"]
+COMMANDS += ["evaluate", "correlate", "export", "study", "report"]
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess:
@@ -200,6 +200,6 @@ def test_python_and_command_line_take_the_same_names():
     from checkpointkd.cli import app
 
     for command in COMMANDS[1:]:
-        parameters = inspect.signature(getattr(verbs, command)).parameters
+        parameters = inspect.signature(getattr(ckd, command)).parameters
         shown = inspect.signature(app[command].default_command).parameters
         assert [name for name in parameters if name != "progress"] == [name for name in shown if name != "json"]

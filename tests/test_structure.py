@@ -10,7 +10,8 @@ import checkpointkd
 LAYERS = [
     "errors", "settings", "recipes", "randomness", "files",
     "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
-    "information", "selection", "correlation", "reports", "runs", "portable", "distillation", "tuning", "verbs",
+    "information", "selection", "correlation", "comparisons", "charts", "reports",
+    "runs", "portable", "distillation", "tuning", "verbs",
     "studies", "progress", "texts", "cli",
 ]  # fmt: skip
 ROOT = Path(checkpointkd.__file__).parent

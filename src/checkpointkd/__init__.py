@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .portable import load
     from .studies.demo import demo
+    from .studies.study import study
     from .trajectory import Trajectory, open_trajectory
     from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
     from .verbs import correlate, distill, evaluate, export, inspect, report, score, search, select, train
@@ -30,6 +31,7 @@ __all__ = [
     "score",
     "search",
     "select",
+    "study",
     "train",
     "transformers_callback",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "UserError": ".errors",
     "load": ".portable",
     "demo": ".studies.demo",
+    "study": ".studies.study",
     **dict.fromkeys(("lightning_callback", "save_checkpoint", "transformers_callback"), ".trajectory.writers"),
 }
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from . import texts, verbs
 from .errors import UserError, printable
 from .progress import Bars
-from .studies import demo
+from .studies import demo, study
 
 app = cyclopts.App(
     name="checkpointkd",
@@ -113,6 +113,7 @@ for _verb, _words in (
     (verbs.evaluate, texts.evaluation),
     (verbs.correlate, texts.correlation),
     (verbs.export, texts.exported),
+    (study.study, texts.studies),
     (verbs.report, texts.report),
 ):
     _command(_verb, _words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,45 @@ def faster_precision(network: nn.Module, data: Data, recipe: Recipe, device: tor
     Near 1, and for steps of milliseconds, the measurement would choose by chance, and runs that should be equal would
     differ; on an idle processor networks for which bf16 is made are far from it. The network is spent.
     """
-    if device.type == "mps" or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
+    if not _computes_in_bf16(device):
         return "fp32"
     log.info("measuring a few steps in fp32 and in bf16")
+    seconds = _seconds_a_step(network, data, recipe, device, ("fp32", "bf16"))
+    return _faster(seconds, device)
+
+
+def probe(
+    model: str, data: Data, recipe: Recipe, *, precision: PrecisionChoice, device: torch.device
+) -> dict[str, Any]:
+    """What training this network on these images takes on this device: the `precision` that suits it, or that is asked
+    for, `seconds_a_step` in it, `steps_an_epoch`, and the `megabytes` of a checkpoint."""
+    mean, std = data.train.channel_statistics()
+    known = {"model": model, "classes": data.classes, "seed": 0, "mean": mean, "std": std}
+    network = fresh_network(known)
+    try_out(network, data.train.take(torch.arange(2)).clean(), classes=len(data.classes), model=model)
+    both: tuple[Precision, ...] = ("fp32", "bf16") if _computes_in_bf16(device) else ("fp32",)
+    seconds = _seconds_a_step(network, data, recipe, device, both if precision == "auto" else (precision,))
+    chosen = _faster(seconds, device) if len(seconds) == 2 else next(iter(seconds))
+    return {
+        "precision": chosen,
+        "seconds_a_step": round(seconds[chosen], 6),
+        "steps_an_epoch": math.ceil(len(data.train) / recipe.batch_size),
+        "megabytes": round(sum(one.nbytes for one in network.state_dict().values()) / 1e6, 3),
+    }
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    return device.type != "mps" and (device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _seconds_a_step(
+    network: nn.Module, data: Data, recipe: Recipe, device: torch.device, precisions: Sequence[Precision]
+) -> dict[Precision, float]:
+    """How long a training step takes in each precision, measured in turn; the network is spent."""
     rows_B = torch.arange(min(recipe.batch_size, len(data.train)))
     batch = next(iter(data.train.take(rows_B).batches(batch_size=len(rows_B), seed=0, device=device).epoch(0)))
     state = start(network, Supervised(), replace(recipe, epochs=1), device=device)
-    seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+    seconds: dict[Precision, list[float]] = {precision: [] for precision in precisions}
     for trial in range(6):
         for precision, measured in seconds.items():
             if trial >= 3 and measured[-1] > 2.0:
@@ -172,7 +204,11 @@ def faster_precision(network: nn.Module, data: Data, recipe: Recipe, device: tor
             if device.type == "cuda":
                 torch.cuda.synchronize()
             measured.append(time.perf_counter() - began)
-    fp32, bf16 = (min(measured[1:]) for measured in seconds.values())  # the first step prepares kernels
+    return {precision: min(measured[1:]) for precision, measured in seconds.items()}  # the first step prepares kernels
+
+
+def _faster(seconds: dict[Precision, float], device: torch.device) -> Precision:
+    fp32, bf16 = seconds["fp32"], seconds["bf16"]
     long_enough = device.type != "cpu" or fp32 > 0.05
     chosen: Precision = "bf16" if bf16 < 0.7 * fp32 and long_enough else "fp32"
     log.info(

@@ -18,6 +18,7 @@ UNITS: dict[str, str] = {  # of I(X;F), by estimator
     "decoder": "nats a pixel of excess reconstruction loss, negative: a proxy, no estimate in nats",
     "ridge": "nats a patch, by the Gaussian reading of a linear decoder",
 }
+KINDS_OF_CORRELATION = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}
 Optimizer = Literal["sgd", "adam"]
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .comparisons import CLAIM_COLUMNS, claim_from
 from .errors import counted, printable
 from .settings import UNITS
 
@@ -197,6 +198,25 @@ def exported(written: dict[str, Any]) -> RenderableType:
 def report(path: Any) -> RenderableType:
     """Where the report is."""
     return Text(f"the report is in {path}")
+
+
+def studies(result: dict[str, Any]) -> RenderableType:
+    """Each study's tables and claims, and where to look."""
+    parts: list[RenderableType] = []
+    for found in result["studies"].values():
+        parts.append(Text(found["title"], style="bold"))
+        for shown in found["tables"]:
+            table = _table(*shown["columns"])
+            for row in shown["rows"]:
+                table.add_row(*row)
+            parts += [Text(f"\n{shown['title']}"), table, Text(shown["note"])]
+        if found["claims"]:
+            table = _table(*CLAIM_COLUMNS)
+            for claim in map(claim_from, found["claims"]):
+                table.add_row(claim.text, claim.where, *claim.cells())
+            parts += [Text(), table]
+        parts.append(Text("\n".join([*found["notes"], ""])))
+    return Group(*parts, Text(f"report: {result['report']}"))
 
 
 def demo(result: dict[str, Any]) -> RenderableType:

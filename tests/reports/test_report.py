@@ -11,18 +11,11 @@ from pathlib import Path
 import pytest
 
 import checkpointkd as ckd
+from checkpointkd.charts import Chart
 from checkpointkd.errors import UserError
 from checkpointkd.reports import Arm, collect, conclusions, difference
-from checkpointkd.reports.figures import (
-    curves_data,
-    draw_curves,
-    draw_plane,
-    draw_search,
-    draw_students,
-    plane_data,
-    search_data,
-    students_data,
-)
+from checkpointkd.reports.drawing import draw
+from checkpointkd.reports.figures import curves_charts, plane_chart, points_of, search_chart, students_charts
 
 
 @pytest.fixture
@@ -69,25 +62,29 @@ def test_students_are_told_by_what_they_learned_from(runs: Path):
 
 def test_figures_draw_what_the_data_say(runs: Path):
     collected = collect(runs)
-    plane = plane_data(collected.scored[0])
-    assert plane.epochs == [1, 2, 3, 4]
-    assert plane.chosen == 4
-    assert (min(plane.x), max(plane.x), min(plane.y), max(plane.y)) == (0, 1, 0, 1)
-    drawn = json.loads(str(draw_plane(plane).to_json()))["data"]
-    checkpoints = next(trace for trace in drawn if trace.get("name") == "checkpoints, by epoch")
-    assert checkpoints["x"] == plane.x
-    assert checkpoints["y"] == plane.y
-    star = next(trace for trace in drawn if trace.get("name") == "chosen: epoch 4")
-    assert (star["x"], star["y"]) == ([plane.x[3]], [plane.y[3]])
-    sums = next(trace for trace in drawn if trace.get("name") == "equal sums")
-    assert {round(x + y, 9) for x, y in zip(sums["x"], sums["y"], strict=True)} == {round(plane.x[3] + plane.y[3], 9)}
+    (scored,) = collected.scored
+    plane = plane_chart(scored.name, points_of(scored), chosen=4)
+    sums, checkpoints, star = plane.series
+    assert checkpoints.words == ["1", "2", "3", "4"]
+    assert (min(checkpoints.x), max(checkpoints.x), min(checkpoints.y), max(checkpoints.y)) == (0, 1, 0, 1)
+    assert (star.name, star.x, star.y) == ("chosen: epoch 4", [checkpoints.x[3]], [checkpoints.y[3]])
+    total = round(star.x[0] + star.y[0], 9)
+    assert {round(x + y, 9) for x, y in zip(sums.x, sums.y, strict=True)} == {total}
+    assert _drawn(plane)["checkpoints, by epoch"]["x"] == checkpoints.x
+    assert _drawn(plane)["checkpoints, by epoch"]["y"] == checkpoints.y
 
-    (students,) = students_data(collected)
-    assert (students.student, students.epochs, len(students.ensembles)) == ("wrn_10_1", [2, 4], 1)
-    assert students.alone == (collected.arms[0].mean, collected.arms[0].sd)
-    drawn = json.loads(str(draw_students(students).to_json()))["data"]
-    curve = next(trace for trace in drawn if trace.get("name") == "one checkpoint as teacher")
-    assert curve["y"] == [collected.arms[1].mean, collected.arms[2].mean]
+    (students,) = students_charts(collected)
+    alone, curve, ensemble = students.series
+    assert (alone.y, alone.error) == ([collected.arms[0].mean] * 2, [collected.arms[0].sd] * 2)
+    assert (curve.x, curve.y) == ([2, 4], [collected.arms[1].mean, collected.arms[2].mean])
+    assert ensemble.y == [collected.arms[3].mean]
+    assert _drawn(students)["one checkpoint as teacher"]["y"] == curve.y
+
+
+def _drawn(chart: Chart) -> dict[str, dict]:
+    """What Plotly is given, by name."""
+    traces = json.loads(str(draw(chart).to_json()))["data"]
+    return {trace.get("name", trace["type"]): trace for trace in traces}
 
 
 def test_the_page_is_one_file_with_the_numbers_and_no_address_to_load_from(runs: Path):
@@ -117,23 +114,19 @@ def test_a_smoothed_student_learned_from_the_uniform_teacher_and_is_no_baseline(
 
 
 def test_trajectories_measured_alike_share_a_plane(runs: Path):
-    assert curves_data(collect(runs)) == []
+    assert curves_charts(collect(runs)) == []
     for student in ("alone-0", "two-0"):
         ckd.score(runs / student, decoder_steps=4, decoder_seeds=2)
     ckd.score(runs / "four-0", decoder_steps=5, decoder_seeds=2)
-    (together,) = curves_data(collect(runs))
-    assert set(together.curves) == {"alone-0", "teacher", "two-0"}
-    points = collect(runs).scored[0].plane.points
-    name = collect(runs).scored[0].name
-    assert together.curves[name] == (
-        [point.epoch for point in points],
-        [point.image_information for point in points],
-        [100 * point.accuracy for point in points],
-    )
-    drawn = json.loads(str(draw_curves(together).to_json()))["data"]
-    assert {trace["name"] for trace in drawn} == set(together.curves)
-    for trace in drawn:
-        assert (trace["x"], trace["y"]) == together.curves[trace["name"]][1:]
+    (together,) = curves_charts(collect(runs))
+    assert {one.name for one in together.series} == {"alone-0", "teacher", "two-0"}
+    for scored in collect(runs).scored:
+        points = scored.plane.points
+        for one in together.series:
+            if one.name == scored.name:
+                assert one.x == [point.image_information for point in points]
+                assert one.y == [100 * point.accuracy for point in points]
+                assert _drawn(together)[one.name]["x"] == one.x
     assert "3 trajectories on one information plane" in ckd.report(runs).read_text(encoding="utf-8")
 
 
@@ -255,10 +248,11 @@ def test_students_are_told_by_how_they_were_taught(teacher_run: Path):
     } <= labels
     dkd = sorted(label for label in labels if label.startswith(f"{full}, by dkd"))
     assert dkd == [f"{full}, by dkd; the usual weight", f"{full}, by dkd; weight 2"]
-    assert students_data(collected) == [], "one epoch makes no curve"
+    assert students_charts(collected) == [], "one epoch makes no curve"
     ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=folder / "half", epochs=1, batch_size=50)
-    (students,) = students_data(collect(folder))
-    assert students.epochs == [2, 4]
+    (students,) = students_charts(collect(folder))
+    curve = next(one for one in students.series if one.name == "one checkpoint as teacher")
+    assert curve.x == [2, 4]
 
 
 def test_arms_of_one_label_are_told_apart_by_what_differs(teacher_run: Path):
@@ -296,22 +290,22 @@ def test_a_search_is_drawn_as_it_went(searched: Path, tmp_path: Path):
     assert collected.notes == [], "nor are they runs that were left unfinished"
     assert collected.provenance["runs"] == "1"
     result = json.loads((searched / "search" / "search.json").read_text())
-    data = search_data(result)
-    assert data.names == ["alpha", "tau"]
-    for x, y, z, trial in zip(data.x, data.y or [], data.z, result["trials"], strict=True):
-        assert (x, y) == (trial["values"]["alpha"], trial["values"]["tau"])
-        assert z == (None if trial["accuracy"] is None else 100 * trial["accuracy"])
-    assert data.best is not None
-    assert data.z[data.best] == 100 * result["best"]["accuracy"]
-    drawn = {trace.name or trace.type: trace for trace in draw_search(data).data}
-    done = [number for number, z in enumerate(data.z) if z is not None]
-    assert list(drawn["contour"].z) == [data.z[number] for number in done]
-    assert list(drawn["finished"].x) == [data.x[number] for number in done]
-    assert len(drawn["stopped early"].x) == 6 - len(done)
-    assert list(drawn["the best"].x) == [data.x[data.best]]
+    chart = search_chart("search", result)
+    assert (chart.x_title, chart.y_title) == ("α", "τ")
+    stopped, finished, best = chart.series
+    whole = [trial for trial in result["trials"] if trial["accuracy"] is not None]
+    assert finished.x == [trial["values"]["alpha"] for trial in whole]
+    assert finished.y == [trial["values"]["tau"] for trial in whole]
+    assert chart.contour == (finished.x, finished.y, [100 * trial["accuracy"] for trial in whole])
+    assert len(stopped.x) == 6 - len(whole)
+    assert best.x == [result["best"]["values"]["alpha"]]
+    drawn = _drawn(chart)
+    assert drawn["contour"]["z"] == list(chart.contour[2])
+    assert drawn["finished"]["x"] == finished.x
     page = ckd.report(searched, out=tmp_path / "r.html").read_text(encoding="utf-8")
     assert "The search for α and τ: search" in page
-    assert page.count("<td>0.1</td>") == 2
+    trials = page[page.index(">The trials of search</h2>") :]
+    assert trials.count("<td>0.1</td>") == 2
     alone = ckd.report(searched / "search", out=tmp_path / "alone.html").read_text(encoding="utf-8")
     assert "The trials of search" in alone
 
@@ -321,12 +315,10 @@ def test_a_search_over_one_setting_is_a_line(searched: Path):
     result["space"]["tau"] = [2.0]
     result["trials"] = [trial for trial in result["trials"] if trial["values"]["tau"] == 2]
     result["best"] = max(result["trials"], key=lambda trial: trial["accuracy"] or 0)
-    data = search_data(result)
-    assert (data.names, data.y) == (["alpha"], None)
-    line = draw_search(data).data[0]
-    assert list(line.x) == sorted(
-        trial["values"]["alpha"] for trial in result["trials"] if trial["accuracy"] is not None
-    )
+    chart = search_chart("search", result)
+    assert (chart.x_title, chart.y_title) == ("α", "accuracy on the selection images, %")
+    done = [trial for trial in result["trials"] if trial["accuracy"] is not None]
+    assert chart.series[0].x == sorted(trial["values"]["alpha"] for trial in done)
 
 
 @pytest.mark.parametrize(

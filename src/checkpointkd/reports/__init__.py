@@ -5,26 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from .. import files
-from ..errors import UserError
-from ..settings import UNITS
+from ..charts import Figure, Table, from_plain
+from ..comparisons import Claim, claim_from
+from ..errors import counted
+from ..settings import KINDS_OF_CORRELATION, UNITS
 from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
 from .figures import (
     SYMBOLS,
-    curves_data,
-    draw_correlation,
-    draw_curves,
-    draw_plane,
-    draw_search,
-    draw_students,
-    plane_data,
-    search_data,
-    students_data,
+    correlation_heatmaps,
+    curves_charts,
+    plane_chart,
+    points_of,
+    search_chart,
+    students_charts,
 )
+from .page import Page, Section, write_page
 
 __all__ = [
     "CORRELATION_COLUMNS",
@@ -41,106 +36,131 @@ __all__ = [
 ]
 
 
-KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}  # of class correlation
 ROUNDING = 1e-6
-_GENERATOR = b'<meta name="generator" content="checkpointkd">'
+ABOUT = (
+    "Which checkpoint of a network's training teaches a smaller network best? Each checkpoint has two informations: "
+    "I(Y;F), how well its features tell the label (its accuracy), and I(X;F), how much of the image they keep (how "
+    "well a small decoder redraws it). Algorithm 1 of Wang et al. (NeurIPS 2022) chooses the largest sum of both."
+)
+ABOUT_STUDIES = (
+    "Wang et al. (NeurIPS 2022) found that a checkpoint from the middle of a teacher's training often teaches a small "
+    "network better than the finished teacher, that two checkpoints of one run can beat an ensemble of independent "
+    "runs, and that an information-theoretic score can pick the checkpoint. These are their experiments, run here."
+)
+ABOUT_CORRELATION = (
+    "How alike a network finds each pair of classes: the cosine of the classes' mean logits, or of their mean "
+    "predictions softened at temperature {tau:g} (Eq. 8 of Wang et al., NeurIPS 2022). Mean similarity and diversity "
+    "are the mean and the standard deviation of the cells beside the diagonal, with 95 % intervals by bootstrap over "
+    "the images: a bright map finds classes alike, a diverse one tells near classes from far ones."
+)
+STUDENTS_NOTE = (
+    "Test accuracy after the last epoch, mean ± standard deviation over n seeds. Differences are paired over seeds, "
+    'with 95 % intervals that are not corrected for how many there are; "within noise" means that the interval holds 0.'
+)
 
 
 def write_report(folder: Path, *, out: Path) -> Path:
-    """Write the report on every run below a folder, as one HTML file that needs no network; raises UserError when
-    there is nothing to report on, or when the file is there and is no report of ours."""
+    """Write the report on every run below a folder, or on the studies there, as one HTML file that needs no network,
+    with its figures and tables as files in a folder beside it; raises UserError when there is nothing to report on, or
+    when the file is there and is no report of ours."""
     collected = collect(folder)
-    figures = []
-    several = [
-        scored for scored in collected.scored if len(scored.plane.points) > 1
-    ]  # one point has no plane of its own
-    for scored in several:
-        drawn = draw_plane(plane_data(scored))
-        figures.append(
-            {
-                "title": f"The information plane of {scored.name}",
-                "alt": f"The checkpoints of {scored.name} by normalised I(X;F) and I(Y;F); values in the table below",
-                "html": _embedded(drawn, len(figures)),
-                "caption": "Up and to the right is better: Algorithm 1 chooses the largest sum. Numbers are "
-                f"{scored.trajectory.unit}s.",
-            }
+    page = _studies_page(collected) if collected.studies else _runs_page(collected)
+    return write_page(page, out=out)
+
+
+def _runs_page(collected: Collected) -> Page:
+    several = [scored for scored in collected.scored if len(scored.plane.points) > 1]  # one point is no plane
+    sections = []
+    if collected.arms:
+        title = "Students" if any(arm.teachers for arm in collected.arms) else "Networks"
+        sections.append(Section(title=title, tables=[_students_table(collected)]))
+    figures: list[Figure] = [
+        plane_chart(
+            scored.name,
+            points_of(scored),
+            chosen=scored.selection["epoch"] if scored.selection else None,
+            unit=scored.trajectory.unit,
         )
-    for data in curves_data(collected):
-        figures.append(
-            {
-                "title": f"{len(data.curves)} trajectories on one information plane",
-                "alt": "The checkpoints of several runs by I(X;F) and accuracy; values in the tables below",
-                "html": _embedded(draw_curves(data), len(figures)),
-                "caption": f"The large point is a run's last checkpoint. I(X;F) by {data.estimator}, larger for more: "
-                f"{UNITS[data.estimator]}.",
-            }
-        )
-    for data in students_data(collected):
-        figures.append(
-            {
-                "title": f"{data.student}: accuracy against the teacher's epoch",
-                "alt": f"Test accuracy of {data.student} by the epoch of its teacher; values in the table above",
-                "html": _embedded(draw_students(data), len(figures)),
-                "caption": "Bars and the grey band: one standard deviation over seeds.",
-            }
-        )
-    for name, result in collected.searches.items():
-        data = search_data(result)
-        settings = " and ".join(SYMBOLS.get(one, one.replace("_", " ")) for one in data.names)
-        figures.append(
-            {
-                "title": f"The search for {settings}: {name}",
-                "alt": f"Accuracy on the selection images by {settings}; values in the table below",
-                "html": _embedded(draw_search(data), len(figures)),
-                "caption": f"{result['student']} taught by {', '.join(result['teacher_addresses'])}, method "
-                f"{result['method']}; {len(result['trials'])} of {result['planned']} trials.",
-            }
-        )
-    return _write(
-        "page.html.jinja",
-        out,
-        title=f"Checkpoints as teachers: {folder.resolve().name}",
-        summary=[_summary(scored) for scored in several],
-        conclusions=conclusions(collected),
+        for scored in several
+    ]
+    figures += [*curves_charts(collected), *students_charts(collected)]
+    figures += [search_chart(name, result) for name, result in collected.searches.items()]
+    sections += [Section(title=figure.title, figures=[figure]) for figure in figures]
+    sections += [
+        Section(title=f"The trials of {name}", tables=[_search_table(result)])
+        for name, result in collected.searches.items()
+    ]
+    sections += [
+        Section(title=f"The checkpoints of {scored.name}", tables=[_plane_table(scored)]) for scored in collected.scored
+    ]
+    return Page(
+        title=f"Checkpoints as teachers: {collected.folder.resolve().name}",
+        about=ABOUT,
+        words=[*map(_summary, several), *conclusions(collected)],
         notes=collected.notes,
-        heading="Students" if any(arm.teachers for arm in collected.arms) else "Networks",
-        rows=[_row(arm, collected) for arm in collected.arms],
-        figures=figures,
-        searches=[_search_table(name, result) for name, result in collected.searches.items()],
-        planes=[_plane_table(scored) for scored in collected.scored],
+        sections=sections,
         provenance=collected.provenance,
     )
 
 
+def _studies_page(collected: Collected) -> Page:
+    said = [note for study in collected.studies for note in study["notes"]]
+    of_all = [note for note in dict.fromkeys(said) if said.count(note) == len(collected.studies) > 1]
+    claims = [[claim_from(stored) for stored in study["claims"]] for study in collected.studies]
+    return Page(
+        title=f"Checkpoints as teachers, the paper's experiments: {collected.folder.resolve().name}",
+        about=ABOUT_STUDIES,
+        findings=_findings([claim for several in claims for claim in several]),
+        notes=[*of_all, *collected.notes],
+        sections=[
+            Section(
+                title=study["title"],
+                notes=[note for note in study["notes"] if note not in of_all],
+                tables=[Table(**table) for table in study["tables"]],
+                claims=several,
+                figures=[from_plain(figure) for figure in study["figures"]],
+            )
+            for study, several in zip(collected.studies, claims, strict=True)
+        ],
+        provenance=collected.provenance,
+    )
+
+
+def _findings(claims: list[Claim]) -> dict[str, list[str]]:
+    """What was decided, in a line a claim, and how many are open."""
+    found: dict[str, list[str]] = {}
+    for word in ("supported", "not supported"):
+        said = [f"{one.text} ({one.where}): {one.cells()[0]}" for one in claims if one.n and one.word == word]
+        if said:
+            found[f"{word.capitalize()}, {len(said)} of {counted(len(claims), 'claim')}"] = said
+    undecided = sum(one.n > 0 and one.word == "undecided" for one in claims)
+    if undecided:
+        found[f"Undecided, {undecided} of {counted(len(claims), 'claim')}"] = [
+            "These runs are too few, or too much alike, to tell: see the tables of claims below."
+        ]
+    return found
+
+
 def write_correlation(found: dict[str, Any], *, out: Path) -> Path:
     """Write what `correlate` found as one HTML file; raises UserError when the file is there and is no page of ours."""
-    figures = [
-        {
-            "title": f"Class correlation: {KINDS[kind].format(**found)}",
-            "alt": f"Heatmaps of the similarity of {len(found['classes'])} classes",
-            "html": _embedded(draw_correlation(found, kind), number),
-            "caption": f"Classes by {found['order']}"
-            + ("; in the last map blue is where the first finds two classes more alike, red where the second does."
-               if "difference" in found[kind] else "."),
-        }
-        for number, kind in enumerate(KINDS)
-    ]  # fmt: skip
-    return _write(
-        "correlation.html.jinja",
-        out,
+    rows = correlation_rows(found)
+    page = Page(
         title="Class correlation: " + " and ".join(one["address"] for one in found["checkpoints"]),
-        tau=f"{found['tau']:g}",
-        columns=CORRELATION_COLUMNS,
-        rows=correlation_rows(found),
+        about=ABOUT_CORRELATION.format(**found),
         words=correlation_words(found),
-        figures=figures,
+        sections=[
+            Section(title="How alike classes are", tables=[Table("", CORRELATION_COLUMNS, rows)]),
+            *(Section(title=figure.title, figures=[figure])
+              for figure in (correlation_heatmaps(found, kind) for kind in KINDS_OF_CORRELATION)),
+        ],
         provenance={
             "data": found["data"],
             "protocol": f"{found['protocol']}; {found['split']}: {found['images']:,} images",
             "weights": ", ".join(one["sha256"][:12] for one in found["checkpoints"]),
             **found["provenance"],
         },
-    )
+    )  # fmt: skip
+    return write_page(page, out=out)
 
 
 CORRELATION_COLUMNS = ["checkpoint", "epoch", "accuracy, %", "of", "mean similarity", "diversity"]
@@ -153,7 +173,7 @@ def correlation_rows(found: dict[str, Any]) -> list[list[str]]:
         for one in found["checkpoints"]
     ]
     rows = []
-    for kind, name in KINDS.items():
+    for kind, name in KINDS_OF_CORRELATION.items():
         numbers = found[kind]["numbers"].values()
         for member, *intervals in zip(members, *numbers, strict=True):
             rows.append([*member, name.format(**found), *map(_interval, intervals)])
@@ -166,7 +186,7 @@ def correlation_rows(found: dict[str, Any]) -> list[list[str]]:
 def correlation_words(found: dict[str, Any]) -> list[str]:
     """How two checkpoints differ, in plain words."""
     sentences = []
-    for kind, name in KINDS.items() if len(found["checkpoints"]) == 2 else ():
+    for kind, name in KINDS_OF_CORRELATION.items() if len(found["checkpoints"]) == 2 else ():
         said = []
         for number, what in (("mean_similarity", "alike"), ("diversity", "diverse")):
             apart = found[kind]["differences"][number]
@@ -182,22 +202,6 @@ def correlation_words(found: dict[str, Any]) -> list[str]:
 
 def _interval(one: dict[str, float]) -> str:
     return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-
-
-def _write(template: str, out: Path, *, figures: list[dict[str, Any]], **content: Any) -> Path:
-    try:
-        there = out.exists()
-    except OSError as error:
-        raise UserError(f"{str(out)[:80]}… can't be written: {error.strerror}") from None
-    if there and not (out.is_file() and _GENERATOR in out.read_bytes()[:1000]):
-        raise UserError(f"{out} is there already and is no page of ours; choose another --out")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    plotly_js = Markup(get_plotlyjs() if figures else "")
-    page = environment.get_template(template).render(plotly_js=plotly_js, figures=figures, **content)
-    files.write_whole(out, page.encode())
-    return out
 
 
 def conclusions(collected: Collected) -> list[str]:
@@ -235,43 +239,44 @@ def _summary(scored: Scored) -> str:
     )
 
 
-def _row(arm: Arm, collected: Collected) -> dict[str, Any]:
-    baseline = collected.baseline(arm)
-    return {
-        "label": arm.label,
-        "student": arm.student,
-        "accuracy": f"{arm.mean:.2f} ± {arm.sd:.2f}" if arm.n > 1 else f"{arm.mean:.2f}",
-        "n": arm.n,
-        "against": difference(arm, baseline).words if baseline is not None and not arm.alone else "",
-        "chosen": "chosen by" in arm.label and len(arm.teachers) == 1,
-    }
+def _students_table(collected: Collected) -> Table:
+    rows, marked = [], []
+    for number, arm in enumerate(collected.arms):
+        baseline = collected.baseline(arm)
+        accuracy = f"{arm.mean:.2f} ± {arm.sd:.2f}" if arm.n > 1 else f"{arm.mean:.2f}"
+        against = difference(arm, baseline).words if baseline is not None and not arm.alone else ""
+        rows.append([arm.label, arm.student, accuracy, str(arm.n), against])
+        if "chosen by" in arm.label and len(arm.teachers) == 1:
+            marked.append(number)
+    columns = ["student learned from", "student", "accuracy, %", "n", "against no teacher, points"]
+    return Table("", columns, rows, STUDENTS_NOTE, marked)
 
 
-def _plane_table(scored: Scored) -> dict[str, Any]:
+def _plane_table(scored: Scored) -> Table:
+    settings, points = scored.plane.settings, scored.plane.points
     chosen = scored.selection["epoch"] if scored.selection else None
-    settings = scored.plane.settings
-    return {
-        "name": scored.name,
-        "unit": scored.trajectory.unit,
-        "caption": f"Measured on {settings['measured_on']}, {scored.plane.information_ASN.shape[-1]:,} images. "
-        f"I(X;F) by {settings['estimator']}: {UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below.",
-        "rows": [
-            {
-                "epoch": point.epoch,
-                "accuracy": f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f}",
-                "nll": f"{point.nll:.3f}",
-                "bound": f"{point.label_information:.3f}",
-                "information": f"{point.image_information:.4f} ± {point.image_information_se:.4f}",
-                "fits": "" if point.image_information_sd is None else f"{point.image_information_sd:.4f}",
-                "sha256": point.sha256[:12],
-                "chosen": point.epoch == chosen,
-            }
-            for point in scored.plane.points
-        ],
-    }
+    rows = [
+        [
+            str(point.epoch),
+            f"{100 * point.accuracy:.1f} ± {100 * point.accuracy_se:.1f}",
+            f"{point.nll:.3f}",
+            f"{point.label_information:.3f}",
+            f"{point.image_information:.4f} ± {point.image_information_se:.4f}",
+            "" if point.image_information_sd is None else f"{point.image_information_sd:.4f}",
+            point.sha256[:12],
+        ]
+        for point in points
+    ]
+    note = (
+        f"Measured on {settings['measured_on']}, {scored.plane.information_ASN.shape[-1]:,} images. I(X;F) by "
+        f"{settings['estimator']}: {UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below."
+    )
+    unit = scored.trajectory.unit
+    columns = [unit, "accuracy, %", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± fits", "weights"]
+    return Table("", columns, rows, note, [number for number, point in enumerate(points) if point.epoch == chosen])
 
 
-def _search_table(name: str, result: dict[str, Any]) -> dict[str, Any]:
+def _search_table(result: dict[str, Any]) -> Table:
     best = result["best"]
     ended = sorted(result["trials"], key=lambda trial: (trial["accuracy"] is None, -(trial["accuracy"] or 0)))
     left_alone = result["data"]["protocol"] == "holdout"
@@ -282,27 +287,18 @@ def _search_table(name: str, result: dict[str, Any]) -> dict[str, Any]:
             f"the best is right on {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f} % of the "
             f"{result['images']:,} selection images; {best['within_noise']} others are within noise of it"
         )
-    return {
-        "name": name,
-        "caption": f"Accuracy on the selection images, {of_these}. {words[0].upper()}{words[1:]}.",
-        "columns": [SYMBOLS.get(one, one.replace("_", " ")) for one in result["space"]],
-        "rows": [
-            {
-                "values": [f"{trial['values'][one]:g}" for one in result["space"]],
-                "accuracy": "" if trial["accuracy"] is None else f"{100 * trial['accuracy']:.2f}",
-                "stopped": trial["stopped"] or "",
-                "chosen": best is not None and trial["trial"] == best["trial"],
-            }
-            for trial in ended
-        ],
-    }
-
-
-def _embedded(figure: Any, number: int) -> Markup:
-    html = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"figure-{number}",
-        config={"responsive": True, "displaylogo": False},
+    rows = [
+        [
+            *(f"{trial['values'][one]:g}" for one in result["space"]),
+            "" if trial["accuracy"] is None else f"{100 * trial['accuracy']:.2f}",
+            trial["stopped"] or "",
+        ]
+        for trial in ended
+    ]
+    return Table(
+        "",
+        [*(str(SYMBOLS.get(one, one.replace("_", " "))) for one in result["space"]), "accuracy, %", "stopped"],
+        rows,
+        f"Accuracy on the selection images, {of_these}. {words[0].upper()}{words[1:]}.",
+        [number for number, trial in enumerate(ended) if best is not None and trial["trial"] == best["trial"]],
     )
-    return Markup(html)

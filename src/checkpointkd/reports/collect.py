@@ -13,14 +13,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy import stats
-
 from .. import files
+from ..charts import Table, from_plain
+from ..comparisons import claim_from, paired
 from ..errors import UserError, counted, existing, require
 from ..information import Plane, load_planes
 from ..trajectory import Trajectory, open_trajectory
 
-CONFIDENCE = 0.95
+# Studies, in the paper's order.
+ORDER = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Collected:
     scored: list[Scored]
     arms: list[Arm]
     searches: dict[str, dict[str, Any]]  # what `search` found, by its folder's name
+    studies: list[dict[str, Any]]  # what `study` found, in the order in which they are written about in the paper
     notes: list[str]  # runs that are unfinished, unreadable or there twice
     provenance: dict[str, str]
 
@@ -118,6 +120,7 @@ def collect(folder: Path) -> Collected:
     """Read every run below a folder; raises UserError when there is none."""
     existing(folder, "folder")
     runs, notes = [], []
+    studies = _studies(folder, notes)
     searches, searched = _searches(folder, notes)
     for path in sorted(folder.rglob("run.json")):
         if any(one / "trials" in path.parents for one in searched):
@@ -130,7 +133,10 @@ def collect(folder: Path) -> Collected:
         except UserError as error:
             notes.append(f"left out: {error}")
     why = f" ({notes[0]})" if notes else ""
-    require(bool(runs or searches), f"there is no run in {folder}, nor in the folders below it, to report on{why}")
+    require(
+        bool(runs or searches or studies),
+        f"there is no run in {folder}, nor in the folders below it, to report on{why}",
+    )
     names = {run.path: _name(run, folder) for run in runs}
     scored = [
         Scored(names[run.path], run, _shown(planes, run.selection()), run.selection())
@@ -142,8 +148,36 @@ def collect(folder: Path) -> Collected:
             done = max((row["epoch"] for row in run.rows()), default=0)
             notes.append(f"not finished: {names[run.path]}, epoch {done} of {run.planned_epochs}")
     arms, doubled = _arms(runs, names)
-    provenance = _provenance(runs) if runs else next(iter(searches.values()))["provenance"]
-    return Collected(folder, scored, arms, searches, notes + doubled, provenance)
+    provenance = _provenance(runs) if runs else [*searches.values(), *studies][0]["provenance"]
+    return Collected(folder, scored, arms, searches, studies, notes + doubled, provenance)
+
+
+def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """What studies below a folder found; one that can't be read is noted."""
+    found = []
+    for path in sorted(folder.rglob("study.json")):
+        try:
+            result = files.read_json(path)
+            _check_study(result, path)
+        except UserError as error:
+            notes.append(f"left out: {error}")
+            continue
+        found.append(result)
+    return sorted(found, key=lambda result: ORDER.index(result["study"]) if result["study"] in ORDER else len(ORDER))
+
+
+def _check_study(result: Any, path: Path) -> None:
+    """Raise UserError unless this can be what a study found."""
+    try:
+        for figure in result["figures"]:
+            from_plain(figure).table()
+        for table in result["tables"]:
+            assert all(len(row) == len(table["columns"]) for row in Table(**table).rows)
+        for claim in result["claims"]:
+            claim_from(claim).cells()
+        assert all(isinstance(text, str) for text in [result["study"], result["title"], *result["notes"]])
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError):
+        raise UserError(f"{path} is damaged: it is no study's") from None
 
 
 def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
@@ -199,11 +233,8 @@ def difference(arm: Arm, other: Arm) -> Difference:
     '+1.00 ± 1.24 (within noise)'
     """
     seeds = sorted(arm.accuracy.keys() & other.accuracy.keys())
-    gaps = [arm.accuracy[seed] - other.accuracy[seed] for seed in seeds]
-    if len(gaps) < 2:
-        return Difference(len(gaps), fmean(gaps) if gaps else math.nan, math.nan)
-    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(gaps) - 1))
-    return Difference(len(gaps), fmean(gaps), quantile * stdev(gaps) / math.sqrt(len(gaps)))
+    found = paired([arm.accuracy[seed] - other.accuracy[seed] for seed in seeds])
+    return Difference(found.n, found.mean, 0.0 if found.n > 1 and math.isnan(found.half_width) else found.half_width)
 
 
 def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:

@@ -8,15 +8,14 @@ nobody, by single checkpoints and by a Snapshot Ensemble of two, five seeds each
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import verbs
 from ..settings import ASKING, Device, Progress
+from .quiet import quiet
 
 log = logging.getLogger("checkpointkd")
 
@@ -126,7 +125,7 @@ def demo(
                 "progress": overall.part(sizes.student_cost),
             }
             done = (common["out"] / "result.json").exists()
-            with _quiet(seed > 0 or done):  # the teachers' accuracies are worth saying once
+            with quiet(seed > 0 or done):  # the teachers' accuracies are worth saying once
                 if teachers:
                     addresses = [f"{teacher}@{epoch}" for epoch in teachers]
                     verbs.distill(STUDENT, teachers=addresses, weak_teacher=True, **common)
@@ -172,13 +171,3 @@ class _Overall:
                 self._progress(task, done, total)
 
         return tell
-
-
-@contextlib.contextmanager
-def _quiet(wanted: bool) -> Iterator[None]:
-    level = log.level
-    log.setLevel(logging.WARNING if wanted else level)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

@@ -1,0 +1,163 @@
+"""One self-contained HTML page of sections, and beside it each figure and table as files."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from .. import files
+from ..charts import Figure, Heatmaps, Table
+from ..comparisons import CLAIM_COLUMNS, Claim
+from ..errors import UserError
+from .drawing import draw
+from .stills import stills
+
+log = logging.getLogger("checkpointkd")
+
+GENERATOR = b'<meta name="generator" content="checkpointkd">'
+MARK = "made by checkpointkd.txt"  # in the folder beside a page: it is ours, and may be written anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page: words first, then notes of what is missing, tables, claims, figures."""
+
+    title: str
+    words: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    claims: Sequence[Claim] = ()
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that a page says; `findings` are lists by their headings, `provenance` is by name."""
+
+    title: str
+    about: str
+    sections: Sequence[Section]
+    words: Sequence[str] = ()
+    findings: dict[str, list[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def write_page(page: Page, *, out: Path) -> Path:
+    """Write the page as one HTML file that needs no network, and its figures and tables as files in a folder beside it,
+    `NAME_files`; raises UserError when either is there and is not ours."""
+    beside = out.with_name(f"{out.stem}_files")
+    try:
+        there, also_there = out.exists(), beside.exists()
+    except OSError as error:
+        raise UserError(f"{str(out)[:80]}… can't be written: {error.strerror}") from None
+    if there and not (out.is_file() and GENERATOR in out.read_bytes()[:1000]):
+        raise UserError(f"{out} is there already and is no page of ours; choose another --out")
+    if also_there and not (beside / MARK).is_file():
+        raise UserError(f"{beside} is there already and is not of a page of ours; choose another --out")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"plotly": _embedded, "numbers": _numbers, "csv_link": _csv_link, "anchor": anchor}
+    figures = [figure for section in page.sections for figure in section.figures]
+    text = environment.get_template("page.html.jinja").render(
+        page=page,
+        claim_columns=CLAIM_COLUMNS,
+        plotly_js=Markup(get_plotlyjs() if figures else ""),
+        number_of=lambda figure: next(n for n, one in enumerate(figures) if one is figure),
+    )
+    files.write_whole(out, text.lstrip().encode())
+    _write_files(page, beside)
+    return out
+
+
+def _write_files(page: Page, folder: Path) -> None:
+    """Every figure as CSV, SVG, PNG and PDF, every table and the claims as CSV."""
+    for old in folder.glob("*"):
+        if old.suffix in (".csv", ".svg", ".png", ".pdf"):
+            old.unlink()
+    files.write_whole(folder / MARK, b"Figures and tables of the page beside this folder, written anew with it.\n")
+    for number, (title, content) in enumerate(_contents(page), start=1):
+        path = folder / f"{number:02d}-{anchor(title)}"
+        columns, rows = content if isinstance(content, tuple) else content.table()
+        files.write_whole(path.with_name(f"{path.name}.csv"), csv_text(columns, rows).encode())
+        if not isinstance(content, tuple):
+            for suffix, still in stills(content):
+                files.write_whole(path.with_name(f"{path.name}.{suffix}"), still)
+
+
+def _contents(page: Page) -> Iterator[tuple[str, Figure | tuple[list[str], list[list[Any]]]]]:
+    for section in page.sections:
+        for table in section.tables:
+            yield table.title or section.title, (table.columns, table.rows)
+        if section.claims:
+            rows = [[one.text, one.where, *one.cells(), one.caveat] for one in section.claims]
+            yield f"{section.title}: claims", ([*CLAIM_COLUMNS, "caveat"], rows)
+        for figure in section.figures:
+            yield figure.title, figure
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as CSV. A spreadsheet would take a text that begins with = or @ for a formula: it gets a quote.
+
+    >>> csv_text(["name", "x"], [["=1+1", 0.5], ["-3", -3]])
+    "name,x\\r\\n'=1+1,0.5\\r\\n-3,-3\\r\\n"
+    """
+    written = io.StringIO()
+    out = csv.writer(written)
+    for row in [columns, *rows]:
+        out.writerow(
+            [f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "@", "\t")) else cell for cell in row]
+        )
+    return written.getvalue()
+
+
+def anchor(title: str) -> str:
+    """A title as a name in a link or of a file.
+
+    >>> anchor("Table 1: <T> against é")
+    'table-1-t-against-e'
+    """
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:60] or "figure"
+
+
+def _numbers(figure: Figure) -> Table | None:
+    """A figure's numbers as a table for those who can't point at it; not of maps, which have too many."""
+    if isinstance(figure, Heatmaps):
+        return None
+    columns, rows = figure.table()
+    shown = [[f"{cell:.6g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
+             for row in rows]  # fmt: skip
+    return Table(figure.title, columns, shown)
+
+
+def _csv_link(figure: Figure) -> str:
+    encoded = base64.b64encode(csv_text(*figure.table()).encode()).decode()
+    return f"data:text/csv;charset=utf-8;base64,{encoded}"
+
+
+def _embedded(figure: Figure, number: int) -> Markup:
+    html = draw(figure).to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{number}",
+        config={
+            "responsive": True,
+            "displaylogo": False,
+            "toImageButtonOptions": {"format": "svg", "filename": anchor(figure.title)},
+        },
+    )
+    return Markup(html)

@@ -1,0 +1,120 @@
+"""Matplotlib's drawing of figures, for paper: SVG, PNG and PDF."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from ..charts import Chart, Figure, Heatmaps, Series
+from .drawing import OKABE_ITO
+
+log = logging.getLogger("checkpointkd")
+
+KINDS = ("svg", "png", "pdf")
+MARKERS = {"circle": "o", "star": "*", "diamond": "D", "x": "x"}
+STYLE: Any = {
+    "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "legend.frameon": False, "savefig.bbox": "tight", "svg.hashsalt": "checkpointkd", "savefig.dpi": 200,
+    "text.usetex": False, "text.parse_math": False,
+}  # fmt: skip
+
+
+def stills(figure: Figure) -> Iterator[tuple[str, bytes]]:
+    """The figure as files, by kind; none where Matplotlib is not installed, which is said once."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure as Drawn
+    except ImportError:
+        _say_once()
+        return
+    with matplotlib.rc_context(STYLE):
+        drawn = Drawn(figsize=(7.2, 2.9) if isinstance(figure, Heatmaps) else (4.8, 3.2), layout="constrained")
+        if isinstance(figure, Heatmaps):
+            _heatmaps(drawn, figure)
+        else:
+            _chart(drawn, figure)
+        for kind in KINDS:
+            written = io.BytesIO()
+            # without the date, equal figures are equal files
+            drawn.savefig(written, format=kind, metadata={} if kind == "png" else _no_date(kind))
+            yield kind, written.getvalue()
+
+
+def _no_date(kind: str) -> dict[str, Any]:
+    return {"Date": None} if kind == "svg" else {"CreationDate": None}
+
+
+def _chart(drawn: Any, chart: Chart) -> None:
+    axes = drawn.add_subplot()
+    if chart.contour is not None:
+        filled = axes.tricontourf(*chart.contour, cmap="cividis")
+        drawn.colorbar(filled, label=chart.contour_title)
+    for number, one in enumerate(chart.series):
+        _add(axes, one, OKABE_ITO[(one.colour if one.colour is not None else number) % len(OKABE_ITO)])
+    axes.set(xlabel=chart.x_title, ylabel=chart.y_title)
+    for axis, is_log, ticks in ((axes.xaxis, chart.log_x, chart.x_ticks), (axes.yaxis, chart.log_y, chart.y_ticks)):
+        if is_log:
+            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            if ticks:
+                axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    if len(chart.series) > 1:
+        drawn.legend(loc="outside lower center", ncols=2)
+
+
+def _add(axes: Any, one: Series, colour: str) -> None:
+    if one.style == "edge":
+        axes.plot(one.x, one.y, ":", color=OKABE_ITO[3], label=one.name)
+        return
+    if one.style == "level":
+        axes.plot(one.x, one.y, "--", color=colour, label=one.name)
+        if one.error is not None:
+            low, high = ([y + sign * e for y, e in zip(one.y, one.error, strict=True)] for sign in (-1, 1))
+            axes.fill_between(one.x, low, high, color=colour, alpha=0.2, linewidth=0)
+        return
+    size = 12 if one.symbol == "star" else 5
+    axes.errorbar(
+        one.x, one.y, one.error, color=colour, label=one.name,
+        marker=MARKERS[one.symbol], markersize=size, linestyle="none" if one.style == "points" else "-",
+        linewidth=1.2, capsize=2,
+    )  # fmt: skip
+    for position in one.large or []:
+        axes.plot(one.x[position], one.y[position], marker="o", markersize=9, color=colour)
+    for word, x, y in zip(one.words or [], one.x, one.y, strict=False):
+        axes.annotate(word, (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+
+
+def _heatmaps(drawn: Any, figure: Heatmaps) -> None:
+    differ = len(figure.maps) == 3
+    plain = figure.maps[:2]
+    lowest = min(cell for each in plain for i, line in enumerate(each) for j, cell in enumerate(line) if i != j)
+    for number, (name, values) in enumerate(zip(figure.names, figure.maps, strict=True)):
+        axes = drawn.add_subplot(1, len(figure.maps), number + 1)
+        is_difference = differ and number == 2
+        reach = max(abs(cell) for line in values for cell in line) or 1.0
+        scale = (
+            {"cmap": "RdBu", "vmin": -reach, "vmax": reach}
+            if is_difference
+            else {"cmap": "cividis", "vmin": lowest, "vmax": 1}
+        )
+        shown = axes.imshow(values, interpolation="nearest", **scale)
+        axes.grid(False)
+        axes.set_title(name, fontsize=8)
+        axes.set(xticks=[], yticks=[])
+        if len(figure.classes) <= 20:
+            places = range(len(figure.classes))
+            axes.set_yticks(places, figure.classes if number == 0 else [""] * len(figure.classes), fontsize=6)
+        if number in (len(plain) - 1, 2):
+            drawn.colorbar(shown, ax=axes, shrink=0.7)
+
+
+_said: set[str] = set()
+
+
+def _say_once() -> None:
+    if not _said:
+        _said.add("said")
+        log.info(
+            "figures are also written as SVG, PNG and PDF where Matplotlib is: pip install 'checkpointkd[figures]'"
+        )

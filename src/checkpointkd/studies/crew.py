@@ -1,0 +1,209 @@
+"""Carries out many pieces of work in order, several at once in processes of their own."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from logging.handlers import QueueHandler
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from ..errors import UserError, first_line
+from ..settings import ASKING, Progress
+from .lab import Lab
+from .quiet import quiet
+from .work import LACKS, Work, ordered
+
+log = logging.getLogger("checkpointkd")
+
+LOOK_SECONDS = 0.2  # how often processes are asked how far they are
+
+
+def carry_out(
+    lab: Lab,
+    works: Sequence[Work],
+    *,
+    jobs: int,
+    progress: Progress | None,
+    on_done: Callable[[Work], None] = lambda work: None,
+) -> dict[Work, str]:
+    """Do all of this, what is needed first, `jobs` at once; returns what failed, and why.
+
+    What needs something that failed is left out. Stopped, it can be called again.
+    """
+    overall = _Overall(lab, ordered(works), progress)
+    failed: dict[Work, str] = {}
+    waiting: list[Work] = []
+    done: set[Work] = set()
+    for work in ordered(works):
+        if all(before in done for before in work.after()) and lab.done(work):
+            done.add(work)
+            overall.finish(work)
+        else:
+            waiting.append(work)
+    if jobs == 1:
+        for work in waiting:
+            if _lacks(work, failed):
+                continue
+            try:
+                if not lab.done(work):  # another piece may have been the same
+                    with quiet():
+                        lab.carry_out(work, overall.within(work))
+            except UserError as error:
+                failed[work] = str(error)
+                log.warning("%s", error)
+                continue
+            overall.finish(work)
+            on_done(work)
+        return failed
+    with _Processes(lab, jobs, overall) as processes:
+        while waiting or processes.running:
+            for work in list(waiting):
+                if _lacks(work, failed):
+                    waiting.remove(work)
+                elif len(processes.running) < jobs and all(before in done for before in work.after()):
+                    if lab.done(work):
+                        waiting.remove(work)
+                        done.add(work)
+                        overall.finish(work)
+                        on_done(work)
+                    elif not processes.busy(work):
+                        waiting.remove(work)
+                        processes.begin(work)
+            for work, trouble in processes.ended():
+                if trouble:
+                    failed[work] = trouble
+                    log.warning("%s", trouble)
+                else:
+                    done.add(work)
+                    overall.finish(work)
+                    on_done(work)
+    return failed
+
+
+def _lacks(work: Work, failed: dict[Work, str]) -> bool:
+    """Whether something that it needs failed; then it fails too."""
+    if any(before in failed for before in work.after()):
+        failed[work] = LACKS
+        return True
+    return False
+
+
+class _Overall:
+    """One bar over all pieces, weighted by what they cost."""
+
+    def __init__(self, lab: Lab, works: list[Work], progress: Progress | None) -> None:
+        self._cost = {work: lab.cost(work) for work in works}
+        self._part: dict[Work, float] = {}
+        self._tell = progress or (lambda task, done, total: None)
+
+    def within(self, work: Work) -> Progress:
+        def tell(task: str, done: int, total: int) -> None:
+            if task != ASKING:  # a part of a part
+                self._part[work] = max(self._part.get(work, 0.0), min(1.0, done / max(1, total)))
+                self._show()
+            self._tell(task, done, total)
+
+        return tell
+
+    def finish(self, work: Work) -> None:
+        self._part[work] = 1.0
+        self._show()
+
+    def _show(self) -> None:
+        done = sum(self._cost[work] * part for work, part in self._part.items())
+        total = sum(self._cost.values())
+        whole = sum(part == 1.0 for part in self._part.values())
+        self._tell(
+            "all runs", round(1000 * done) if whole < len(self._cost) else round(1000 * total), round(1000 * total)
+        )
+
+
+class _Processes:
+    """Pieces that are being done, each in a process that dies with this one."""
+
+    def __init__(self, lab: Lab, jobs: int, overall: _Overall) -> None:
+        self._lab, self._overall = lab, overall
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._context = multiprocessing.get_context("spawn")
+        self._told: Any = self._context.Queue()
+        self._trouble: dict[int, str] = {}
+        self.running: dict[SpawnProcess, Work] = {}
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            process.join()
+
+    def busy(self, work: Work) -> bool:
+        """Whether its folder is being worked in, for a piece that comes to the same."""
+        return self._lab.folder(work) in {self._lab.folder(other) for other in self.running.values()}
+
+    def begin(self, work: Work) -> None:
+        process = self._context.Process(target=_work, args=(self._lab, work, self._threads, self._told), daemon=True)
+        process.start()
+        self.running[process] = work
+
+    def ended(self) -> list[tuple[Work, str]]:
+        """What ended meanwhile, and what went wrong with it; waits a moment."""
+        gone = set(wait([process.sentinel for process in self.running], LOOK_SECONDS))
+        self._listen()
+        ended = []
+        for process in [one for one in self.running if one.sentinel in gone]:
+            process.join()
+            self._listen()
+            work = self.running.pop(process)
+            trouble = self._trouble.pop(process.pid or 0, "")
+            if not trouble and process.exitcode != 0:
+                trouble = f"the process for {self._lab.folder(work)} died (exit code {process.exitcode})"
+            ended.append((work, trouble))
+        return ended
+
+    def _listen(self) -> None:
+        by_pid = {process.pid: work for process, work in self.running.items()}
+        while not self._told.empty():
+            said = self._told.get()
+            if isinstance(said, logging.LogRecord):
+                log.handle(said)
+            elif len(said) == 2:
+                self._trouble[said[0]] = said[1]
+            elif (work := by_pid.get(said[0])) is not None:
+                self._overall.within(work)(*said[1:])
+
+
+def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
+    """What a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it stops it
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    log.handlers, log.propagate = [QueueHandler(told)], False
+    said = [0.0]
+
+    def tell(task: str, done: int, total: int) -> None:
+        if done >= total or time.monotonic() - said[0] > LOOK_SECONDS:
+            said[0] = time.monotonic()
+            told.put((os.getpid(), task, done, total))
+
+    try:
+        with quiet():
+            lab.carry_out(work, tell)
+    except UserError as error:
+        told.put((os.getpid(), str(error)))
+    except OSError as error:
+        told.put((os.getpid(), f"{lab.folder(work)}: {first_line(error)}"))
+    told.close()
+    told.join_thread()

@@ -1,0 +1,94 @@
+"""Figure 2: students' accuracy against the epoch at which their teacher was taken (§3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from ..charts import Chart, Series, Table
+from ..comparisons import Claim, claim
+from .rows import ONE_RUN, Results, Row, by_seed, gaps, only, settings_note, spread
+from .scales import Pair, Scale
+from .table1 import best_claims, in_hindsight
+from .work import Part, students, swept
+
+TITLE = "Figure 2: students against the epoch of their teacher"
+
+
+def needs(scale: Scale) -> list[Part]:
+    return [part for pair in scale.pairs for part in students(scale, pair, swept(pair))]
+
+
+def results(scale: Scale, rows: Sequence[Row]) -> Results:
+    lines = [
+        [f"{pair.name}, {_word(rows, pair, arm)}", spread(list(found.values())), str(len(found)),
+         spread(gaps(rows, pair, arm, "alone"))]
+        for pair in scale.pairs for arm in ["alone", *swept(pair)] if (found := by_seed(rows, pair, arm))
+    ]  # fmt: skip
+    columns = ["teacher → student, the teacher's epoch", "accuracy, %", "n", "against no teacher, points"]
+    return Results(
+        tables=[Table("Students by the epoch of their teacher", columns, lines, settings_note(scale))],
+        figures=[_chart(rows, pair) for pair in scale.pairs if only(rows, kind="network", pair=pair.name)],
+        claims=[*_claims(scale, rows), *best_claims(scale, rows)],
+    )
+
+
+def _claims(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
+    claims = []
+    for pair in scale.pairs:
+        found = {arm: by_seed(rows, pair, arm, "selection_accuracy") for arm in swept(pair)}
+        means = {arm: fmean(values.values()) for arm, values in found.items() if values}
+        worst = min(means, key=lambda arm: means[arm], default=None)
+        first, best = next(iter(found)), in_hindsight(rows, pair)
+        claims += [
+            claim("Even the worst teacher is better than none", pair.name,
+                  gaps(rows, pair, worst, "alone") if worst else [], caveat=ONE_RUN),
+            claim("The curve rises from the first teacher to the best intermediate one", pair.name,
+                  gaps(rows, pair, best, first) if best not in (None, first) else [], caveat=ONE_RUN),
+        ]  # fmt: skip
+    return claims
+
+
+def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
+    found = {arm: by_seed(rows, pair, arm) for arm in swept(pair)}
+    arms = [arm for arm, values in found.items() if values]
+    of_arm = {arm: only(rows, kind="network", pair=pair.name, arm=arm) for arm in arms}
+    epochs = [of_arm[arm][0]["teachers"][0][2] for arm in arms]
+    alone = list(by_seed(rows, pair, "alone").values())
+    series = []
+    if alone and epochs:
+        series.append(
+            Series(name="no teacher", style="level", x=[min(epochs), max(epochs)], y=[fmean(alone)] * 2,
+                   error=[_sd(alone)] * 2, colour=3)
+        )  # fmt: skip
+    series.append(
+        Series(
+            name="one checkpoint as teacher",
+            x=epochs,
+            y=[fmean(found[arm].values()) for arm in arms],
+            error=[_sd(list(found[arm].values())) for arm in arms],
+            hover=[
+                "<br>".join([f"teacher of epoch {epoch}: {spread(list(found[arm].values()))} %",
+                             *(f"seed {row['seed']}: {row['accuracy']:.2f} %, {row['run']}" for row in of_arm[arm])])
+                for arm, epoch in zip(arms, epochs, strict=True)
+            ],
+            colour=0,
+        )
+    )  # fmt: skip
+    return Chart(
+        title=f"{pair.name}: students against the epoch of their teacher",
+        x_title="epoch of the teacher",
+        y_title="test accuracy of the student, %",
+        series=series,
+        caption="Bars and band: one standard deviation over seeds.",
+        alt=f"Test accuracy of {pair.student} by the epoch of its teacher, beside training without a teacher",
+    )
+
+
+def _word(rows: Sequence[Row], pair: Pair, arm: str) -> str:
+    found = only(rows, kind="network", pair=pair.name, arm=arm)
+    return "no teacher" if arm == "alone" else f"epoch {found[0]['teachers'][0][2]}"
+
+
+def _sd(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,56 @@
+"""Figure 5: which classes a half-way and a full teacher find alike (§4.2, Eq. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..charts import Heatmaps, Table
+from ..comparisons import Z, claim_of
+from ..settings import KINDS_OF_CORRELATION
+from .rows import ONE_RUN, Results, Row, only
+from .scales import Scale
+from .work import Correlating, Part, teacher
+
+TITLE = "Figure 5: class correlation, half-way and full"
+
+
+def needs(scale: Scale) -> list[Part]:
+    pair = scale.pairs[0]
+    return [Part(pair, "teacher", Correlating(teacher(pair)))]
+
+
+def results(scale: Scale, rows: Sequence[Row]) -> Results:
+    claims, figures, lines = [], [], []
+    for found in only(rows, kind="correlation"):
+        for kind, words in KINDS_OF_CORRELATION.items():
+            name = words.format(**found)
+            of_kind = found[kind]
+            maps = [[[round(cell, 4) for cell in line] for line in each]
+                    for each in [*of_kind["similarity"], of_kind["difference"]]]  # fmt: skip
+            figures.append(
+                Heatmaps(
+                    title=f"Class correlation by {name}",
+                    names=["half-way", "full", "half-way less full"],
+                    classes=found["classes"],
+                    maps=maps,
+                    caption=f"Classes by {found['order']}.",
+                    alt=f"Heatmaps of the similarity of {len(found['classes'])} classes by {name}",
+                )
+            )
+            for number in ("mean_similarity", "diversity"):
+                half, full = found[kind]["numbers"][number]
+                intervals = [f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in (half, full)]
+                lines.append([f"{number.replace('_', ' ')}, {name}", *intervals])
+            gap = of_kind["differences"]["mean_similarity"]
+            error = (gap["high"] - gap["low"]) / (2 * Z)
+            claims.append(
+                claim_of(f"A half-way teacher finds different classes more alike than the full one, by {name}",
+                         scale.pairs[0].teacher, gap["value"], error, found["images"], unit="cosine", units="images",
+                         caveat=ONE_RUN.partition(":")[0])
+            )  # fmt: skip
+    note = (
+        "Mean similarity is how bright the map is beside its diagonal, which the paper reads as diversity; diversity "
+        "is how widely pairs of classes differ. 95 % intervals by bootstrap over the images."
+    )
+    table = Table("How alike different classes are", ["", "half-way", "full"], lines, note)
+    return Results(tables=[table], figures=figures, claims=claims)

@@ -1,0 +1,229 @@
+"""Results as rows, one for each student, checkpoint or measurement, and what several studies read from them.
+
+Everything that a study shows is made from its rows, which lie in its folder as JSON lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from ..charts import Figure, Table
+from ..comparisons import Claim, claim
+from .lab import Lab
+from .published import BY_DATASET
+from .scales import Pair, Scale
+from .work import Correlating, Distillation, Measuring, Part, Scoring, Training
+
+Row = dict[str, Any]
+
+ARMS = {
+    "alone": "no teacher", "uniform": "u, the uniform teacher", "full": "T full", "half": "T half-way", "best": "T*",
+    "EN1": "EN₁ = T₁ full + T₂ full", "EN2": "EN₂ = T₁ half-way + T₂ full", "EN3": "EN₃ = T₁ half-way + T₁ full",
+}  # fmt: skip
+ONE_RUN = "rests on one teacher run: another run's students may differ by more than seeds do"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study shows."""
+
+    tables: list[Table]
+    figures: list[Figure] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def rows_of(lab: Lab, parts: Sequence[Part], done: Callable[[Any], bool]) -> list[Row]:
+    """The rows of all parts that are done."""
+    found = []
+    for part in parts:
+        if done(part.work):
+            found += [{"pair": part.pair.name, "arm": part.arm, **row} for row in _rows(lab, part)]
+    return found
+
+
+def _rows(lab: Lab, part: Part) -> list[Row]:
+    work = part.work
+    if isinstance(work, Training | Distillation):
+        return [_network(lab, work)]
+    if isinstance(work, Scoring):
+        return _points(lab, part, work)
+    if isinstance(work, Measuring):
+        found = lab.found(work)
+        return [
+            {
+                "kind": "measured",
+                "members": [[one.run.model, one.run.seed, lab.epoch(one)] for one in work.members],
+                "accuracies": [100 * member["accuracy"] for member in found["members"]],
+                "accuracy": 100 * found["ensemble"]["accuracy"],
+                "accuracy_se": 100 * found["ensemble"]["accuracy_se"],
+                "disagreement": None if len(work.members) == 1 else 100 * found["ensemble"]["disagreement"],
+                "calibration_error": 100 * found["ensemble"]["calibration_error"],
+                "images": found["images"],
+            }
+        ]
+    if isinstance(work, Correlating):
+        return [{"kind": "correlation", **lab.found(work)}]
+    return []
+
+
+def _network(lab: Lab, work: Training | Distillation) -> Row:
+    run = lab.run(work)
+    result = run.result()
+    assert result is not None
+    row: Row = {
+        "kind": "network",
+        "model": work.model,
+        "seed": work.seed,
+        "accuracy": 100 * result["test"]["accuracy"],
+        "selection_accuracy": 100 * result["selection"]["accuracy"],
+        "epochs": run.planned_epochs,
+        "seconds": result["seconds"],
+        "run": run.path.name,
+    }
+    if isinstance(work, Distillation):
+        alpha, tau = lab.alpha_tau(work)
+        cost = run.run["teachers_cost"]
+        row |= {
+            "teachers": [[one.run.model, one.run.seed, lab.epoch(one)] for one in work.teachers],
+            "alpha": alpha,
+            "tau": tau,
+            "teachers_epochs": cost["epochs"],
+            "teachers_seconds": cost["seconds"],
+        }
+    return row
+
+
+def _points(lab: Lab, part: Part, work: Scoring) -> list[Row]:
+    plane, run = lab.plane(work), lab.run(work.run)
+    assert plane is not None
+    chosen = (run.selection() or {}).get("epoch")
+    return [
+        {
+            "kind": "point",
+            "model": work.run.model,
+            "seed": work.run.seed,
+            "epoch": point.epoch,
+            "epochs": run.planned_epochs,
+            "accuracy": 100 * point.accuracy,
+            "accuracy_se": 100 * point.accuracy_se,
+            "label_information": point.label_information,
+            "information": point.image_information,
+            "information_se": point.image_information_se,
+            "chosen": point.epoch == chosen,
+            "file": f"{run.path.name}/{run[point.epoch].path.name}",
+        }
+        for point in plane.points
+    ]
+
+
+def only(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+    """The rows with these values."""
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def by_seed(rows: Sequence[Row], pair: Pair | str, arm: str, what: str = "accuracy") -> dict[int, float]:
+    """A number of an arm's networks, by seed."""
+    name = pair if isinstance(pair, str) else pair.name
+    return {row["seed"]: row[what] for row in only(rows, kind="network", pair=name, arm=arm)}
+
+
+def gaps(rows: Sequence[Row], pair: Pair | str, arm: str, other: str) -> list[float]:
+    """By how many points one arm's students are better than another's, seed by seed.
+
+    >>> both = {"kind": "network", "pair": "p", "seed": 0}
+    >>> rows = [{**both, "arm": "a", "accuracy": 3}, {**both, "arm": "b", "accuracy": 1}]
+    >>> gaps(rows, "p", "a", "b")
+    [2]
+    """
+    one, two = by_seed(rows, pair, arm), by_seed(rows, pair, other)
+    return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
+
+
+def gaps_on_average(rows: Sequence[Row], pairs: Sequence[Pair], arm: str, other: str) -> list[float]:
+    """The same on average over pairs, for seeds that all of them have."""
+    found = [(by_seed(rows, pair, arm), by_seed(rows, pair, other)) for pair in pairs]
+    seeds = set.intersection(*({*one} & {*two} for one, two in found))
+    return [fmean(one[seed] - two[seed] for one, two in found) for seed in sorted(seeds)]
+
+
+def compared(
+    scale: Scale, rows: Sequence[Row], text: str, arm: str, other: str, *, caveat: str = ONE_RUN
+) -> list[Claim]:
+    """The claim that one arm's students are better than another's: for each pair of networks, and on average."""
+    claims = []
+    for pair in scale.pairs:
+        known = published(scale, pair)
+        effect = round(known[arm] - known[other], 2) if arm in known and other in known else None
+        claims.append(claim(text, pair.name, gaps(rows, pair, arm, other), paper=effect, caveat=caveat))
+    if len(scale.pairs) > 1:
+        effects = [one.paper for one in claims]
+        average = round(fmean(effects), 2) if None not in effects else None  # type: ignore[arg-type]
+        found = gaps_on_average(rows, scale.pairs, arm, other)
+        claims.append(claim(text, "all pairs on average", found, paper=average, caveat=caveat))
+    return claims
+
+
+def published(scale: Scale, pair: Pair) -> dict[str, float]:
+    """The paper's numbers for this pair; none where it has no such pair."""
+    return BY_DATASET.get(scale.dataset, {}).get((pair.teacher, pair.student), {})
+
+
+def cell(rows: Sequence[Row], pair: Pair, arm: str) -> str:
+    """Mean ± standard deviation of an arm's accuracies."""
+    return spread(list(by_seed(rows, pair, arm).values()))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, as far as there are values.
+
+    >>> spread([1.0, 2.0, 3.0]), spread([1.0]), spread([])
+    ('2.00 ± 1.00', '1.00', '—')
+    """
+    if not values:
+        return "—"
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def teachers_accuracy(rows: Sequence[Row], pair: Pair, which: str) -> str:
+    """The accuracy of a teacher's checkpoint on the test images."""
+    found = only(rows, kind="measured", pair=pair.name, arm=f"teacher, {which}")
+    return f"{found[0]['accuracy']:.2f}" if found else "—"
+
+
+def with_paper(rows: Sequence[Row], scale: Scale, arms: Sequence[str], title: str, note: str) -> Table:
+    """A table of students' accuracies: pairs down, arms across, the paper's number below ours where it has one."""
+    lines = []
+    for pair in scale.pairs:
+        lines.append([pair.name, *(cell(rows, pair, arm) for arm in arms)])
+        known = published(scale, pair)
+        if known:
+            lines.append([f"{pair.name}, the paper", *(f"{known[arm]:.2f}" if arm in known else "" for arm in arms)])
+    if len(scale.pairs) > 1:
+        found = [[by_seed(rows, pair, arm).values() for pair in scale.pairs] for arm in arms]
+        means = [fmean(fmean(one) for one in each) if all(each) else math.nan for each in found]
+        lines.append(["average of the pairs", *("—" if math.isnan(mean) else f"{mean:.2f}" for mean in means)])
+    return Table(title, ["teacher → student", *(ARMS.get(arm, f"T at {arm}") for arm in arms)], lines, note)
+
+
+def settings_note(scale: Scale) -> str:
+    """What a reader must know of all students' accuracies."""
+    selected = (
+        "a part of the training images selects, the test images measure once"
+        if scale.protocol == "holdout"
+        else "the test images select and measure, as in the paper"
+    )
+    how = "α and τ are searched for each" if scale.search else f"α = {scale.alpha:g}, τ = {scale.tau:g}"
+    return (
+        f"Test accuracy after the last epoch, %, mean ± standard deviation over {scale.seeds} seeds; {how}; protocol "
+        f"{scale.protocol}: {selected}."
+    )
+
+
+def measured(pair: Pair, name: str, *members: Any) -> Part:
+    """The measurement of checkpoints together."""
+    return Part(pair, name, Measuring(tuple(members)))

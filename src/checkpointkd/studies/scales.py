@@ -1,0 +1,188 @@
+"""How large a study is, and on which data: the settings of every study, by scale and data set. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import UserError, require, unknown
+from ..settings import PrecisionChoice, Protocol, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A teacher's network, a student's, and the parts of the teacher's training whose checkpoints teach in Figure 2."""
+
+    teacher: str
+    student: str
+    sweep: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.teacher} → {self.student}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What all studies of one scale on one data set have in common, so that they share their runs.
+
+    `seeds` are students an arm. The k of Figure 3 are `full_sizes`, each of which needs k teachers, and
+    `snapshot_sizes`, which need one. α and τ are fixed unless `search` finds them for each pair of student and
+    teachers. `batch_size` None is the recipe's. Decoders are fitted for `decoder_steps`, from `decoder_seeds` starts.
+    """
+
+    name: str
+    dataset: str
+    pairs: tuple[Pair, ...]
+    seeds: int
+    teacher_recipe: str
+    student_recipe: str
+    teacher_epochs: int
+    student_epochs: int
+    save_every: int
+    student_save_every: int
+    protocol: Protocol = "holdout"
+    train_images: int | None = None
+    batch_size: int | None = None
+    precision: PrecisionChoice = "auto"
+    alpha: float = 0.5
+    tau: float = 5.0
+    smoothing: float = 0.1
+    search: bool = False
+    full_sizes: tuple[int, ...] = (1, 2)
+    snapshot_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
+    decoder_steps: int = 300
+    decoder_seeds: int = 2
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        one_of("protocol", self.protocol, Protocol)
+        require(1 <= self.seeds <= 1000, f"a study needs from 1 to 1,000 seeds, not {self.seeds}")
+
+
+TENTHS = tuple(part / 10 for part in range(1, 11))
+
+
+def smoke() -> Scale:
+    """All nine studies on digits in a few minutes: does everything run? Nothing can be learned from it."""
+    return Scale(
+        name="smoke",
+        dataset="digits",
+        pairs=(
+            Pair(teacher="wrn_16_2", student="wrn_10_1", sweep=TENTHS),
+            Pair(teacher="resnet_14", student="resnet_8"),
+        ),
+        seeds=2,
+        teacher_recipe="digits",
+        student_recipe="digits",
+        teacher_epochs=10,
+        student_epochs=4,
+        save_every=1,
+        student_save_every=2,
+        train_images=100,
+        precision="fp32",
+        full_sizes=(1, 2),
+        decoder_steps=20,
+        note="The scale smoke shows that everything runs. Its networks have hardly learned anything: nothing follows.",
+    )
+
+
+def small() -> Scale:
+    """Real CIFAR-100, 10,000 images of it, about an hour a study on two cores."""
+    return Scale(
+        name="small",
+        dataset="cifar100",
+        pairs=(
+            Pair(teacher="wrn_16_2", student="wrn_10_1", sweep=TENTHS),
+            Pair(teacher="resnet_20", student="resnet_8"),
+        ),
+        seeds=3,
+        teacher_recipe="cifar100-small",
+        student_recipe="cifar100-small-student",
+        teacher_epochs=30,
+        student_epochs=20,
+        save_every=3,
+        student_save_every=4,
+        train_images=10_000,
+        full_sizes=(1, 2, 4),
+        note="The scale small has a fifth of the images, a seventh of the epochs and smaller networks than the paper. "
+        "Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe where the "
+        "paper's is mature: what the paper observes late in training can't show here.",
+    )
+
+
+def paper() -> Scale:
+    """The paper's own settings on CIFAR-100 (§3.2)."""
+    networks = (("wrn_40_2", "wrn_40_1"), ("wrn_40_2", "mobilenetv2_0.75"), ("resnet_110", "resnet_32"),
+                ("resnet_110", "mobilenetv2_0.75"))  # fmt: skip
+    return Scale(
+        name="paper",
+        dataset="cifar100",
+        pairs=tuple(Pair(teacher=teacher, student=student, sweep=TENTHS) for teacher, student in networks),
+        seeds=5,
+        teacher_recipe="cifar100",
+        student_recipe="cifar100",
+        teacher_epochs=200,
+        student_epochs=200,
+        save_every=10,
+        student_save_every=20,
+        protocol="paper",
+        full_sizes=(1, 2, 4, 7, 10),
+    )
+
+
+def paper_tiny_imagenet() -> Scale:
+    """The paper's settings on Tiny-ImageNet (Table 2)."""
+    return replace(
+        paper(),
+        dataset="tiny-imagenet",
+        pairs=tuple(Pair(teacher="wrn_40_2", student=student) for student in ("wrn_40_1", "mobilenetv2_0.75")),
+        teacher_recipe="tiny-imagenet",
+        student_recipe="tiny-imagenet",
+        teacher_epochs=150,
+        student_epochs=150,
+        save_every=15,
+        student_save_every=15,
+    )
+
+
+def paper_imagenet() -> Scale:
+    """The paper's settings on ImageNet (Table 1), where it shows one run of each."""
+    return replace(
+        paper(),
+        dataset="imagenet",
+        pairs=(
+            Pair(teacher="timm:resnet34", student="timm:resnet18"),
+            Pair(teacher="timm:resnet50", student="timm:mobilenetv2_100"),
+        ),
+        teacher_recipe="imagenet",
+        student_recipe="imagenet",
+        teacher_epochs=120,
+        student_epochs=120,
+        save_every=12,
+        student_save_every=12,
+    )
+
+
+SCALES = {
+    "smoke": {"digits": smoke},
+    "small": {"cifar100": small},
+    "paper": {"cifar100": paper, "tiny-imagenet": paper_tiny_imagenet, "imagenet": paper_imagenet},
+}
+
+
+def scale_of(name: str, data: str | None) -> Scale:
+    """The settings of this scale on this data set, by default the first that it has.
+
+    >>> scale_of("paper", "tiny-imagenet:somewhere").teacher_epochs
+    150
+    >>> scale_of("small", "digits")
+    Traceback (most recent call last):
+    checkpointkd.errors.UserError: the scale 'small' is for cifar100, not for 'digits'
+    """
+    if name not in SCALES:
+        raise unknown("scale", name, SCALES)
+    known = SCALES[name]
+    dataset = next(iter(known)) if data is None else data.partition(":")[0]
+    if dataset not in known:
+        raise UserError(f"the scale {name!r} is for {', '.join(known)}, not for {dataset!r}")
+    return known[dataset]()

@@ -1,0 +1,269 @@
+"""`checkpointkd study`: a table or figure of the paper, from the runs that it needs to a report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, counted, require, unknown
+from ..settings import Device, PrecisionChoice, Progress, Protocol, one_of
+from .scales import Scale, scale_of
+from .work import LACKS, Distillation, Part, Training, Work, ordered
+
+if TYPE_CHECKING:
+    from .lab import Lab
+
+log = logging.getLogger("checkpointkd")
+
+STUDIES = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
+ALL = "all"
+WRITE_SECONDS = 15.0  # at most so often results are written while runs go on
+
+
+def study(
+    name: str,
+    /,
+    *,
+    scale: str,
+    out: Path | str,
+    data: str | None = None,
+    protocol: Protocol | None = None,
+    seeds: int | None = None,
+    alpha: float | None = None,
+    tau: float | None = None,
+    search: bool = False,
+    precision: PrecisionChoice | None = None,
+    jobs: int = 1,
+    table_limit: float = 20.0,
+    yes: bool = False,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Reproduce a table or figure of the paper, with the claims that it makes, and write a report.
+
+    Studies in one folder share their runs. The same command again continues what was stopped.
+
+    Example:
+
+        checkpointkd study table3 --scale small --data cifar100:PATH --out studies
+
+    Parameters
+    ----------
+    name
+        table1, figure2, table2, figure3, figure4, figure5, figure6, figure7, table3; or all.
+    scale
+        smoke, digits in a few minutes, to see that everything runs; small, 10,000 images of CIFAR-100, about an hour a
+        study on two cores; paper, the paper's own settings, after saying what it will cost.
+    out
+        The folder of the studies and of their runs.
+    data
+        The data set, and where it lies; by default the scale's. At the scale paper also tiny-imagenet (table2) and
+        imagenet:PATH (table1).
+    protocol
+        holdout or paper, see train; by default paper at the scale paper, else holdout.
+    seeds
+        Students an arm, in place of the scale's.
+    alpha
+        The weight of the labels, in place of the scale's.
+    tau
+        The temperature, in place of the scale's.
+    search
+        Search α and τ for each student and its teachers, on the selection images, as the paper did.
+    precision
+        fp32, bf16, or auto, as for train; by default the scale's.
+    jobs
+        Runs at once, each in a process of its own.
+    table_limit
+        How many gigabytes the tables of teachers' answers may take up in all, as for distill.
+    yes
+        Don't ask before the scale paper begins.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    UserError
+        For unknown studies and scales, and when a run failed; what is done is kept and shown.
+    """
+    from .. import files
+    from .lab import Lab
+
+    if name not in (*STUDIES, ALL):
+        raise unknown("study", name, (*STUDIES, ALL))
+    names = STUDIES if name == ALL else (name,)
+    require(1 <= jobs <= 256, f"--jobs must be from 1 to 256, not {jobs}")
+    settings = scale_of(scale, data)
+    if precision is not None:
+        one_of("precision", precision, PrecisionChoice)
+    told = {"protocol": protocol, "seeds": seeds, "alpha": alpha, "tau": tau, "precision": precision}
+    settings = replace(settings, search=search, **{key: value for key, value in told.items() if value is not None})
+    out = Path(out)
+    with files.locked(out):
+        _refuse_another(out, names, settings)
+        lab = Lab(out, settings, data or settings.dataset, device, table_limit)
+        networks = [network for pair in settings.pairs for network in (pair.teacher, pair.student)]
+        lab = lab.look(networks, progress)
+        parts = {one: _module(one).needs(settings) for one in names}
+        works = [part.work for several in parts.values() for part in several]
+        done = _remembering(lab)
+        estimate = _estimate(lab, works, done, jobs)
+        log.info("%s", estimate["words"])
+        if settings.name == "paper" and estimate["left"] and not yes:
+            _ask(estimate["words"])
+        return _carry_out(lab, parts, works, done, jobs=jobs, estimate=estimate, progress=progress)
+
+
+def _carry_out(
+    lab: Lab,
+    parts: dict[str, list[Part]],
+    works: list[Work],
+    done: Callable[[Work], bool],
+    *,
+    jobs: int,
+    estimate: dict[str, Any],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    from ..reports import write_report
+    from .crew import carry_out
+
+    written = [time.monotonic()]
+
+    def on_done(work: Work) -> None:
+        if time.monotonic() - written[0] > WRITE_SECONDS:
+            _write(lab, parts, done, {})
+            written[0] = time.monotonic()
+
+    failed: dict[Work, str] = {}
+    try:
+        failed = carry_out(lab, works, jobs=jobs, progress=progress, on_done=on_done)
+    finally:
+        found = _write(lab, parts, done, failed)
+    page = write_report(lab.out, out=lab.out / "report.html")
+    why = next((trouble for trouble in failed.values()), "")
+    require(
+        not failed,
+        f"{counted(len(failed), 'piece')} of {len(ordered(works))} failed, the first because {why}; what is done is in "
+        f"{page}",
+    )
+    return {"studies": found, "report": str(page), "estimate": estimate}
+
+
+def _write(
+    lab: Lab, parts: dict[str, list[Part]], done: Callable[[Work], bool], failed: dict[Work, str]
+) -> dict[str, dict[str, Any]]:
+    """Write each study's rows and what they amount to; returns the latter."""
+    from .. import files
+    from ..charts import to_plain
+    from ..comparisons import corrected
+    from ..trajectory import provenance
+    from .rows import rows_of
+
+    written = {}
+    for name, several in parts.items():
+        module = _module(name)
+        rows = rows_of(lab, several, done)
+        if hasattr(module, "extra_rows"):
+            rows += module.extra_rows(lab, several, done)
+        results = module.results(lab.scale, rows)
+        needed = ordered(part.work for part in several)
+        missing = [work for work in needed if not done(work)]
+        notes = [lab.scale.note] * bool(lab.scale.note) + results.notes
+        if missing:
+            notes.insert(0, f"Not finished: of {counted(len(needed), 'piece')} of work {len(missing)} are missing.")
+        notes += [f"Failed: {failed[work]}" for work in missing if failed.get(work, LACKS) != LACKS]
+        folder = lab.out / name
+        files.write_whole(folder / "rows.jsonl", files.rows_text(rows).encode())
+        written[name] = {
+            "study": name,
+            "title": module.TITLE,
+            "about": (module.__doc__ or "").strip(),
+            "scale": asdict(lab.scale),
+            "missing": len(missing),
+            "notes": notes,
+            "tables": [asdict(table) for table in results.tables],
+            "figures": [to_plain(figure) for figure in results.figures],
+            "claims": [{**asdict(one), "verdict": one.verdict} for one in corrected(results.claims)],
+            "provenance": provenance(),
+        }
+        files.write_json(folder / "study.json", written[name])
+    return written
+
+
+def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool], jobs: int) -> dict[str, Any]:
+    """What is left to do, and about what it will cost on this machine."""
+    needed = ordered(works)
+    left = [work for work in needed if not done(work)]
+    students = [work for work in left if isinstance(work, Distillation)]
+    asked = {picked: sum(picked in work.teachers for work in students) for work in students for picked in work.teachers}
+    seconds = sum(lab.cost(work) for work in left) + sum(lab.asking_cost(one, count) for one, count in asked.items())
+    runs = [work for work in left if isinstance(work, Training | Distillation)]
+    megabytes = sum(lab.checkpoints(work) * lab.machine[work.model]["megabytes"] for work in runs)
+    tables = min(lab.table_limit, len(asked) * lab.table_gigabytes())
+    teachers = sum(isinstance(work, Training) and work.role == "teacher" for work in runs)
+    words = (
+        f"{len(needed) - len(left)} of {counted(len(needed), 'piece')} of work are done; to do: "
+        f"{counted(teachers, 'teacher')}, {counted(len(runs) - teachers, 'student')}, "
+        f"{counted(len(left) - len(runs), 'measurement')}: by what steps took when they were measured, about "
+        f"{_hours(seconds)} on this machine, one after the other; "
+        f"{megabytes / 1e3:.1f} GB of checkpoints, up to {tables:.1f} GB of tables"
+    )
+    return {"left": len(left), "runs": len(runs), "teachers": teachers, "seconds": round(seconds), "words": words,
+            "gigabytes": round(megabytes / 1e3 + tables, 1), "jobs": jobs}  # fmt: skip
+
+
+def _hours(seconds: float) -> str:
+    """A duration as one says it.
+
+    >>> _hours(90), _hours(5400), _hours(90 * 3600)
+    ('2 minutes', '1.5 hours', '90 hours')
+    """
+    if seconds < 3600:
+        return counted(max(1, round(seconds / 60)), "minute")
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
+
+
+def _ask(words: str) -> None:
+    """Let the user say yes to what it costs; raises UserError when it isn't said."""
+    if not sys.stdin.isatty():
+        raise UserError(f"{words}; say --yes to begin")
+    print("Begin? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was begun")
+
+
+def _refuse_another(out: Path, names: Sequence[str], scale: Scale) -> None:
+    """Raise UserError where another scale's study is."""
+    from .. import files
+
+    for name in names:
+        path = out / name / "study.json"
+        there = files.read_json(path)["scale"] if path.exists() else {"name": scale.name, "dataset": scale.dataset}
+        require(
+            (there["name"], there["dataset"]) == (scale.name, scale.dataset),
+            f"{path.parent} holds {name} at the scale {there['name']} on {there['dataset']}; choose another --out",
+        )
+
+
+def _remembering(lab: Lab) -> Callable[[Work], bool]:
+    """Whether work is done, asked of the disk until it is."""
+    known: set[Work] = set()
+
+    def done(work: Work) -> bool:
+        if work in known:
+            return True
+        if all(done(before) for before in work.after()) and lab.done(work):
+            known.add(work)
+        return work in known
+
+    return done
+
+
+def _module(name: str) -> Any:
+    return import_module(f".{name}", __package__)

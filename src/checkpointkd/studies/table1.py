@@ -1,0 +1,104 @@
+"""Table 1: full teachers against half-way ones, and against the best intermediate one (§3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from ..charts import Table
+from ..comparisons import Claim, claim
+from .rows import (
+    ONE_RUN,
+    Results,
+    Row,
+    by_seed,
+    cell,
+    compared,
+    gaps,
+    measured,
+    only,
+    published,
+    settings_note,
+    teachers_accuracy,
+)
+from .scales import Pair, Scale
+from .work import Part, Picked, students, swept, teacher
+
+TITLE = "Table 1: intermediate teachers against full ones"
+
+
+def needs(scale: Scale) -> list[Part]:
+    parts = []
+    for pair in scale.pairs:
+        parts += students(scale, pair, swept(pair))
+        parts += [measured(pair, f"teacher, {which}", Picked(teacher(pair), which)) for which in ("full", "half")]
+    return parts
+
+
+def results(scale: Scale, rows: Sequence[Row]) -> Results:
+    lines = []
+    for pair in scale.pairs:
+        arm = in_hindsight(rows, pair)
+        lines.append([
+            pair.name,
+            *(teachers_accuracy(rows, pair, which) for which in ("full", "half")),
+            *(cell(rows, pair, one) for one in ("alone", "full", "half")),
+            "—" if arm is None else f"{cell(rows, pair, arm)} (epoch {_epoch(rows, pair, arm)})",
+        ])  # fmt: skip
+        if known := published(scale, pair):
+            order = ("teacher", "teacher, half", "alone", "full", "half", "best in hindsight")
+            lines.append([f"{pair.name}, the paper", *(f"{known[one]:.2f}" if one in known else "" for one in order)])
+    columns = ["teacher → student", "T full", "T half-way", "S alone", "S from T full", "S from T half-way",
+               "S from the best intermediate T"]  # fmt: skip
+    note = (
+        f"{settings_note(scale)} The best intermediate teacher is the one whose students are best on the selection "
+        f"images; of which epochs: {_sweeps(scale)}."
+    )
+    return Results(
+        tables=[Table("Students of intermediate and of full teachers", columns, lines, note)],
+        claims=[
+            *compared(scale, rows, "A half-way teacher teaches at least as well as the full one", "half", "full"),
+            *best_claims(scale, rows),
+        ],
+    )
+
+
+def in_hindsight(rows: Sequence[Row], pair: Pair) -> str | None:
+    """The intermediate teacher whose students are best on the selection images, as the name of its arm."""
+    found = {
+        arm: fmean(by_seed(rows, pair, arm, "selection_accuracy").values())
+        for arm in swept(pair)
+        if arm != "full" and by_seed(rows, pair, arm)
+    }
+    return max(found, key=lambda arm: found[arm], default=None)
+
+
+def best_claims(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
+    """That some intermediate teacher is better than the full one, found on the selection images, measured on the test
+    images."""
+    claims = []
+    for pair in scale.pairs:
+        arm, known = in_hindsight(rows, pair), published(scale, pair)
+        caveat = ONE_RUN if scale.protocol == "holdout" else f"chosen on the images that measure; {ONE_RUN}"
+        paper = round(known["best in hindsight"] - known["full"], 2) if "best in hindsight" in known else None
+        claims.append(
+            claim(
+                "The best intermediate teacher teaches better than the full one",
+                pair.name,
+                [] if arm is None else gaps(rows, pair, arm, "full"),
+                paper=paper,
+                caveat=caveat,
+            )
+        )
+    return claims
+
+
+def _epoch(rows: Sequence[Row], pair: Pair, arm: str) -> int:
+    return only(rows, kind="network", pair=pair.name, arm=arm)[0]["teachers"][0][2]
+
+
+def _sweeps(scale: Scale) -> str:
+    return "; ".join(
+        f"{pair.name} at " + ", ".join(f"{part * scale.teacher_epochs:g}" for part in pair.sweep if part < 1)
+        for pair in scale.pairs
+    )

@@ -1,0 +1,76 @@
+"""Table 2: Snapshot Ensembles against Full Ensembles of two (§3.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..charts import Table
+from ..comparisons import Claim, claim_of
+from .rows import Results, Row, compared, measured, only, published, settings_note, with_paper
+from .scales import Pair, Scale
+from .work import Part, Picked, single, students, teacher
+
+TITLE = "Table 2: Snapshot Ensembles against Full Ensembles"
+ENSEMBLES = ("EN1", "EN2", "EN3")
+TWO_RUNS = "rests on two teacher runs: others' students may differ by more than seeds do"
+
+
+def ensembles(pair: Pair) -> dict[str, tuple[Picked, ...]]:
+    """The paper's three: two full runs; half-way of one and the end of the other; half-way and the end of one."""
+    first, second = teacher(pair), teacher(pair, 1)
+    return {
+        "EN1": (Picked(first, "full"), Picked(second, "full")),
+        "EN2": (Picked(first, "half"), Picked(second, "full")),
+        "EN3": (Picked(first, "half"), Picked(first, "full")),
+    }
+
+
+def needs(scale: Scale) -> list[Part]:
+    parts = []
+    for pair in scale.pairs:
+        parts += students(scale, pair, {**single(pair, "full"), **ensembles(pair)})
+        parts += [measured(pair, name, *members) for name, members in ensembles(pair).items()]
+    return parts
+
+
+def results(scale: Scale, rows: Sequence[Row]) -> Results:
+    accuracy = with_paper(rows, scale, ("alone", "full", *ENSEMBLES), "Students of ensembles", settings_note(scale))
+    own = []
+    for pair in scale.pairs:
+        found = {name: only(rows, kind="measured", pair=pair.name, arm=name) for name in ENSEMBLES}
+        own.append([pair.name, *(f"{one[0]['accuracy']:.2f}" if one else "—" for one in found.values())])
+        if known := published(scale, pair):
+            own.append([f"{pair.name}, the paper", *(f"{known[f'own {name}']:.2f}" for name in ENSEMBLES)])
+    columns = ["teacher → student", *(f"{name[:2]}{'₁₂₃'[int(name[2]) - 1]}" for name in ENSEMBLES)]
+    return Results(
+        tables=[accuracy, Table("The ensembles' own test accuracy, %", columns, own)],
+        claims=[
+            *compared(scale, rows, "Snapshot Ensembles (EN₃) teach better than Full Ensembles (EN₁)", "EN3", "EN1",
+                      caveat=TWO_RUNS),
+            *compared(scale, rows, "Mixed ensembles (EN₂) teach better than Full Ensembles (EN₁)", "EN2", "EN1",
+                      caveat=TWO_RUNS),
+            *_own(scale, rows),
+        ],
+    )  # fmt: skip
+
+
+def _own(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
+    """That Full Ensembles are the more accurate ones, by their errors over images as if these were independent, which
+    makes the interval too wide."""
+    claims, seen = [], set()
+    for pair in scale.pairs:
+        found = [only(rows, kind="measured", pair=pair.name, arm=name) for name in ("EN1", "EN3")]
+        if pair.teacher in seen:
+            continue
+        seen.add(pair.teacher)
+        known = published(scale, pair)
+        text = "Full Ensembles are themselves more accurate than Snapshot Ensembles"
+        paper = round(known["own EN1"] - known["own EN3"], 2) if "own EN1" in known else None
+        gap, error, images = math.nan, math.nan, 0
+        if all(found):
+            one, other = found[0][0], found[1][0]
+            gap, images = one["accuracy"] - other["accuracy"], one["images"]
+            error = math.hypot(one["accuracy_se"], other["accuracy_se"])
+        claims.append(claim_of(text, pair.teacher, gap, error, images, units="images", paper=paper, caveat=TWO_RUNS))
+    return claims

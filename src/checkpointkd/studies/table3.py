@@ -1,0 +1,41 @@
+"""Table 3: the teacher that Algorithm 1 chooses against others of its run (§5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..charts import Table
+from .rows import Results, Row, compared, measured, only, settings_note, teachers_accuracy, with_paper
+from .scales import Scale
+from .work import Part, Picked, single, students, teacher
+
+TITLE = "Table 3: the teacher that Algorithm 1 chooses"
+ARMS = ("0.3", "half", "0.7", "full", "best")
+
+
+def needs(scale: Scale) -> list[Part]:
+    parts = []
+    for pair in scale.pairs:
+        parts += students(scale, pair, single(pair, *ARMS))
+        parts += [measured(pair, f"teacher, {which}", Picked(teacher(pair), which)) for which in ARMS]
+    return parts
+
+
+def results(scale: Scale, rows: Sequence[Row]) -> Results:
+    lines = []
+    for pair in scale.pairs:
+        found = only(rows, kind="network", pair=pair.name, arm="best")
+        epoch = f", epoch {found[0]['teachers'][0][2]}" if found else ""
+        accuracies = [teachers_accuracy(rows, pair, which) for which in ARMS]
+        lines.append([pair.teacher, *accuracies[:-1], f"{accuracies[-1]}{epoch}"])
+    lines = [line for number, line in enumerate(lines) if line not in lines[:number]]
+    teachers = Table("The teachers' own test accuracy, %", ["teacher", "0.3", "half-way", "0.7", "full", "T*"], lines)
+    title = "Students of T* and of others"
+    return Results(
+        tables=[with_paper(rows, scale, ("alone", *ARMS), title, settings_note(scale)), teachers],
+        claims=[
+            claim
+            for other, word in {"0.3": "at 0.3", "half": "half-way", "0.7": "at 0.7", "full": "full"}.items()
+            for claim in compared(scale, rows, f"T* teaches better than T {word}", "best", other)[-1:]
+        ],
+    )
