@@ -28,7 +28,7 @@ def _chart(chart: Chart) -> go.Figure:
         drawn.add_contour(
             x=x, y=y, z=z, connectgaps=True, colorscale="Cividis", contours={"coloring": "heatmap"},
             line={"width": 0.5}, hoverinfo="skip",
-            colorbar={"title": html.escape(chart.contour_title), "title_side": "right", "thickness": 12},
+            colorbar={"title": _text(chart.contour_title), "title_side": "right", "thickness": 12},
         )  # fmt: skip
     for number, one in enumerate(chart.series):
         _add(drawn, one, OKABE_ITO[(one.colour if one.colour is not None else number) % len(OKABE_ITO)], number)
@@ -40,7 +40,7 @@ def _chart(chart: Chart) -> go.Figure:
 
 
 def _add(drawn: go.Figure, one: Series, colour: str, number: int) -> None:
-    common: dict[str, Any] = {"x": one.x, "y": one.y, "name": html.escape(one.name)}
+    common: dict[str, Any] = {"x": one.x, "y": one.y, "name": _text(one.name)}
     if one.style == "edge":
         drawn.add_scatter(**common, mode="lines", line={"dash": "dot", "color": OKABE_ITO[3]}, hoverinfo="skip")
         return
@@ -66,12 +66,12 @@ def _add(drawn: go.Figure, one: Series, colour: str, number: int) -> None:
     drawn.add_scatter(
         **common,
         mode=f"{mode}+text" if one.words else mode,
-        text=one.words,
+        text=None if one.words is None else [_text(word) for word in one.words],
         textposition="top center",
         error_y=None if one.error is None else {"type": "data", "array": one.error},
         marker=marker,
         line={"color": colour, "dash": "solid" if number < len(OKABE_ITO) else "dot"},
-        hovertext=["<br>".join(html.escape(line) for line in text.split("<br>")) for text in hover],
+        hovertext=["<br>".join(_text(line) for line in text.split("<br>")) for text in hover],
         hoverinfo="text",
     )
 
@@ -90,7 +90,7 @@ def _heatmaps(figure: Heatmaps) -> go.Figure:
     if differ:
         reach = float(np.abs(maps[-1]).max()) or 1.0
         axes["coloraxis2"] = {"colorscale": "RdBu", "cmin": -reach, "cmax": reach}
-    titles, classes = [html.escape(name) for name in figure.names], [html.escape(name) for name in figure.classes]
+    titles, classes = [_text(name) for name in figure.names], [_text(name) for name in figure.classes]
     drawn = make_subplots(cols=len(maps), subplot_titles=titles, horizontal_spacing=0.02, shared_yaxes=True)
     for number, values in enumerate(maps):
         axis = "coloraxis2" if differ and number == 2 else "coloraxis"
@@ -114,8 +114,8 @@ def _laid_out(drawn: go.Figure, x_title: str | None, y_title: str | None) -> go.
     drawn.update_xaxes(gridcolor=FAINT, zerolinecolor=FAINT, automargin=True)
     drawn.update_yaxes(gridcolor=FAINT, zerolinecolor=FAINT, automargin=True)
     return drawn.update_layout(
-        xaxis_title=x_title and html.escape(x_title),
-        yaxis_title=y_title and html.escape(y_title),
+        xaxis_title=x_title and _text(x_title),
+        yaxis_title=y_title and _text(y_title),
         template="plotly_white",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -124,6 +124,11 @@ def _laid_out(drawn: go.Figure, x_title: str | None, y_title: str | None) -> go.
         legend={"orientation": "h", "y": -0.25},
         height=460,
     )
+
+
+def _text(text: str) -> str:
+    """A text as Plotly shows it as it is: tags it would obey, and formulas between dollars."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def _faint(colour: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,8 @@ def stills(figure: Figure) -> Iterator[tuple[str, bytes]]:
     except ImportError:
         _say_once()
         return
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # names may be in any script
         drawn = Drawn(figsize=(7.2, 2.9) if isinstance(figure, Heatmaps) else (4.8, 3.2), layout="constrained")
         if isinstance(figure, Heatmaps):
             _heatmaps(drawn, figure)
@@ -50,10 +52,10 @@ def _chart(drawn: Any, chart: Chart) -> None:
     axes = drawn.add_subplot()
     if chart.contour is not None:
         filled = axes.tricontourf(*chart.contour, cmap="cividis")
-        drawn.colorbar(filled, label=chart.contour_title)
+        drawn.colorbar(filled, label=_short(chart.contour_title))
     for number, one in enumerate(chart.series):
         _add(axes, one, OKABE_ITO[(one.colour if one.colour is not None else number) % len(OKABE_ITO)])
-    axes.set(xlabel=chart.x_title, ylabel=chart.y_title)
+    axes.set(xlabel=_short(chart.x_title), ylabel=_short(chart.y_title))
     for axis, is_log, ticks in ((axes.xaxis, chart.log_x, chart.x_ticks), (axes.yaxis, chart.log_y, chart.y_ticks)):
         if is_log:
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
@@ -65,24 +67,24 @@ def _chart(drawn: Any, chart: Chart) -> None:
 
 def _add(axes: Any, one: Series, colour: str) -> None:
     if one.style == "edge":
-        axes.plot(one.x, one.y, ":", color=OKABE_ITO[3], label=one.name)
+        axes.plot(one.x, one.y, ":", color=OKABE_ITO[3], label=_short(one.name))
         return
     if one.style == "level":
-        axes.plot(one.x, one.y, "--", color=colour, label=one.name)
+        axes.plot(one.x, one.y, "--", color=colour, label=_short(one.name))
         if one.error is not None:
             low, high = ([y + sign * e for y, e in zip(one.y, one.error, strict=True)] for sign in (-1, 1))
             axes.fill_between(one.x, low, high, color=colour, alpha=0.2, linewidth=0)
         return
     size = 12 if one.symbol == "star" else 5
     axes.errorbar(
-        one.x, one.y, one.error, color=colour, label=one.name,
+        one.x, one.y, one.error, color=colour, label=_short(one.name),
         marker=MARKERS[one.symbol], markersize=size, linestyle="none" if one.style == "points" else "-",
         linewidth=1.2, capsize=2,
     )  # fmt: skip
     for position in one.large or []:
         axes.plot(one.x[position], one.y[position], marker="o", markersize=9, color=colour)
     for word, x, y in zip(one.words or [], one.x, one.y, strict=False):
-        axes.annotate(word, (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+        axes.annotate(_short(word, 12), (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
 
 
 def _heatmaps(drawn: Any, figure: Heatmaps) -> None:
@@ -100,13 +102,22 @@ def _heatmaps(drawn: Any, figure: Heatmaps) -> None:
         )
         shown = axes.imshow(values, interpolation="nearest", **scale)
         axes.grid(False)
-        axes.set_title(name, fontsize=8)
+        axes.set_title(_short(name, 32), fontsize=8)
         axes.set(xticks=[], yticks=[])
         if len(figure.classes) <= 20:
             places = range(len(figure.classes))
-            axes.set_yticks(places, figure.classes if number == 0 else [""] * len(figure.classes), fontsize=6)
+            axes.set_yticks(
+                places,
+                [_short(one, 16) for one in figure.classes] if number == 0 else [""] * len(figure.classes),
+                fontsize=6,
+            )
         if number in (len(plain) - 1, 2):
             drawn.colorbar(shown, ax=axes, shrink=0.7)
+
+
+def _short(text: str, most: int = 60) -> str:
+    """What there is room for."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 _said: set[str] = set()

@@ -29,17 +29,17 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
     figures, tables = [], []
     for pair in curve_pairs(scale):
         points = only(rows, kind="point", pair=pair.name, arm="teacher")
-        if len(points) < 2:
-            continue
-        x, y = (normalised(np.array([point[name] for point in points])) for name in ("information", "accuracy"))
-        chosen = next(point["epoch"] for point in points if point["chosen"])
-        figures.append(plane_chart(pair.teacher, points, chosen=chosen))
-        lines = [
-            [f"{point['epoch']}{', chosen' if point['chosen'] else ''}", f"{point['information']:.4f}",
-             f"{point['accuracy']:.2f}", f"{a:.2f}", f"{b:.2f}", f"{a + b:.2f}"]
-            for point, a, b in zip(points, x, y, strict=True)
-        ]  # fmt: skip
+        lines = []
+        if points:
+            x, y = (normalised(np.array([point[name] for point in points])) for name in ("information", "accuracy"))
+            chosen = next(point["epoch"] for point in points if point["chosen"])
+            figures.append(plane_chart(pair.teacher, points, chosen=chosen))
+            lines = [
+                [f"{point['epoch']}{', chosen' if point['chosen'] else ''}", f"{point['information']:.4f}",
+                 f"{point['accuracy']:.2f}", f"{a:.2f}", f"{b:.2f}", f"{a + b:.2f}"]
+                for point, a, b in zip(points, x, y, strict=True)
+            ]  # fmt: skip
         columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalised", "I(Y;F) normalised", "sum"]
-        tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines,
-                            "I(X;F): minus the decoder's excess loss on selection images."))  # fmt: skip
+        note = "I(X;F): minus the decoder's excess loss on selection images, in nats a pixel."
+        tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines, note))
     return Results(tables=tables, figures=figures)

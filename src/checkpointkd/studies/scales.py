@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import UserError, require, unknown
-from ..settings import PrecisionChoice, Protocol, one_of
+from ..settings import KDSettings, PrecisionChoice, Protocol, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         one_of("protocol", self.protocol, Protocol)
+        KDSettings(alpha=self.alpha, tau=self.tau)
         require(1 <= self.seeds <= 1000, f"a study needs from 1 to 1,000 seeds, not {self.seeds}")
 
 

@@ -115,7 +115,7 @@ def study(
         estimate = _estimate(lab, works, done, jobs)
         log.info("%s", estimate["words"])
         if settings.name == "paper" and estimate["left"] and not yes:
-            _ask(estimate["words"])
+            _ask()
         return _carry_out(lab, parts, works, done, jobs=jobs, estimate=estimate, progress=progress)
 
 
@@ -229,10 +229,10 @@ def _hours(seconds: float) -> str:
     return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
-def _ask(words: str) -> None:
+def _ask() -> None:
     """Let the user say yes to what it costs; raises UserError when it isn't said."""
     if not sys.stdin.isatty():
-        raise UserError(f"{words}; say --yes to begin")
+        raise UserError("say --yes to begin what costs that much")
     print("Begin? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was begun")

@@ -1,0 +1,317 @@
+"""The nine studies on digits: what they leave, that runs are shared and kept, and what becomes of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+import checkpointkd as ckd
+from checkpointkd.cli import main
+from checkpointkd.studies.lab import Lab
+from checkpointkd.studies.published import CIFAR100
+from checkpointkd.studies.scales import SCALES, Scale
+from checkpointkd.studies.scales import smoke as smoke_scale
+from checkpointkd.studies.study import STUDIES, _module
+from checkpointkd.studies.work import Distillation, Picked, Scoring, Training, ordered, single, teacher
+
+SCALES_THERE = [make() for by_data in SCALES.values() for make in by_data.values()]
+MACHINE = {name: {"precision": "fp32", "seconds_a_step": 0.1, "steps_an_epoch": 10, "megabytes": 1.0}
+           for scale in SCALES_THERE for pair in scale.pairs for name in (pair.teacher, pair.student)}  # fmt: skip
+
+
+def _found(folder: Path, study: str) -> dict[str, Any]:
+    return json.loads((folder / study / "study.json").read_text(encoding="utf-8"))
+
+
+def _rows(folder: Path, study: str, **wanted: Any) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / study / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def test_all_nine_are_whole(smoke: Path):
+    for study in STUDIES:
+        found = _found(smoke, study)
+        assert found["missing"] == 0, study
+        assert found["tables"], study
+        assert all("—" not in row for table in found["tables"] for row in table["rows"]), study
+        assert not any(note.startswith(("Not finished", "Failed")) for note in found["notes"])
+    assert (smoke / "report.html").exists()
+
+
+def test_rows_are_what_the_runs_left(smoke: Path):
+    """Each accuracy against the file of its run, which nothing of the studies wrote."""
+    seen = 0
+    for study in STUDIES:
+        for row in _rows(smoke, study, kind="network"):
+            result = json.loads((smoke / "runs" / row["run"] / "result.json").read_text())
+            run = json.loads((smoke / "runs" / row["run"] / "run.json").read_text())
+            assert row["accuracy"] == 100 * result["test"]["accuracy"]
+            assert row["seed"] == run["seed"]
+            assert [epoch for _, _, epoch in row.get("teachers", [])] == [
+                one["epoch"] for one in run.get("teachers", [])
+            ]
+            if "teachers" in row:
+                assert (row["alpha"], row["tau"]) == (run["kd"]["alpha"], run["kd"]["tau"])
+            seen += 1
+    assert seen > 100
+
+
+def test_tables_hold_the_means_of_their_rows(smoke: Path):
+    (table, _) = _found(smoke, "table3")["tables"]
+    for line in table["rows"][:2]:
+        for cell, arm in zip(line[1:], ("alone", "0.3", "half", "0.7", "full", "best"), strict=True):
+            values = [row["accuracy"] for row in _rows(smoke, "table3", kind="network", pair=line[0], arm=arm)]
+            assert len(values) == 2
+            assert cell.startswith(f"{fmean(values):.2f} ± ")
+    assert table["rows"][2][0] == "average of the pairs"
+    chosen = _rows(smoke, "table3", kind="network", pair="wrn_16_2 → wrn_10_1", arm="best")[0]["teachers"][0][2]
+    picked = [point["epoch"] for point in _rows(smoke, "figure7", kind="point", model="wrn_16_2") if point["chosen"]]
+    assert picked == [chosen], "what Table 3 calls T* is what Figure 7 chose"
+
+
+def test_runs_are_shared_and_never_done_twice(smoke: Path):
+    """As many folders as there are different runs, though studies ask for them many times over."""
+    asked = [row["run"] for study in STUDIES for row in _rows(smoke, study, kind="network")]
+    students = {path.name for path in (smoke / "runs").iterdir() if "teacher" not in path.name.split("-seed")[0]}
+    assert set(asked) == students
+    assert len(asked) > 2 * len(students)
+    half = _rows(smoke, "figure2", kind="network", arm="half")[0]["run"]
+    assert half in [row["run"] for row in _rows(smoke, "table3", kind="network", arm="half")]
+    left = {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.safetensors")}
+    before = _found(smoke, "table1")
+    told: list[tuple[str, int, int]] = []
+    again = ckd.study("table1", scale="smoke", out=smoke, progress=lambda *step: told.append(step))
+    assert again["studies"]["table1"]["tables"] == before["tables"]
+    assert again["estimate"]["left"] == 0
+    assert told[-1][0] == "all runs"
+    assert told[-1][1] == told[-1][2]
+    assert {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.safetensors")} == left
+
+
+def test_what_is_one_run_has_one_folder(smoke: Path):
+    """T* is the checkpoint that was chosen, by whatever name; other settings are other runs."""
+    scale = smoke_scale()
+    lab = Lab(smoke, scale, "digits").look([name for pair in scale.pairs for name in (pair.teacher, pair.student)])
+    pair = scale.pairs[0]
+    best = Distillation(pair.student, single(pair, "best")["best"], 0)
+    epoch = lab.epoch(best.teachers[0])
+    by_number = Distillation(pair.student, single(pair, str(epoch))[str(epoch)], 0)
+    assert lab.folder(best) == lab.folder(by_number)
+    others = [
+        replace(lab, scale=replace(scale, **change)).folder(best)
+        for change in (
+            {"alpha": 0.1},
+            {"tau": 2.0},
+            {"student_epochs": 5},
+            {"batch_size": 16},
+            {"student_save_every": 1},
+        )
+    ]
+    others += [lab.folder(replace(best, seed=1)), lab.folder(Training(pair.student, "student", 0))]
+    assert len({lab.folder(best), *others}) == 1 + len(others)
+
+
+def test_a_selection_by_another_rule_does_not_become_the_paper_s_choice(smoke: Path, tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(smoke, folder)
+    scale = smoke_scale()
+    lab = Lab(folder, scale, "digits").look([scale.pairs[0].teacher, scale.pairs[0].student])
+    picked = Picked(teacher(scale.pairs[0]), "best")
+    before = lab.epoch(picked)
+    ckd.select(lab.folder(picked.run), rule="half")
+    assert lab.epoch(picked) == before
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("scale", SCALES_THERE, ids=lambda scale: f"{scale.name}-{scale.dataset}")
+def test_a_study_with_nothing_done_yet_says_so(name: str, scale: Scale):
+    """Every study at every scale has something to do, and results that can be shown before anything is done."""
+    module = _module(name)
+    parts = module.needs(scale)
+    assert parts
+    results = module.results(scale, [])
+    assert results.tables
+    assert all(claim.verdict == "not run yet" for claim in results.claims)
+    works = ordered(part.work for part in parts)
+    assert all(works.index(before) < works.index(work) for work in works for before in work.after())
+
+
+def test_the_paper_s_averages_are_those_that_it_prints():
+    """Table 3's last line and Table 1's differences, from the numbers that we hold."""
+    for arm, average in {"0.3": 69.78, "half": 70.76, "0.7": 70.77, "full": 70.46, "best": 70.87}.items():
+        assert fmean(pair[arm] for pair in CIFAR100.values()) == pytest.approx(average, abs=0.006)
+    best = [pair["best in hindsight"] - pair["full"] for pair in CIFAR100.values()]
+    assert best == pytest.approx([0.58, 0.96, 0.15, 0.42])
+    assert [pair["half"] - pair["full"] for pair in CIFAR100.values()] == pytest.approx([0.08, 0.96, 0.01, 0.16])
+
+
+def test_an_estimate_says_what_is_left(tmp_path: Path):
+    """Half of the runs done halves the cost: the rest is asked of a lab in which nothing takes any time to look up."""
+    scale = smoke_scale()
+    lab = Lab(tmp_path, scale, "digits", machine=MACHINE)
+    run = Training("wrn_16_2", "teacher")
+    assert lab.cost(run) == pytest.approx(10 * 10 * 0.1)
+    assert lab.cost(Scoring(run)) == pytest.approx(33 * 10 * 0.1)
+    assert lab.checkpoints(run) == 10
+    assert lab.checkpoints(Training("wrn_10_1", "student")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table9", "--scale", "smoke"], "unknown study 'table9'; did you mean"),
+        (["table1", "--scale", "smal"], "unknown scale 'smal'; did you mean 'small'?"),
+        (["table1", "--scale", "small", "--data", "digits"], "the scale 'small' is for cifar100, not for 'digits'"),
+        (["table1", "--scale", "smoke", "--jobs", "0"], "--jobs must be from 1 to 256, not 0"),
+        (["table1", "--scale", "smoke", "--seeds", "0"], "a study needs from 1 to 1,000 seeds, not 0"),
+        (["table1", "--scale", "smoke", "--protocol", "hold"], "hold"),
+        (["table1", "--scale", "smoke", "--alpha", "2"], "alpha must lie in [0, 1], not 2"),
+        (["table1", "--scale", "smoke", "--tau", "0"], "tau must be above 0"),
+        (["table1", "--scale", "smoke", "--precision", "fp8"], "fp8"),
+        (["table1", "--scale", "paper", "--data", "cifar100:nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(arguments: list[str], words: str, tmp_path: Path, capsys):
+    assert main(["study", *arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_one_folder_holds_one_scale(smoke: Path, capsys, cifar100: Path):
+    assert main(["study", "table1", "--scale", "small", "--data", f"cifar100:{cifar100}", "--out", str(smoke)]) == 2
+    assert "holds table1 at the scale smoke on digits; choose another --out" in capsys.readouterr().err
+
+
+def _start(out: Path, *more: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "checkpointkd.cli",
+        "study",
+        "table3",
+        "--scale",
+        "smoke",
+        "--out",
+        str(out),
+        *more,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(done: Any, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while not done():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def _results(out: Path) -> int:
+    return len(list(out.glob("runs/*/result.json")))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(one) for one in found.split()]
+
+
+def _wait_for_the_end_of(processes: list[int]) -> None:
+    until = time.monotonic() + 20
+    while any(map(_alive, processes)):
+        assert time.monotonic() < until, "runs of a study that is gone go on"
+        time.sleep(0.05)
+
+
+def test_killed_it_continues_to_the_same_rows(smoke: Path, tmp_path: Path):
+    """SIGKILL with two runs at once: no process stays behind, and the same command ends as if nothing had happened."""
+    out = tmp_path / "killed"
+    process = _start(out, "--jobs", "2")
+    _wait_for(lambda: _results(out) >= 3, process)
+    children = _children(process.pid)
+    assert len(children) >= 2
+    process.kill()
+    process.communicate()
+    _wait_for_the_end_of(children)
+    assert _results(out) < 20
+    again = _start(out, "--jobs", "2")
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    times = ("seconds", "teachers_seconds")
+    kept, made = ([{name: value for name, value in row.items() if name not in times} for row in _rows(where, "table3")]
+                  for where in (smoke, out))  # fmt: skip
+    assert made == kept
+
+
+def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path):
+    out = tmp_path / "interrupted"
+    process = _start(out, "--jobs", "2")
+    _wait_for(lambda: _results(out) >= 3, process)
+    children = _children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; what is saved is kept" in said
+    assert "Traceback" not in said
+    _wait_for_the_end_of(children)
+    found = _found(out, "table3")
+    assert found["missing"] > 0
+    assert found["notes"][0].startswith("Not finished: of ")
+    page = ckd.report(out).read_text(encoding="utf-8")
+    assert "Not finished: of " in page
+
+
+def test_what_fails_is_named_and_the_rest_is_done(smoke: Path, tmp_path: Path, capsys):
+    """One run's folder is taken by something else: all others are done, the table says what is missing."""
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(smoke, out)
+    row = _rows(out, "table3", kind="network", arm="0.7", seed=1)[0]
+    shutil.rmtree(out / "runs" / row["run"])
+    (out / "runs" / row["run"]).mkdir()
+    (out / "runs" / row["run"] / "thesis.tex").write_text("precious")
+    gone = _rows(out, "table3", kind="network", arm="alone", seed=1)[0]["run"]
+    shutil.rmtree(out / "runs" / gone)
+    assert main(["study", "table3", "--scale", "smoke", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "1 piece of" in said
+    assert "already holds something that is no run (thesis.tex)" in said
+    assert (out / "runs" / gone / "result.json").exists()
+    found = _found(out, "table3")
+    assert found["missing"] == 1
+    assert any(note.startswith("Failed: ") and "thesis.tex" in note for note in found["notes"])
+    assert (out / "runs" / row["run"] / "thesis.tex").read_text() == "precious"
+
+
+def test_the_paper_s_scale_asks_first(tmp_path: Path, cifar100: Path):
+    """It says what it will cost before anything is trained, and begins only when told to."""
+    command = [sys.executable, "-m", "checkpointkd.cli", "study", "table3", "--scale", "paper", "--data",
+               f"cifar100:{cifar100}", "--precision", "fp32", "--out", str(tmp_path / "paper")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ})
+    assert done.returncode == 2
+    assert "2 teachers, 115 students" in done.stderr
+    assert "hours on this machine" in done.stderr
+    assert "say --yes to begin" in done.stderr
+    assert not (tmp_path / "paper" / "runs").exists()
