@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from .errors import counted
+
 CONFIDENCE = 0.95
 LEAST = 3  # pairs below which no claim is decided: two may agree by chance
 Z = 1.96  # standard errors on either side of such an interval, by the normal law
@@ -50,8 +52,8 @@ def paired(gaps: Sequence[float]) -> Paired:
 class Claim:
     """Something that the paper says, and what is found here: `effect` is above 0 where it is as the paper says.
 
-    `p` is of no effect, two-sided; `p_corrected` by Holm for all claims of the study. `units` says what n counts,
-    `paper` is the paper's own effect, where it gives one. `caveat` is what the interval doesn't see.
+    `p` is of no effect, two-sided; `p_corrected` by Holm for all claims of the study. `units` says what n counts, in
+    the singular, `paper` is the paper's own effect, where it gives one. `caveat` is what the interval doesn't see.
     """
 
     text: str
@@ -85,9 +87,9 @@ class Claim:
         effect = "" if self.effect is None else f"{self.effect:+.{digits}f}"
         if self.half_width is not None:
             effect += f" ± {self.half_width:.{digits}f}"
-        counted = f" {self.unit}, {self.n:,} {self.units}" if effect else ""
+        of = f" {self.unit}, {counted(self.n, self.units)}" if effect else ""
         p = "" if self.p_corrected is None else "< 0.001" if self.p_corrected < 0.001 else f"{self.p_corrected:.3f}"
-        return [effect + counted, "" if self.paper is None else f"{self.paper:+.2f}", p, self.verdict]
+        return [effect + of, "" if self.paper is None else f"{self.paper:+.2f}", p, self.verdict]
 
 
 CLAIM_COLUMNS = ["claim", "for", "effect, 95 % interval", "the paper's", "p, corrected", "verdict"]
@@ -99,7 +101,7 @@ def claim_from(stored: dict[str, Any]) -> Claim:
 
 
 def claim(
-    text: str, where: str, gaps: Sequence[float], *, unit: str = "points", units: str = "seeds",
+    text: str, where: str, gaps: Sequence[float], *, unit: str = "points", units: str = "seed",
     paper: float | None = None, caveat: str = "",
 ) -> Claim:  # fmt: skip
     """A claim that paired differences are above 0."""

@@ -113,7 +113,6 @@ def test_what_is_one_run_has_one_folder(smoke: Path):
             {"alpha": 0.1},
             {"tau": 2.0},
             {"student_epochs": 5},
-            {"batch_size": 16},
             {"student_save_every": 1},
         )
     ]
@@ -189,6 +188,35 @@ def test_bad_input_is_told_in_one_sentence(arguments: list[str], words: str, tmp
     assert words in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob("out/runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("machine.json", text) for text in ("[]", "no JSON", '{"auto, digits, fp32": {"wrn_10_1": {}}}')),
+        *(("table1/study.json", text) for text in ("[]", "{}", "no JSON", '{"scale": 3}')),
+    ],
+)
+def test_damaged_files_are_named(name: str, damage: str, tmp_path: Path, capsys):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(damage)
+    assert main(["study", "table1", "--scale", "smoke", "--out", str(tmp_path / "out")]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def test_alpha_and_tau_are_searched_for_each_pair(tmp_path: Path):
+    """The students are taught with what their search found, which is another for other teachers."""
+    ckd.study("figure3", scale="smoke", out=tmp_path, seeds=1, search=True)
+    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("searches/*/search.json")}
+    rows = _rows(tmp_path, "figure3", kind="network")
+    assert len(rows) == 7
+    for row in rows:
+        of_these = row["run"].rpartition("-seed")[0]
+        (search,) = [one for name, one in found.items() if name.rpartition("-")[0] == of_these]
+        assert {"alpha": row["alpha"], "tau": row["tau"]} == search["best"]["values"]
+        assert len(search["trials"]) == 3
+    assert "α and τ are searched for each" in _found(tmp_path, "figure3")["tables"][0]["note"]
 
 
 def test_one_folder_holds_one_scale(smoke: Path, capsys, cifar100: Path):

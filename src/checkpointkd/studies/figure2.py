@@ -40,11 +40,12 @@ def _claims(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
         means = {arm: fmean(values.values()) for arm, values in found.items() if values}
         worst = min(means, key=lambda arm: means[arm], default=None)
         first, best = next(iter(found)), in_hindsight(rows, pair)
+        rise = [0.0] * len(found[first]) if best == first else gaps(rows, pair, best or first, first)
         claims += [
             claim("Even the worst teacher is better than none", pair.name,
                   gaps(rows, pair, worst, "alone") if worst else [], caveat=ONE_RUN),
-            claim("The curve rises from the first teacher to the best intermediate one", pair.name,
-                  gaps(rows, pair, best, first) if best not in (None, first) else [], caveat=ONE_RUN),
+            claim("The curve rises from the first teacher to the best intermediate one", pair.name, rise,
+                  caveat=ONE_RUN),
         ]  # fmt: skip
     return claims
 

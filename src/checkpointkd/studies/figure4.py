@@ -86,7 +86,7 @@ def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
     for text, arm, unit in teachers:
         found = only(rows, kind="gap", pair=pair.name, arm=arm)
         one = found[0] if found else {"mean": float("nan"), "error": float("nan"), "n": 0}
-        claims.append(claim_of(text, pair.name, one["mean"], one["error"], one["n"], unit=unit, units="images",
+        claims.append(claim_of(text, pair.name, one["mean"], one["error"], one["n"], unit=unit, units="image",
                                caveat="of one run: another run's curve may differ by more than images do"))  # fmt: skip
     pairs = [
         ("4. Students of the full teacher compress more than students without one", "alone", "full"),

@@ -45,7 +45,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             error = (gap["high"] - gap["low"]) / (2 * Z)
             claims.append(
                 claim_of(f"A half-way teacher finds different classes more alike than the full one, by {name}",
-                         scale.pairs[0].teacher, gap["value"], error, found["images"], unit="cosine", units="images",
+                         scale.pairs[0].teacher, gap["value"], error, found["images"], unit="cosine", units="image",
                          caveat=ONE_RUN.partition(":")[0])
             )  # fmt: skip
     note = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files, verbs
+from ..errors import UserError
 from ..recipes import recipe as recipe_of
 from ..settings import DataSettings, Device, Progress
 from .scales import Scale
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("checkpointkd")
 
 STEPS_A_SCORE = 33  # training steps of its network that a checkpoint's score costs, at the scales small and paper
+MEASURED = {"precision", "seconds_a_step", "steps_an_epoch", "megabytes"}  # of each network
 SEARCH_SEED = 1000  # of a search's students, who are no others
 
 
@@ -123,7 +125,9 @@ class Lab:
 
         path = self.out / "machine.json"
         known = files.read_json(path) if path.exists() else {}
-        measured = known.get(self._kind(), {})
+        measured = known.get(self._kind(), {}) if isinstance(known, dict) else None
+        if not isinstance(measured, dict) or not all(one.keys() >= MEASURED for one in measured.values()):
+            raise UserError(f"{path} is damaged; remove it, and the networks' speed is measured anew")
         missing = [model for model in dict.fromkeys(models) if model not in measured]
         if missing:
             data = load_data(self._data_settings(), progress=progress)
@@ -168,7 +172,7 @@ class Lab:
         }
         if isinstance(work, Search):
             teachers = self._addresses(work.teachers)
-            verbs.search(work.model, teachers=teachers, seed=SEARCH_SEED, weak_teacher=True,
+            verbs.search(work.model, teachers=teachers, seed=SEARCH_SEED, trials=scale.search_trials, weak_teacher=True,
                          table_limit=self.table_limit, **common)  # fmt: skip
             return
         common |= {"seed": work.seed, "save_every": scale.save_every if teaches else scale.student_save_every}

@@ -48,6 +48,7 @@ class Scale:
     tau: float = 5.0
     smoothing: float = 0.1
     search: bool = False
+    search_trials: int | None = None  # None: the whole grid
     full_sizes: tuple[int, ...] = (1, 2)
     snapshot_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
     decoder_steps: int = 300
@@ -81,6 +82,7 @@ def smoke() -> Scale:
         student_save_every=2,
         train_images=100,
         precision="fp32",
+        search_trials=3,
         full_sizes=(1, 2),
         decoder_steps=20,
         note="The scale smoke shows that everything runs. Its networks have hardly learned anything: nothing follows.",

@@ -213,6 +213,8 @@ def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool], job
         f"{_hours(seconds)} on this machine, one after the other; "
         f"{megabytes / 1e3:.1f} GB of checkpoints, up to {tables:.1f} GB of tables"
     )
+    if not left:
+        words = f"all {counted(len(needed), 'piece')} of work are done"
     return {"left": len(left), "runs": len(runs), "teachers": teachers, "seconds": round(seconds), "words": words,
             "gigabytes": round(megabytes / 1e3 + tables, 1), "jobs": jobs}  # fmt: skip
 
@@ -244,10 +246,14 @@ def _refuse_another(out: Path, names: Sequence[str], scale: Scale) -> None:
 
     for name in names:
         path = out / name / "study.json"
-        there = files.read_json(path)["scale"] if path.exists() else {"name": scale.name, "dataset": scale.dataset}
+        there = files.read_json(path) if path.exists() else {"scale": {"name": scale.name, "dataset": scale.dataset}}
+        try:
+            there = there["scale"]["name"], there["scale"]["dataset"]
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is damaged; remove it, and it is made anew") from None
         require(
-            (there["name"], there["dataset"]) == (scale.name, scale.dataset),
-            f"{path.parent} holds {name} at the scale {there['name']} on {there['dataset']}; choose another --out",
+            there == (scale.name, scale.dataset),
+            f"{path.parent} holds {name} at the scale {there[0]} on {there[1]}; choose another --out",
         )
 
 

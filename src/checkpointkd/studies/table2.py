@@ -73,5 +73,5 @@ def _own(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
             one, other = found[0][0], found[1][0]
             gap, images = one["accuracy"] - other["accuracy"], one["images"]
             error = math.hypot(one["accuracy_se"], other["accuracy_se"])
-        claims.append(claim_of(text, pair.teacher, gap, error, images, units="images", paper=paper, caveat=TWO_RUNS))
+        claims.append(claim_of(text, pair.teacher, gap, error, images, units="image", paper=paper, caveat=TWO_RUNS))
     return claims
