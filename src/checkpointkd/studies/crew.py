@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import UserError, first_line
-from ..settings import ASKING, Progress
+from ..settings import Progress
 from .lab import Lab
 from .quiet import quiet
 from .work import LACKS, Work, ordered
@@ -99,14 +99,17 @@ class _Overall:
     """One bar over all pieces, weighted by what they cost."""
 
     def __init__(self, lab: Lab, works: list[Work], progress: Progress | None) -> None:
+        self._lab = lab
         self._cost = {work: lab.cost(work) for work in works}
         self._part: dict[Work, float] = {}
         self._tell = progress or (lambda task, done, total: None)
 
     def within(self, work: Work) -> Progress:
+        folder = self._lab.folder(work)
+
         def tell(task: str, done: int, total: int) -> None:
-            if task != ASKING:  # a part of a part
-                self._part[work] = max(self._part.get(work, 0.0), min(1.0, done / max(1, total)))
+            if task == str(folder) or task.startswith("score "):  # others are parts of parts
+                self._part[work] = max(self._part.get(work, 0.0), min(0.99, done / max(1, total)))
                 self._show()
             self._tell(task, done, total)
 

@@ -23,7 +23,7 @@ log = logging.getLogger("checkpointkd")
 
 STUDIES = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
 ALL = "all"
-WRITE_SECONDS = 15.0  # at most so often results are written while runs go on
+WRITE_SECONDS = 60.0  # at most so often results are written while runs go on
 
 
 def study(
