@@ -298,7 +298,7 @@ def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
     _wait_for(lambda: _results(out) >= 3, process)
     children = _children(process.pid)
     assert main(["study", "table1", "--scale", "smoke", "--out", str(out)]) == 2
-    assert "is in use by another process" in capsys.readouterr().err, "one folder, one study at a time"
+    assert "is in use by process" in capsys.readouterr().err, "one folder, one study at a time"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
