@@ -1,0 +1,228 @@
+"""What studies make of rows, by hand: rows with known numbers in, tables and claims out; and who teaches whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from checkpointkd.charts import Chart, Heatmaps
+from checkpointkd.comparisons import Claim
+from checkpointkd.studies.rows import Results, Row
+from checkpointkd.studies.scales import Scale, paper, small
+from checkpointkd.studies.study import _module
+from checkpointkd.studies.work import Distillation, Measuring, Scoring, Training
+
+ACCURACY = {
+    "alone": 10.0, "uniform": 11.0, "0.1": 5.0, "0.2": 6.0, "0.3": 12.0, "0.4": 13.0, "half": 17.5, "0.6": 18.0,
+    "0.7": 21.0, "0.8": 20.5, "0.9": 20.0, "full": 19.0, "best": 22.5, "EN1": 24.0, "EN2": 25.5, "EN3": 26.0,
+    **{f"snapshot {k}": 30.0 + k for k in range(1, 11)}, **{f"ensemble {k}": 30.0 - k for k in range(1, 11)},
+}  # fmt: skip
+SWEPT = ("0.1", "0.2", "0.3", "0.4", "half", "0.6", "0.7", "0.8", "0.9", "full")
+INFORMATION = {"teacher": -0.20, "alone": -0.30, "uniform": -0.33, "full": -0.31, "half": -0.27}
+SMALL = small()
+
+
+def _rows(scale: Scale, name: str) -> list[Row]:
+    """Rows as the study's runs would leave them. Students of the second pair are a point better, of seed s by s / 10;
+    the selection images see 0.7 of the training behind 0.8, the test images the other way round."""
+    rows: list[Row] = []
+    for part in _module(name).needs(scale):
+        at = scale.pairs.index(part.pair)
+        of = {"pair": part.pair.name, "arm": part.arm}
+        if isinstance(part.work, Training | Distillation):
+            accuracy = ACCURACY[part.arm] + at + part.work.seed / 10
+            seen = accuracy + {"0.8": 2.0}.get(part.arm, 0.0)
+            row = {"kind": "network", **of, "model": part.work.model, "seed": part.work.seed, "accuracy": accuracy,
+                   "selection_accuracy": seen, "epochs": 20, "seconds": 100.0, "run": f"run-{part.arm}"}  # fmt: skip
+            if isinstance(part.work, Distillation):
+                words = {"full": 30, "half": 15, "best": 27}
+                epochs = [words.get(one.which) or round(30 * float(one.which)) for one in part.work.teachers]
+                cost = {"teachers_epochs": 30 * len({one.run for one in part.work.teachers}), "teachers_seconds": 50.0}
+                row |= {"teachers": [[one.run.model, one.run.seed, epoch] for one, epoch in
+                                     zip(part.work.teachers, epochs, strict=True)], **cost}  # fmt: skip
+            rows.append(row)
+        elif isinstance(part.work, Measuring):
+            own = {"EN1": 60.0, "EN2": 57.0, "EN3": 55.0}.get(part.arm, 50.0)
+            rows.append({"kind": "measured", **of, "accuracy": own, "accuracy_se": 0.3, "images": 10_000})
+        elif isinstance(part.work, Scoring):
+            run = part.work.run
+            last = scale.teacher_epochs if part.arm == "teacher" else scale.student_epochs
+            for epoch in (last // 2, last):
+                information = INFORMATION[part.arm] + (0.1 if epoch < last else 0.0)
+                rows.append({"kind": "point", **of, "model": run.model, "seed": run.seed, "epoch": epoch, "epochs": last,
+                             "accuracy": 40.0 + epoch, "accuracy_se": 1.0, "label_information": 1.0, "file": "a/b",
+                             "information": information, "information_se": 0.01, "chosen": epoch == last})  # fmt: skip
+    return rows
+
+
+def _results(name: str, scale: Scale = SMALL, rows: list[Row] | None = None) -> Results:
+    return _module(name).results(scale, _rows(scale, name) if rows is None else rows)
+
+
+def _claim(results: Results, text: str, where: str) -> Claim:
+    (found,) = [one for one in results.claims if text in one.text and one.where == where]
+    return found
+
+
+FIRST, SECOND = (pair.name for pair in SMALL.pairs)
+EFFECTS = [
+    ("table1", "half-way teacher teaches at least", FIRST, -1.5),
+    ("table1", "half-way teacher teaches at least", "all pairs on average", -1.5),
+    ("table1", "best intermediate", FIRST, 1.5),  # 0.8 by the selection images: 20.5 − 19; 0.7 by the test images
+    ("table1", "best intermediate", SECOND, 2.0),  # 0.8 is no part of that sweep
+    ("figure2", "worst teacher is better than none", FIRST, -5.0),
+    ("figure2", "worst teacher is better than none", SECOND, 2.0),
+    ("figure2", "rises from the first", FIRST, 15.5),
+    ("figure2", "best intermediate teacher teaches", FIRST, 1.5),
+    ("table2", "Snapshot Ensembles (EN₃) teach better", FIRST, 2.0),
+    ("table2", "Mixed ensembles (EN₂) teach better", SECOND, 1.5),
+    ("table2", "themselves more accurate", "wrn_16_2", 5.0),
+    ("figure3", "Ensemble of 2 teaches better", FIRST, 4.0),
+    ("figure3", "Ensemble of 4 teaches better", FIRST, 8.0),
+    ("figure4", "Students of the full teacher compress more", FIRST, 0.01),
+    ("figure4", "half-way teacher keep more", SECOND, 0.04),
+    ("figure6", "Label smoothing compresses", FIRST, 0.03),
+    ("figure6", "keep more I(X;F) than label smoothing's", FIRST, 0.02),
+    ("figure6", "half-way teacher teaches better than the full", FIRST, -1.5),
+    ("figure6", "full teacher teaches better than the uniform", SECOND, 8.0),
+    ("table3", "T* teaches better than T full", "all pairs on average", 3.5),
+    ("table3", "T* teaches better than T at 0.3", "all pairs on average", 10.5),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "where", "effect"), EFFECTS, ids=lambda value: str(value)[:30])
+def test_claims_are_differences_of_the_right_arms(name: str, text: str, where: str, effect: float):
+    found = _claim(_results(name), text, where)
+    assert found.effect == pytest.approx(effect)
+    assert found.n == (10_000 if found.units == "image" else 3)
+    assert found.caveat or "smoothing compresses" in text
+
+
+def test_images_gaps_become_claims():
+    """The comparisons that are made image by image, from the rows that hold them."""
+    rows = _rows(SMALL, "figure4")
+    arms = [
+        "peak over first",
+        "peak over last",
+        "accuracy, last over best earlier",
+        "teacher over student",
+        "half over full",
+    ]
+    for number, arm in enumerate(arms):
+        rows.append({"kind": "gap", "pair": FIRST, "arm": arm, "mean": 1.0 + number, "error": 0.5, "n": 2500})
+    found = [one for one in _results("figure4", rows=rows).claims if one.where == FIRST and one.units == "image"]
+    assert [one.effect for one in found] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [one.text[0] for one in found] == ["1", "1", "1", "2", "3"]
+    assert all(one.half_width == pytest.approx(0.98) for one in found)
+
+
+def test_table_1_shows_the_best_by_the_selection_images():
+    (table,) = _results("table1").tables
+    assert table.rows[0][1:] == ["50.00", "50.00", "10.10 ± 0.10", "19.10 ± 0.10", "17.60 ± 0.10",
+                                 "20.60 ± 0.10 (epoch 24)"]  # fmt: skip
+    assert table.rows[1][-1] == "22.10 ± 0.10 (epoch 21)"
+
+
+def test_a_seed_that_one_arm_lacks_is_no_pair():
+    rows = [row for row in _rows(SMALL, "table2") if (row["arm"], row.get("seed")) != ("EN1", 1)]
+    results = _results("table2", rows=rows)
+    assert _claim(results, "Snapshot Ensembles", FIRST).n == 2
+    assert _claim(results, "Snapshot Ensembles", "all pairs on average").n == 2
+    assert _claim(results, "Mixed", FIRST).effect == pytest.approx(1.5), "pairs of the same seed, not means"
+
+
+def test_the_paper_s_numbers_stand_beside_ours():
+    scale = paper()
+    rows = [row for row in _rows(scale, "table3") if row["kind"] == "network"]
+    results = _results("table3", scale, rows)
+    table = results.tables[0]
+    assert table.rows[1][1:] == ["70.38", "72.34", "72.76", "73.08", "72.68", "73.26"]
+    assert _claim(results, "than T full", "all pairs on average").paper == pytest.approx(0.41), "as the paper prints it"
+    ensembles = _results("table2", scale, _rows(scale, "table2"))
+    average = _claim(ensembles, "Snapshot Ensembles (EN₃)", "all pairs on average")
+    assert average.paper == pytest.approx((0.65 + 0.51 + 0.15 + 0.50) / 4, abs=0.006)
+    assert _claim(ensembles, "themselves more accurate", "wrn_40_2").paper == pytest.approx(3.15)
+
+
+def test_figures_hold_the_means_by_epoch():
+    (first, second) = _results("figure2").figures
+    assert isinstance(first, Chart)
+    alone, curve = first.series
+    assert list(curve.x) == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
+    assert list(curve.y) == pytest.approx([ACCURACY[arm] + 0.1 for arm in SWEPT])
+    assert list(alone.y) == pytest.approx([10.1, 10.1])
+    assert isinstance(second, Chart)
+    assert list(second.series[1].x) == [9, 15, 21, 30]
+
+
+def test_figure_3_counts_what_ensembles_cost():
+    accuracy, cost = _results("figure3").figures
+    assert isinstance(accuracy, Chart)
+    assert isinstance(cost, Chart)
+    assert [list(one.x) for one in cost.series] == [[1, 2, 4, 7, 10], [1, 2, 4]]
+    assert [list(one.y) for one in cost.series] == [[50] * 5, [50, 80, 140]], "a run's epochs once, and the student's"
+    assert list(accuracy.series[0].y) == pytest.approx([31.1, 32.1, 34.1, 37.1, 40.1])
+
+
+def test_eq_5_s_distance_is_in_units_of_the_teacher_s_curve():
+    """The teacher goes from −0.10 to −0.20 and from 55 to 70 %; its half-way student ends at −0.27 and 60 %:
+    |−0.10 + 0.27| / 0.1 + |55 − 60| / 15, the full one's |−0.20 + 0.31| / 0.1 + |70 − 60| / 15."""
+    (table,) = _results("figure4").tables
+    found = {row[0]: row[3] for row in table.rows}
+    assert found[f"{FIRST}: T half-way"] == f"{1.7 + 5 / 15:.2f}"
+    assert found[f"{FIRST}: T full"] == f"{1.1 + 10 / 15:.2f}"
+
+
+def test_who_teaches_whom(smoke: Path):
+    """The members of the paper's ensembles, as the runs' own manifests have them."""
+
+    def taught(study: str, arm: str) -> list[tuple[int, int]]:
+        rows = [json.loads(line) for line in (smoke / study / "rows.jsonl").read_text().splitlines()]
+        row = next(one for one in rows if one["kind"] == "network" and one["arm"] == arm and one["seed"] == 1)
+        run = json.loads((smoke / "runs" / row["run"] / "run.json").read_text())
+        seeds = [
+            json.loads((Path(one.partition("@")[0]) / "run.json").read_text())["seed"]
+            for one in run["teacher_addresses"]
+        ]
+        return list(zip(seeds, [one["epoch"] for one in run["teachers"]], strict=True))
+
+    assert taught("table2", "EN1") == [(0, 10), (1, 10)]
+    assert taught("table2", "EN2") == [(0, 5), (1, 10)]
+    assert taught("table2", "EN3") == [(0, 5), (0, 10)]
+    assert taught("figure3", "snapshot 4") == [(0, 2), (0, 5), (0, 7), (0, 10)]
+    assert taught("figure3", "ensemble 2") == [(0, 10), (1, 10)]
+    assert taught("table3", "0.3") == [(0, 3)]
+    assert taught("figure2", "half") == [(0, 5)]
+
+
+def test_heatmaps_are_what_correlate_finds(smoke: Path):
+    stored = json.loads((smoke / "figure5" / "study.json").read_text())["figures"]
+    assert [figure["kind"] for figure in stored] == ["heatmaps", "heatmaps"]
+    (path,) = smoke.glob("correlated/*/correlated.json")
+    found = json.loads(path.read_text())
+    assert found["split"] == "test"
+    for figure, kind in zip(stored, ("logits", "softened"), strict=True):
+        maps = Heatmaps(**{name: value for name, value in figure.items() if name != "kind"}).maps
+        assert maps[0][3] == pytest.approx(found[kind]["similarity"][0][3], abs=1e-4)
+        assert maps[2][3] == pytest.approx(found[kind]["difference"][3], abs=1e-4)
+
+
+def test_peaks_are_looked_for_and_compared_on_different_images(smoke: Path):
+    """The rows of Figure 4 against the plane: the peak by even images, the gap by odd ones."""
+    from checkpointkd.information import load_plane
+    from checkpointkd.trajectory import open_trajectory
+
+    rows = [json.loads(line) for line in (smoke / "figure4" / "rows.jsonl").read_text().splitlines()]
+    (gap,) = [row for row in rows if row["arm"] == "peak over last" and row["pair"].startswith("wrn_16_2")]
+    (run,) = smoke.glob("runs/wrn_16_2-teacher-seed0-*")
+    plane = load_plane(open_trajectory(run))
+    assert plane is not None
+    information_AN = plane.information_ASN.mean(1)
+    peak = information_AN[:, 0::2].mean(1).argmax()
+    apart = information_AN[peak, 1::2] - information_AN[-1, 1::2]
+    assert gap["peak_epoch"] == plane.epochs[peak]
+    assert gap["mean"] == pytest.approx(apart.mean())
+    assert gap["error"] == pytest.approx(apart.std(ddof=1) / len(apart) ** 0.5)
+    assert gap["n"] == len(apart)
