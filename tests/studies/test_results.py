@@ -49,9 +49,10 @@ def _rows(scale: Scale, name: str) -> list[Row]:
         elif isinstance(part.work, Scoring):
             run = part.work.run
             last = scale.teacher_epochs if part.arm == "teacher" else scale.student_epochs
+            of |= {"model": run.model, "seed": run.seed, "epochs": last}
             for epoch in (last // 2, last):
                 information = INFORMATION[part.arm] + (0.1 if epoch < last else 0.0)
-                rows.append({"kind": "point", **of, "model": run.model, "seed": run.seed, "epoch": epoch, "epochs": last,
+                rows.append({"kind": "point", **of, "epoch": epoch,
                              "accuracy": 40.0 + epoch, "accuracy_se": 1.0, "label_information": 1.0, "file": "a/b",
                              "information": information, "information_se": 0.01, "chosen": epoch == last})  # fmt: skip
     return rows
