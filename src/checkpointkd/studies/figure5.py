@@ -25,14 +25,12 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         for kind, words in KINDS_OF_CORRELATION.items():
             name = words.format(**found)
             of_kind = found[kind]
-            maps = [[[round(cell, 4) for cell in line] for line in each]
-                    for each in [*of_kind["similarity"], of_kind["difference"]]]  # fmt: skip
             figures.append(
                 Heatmaps(
                     title=f"Class correlation by {name}",
                     names=["half-way", "full", "half-way less full"],
                     classes=found["classes"],
-                    maps=maps,
+                    maps=[*of_kind["similarity"], of_kind["difference"]],
                     caption=f"Classes by {found['order']}.",
                     alt=f"Heatmaps of the similarity of {len(found['classes'])} classes by {name}",
                 )

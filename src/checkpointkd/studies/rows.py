@@ -13,6 +13,7 @@ from typing import Any
 
 from ..charts import Figure, Table
 from ..comparisons import Claim, claim
+from ..settings import KINDS_OF_CORRELATION
 from .lab import Lab
 from .published import BY_DATASET
 from .scales import Pair, Scale
@@ -67,8 +68,22 @@ def _rows(lab: Lab, part: Part) -> list[Row]:
             }
         ]
     if isinstance(work, Correlating):
-        return [{"kind": "correlation", **lab.found(work)}]
+        return [_correlation(lab.found(work))]
     return []
+
+
+def _correlation(found: dict[str, Any]) -> Row:
+    """What `correlate` found, its maps in four digits: a hundred classes have ten thousand pairs."""
+
+    def rounded(map_KK: list[list[float]]) -> list[list[float]]:
+        return [[round(cell, 4) for cell in line] for line in map_KK]
+
+    kinds = {
+        kind: {**found[kind], "similarity": [*map(rounded, found[kind]["similarity"])],
+               "difference": rounded(found[kind]["difference"])}
+        for kind in KINDS_OF_CORRELATION
+    }  # fmt: skip
+    return {"kind": "correlation", **found, **kinds}
 
 
 def _network(lab: Lab, work: Training | Distillation) -> Row:

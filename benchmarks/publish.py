@@ -1,0 +1,64 @@
+"""A folder of studies as a page that a repository shows: Markdown, figures as SVG, rows as JSON lines.
+
+python benchmarks/publish.py studies/small docs/results/small
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpointkd.charts import from_plain
+from checkpointkd.comparisons import CLAIM_COLUMNS, claim_from
+from checkpointkd.reports import collect
+from checkpointkd.reports.page import anchor
+from checkpointkd.reports.stills import stills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    collected = collect(options.studies)
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True)
+    lines = [f"# The paper's experiments at the scale {collected.studies[0]['scale']['name']}", ""]
+    for note in dict.fromkeys(note for study in collected.studies for note in study["notes"]):
+        lines += [f"> {note}", ""]
+    for study in collected.studies:
+        shutil.copy(options.studies / study["study"] / "rows.jsonl", options.out / f"{study['study']}.jsonl")
+        lines += _section(study, options.out)
+    lines += ["## Where this comes from", ""]
+    lines += [f"- {name}: {value}" for name, value in collected.provenance.items()]
+    (options.out / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def _section(study: dict[str, Any], out: Path) -> list[str]:
+    lines = [f"## {study['title']}", ""]
+    for table in study["tables"]:
+        lines += [f"**{table['title']}**", "", *_table(table["columns"], table["rows"]), "", table["note"], ""]
+    if study["claims"]:
+        claims = [claim_from(stored) for stored in study["claims"]]
+        lines += _table(CLAIM_COLUMNS, [[one.text, one.where, *one.cells()] for one in claims])
+        caveats = dict.fromkeys(one.caveat for one in claims if one.caveat and one.n)
+        lines += ["", *(f"*{caveat[0].upper()}{caveat[1:]}.*" for caveat in caveats), ""]
+    for number, stored in enumerate(study["figures"], start=1):
+        figure = from_plain(stored)
+        name = f"{study['study']}-{number}-{anchor(figure.title)}.svg"
+        (out / name).write_bytes(dict(stills(figure))["svg"])
+        lines += [f"![{figure.alt}]({name})", "", f"*{figure.title}. {figure.caption}*", ""]
+    return lines
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown's table."""
+    shown = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
+    return [f"| {' | '.join(row)} |" for row in [shown[0], ["---"] * len(columns), *shown[1:]]]
+
+
+if __name__ == "__main__":
+    main()
