@@ -50,6 +50,7 @@ def _no_date(kind: str) -> dict[str, Any]:
 
 def _chart(drawn: Any, chart: Chart) -> None:
     axes = drawn.add_subplot()
+    axes.use_sticky_edges = False  # room for the points at the edges of contours
     if chart.contour is not None:
         filled = axes.tricontourf(*chart.contour, cmap="cividis")
         drawn.colorbar(filled, label=_short(chart.contour_title))
@@ -59,8 +60,11 @@ def _chart(drawn: Any, chart: Chart) -> None:
     for axis, is_log, ticks in ((axes.xaxis, chart.log_x, chart.x_ticks), (axes.yaxis, chart.log_y, chart.y_ticks)):
         if is_log:
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
             if ticks:
-                axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+                axis.set_ticks(ticks)
+                axis.minorticks_off()
     if len(chart.series) > 1:
         drawn.legend(loc="outside lower center", ncols=2)
 
