@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Style = Literal["line", "points", "level", "edge"]
 Symbol = Literal["circle", "star", "diamond", "x"]
@@ -89,18 +89,78 @@ def to_plain(figure: Figure) -> dict[str, Any]:
 
 
 def from_plain(stored: dict[str, Any]) -> Figure:
-    """A figure from what `to_plain` gave.
+    """A figure from what `to_plain` gave; raises ValueError, TypeError or KeyError for what can't be one.
 
     >>> from_plain(to_plain(Chart(title="a", x_title="b", y_title="c", series=[Series(name="d", x=[1], y=[2])]))).title
     'a'
     """
     values = {name: value for name, value in stored.items() if name != "kind"}
     if stored["kind"] == "heatmaps":
-        return Heatmaps(**values)
+        maps = Heatmaps(**values)
+        _check_maps(maps)
+        return maps
     contour = values.get("contour")
-    return Chart(**{
-        **values, "series": [Series(**one) for one in values["series"]], "contour": contour and tuple(contour)
-    })  # fmt: skip
+    series = [Series(**one) for one in values["series"]]
+    chart = Chart(**{**values, "series": series, "contour": contour and tuple(contour)})
+    _check_chart(chart)
+    return chart
+
+
+LARGEST = 1e12  # what can be drawn
+
+
+def _texts(*texts: Any) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+        text.encode()  # raises ValueError for halves of characters
+
+
+def _numbers(*numbers: Any, least: float = -LARGEST) -> None:
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= LARGEST:
+            raise ValueError(f"{number!r} can't be drawn")
+
+
+def _lists(length: int, *lists: Any) -> None:
+    for one in lists:
+        if one is not None and (not isinstance(one, list | tuple) or len(one) != length):
+            raise ValueError("lists of one length are needed")
+
+
+def _check_chart(chart: Chart) -> None:
+    _texts(chart.title, chart.x_title, chart.y_title, chart.caption, chart.alt, chart.contour_title)
+    for axis, is_log, ticks in (("x", chart.log_x, chart.x_ticks), ("y", chart.log_y, chart.y_ticks)):
+        _numbers(*(ticks or []))
+        for one in chart.series if is_log else ():
+            _numbers(*getattr(one, axis), least=1e-12)
+    for one in chart.series:
+        _texts(one.name, *(one.hover or []), *(one.words or []))
+        _lists(len(one.x), one.x, one.y, one.error, one.hover, one.words)
+        _numbers(*one.x, *one.y)
+        _numbers(*(one.error or []), least=0)
+        _numbers(*(one.large or []), *([] if one.colour is None else [one.colour]), least=0)
+        if one.style not in get_args(Style) or one.symbol not in get_args(Symbol):
+            raise ValueError("a style or a symbol that there isn't")
+        if not all(isinstance(at, int) and at < len(one.x) for at in one.large or []):
+            raise ValueError("a point that there isn't")
+        if not isinstance(one.colour, int | None):
+            raise TypeError("a colour is a number")
+    if chart.contour is not None:
+        _lists(3, chart.contour)
+        _lists(len(chart.contour[0]), *chart.contour)
+        _numbers(*(number for numbers in chart.contour for number in numbers))
+
+
+def _check_maps(figure: Heatmaps) -> None:
+    _texts(figure.title, figure.caption, figure.alt, *figure.names, *figure.classes)
+    several = len(figure.classes)
+    if several < 2 or not 1 <= len(figure.maps) <= 3:
+        raise ValueError("one to three maps of two classes or more are needed")
+    _lists(len(figure.maps), figure.names, figure.maps)
+    for each in figure.maps:
+        _lists(several, each, *each)
+        _numbers(*(cell for line in each for cell in line))
 
 
 @dataclass(frozen=True)
@@ -112,3 +172,10 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     marked: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError for what can't be shown."""
+        _texts(self.title, self.note, *self.columns, *(cell for row in self.rows for cell in row))
+        _lists(len(self.columns), *self.rows)
+        if not isinstance(self.marked, list) or not isinstance(self.rows, list):
+            raise TypeError("rows are lists")

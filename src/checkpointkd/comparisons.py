@@ -12,6 +12,7 @@ from .errors import counted
 
 CONFIDENCE = 0.95
 LEAST = 3  # pairs below which no claim is decided: two may agree by chance
+ROUNDING = 1e-9  # differences of accuracies that are of as many images differ by the last bits
 Z = 1.96  # standard errors on either side of such an interval, by the normal law
 
 Word = Literal["supported", "not supported", "undecided"]
@@ -37,7 +38,7 @@ def paired(gaps: Sequence[float]) -> Paired:
     from scipy import stats
 
     n, mean = len(gaps), fmean(gaps) if gaps else math.nan
-    if n < 2 or len(set(gaps)) == 1:
+    if n < 2 or max(gaps) - min(gaps) <= ROUNDING * max(1.0, abs(mean)):
         return Paired(n, mean, math.nan, math.nan)
     error = stdev(gaps) / math.sqrt(n)
     return Paired(
@@ -92,11 +93,17 @@ class Claim:
         return [effect + of, "" if self.paper is None else f"{self.paper:+.2f}", p, self.verdict]
 
 
-CLAIM_COLUMNS = ["claim", "for", "effect, 95 % interval", "the paper's", "p, corrected", "verdict"]
+CLAIM_COLUMNS = ["claim", "for", "effect, 95 % interval", "effect in the paper", "p, corrected", "verdict"]
+AVERAGE = "all pairs on average"
 
 
 def claim_from(stored: dict[str, Any]) -> Claim:
-    """A claim from its fields, as they are stored."""
+    """A claim from its fields, as they are stored; raises KeyError or TypeError for what can't be one."""
+    numbers = [stored[name] for name in ("effect", "half_width", "p", "p_corrected", "paper")]
+    if not all(one is None or (isinstance(one, float | int) and abs(one) < 1e12) for one in numbers):
+        raise TypeError("a claim's numbers are numbers")
+    if not isinstance(stored["n"], int) or isinstance(stored["n"], bool):
+        raise TypeError("a claim's n is a number")
     return Claim(**{name: stored[name] for name in Claim.__dataclass_fields__})
 
 
@@ -113,15 +120,18 @@ def claim(
 
 def claim_of(
     text: str, where: str, effect: float, error: float, n: int, *, unit: str = "points", units: str,
-    paper: float | None = None, caveat: str = "",
+    degrees: float = math.inf, paper: float | None = None, caveat: str = "",
 ) -> Claim:  # fmt: skip
-    """A claim that a mean over n, with this standard error, is above 0; n is large enough for the normal law."""
+    """A claim that a mean over n, with this standard error of so many degrees of freedom, is above 0."""
     from scipy import stats
 
-    if n < 2 or not error > 0:
+    if n < 2 or math.isnan(effect):
         return Claim(text, where, unit, units, 0, paper=paper, caveat=caveat)
-    p = float(2 * stats.norm.sf(abs(effect) / error))
-    return Claim(text, where, unit, units, n, effect, Z * error, p, paper=paper, caveat=caveat)
+    if not error > 0:
+        return Claim(text, where, unit, units, n, effect, paper=paper, caveat=caveat)
+    p = float(2 * stats.t.sf(abs(effect) / error, degrees))
+    half_width = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * error
+    return Claim(text, where, unit, units, n, effect, half_width, p, paper=paper, caveat=caveat)
 
 
 def corrected(claims: Sequence[Claim]) -> list[Claim]:

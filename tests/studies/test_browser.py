@@ -177,6 +177,8 @@ def test_hostile_names_are_shown_as_text(browser: Any, tmp_path: Path):
         "study": "table1",
         "title": HOSTILE[0],
         "about": "",
+        "scale": {"name": HOSTILE[0], "dataset": HOSTILE[1], "protocol": HOSTILE[5], "seeds": 1, "train_images": None,
+                  "teacher_epochs": 1, "student_epochs": 1, "pairs": [{"teacher": HOSTILE[2], "student": HOSTILE[3]}]},
         "notes": HOSTILE,
         "tables": [{"title": name, "columns": [name, name], "rows": [[name, name]], "note": name, "marked": []}
                    for name in HOSTILE],

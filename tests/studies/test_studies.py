@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.cli import main
+from checkpointkd.data import load_data
 from checkpointkd.studies.lab import Lab
 from checkpointkd.studies.published import CIFAR100
 from checkpointkd.studies.scales import SCALES, Scale
@@ -36,6 +38,12 @@ def _found(folder: Path, study: str) -> dict[str, Any]:
 def _rows(folder: Path, study: str, **wanted: Any) -> list[dict]:
     rows = [json.loads(line) for line in (folder / study / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def _lab(folder: Path, scale: Scale) -> Lab:
+    lab = Lab(folder, scale, "digits")
+    networks = [name for pair in scale.pairs for name in (pair.teacher, pair.student)]
+    return lab.look(networks, load_data(lab.data_settings()))
 
 
 def test_all_nine_are_whole(smoke: Path):
@@ -79,8 +87,9 @@ def test_tables_hold_the_means_of_their_rows(smoke: Path):
     assert picked == [chosen], "what Table 3 calls T* is what Figure 7 chose"
 
 
-def test_runs_are_shared_and_never_done_twice(smoke: Path):
+def test_runs_are_shared_and_never_done_twice(smoke: Path, tmp_path: Path):
     """As many folders as there are different runs, though studies ask for them many times over."""
+    smoke = shutil.copytree(smoke, tmp_path / "copy")
     asked = [row["run"] for study in STUDIES for row in _rows(smoke, study, kind="network")]
     students = {path.name for path in (smoke / "runs").iterdir() if "teacher" not in path.name.split("-seed")[0]}
     assert set(asked) == students
@@ -101,7 +110,7 @@ def test_runs_are_shared_and_never_done_twice(smoke: Path):
 def test_what_is_one_run_has_one_folder(smoke: Path):
     """T* is the checkpoint that was chosen, by whatever name; other settings are other runs."""
     scale = smoke_scale()
-    lab = Lab(smoke, scale, "digits").look([name for pair in scale.pairs for name in (pair.teacher, pair.student)])
+    lab = _lab(smoke, scale)
     pair = scale.pairs[0]
     best = Distillation(pair.student, single(pair, "best")["best"], 0)
     epoch = lab.epoch(best.teachers[0])
@@ -121,15 +130,23 @@ def test_what_is_one_run_has_one_folder(smoke: Path):
 
 
 def test_a_selection_by_another_rule_does_not_become_the_paper_s_choice(smoke: Path, tmp_path: Path):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(smoke, folder)
     scale = smoke_scale()
-    lab = Lab(folder, scale, "digits").look([scale.pairs[0].teacher, scale.pairs[0].student])
+    lab = _lab(folder, scale)
     picked = Picked(teacher(scale.pairs[0]), "best")
     before = lab.epoch(picked)
-    ckd.select(lab.folder(picked.run), rule="half")
+    for other in ({"rule": "half"}, {"estimator": "ridge"}):
+        run = lab.folder(picked.run)
+        if "estimator" in other:
+            ckd.score(run, estimator="ridge")
+        ckd.select(run, **other)
+        assert lab.chosen(picked.run) is None
+        assert not lab.done(Scoring(picked.run))
+        ckd.study("figure7", scale="smoke", out=folder)
+        assert lab.epoch(picked) == before
+    (run / "selection.json").unlink()  # killed between the scores and the choice
+    ckd.study("figure7", scale="smoke", out=folder)
     assert lab.epoch(picked) == before
 
 
@@ -161,7 +178,7 @@ def test_an_estimate_says_what_is_left(tmp_path: Path):
     scale = smoke_scale()
     lab = Lab(tmp_path, scale, "digits", machine=MACHINE)
     run = Training("wrn_16_2", "teacher")
-    assert lab.cost(run) == pytest.approx(10 * 10 * 0.1)
+    assert lab.cost(run) == pytest.approx(20 * 10 * 0.1)
     assert lab.cost(Scoring(run)) == pytest.approx(33 * 10 * 0.1)
     assert lab.checkpoints(run) == 10
     assert lab.checkpoints(Training("wrn_10_1", "student")) == 2
@@ -178,6 +195,8 @@ def test_an_estimate_says_what_is_left(tmp_path: Path):
         (["table1", "--scale", "smoke", "--protocol", "hold"], "hold"),
         (["table1", "--scale", "smoke", "--alpha", "2"], "alpha must lie in [0, 1], not 2"),
         (["table1", "--scale", "smoke", "--tau", "0"], "tau must be above 0"),
+        (["table1", "--scale", "smoke", "--table-limit", "-1"], "the table limit must be from 0"),
+        (["table1", "--scale", "smoke", "--data", "digits:foo"], "foo"),
         (["table1", "--scale", "smoke", "--precision", "fp8"], "fp8"),
         (["table1", "--scale", "paper", "--data", "cifar100:nowhere"], "nowhere"),
     ],
@@ -193,8 +212,10 @@ def test_bad_input_is_told_in_one_sentence(arguments: list[str], words: str, tmp
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *(("machine.json", text) for text in ("[]", "no JSON", '{"auto, digits, fp32": {"wrn_10_1": {}}}')),
-        *(("table1/study.json", text) for text in ("[]", "{}", "no JSON", '{"scale": 3}')),
+        *(("machine.json", text) for text in ("[]", "no JSON", '{"a": {"wrn_10_1": {}}}', '{"a": {"b": 5}}')),
+        ("machine.json", json.dumps({"a": {"b": {**MACHINE["wrn_10_1"], "precision": "fp64"}}})),
+        ("machine.json", json.dumps({"a": {"b": {**MACHINE["wrn_10_1"], "seconds_a_step": -1}}})),
+        *(("studies.json", text) for text in ("[]", "{}", "no JSON", '{"scale": 3}')),
     ],
 )
 def test_damaged_files_are_named(name: str, damage: str, tmp_path: Path, capsys):
@@ -203,6 +224,49 @@ def test_damaged_files_are_named(name: str, damage: str, tmp_path: Path, capsys)
     path.write_text(damage)
     assert main(["study", "table1", "--scale", "smoke", "--out", str(tmp_path / "out")]) == 2
     assert f"{path} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "damage"), [
+    *(("measured", text) for text in ("{}", "[]", "null", '{"ensemble": {}, "members": [], "images": 3}')),
+    *(("correlated", text) for text in ("{}", "[]", "no JSON", '{"classes": []}')),
+    ("runs", "{}"),
+])  # fmt: skip
+def test_a_damaged_result_is_named(smoke: Path, tmp_path: Path, kind: str, damage: str, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(smoke, out)
+    study = {"measured": "table2", "correlated": "figure5", "runs": "table2"}[kind]
+    name = "result.json" if kind == "runs" else f"{kind}.json"
+    path = next(one for one in sorted(out.glob(f"{kind}/*/{name}")) if kind != "measured" or "+" in one.parent.name)
+    path.write_text(damage)
+    assert main(["study", study, "--scale", "smoke", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "is damaged" in said
+    assert str(path.parent) in said
+    assert "Traceback" not in said
+
+
+def test_a_run_that_lost_a_checkpoint_is_named(smoke: Path, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(smoke, out)
+    (run,) = out.glob("runs/wrn_16_2-teacher-seed0-*")
+    (run / "checkpoints" / "epoch-0006.safetensors").unlink()
+    assert main(["study", "table3", "--scale", "smoke", "--out", str(out)]) == 2
+    assert f"{run} is complete and has 9 of its 10 checkpoints" in capsys.readouterr().err
+
+
+def test_nothing_begins_where_its_page_can_t_be_written(tmp_path: Path, capsys):
+    (tmp_path / "report.html").write_text("mine")
+    assert main(["study", "table3", "--scale", "smoke", "--out", str(tmp_path)]) == 2
+    assert "is no page of ours" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_other_settings_replace_results_and_it_is_said(smoke: Path, tmp_path: Path, caplog):
+    out = tmp_path / "out"
+    shutil.copytree(smoke, out)
+    ckd.study("figure7", scale="smoke", out=out, seeds=1)
+    assert "the results of figure7" in caplog.text
+    assert "seeds 2 there, 1 here" in caplog.text
 
 
 def test_alpha_and_tau_are_searched_for_each_pair(tmp_path: Path):
@@ -219,9 +283,10 @@ def test_alpha_and_tau_are_searched_for_each_pair(tmp_path: Path):
     assert "α and τ are searched for each" in _found(tmp_path, "figure3")["tables"][0]["note"]
 
 
-def test_one_folder_holds_one_scale(smoke: Path, capsys, cifar100: Path):
-    assert main(["study", "table1", "--scale", "small", "--data", f"cifar100:{cifar100}", "--out", str(smoke)]) == 2
-    assert "holds table1 at the scale smoke on digits; choose another --out" in capsys.readouterr().err
+def test_one_folder_holds_one_scale(smoke: Path, tmp_path: Path, capsys, cifar100: Path):
+    shutil.copy(smoke / "studies.json", tmp_path)
+    assert main(["study", "table1", "--scale", "small", "--data", f"cifar100:{cifar100}", "--out", str(tmp_path)]) == 2
+    assert "holds studies of the scale smoke; choose another --out" in capsys.readouterr().err
 
 
 def _start(out: Path, *more: str) -> subprocess.Popen:
@@ -237,7 +302,8 @@ def _start(out: Path, *more: str) -> subprocess.Popen:
         str(out),
         *more,
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def _wait_for(done: Any, process: subprocess.Popen) -> None:
@@ -299,7 +365,7 @@ def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
     children = _children(process.pid)
     assert main(["study", "table1", "--scale", "smoke", "--out", str(out)]) == 2
     assert "is in use by process" in capsys.readouterr().err, "one folder, one study at a time"
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; what is saved is kept" in said
@@ -314,8 +380,6 @@ def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
 
 def test_what_fails_is_named_and_the_rest_is_done(smoke: Path, tmp_path: Path, capsys):
     """One run's folder is taken by something else: all others are done, the table says what is missing."""
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(smoke, out)
     row = _rows(out, "table3", kind="network", arm="0.7", seed=1)[0]
@@ -343,5 +407,5 @@ def test_the_paper_s_scale_asks_first(tmp_path: Path, cifar100: Path):
     assert done.returncode == 2
     assert "2 teachers, 115 students" in done.stderr
     assert "hours on this machine" in done.stderr
-    assert "say --yes to begin" in done.stderr
+    assert "say --yes (in Python yes=True) to begin" in done.stderr
     assert not (tmp_path / "paper" / "runs").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..charts import Figure, Table, from_plain
-from ..comparisons import Claim, claim_from
+from ..comparisons import AVERAGE, Claim, claim_from
 from ..errors import counted
 from ..settings import KINDS_OF_CORRELATION, UNITS
 from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
@@ -19,7 +19,7 @@ from .figures import (
     search_chart,
     students_charts,
 )
-from .page import Page, Section, write_page
+from .page import Page, Section, refuse_others, write_page
 
 __all__ = [
     "CORRELATION_COLUMNS",
@@ -31,6 +31,7 @@ __all__ = [
     "conclusions",
     "correlation_rows",
     "difference",
+    "refuse_others",
     "write_correlation",
     "write_report",
 ]
@@ -105,11 +106,12 @@ def _runs_page(collected: Collected) -> Page:
 
 def _studies_page(collected: Collected) -> Page:
     said = [note for study in collected.studies for note in study["notes"]]
-    of_all = [note for note in dict.fromkeys(said) if said.count(note) == len(collected.studies) > 1]
+    of_all = [note for note in dict.fromkeys(said) if said.count(note) == len(collected.studies)]
     claims = [[claim_from(stored) for stored in study["claims"]] for study in collected.studies]
     return Page(
-        title=f"Checkpoints as teachers, the paper's experiments: {collected.folder.resolve().name}",
+        title=f"The paper's experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_STUDIES,
+        words=list(dict.fromkeys(_settings_words(study["scale"]) for study in collected.studies)),
         findings=_findings([claim for several in claims for claim in several]),
         notes=[*of_all, *collected.notes],
         sections=[
@@ -126,18 +128,36 @@ def _studies_page(collected: Collected) -> Page:
     )
 
 
+def _settings_words(scale: dict[str, Any]) -> str:
+    """What was run, in one line."""
+    images = f", {scale['train_images']:,} training images" if scale["train_images"] else ""
+    pairs = ", ".join(f"{pair['teacher']} → {pair['student']}" for pair in scale["pairs"])
+    return (
+        f"The scale {scale['name']}: {scale['dataset']}{images}; teacher → student: {pairs}; "
+        f"{scale['teacher_epochs']} and {scale['student_epochs']} epochs; {counted(scale['seeds'], 'seed')} each; "
+        f"protocol {scale['protocol']}."
+    )
+
+
 def _findings(claims: list[Claim]) -> dict[str, list[str]]:
-    """What was decided, in a line a claim, and how many are open."""
+    """The main claims, whatever became of them; the rest that is decided; how many aren't."""
+    claims = list({(one.text, one.where): one for one in claims}.values())
+    main = [one for one in claims if one.where == AVERAGE]
     found: dict[str, list[str]] = {}
+    if main:
+        found["In short, on average over the pairs of networks"] = [
+            f"{one.text}? {one.verdict.capitalize()}{f': {one.cells()[0]}' if one.n else ''}." for one in main
+        ]
     for word in ("supported", "not supported"):
-        said = [f"{one.text} ({one.where}): {one.cells()[0]}" for one in claims if one.n and one.word == word]
+        said = [f"{one.text} ({one.where}): {one.cells()[0]}" for one in claims if one not in main and one.word == word]
         if said:
-            found[f"{word.capitalize()}, {len(said)} of {counted(len(claims), 'claim')}"] = said
+            found[f"{word.capitalize()} besides"] = said
     undecided = sum(one.n > 0 and one.word == "undecided" for one in claims)
     if undecided:
-        found[f"Undecided, {undecided} of {counted(len(claims), 'claim')}"] = [
-            "These runs are too few, or too much alike, to tell: see the tables of claims below."
-        ]
+        found[f"Undecided: {undecided} of {counted(len(claims), 'claim')}"] = ["The tables of claims below show them."]
+    missing = sum(one.n == 0 for one in claims)
+    if missing:
+        found[f"Not run yet: {missing} of {counted(len(claims), 'claim')}"] = ["The studies below say what is missing."]
     return found
 
 

@@ -170,14 +170,20 @@ def _check_study(result: Any, path: Path) -> None:
     """Raise UserError unless this can be what a study found."""
     try:
         for figure in result["figures"]:
-            from_plain(figure).table()
+            from_plain(figure)
         for table in result["tables"]:
-            assert all(len(row) == len(table["columns"]) for row in Table(**table).rows)
-        for claim in result["claims"]:
-            claim_from(claim).cells()
-        assert all(isinstance(text, str) for text in [result["study"], result["title"], *result["notes"]])
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError):
-        raise UserError(f"{path} is damaged: it is no study's") from None
+            Table(**table).check()
+        for claim in map(claim_from, result["claims"]):
+            Table(claim.text, [claim.where, *claim.cells()], [], claim.caveat).check()
+        scale, provenance = result["scale"], result["provenance"]
+        words = [scale["name"], scale["dataset"], scale["protocol"], *provenance, *provenance.values()]
+        words += [one for pair in scale["pairs"] for one in (pair["teacher"], pair["student"])]
+        Table(result["title"], [*result["notes"], result["study"], *words], []).check()
+        counts = (scale["seeds"], scale["teacher_epochs"], scale["student_epochs"], scale["train_images"] or 0)
+        right = isinstance(result["notes"], list) and all(isinstance(one, int) for one in counts)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+        right = False
+    require(right, f"{path} is damaged: it is no study's")
 
 
 def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:

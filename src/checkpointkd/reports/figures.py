@@ -62,7 +62,13 @@ def plane_chart(name: str, points: Sequence[Point], *, chosen: int | None, unit:
     )
 
 
-def curves_chart(title: str, points_by_name: Mapping[str, Sequence[Point]], *, estimator: str = "decoder") -> Chart:
+def curves_chart(
+    title: str,
+    points_by_name: Mapping[str, Sequence[Point]],
+    *,
+    estimator: str = "decoder",
+    colours: Sequence[int] | None = None,
+) -> Chart:
     """Several trajectories on one plane, in their own units (Fig. 4 and 6), the last checkpoint of each marked."""
     return Chart(
         title=title,
@@ -74,12 +80,18 @@ def curves_chart(title: str, points_by_name: Mapping[str, Sequence[Point]], *, e
                 x=[point["information"] for point in points],
                 y=[point["accuracy"] for point in points],
                 hover=[f"{name}<br>{_said(point, 'epoch')}" for point in points],
+                words=[
+                    str(points[0]["epoch"]),
+                    *[""] * (len(points) - 2),
+                    *[str(points[-1]["epoch"])][: len(points) - 1],
+                ],
                 large=[len(points) - 1],
+                colour=colours[number] if colours else None,
             )
-            for name, points in points_by_name.items()
+            for number, (name, points) in enumerate(points_by_name.items())
         ],
-        caption=f"The large point is a run's last checkpoint. I(X;F) by {estimator}, larger for more: "
-        f"{UNITS[estimator]}.",
+        caption="The large point is a run's last checkpoint; numbers are epochs. I(X;F) by "
+        f"{estimator}, larger for more: {UNITS[estimator]}.",
         alt="The checkpoints of several runs by I(X;F) and accuracy",
     )
 
@@ -176,7 +188,8 @@ def search_chart(name: str, result: dict[str, Any]) -> Chart:
         found.append(series("trials", sorted(done, key=lambda trial: trial["values"][names[0]]), colour=0))
     else:
         finished = series("finished", done, style="points", colour=4)
-        if len(set(finished.x)) > 1 and len(set(finished.y)) > 1:
+        at = np.array([finished.x, finished.y])
+        if len(done) > 2 and np.linalg.matrix_rank(at - at[:, :1]) == 2:  # points on one line span no area
             contour = (finished.x, finished.y, [100 * trial["accuracy"] for trial in done])
         found += [series("stopped early", stopped, style="points", symbol="x", colour=5), finished]
     found.append(series("the best", best, style="points", symbol="star", colour=1))

@@ -22,7 +22,7 @@ from ..charts import Figure, Heatmaps, Table
 from ..comparisons import CLAIM_COLUMNS, Claim
 from ..errors import UserError
 from .drawing import draw
-from .stills import stills
+from .stills import KINDS, stills
 
 log = logging.getLogger("checkpointkd")
 
@@ -58,39 +58,56 @@ class Page:
 def write_page(page: Page, *, out: Path) -> Path:
     """Write the page as one HTML file that needs no network, and its figures and tables as files in a folder beside it,
     `NAME_files`; raises UserError when either is there and is not ours."""
-    beside = out.with_name(f"{out.stem}_files")
+    beside = refuse_others(out)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals |= {"caveats": caveats, "claim_rows": claim_rows}
+    environment.filters |= {"plotly": _embedded, "numbers": _numbers, "csv_link": _csv_link, "anchor": anchor}
+    figures = [figure for section in page.sections for figure in section.figures]
+    text = environment.get_template("page.html.jinja").render(
+        page=page,
+        plotly_js=Markup(get_plotlyjs() if figures else ""),
+        number_of=lambda figure: next(n for n, one in enumerate(figures) if one is figure),
+    )
+    files.write_whole(out, text.lstrip().encode())
+    _write_files(page, out, beside)
+    return out
+
+
+def refuse_others(out: Path) -> Path:
+    """The folder beside a page that is to be written; raises UserError when either is there and is not ours."""
+    beside = out.parent / f"{out.stem}_files"
     try:
         there, also_there = out.exists(), beside.exists()
     except OSError as error:
         raise UserError(f"{str(out)[:80]}… can't be written: {error.strerror}") from None
     if there and not (out.is_file() and GENERATOR in out.read_bytes()[:1000]):
         raise UserError(f"{out} is there already and is no page of ours; choose another --out")
-    if also_there and not (beside / MARK).is_file():
-        raise UserError(f"{beside} is there already and is not of a page of ours; choose another --out")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"plotly": _embedded, "numbers": _numbers, "csv_link": _csv_link, "anchor": anchor}
-    figures = [figure for section in page.sections for figure in section.figures]
-    text = environment.get_template("page.html.jinja").render(
-        page=page,
-        claim_columns=CLAIM_COLUMNS,
-        plotly_js=Markup(get_plotlyjs() if figures else ""),
-        number_of=lambda figure: next(n for n, one in enumerate(figures) if one is figure),
-    )
-    files.write_whole(out, text.lstrip().encode())
-    _write_files(page, beside)
-    return out
+    if also_there and _written(beside)[:1] != [out.name]:
+        raise UserError(f"{beside} is there already and is not of this page; choose another --out")
+    return beside
 
 
-def _write_files(page: Page, folder: Path) -> None:
-    """Every figure as CSV, SVG, PNG and PDF, every table and the claims as CSV."""
-    for old in folder.glob("*"):
-        if old.suffix in (".csv", ".svg", ".png", ".pdf"):
-            old.unlink()
-    files.write_whole(folder / MARK, b"Figures and tables of the page beside this folder, written anew with it.\n")
-    for number, (title, content) in enumerate(_contents(page), start=1):
-        path = folder / f"{number:02d}-{anchor(title)}"
+def _written(folder: Path) -> list[str]:
+    """The page whose files are in this folder, and their names; empty when it is no such folder."""
+    try:
+        return (folder / MARK).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def _write_files(page: Page, out: Path, folder: Path) -> None:
+    """Every figure as CSV, SVG, PNG and PDF, every table and the claims as CSV; those of the page before go."""
+    for name in _written(folder)[1:]:
+        if Path(name).name == name and (folder / name).is_file():
+            (folder / name).unlink()
+    contents = {f"{number:02d}-{anchor(title)}": content for number, (title, content) in enumerate(_contents(page), 1)}
+    kinds = {name: ["csv"] if isinstance(content, tuple) else ["csv", *KINDS] for name, content in contents.items()}
+    names = [f"{name}.{kind}" for name in contents for kind in kinds[name]]
+    files.write_whole(folder / MARK, "\n".join([out.name, *names]).encode())
+    for name, content in contents.items():
+        path = folder / name
         columns, rows = content if isinstance(content, tuple) else content.table()
         files.write_whole(path.with_name(f"{path.name}.csv"), csv_text(columns, rows).encode())
         if not isinstance(content, tuple):
@@ -103,10 +120,33 @@ def _contents(page: Page) -> Iterator[tuple[str, Figure | tuple[list[str], list[
         for table in section.tables:
             yield table.title or section.title, (table.columns, table.rows)
         if section.claims:
-            rows = [[one.text, one.where, *one.cells(), one.caveat] for one in section.claims]
-            yield f"{section.title}: claims", ([*CLAIM_COLUMNS, "caveat"], rows)
+            names = ("text", "where", "effect", "half_width", "unit", "n", "units", "p", "p_corrected", "paper",
+                     "verdict", "caveat")  # fmt: skip
+            yield (
+                f"{section.title}: claims",
+                ([*names], [[getattr(one, name) for name in names] for one in section.claims]),
+            )
         for figure in section.figures:
             yield figure.title, figure
+
+
+def caveats(claims: Sequence[Claim]) -> list[str]:
+    """What to know of the claims that were tested, each once."""
+    return list(dict.fromkeys(one.caveat for one in claims if one.caveat and one.n))
+
+
+def claim_rows(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
+    """The claims as a table, the paper's effects left out where it has none; a number stands for a caveat."""
+    known = caveats(claims)
+    kept = [
+        n for n, name in enumerate(CLAIM_COLUMNS) if "paper" not in name or any(one.paper is not None for one in claims)
+    ]
+    rows = []
+    for one in claims:
+        mark = f" [{known.index(one.caveat) + 1}]" if one.caveat in known else ""
+        cells = [f"{one.text}{mark}", one.where, *one.cells()]
+        rows.append([cells[n] for n in kept])
+    return [CLAIM_COLUMNS[n] for n in kept], rows
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -118,9 +158,8 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     written = io.StringIO()
     out = csv.writer(written)
     for row in [columns, *rows]:
-        out.writerow(
-            [f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "@", "\t")) else cell for cell in row]
-        )
+        formula = [isinstance(cell, str) and re.match(r"[=@\t\r]|[+-][^0-9.]", cell) is not None for cell in row]
+        out.writerow([f"'{cell}" if quoted else cell for cell, quoted in zip(row, formula, strict=True)])
     return written.getvalue()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from logging.handlers import QueueHandler
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -51,13 +52,9 @@ def carry_out(
         for work in waiting:
             if _lacks(work, failed):
                 continue
-            try:
-                if not lab.done(work):  # another piece may have been the same
-                    with quiet():
-                        lab.carry_out(work, overall.within(work))
-            except UserError as error:
-                failed[work] = str(error)
-                log.warning("%s", error)
+            if trouble := "" if lab.done(work) else _trouble(lab, work, overall.within(work)):
+                failed[work] = trouble
+                log.warning("%s", trouble)
                 continue
             overall.finish(work)
             on_done(work)
@@ -85,6 +82,18 @@ def carry_out(
                     overall.finish(work)
                     on_done(work)
     return failed
+
+
+def _trouble(lab: Lab, work: Work, progress: Progress) -> str:
+    """Do this work; returns what went wrong, if anything did."""
+    try:
+        with quiet():
+            lab.carry_out(work, progress)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{lab.folder(work)}: {first_line(error)}"
+    return ""
 
 
 def _lacks(work: Work, failed: dict[Work, str]) -> bool:
@@ -154,7 +163,8 @@ class _Processes:
 
     def begin(self, work: Work) -> None:
         process = self._context.Process(target=_work, args=(self._lab, work, self._threads, self._told), daemon=True)
-        process.start()
+        with _deaf_to_interrupts():  # which a process takes over: it must not die of Ctrl-C while it starts
+            process.start()
         self.running[process] = work
 
     def ended(self) -> list[tuple[Work, str]]:
@@ -184,9 +194,20 @@ class _Processes:
                 self._overall.within(work)(*said[1:])
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C is ignored meanwhile; whoever starts processes stops them."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
 def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
     """What a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it stops it
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -201,12 +222,7 @@ def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
             said[0] = time.monotonic()
             told.put((os.getpid(), task, done, total))
 
-    try:
-        with quiet():
-            lab.carry_out(work, tell)
-    except UserError as error:
-        told.put((os.getpid(), str(error)))
-    except OSError as error:
-        told.put((os.getpid(), f"{lab.folder(work)}: {first_line(error)}"))
+    if trouble := _trouble(lab, work, tell):
+        told.put((os.getpid(), trouble))
     told.close()
     told.join_thread()

@@ -7,9 +7,9 @@ from statistics import fmean, stdev
 
 from ..charts import Chart, Series, Table
 from ..comparisons import Claim, claim
-from .rows import ONE_RUN, Results, Row, by_seed, gaps, only, settings_note, spread
+from .rows import Results, Row, by_seed, gaps, gaps_of_the_picked, only, settings_note, spread
 from .scales import Pair, Scale
-from .table1 import best_claims, in_hindsight
+from .table1 import picked_caveat
 from .work import Part, students, swept
 
 TITLE = "Figure 2: students against the epoch of their teacher"
@@ -28,25 +28,24 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
     columns = ["teacher → student, the teacher's epoch", "accuracy, %", "n", "against no teacher, points"]
     return Results(
         tables=[Table("Students by the epoch of their teacher", columns, lines, settings_note(scale))],
-        figures=[_chart(rows, pair) for pair in scale.pairs if only(rows, kind="network", pair=pair.name)],
-        claims=[*_claims(scale, rows), *best_claims(scale, rows)],
+        figures=[_chart(rows, pair) for pair in scale.pairs if any(by_seed(rows, pair, arm) for arm in swept(pair))],
+        claims=_claims(scale, rows),
     )
 
 
 def _claims(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
     claims = []
     for pair in scale.pairs:
-        found = {arm: by_seed(rows, pair, arm, "selection_accuracy") for arm in swept(pair)}
-        means = {arm: fmean(values.values()) for arm, values in found.items() if values}
-        worst = min(means, key=lambda arm: means[arm], default=None)
-        first, best = next(iter(found)), in_hindsight(rows, pair)
-        rise = [0.0] * len(found[first]) if best == first else gaps(rows, pair, best or first, first)
-        claims += [
-            claim("Even the worst teacher is better than none", pair.name,
-                  gaps(rows, pair, worst, "alone") if worst else [], caveat=ONE_RUN),
-            claim("The curve rises from the first teacher to the best intermediate one", pair.name, rise,
-                  caveat=ONE_RUN),
-        ]  # fmt: skip
+        arms = list(swept(pair))
+        between = [arm for arm in arms if arm != "full"]
+        for text, found in (
+            ("Even the worst teacher is better than none", gaps_of_the_picked(rows, pair, arms, min, "alone")),
+            (
+                "The curve rises from the first teacher to the best intermediate one",
+                gaps_of_the_picked(rows, pair, between, max, arms[0]),
+            ),
+        ):
+            claims.append(claim(text, pair.name, found, caveat=picked_caveat(scale)))
     return claims
 
 

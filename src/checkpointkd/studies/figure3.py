@@ -33,13 +33,16 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         lines.append([f"{KINDS[kind]}, k = {k}", spread(list(one.values())), str(len(one)), f"{cost:,}",
                       f"{seconds:,.0f}"])  # fmt: skip
     columns = ["teachers", "students' accuracy, %", "n", "epochs, teachers and student", "seconds"]
+    note = (
+        f"{settings_note(scale)} Seconds are those of the runs as they were, beside others where several ran at once."
+    )
     left_out = [k for k in scale.snapshot_sizes if k not in scale.full_sizes]
     notes = []
     if left_out:
         notes.append(f"Full Ensembles of k = {', '.join(map(str, left_out))} need as many teachers, and are no part of "
                      f"the scale {scale.name!r}.")  # fmt: skip
     return Results(
-        tables=[Table(f"Ensembles of k teachers: {pair.name}", columns, lines, settings_note(scale))],
+        tables=[Table(f"Ensembles of k teachers: {pair.name}", columns, lines, note)],
         figures=[
             _chart(rows, pair, there, "accuracy", "test accuracy of the student, %"),
             _chart(rows, pair, there, "cost", "epochs of training, teachers and student"),

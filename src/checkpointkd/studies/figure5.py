@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..charts import Heatmaps, Table
 from ..comparisons import Z, claim_of
 from ..settings import KINDS_OF_CORRELATION
-from .rows import ONE_RUN, Results, Row, only
+from .rows import ONE_RUN, Results, Row, images_note, only
 from .scales import Scale
 from .work import Correlating, Part, teacher
 
@@ -48,7 +48,8 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             )  # fmt: skip
     note = (
         "Mean similarity is how bright the map is beside its diagonal, which the paper reads as diversity; diversity "
-        "is how widely pairs of classes differ. 95 % intervals by bootstrap over the images."
+        "is how widely pairs of classes differ. 95 % intervals by bootstrap over the images. "
+        + images_note(scale, "test")
     )
     table = Table("How alike different classes are", ["", "half-way", "full"], lines, note)
     return Results(tables=[table], figures=figures, claims=claims)

@@ -28,8 +28,8 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             found = information_gaps(rows, pair, one, other)
             claims.append(claim(text, pair.name, found, unit=UNIT, caveat=ONE_RUN if "full" in (one, other) else ""))
         for text, one, other in (
-            ("The half-way teacher teaches better than the full one", "half", "full"),
-            ("The full teacher teaches better than the uniform one", "full", "uniform"),
+            ("§4.3: the half-way teacher teaches better than the full one", "half", "full"),
+            ("§4.3: the full teacher teaches better than the uniform one", "full", "uniform"),
         ):
             claims.append(claim(text, pair.name, gaps(rows, pair, one, other), caveat=ONE_RUN))
     note = f"{settings_note(scale)} The uniform teacher is label smoothing by {scale.smoothing:g}."

@@ -9,7 +9,7 @@ import numpy as np
 from ..charts import Table
 from ..reports.figures import plane_chart
 from ..selection import normalised
-from .rows import Results, Row, only
+from .rows import Results, Row, images_note, only
 from .scales import Pair, Scale
 from .work import Part, Scoring, teacher
 
@@ -40,6 +40,6 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
                 for point, a, b in zip(points, x, y, strict=True)
             ]  # fmt: skip
         columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalised", "I(Y;F) normalised", "sum"]
-        note = "I(X;F): minus the decoder's excess loss on selection images, in nats a pixel."
+        note = f"I(X;F): minus the decoder's excess loss, in nats a pixel. {images_note(scale, 'selection')}"
         tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines, note))
     return Results(tables=tables, figures=figures)

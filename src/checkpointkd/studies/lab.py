@@ -7,27 +7,31 @@ import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .. import files, verbs
-from ..errors import UserError
+from ..errors import require
 from ..recipes import recipe as recipe_of
-from ..settings import DataSettings, Device, Progress
+from ..settings import KINDS_OF_CORRELATION, DataSettings, Device, Precision, Progress
 from .scales import Scale
 from .work import Correlating, Distillation, Measuring, Picked, Scoring, Search, Training, Work
 
 if TYPE_CHECKING:
+    from ..data import Data
     from ..information import Plane
     from ..trajectory import Trajectory
 
 log = logging.getLogger("checkpointkd")
 
 STEPS_A_SCORE = 33  # training steps of its network that a checkpoint's score costs, at the scales small and paper
-MEASURED = {"precision", "seconds_a_step", "steps_an_epoch", "megabytes"}  # of each network
 SEARCH_SEED = 1000  # of a search's students, who are no others
+FILES: dict[type, str] = {  # what says that work is done
+    Training: "result.json", Distillation: "result.json", Search: "search.json", Measuring: "measured.json",
+    Correlating: "correlated.json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,23 +65,36 @@ class Lab:
         return self.folder(work.run)
 
     def done(self, work: Work) -> bool:
-        """Whether this work is done; false as well where something that it needs isn't."""
+        """Whether this work is done; false as well where something that it needs isn't. Raises UserError for work that
+        is damaged."""
         if not all(self.done(before) for before in work.after()):
             return False
         if isinstance(work, Scoring):
-            return self.plane(work) is not None
-        file = {Search: "search.json", Measuring: "measured.json", Correlating: "correlated.json"}
-        path = self.folder(work) / file.get(type(work), "result.json")
-        if isinstance(work, Search) and path.exists():
-            found = files.read_json(path)
+            return self.plane(work) is not None and (not _teaches(work.run) or self.chosen(work.run) is not None)
+        path = self.folder(work) / FILES[type(work)]
+        if not path.exists():
+            return False
+        if isinstance(work, Search):
+            found = self.found(work)
             return len(found["trials"]) >= found["planned"]
-        return path.exists()
+        if isinstance(work, Training | Distillation):
+            there, due = len(self.run(work)), self.checkpoints(work)
+            lacks = f"{path.parent} is complete and has {there} of its {due} checkpoints"
+            require(there == due, f"{lacks}; remove the folder, and the run is made anew")
+        return True
 
     def run(self, work: Training | Distillation) -> Trajectory:
         """A run that is done."""
         from ..trajectory import open_trajectory
 
         return open_trajectory(self.folder(work))
+
+    def chosen(self, work: Training | Distillation) -> int | None:
+        """What Algorithm 1 chose of a teacher by the decoder's scores; None where another rule chose last, or none."""
+        selection = self.run(work).selection()
+        if selection is None or selection["rule"] != "paper":
+            return None
+        return selection["epoch"] if (selection.get("made_with") or {}).get("estimator") == "decoder" else None
 
     def plane(self, work: Scoring) -> Plane | None:
         """The plane of a run that is done, if all of its checkpoints are scored as the scale says."""
@@ -93,44 +110,39 @@ class Lab:
 
     def found(self, work: Measuring | Correlating | Search) -> dict[str, Any]:
         """What a measurement or a search that is done has found."""
-        name = {Search: "search", Measuring: "measured", Correlating: "correlated"}[type(work)]
-        return files.read_json(self.folder(work) / f"{name}.json")
+        return read_checked(self.folder(work) / FILES[type(work)], CHECKS[type(work)])
 
     def epoch(self, picked: Picked) -> int:
-        """The epoch of a checkpoint whose run is done."""
+        """The epoch of a checkpoint whose run is done, and scored, if that matters."""
         from ..trajectory import find
 
-        run = self.run(picked.run)
-        selection = run.selection()
-        if picked.which == "best" and (selection is None or selection["rule"] != "paper"):
-            verbs.select(run.path)
-            run = self.run(picked.run)
-        return find(run, picked.which).epoch
+        if picked.which != "best":
+            return find(self.run(picked.run), picked.which).epoch
+        chosen = self.chosen(picked.run)
+        assert chosen is not None, "it needs the scoring of the run"
+        return chosen
 
     def alpha_tau(self, work: Distillation) -> tuple[float, float]:
         """The weight of the labels and the temperature with which a student is taught."""
         if not work.searched:
             return self.scale.alpha, self.scale.tau
-        best = self.found(work.search)["best"]["values"]
-        return best["alpha"], best["tau"]
+        best = self.found(work.search)["best"]
+        require(best is not None, f"no trial of {self.folder(work.search)} reached a finite loss")
+        return best["values"]["alpha"], best["values"]["tau"]
 
     # How it gets there
 
-    def look(self, models: Sequence[str], progress: Progress | None = None) -> Lab:
+    def look(self, models: Sequence[str], data: Data) -> Lab:
         """The lab, with each network's precision and speed measured on this machine, or as they were measured when its
         first run was begun: equal runs compute alike."""
-        from ..data import load_data
         from ..runs import probe
         from ..verbs.common import device_of
 
         path = self.out / "machine.json"
-        known = files.read_json(path) if path.exists() else {}
-        measured = known.get(self._kind(), {}) if isinstance(known, dict) else None
-        if not isinstance(measured, dict) or not all(one.keys() >= MEASURED for one in measured.values()):
-            raise UserError(f"{path} is damaged; remove it, and the networks' speed is measured anew")
+        known = read_checked(path, _is_machine) if path.exists() else {}
+        measured = known.get(self._kind(), {})
         missing = [model for model in dict.fromkeys(models) if model not in measured]
         if missing:
-            data = load_data(self._data_settings(), progress=progress)
             for model in missing:
                 recipe = recipe_of(self.scale.student_recipe)
                 measured[model] = probe(
@@ -145,19 +157,19 @@ class Lab:
         if isinstance(work, Scoring):
             steps: dict[str, Any] = {"decoder_steps": scale.decoder_steps, "decoder_seeds": scale.decoder_seeds}
             verbs.score(folder, data=self.data, device=self.device, progress=progress, **steps)
-            if isinstance(work.run, Training) and work.run.role == "teacher":
+            if _teaches(work.run):
                 verbs.select(folder)
             return
         if isinstance(work, Measuring | Correlating):
             how: dict[str, Any] = {"data": self.data, "split": "test", "device": self.device, "progress": progress}
             if isinstance(work, Measuring):
-                files.write_json(folder / "measured.json", verbs.evaluate(*self._addresses(work.members), **how))
+                files.write_json(folder / FILES[Measuring], verbs.evaluate(*self._addresses(work.members), **how))
             else:
                 run = self.folder(work.run)
                 found = verbs.correlate(f"{run}@half", f"{run}@full", tau=scale.tau, **how)
-                files.write_json(folder / "correlated.json", found)
+                files.write_json(folder / FILES[Correlating], found)
             return
-        teaches = isinstance(work, Training) and work.role == "teacher"
+        teaches = _teaches(work)
         common: dict[str, Any] = {
             "data": self.data,
             "out": folder,
@@ -214,12 +226,12 @@ class Lab:
 
     def checkpoints(self, work: Training | Distillation) -> int:
         """How many checkpoints a run leaves."""
-        teaches = isinstance(work, Training) and work.role == "teacher"
+        teaches = _teaches(work)
         every = self.scale.save_every if teaches else self.scale.student_save_every
         return math.ceil(self._epochs(work) / every)
 
     def _epochs(self, work: Training | Distillation | Search) -> int:
-        teaches = isinstance(work, Training) and work.role == "teacher"
+        teaches = _teaches(work)
         return self.scale.teacher_epochs if teaches else self.scale.student_epochs
 
     def _steps_an_epoch(self) -> int:
@@ -232,7 +244,8 @@ class Lab:
         """What the precision of networks depends on, beside the network."""
         return f"{self.device}, {self.scale.dataset}, {self.scale.precision}"
 
-    def _data_settings(self) -> DataSettings:
+    def data_settings(self) -> DataSettings:
+        """The images of all runs."""
         return DataSettings(data=self.data, protocol=self.scale.protocol, train_images=self.scale.train_images)
 
     def _addresses(self, picked: Sequence[Picked]) -> list[str]:
@@ -249,7 +262,7 @@ class Lab:
         """All that determines what comes out of this work."""
         scale = self.scale
         if isinstance(work, Training | Distillation | Search):
-            teaches = isinstance(work, Training) and work.role == "teacher"
+            teaches = _teaches(work)
             what: dict[str, Any] = {
                 "data": [scale.dataset, scale.protocol, scale.train_images],
                 "model": work.model,
@@ -270,6 +283,65 @@ class Lab:
 
     def _named(self, picked: Sequence[Picked]) -> list[list[Any]]:
         return [[self.folder(one.run).name, self.epoch(one)] for one in picked]
+
+
+def read_checked(path: Path, check: Callable[[Any], bool]) -> dict[str, Any]:
+    """What a JSON file holds; raises UserError unless the check finds it to be what it should."""
+    found = files.read_json(path)
+    try:
+        right = isinstance(found, dict) and check(found)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        right = False
+    require(right, f"{path} is damaged; remove it, and it is made anew")
+    return found
+
+
+def _finite(*values: Any) -> bool:
+    return all(isinstance(value, float | int) and math.isfinite(value) for value in values)
+
+
+def _is_measured(found: dict[str, Any]) -> bool:
+    together, members = found["ensemble"], found["members"]
+    names = ("accuracy", "accuracy_se", "calibration_error", *(["disagreement"] if len(members) > 1 else []))
+    return _finite(found["images"], *(together[name] for name in names), *(member["accuracy"] for member in members))
+
+
+def _is_correlation(found: dict[str, Any]) -> bool:
+    several = len(found["classes"])
+    for kind in KINDS_OF_CORRELATION:
+        maps = [*found[kind]["similarity"], found[kind]["difference"]]
+        if len(maps) != 3 or any(len(each) != several or any(len(line) != several for line in each) for each in maps):
+            return False
+        intervals = [*(one for many in found[kind]["numbers"].values() for one in many)]
+        intervals += found[kind]["differences"].values()
+        if not _finite(*(cell for each in maps for line in each for cell in line)):
+            return False
+        if not all(_finite(one["value"], one["low"], one["high"]) for one in intervals):
+            return False
+    return isinstance(found["order"], str) and _finite(found["images"], found["tau"])
+
+
+def _is_search(found: dict[str, Any]) -> bool:
+    best = found["best"]
+    right = best is None or _finite(best["values"]["alpha"], best["values"]["tau"])
+    return right and isinstance(found["trials"], list) and _finite(found["planned"])
+
+
+def _is_machine(found: dict[str, Any]) -> bool:
+    """What `look` measured, by what precision depends on, then by network."""
+    names = ("seconds_a_step", "steps_an_epoch", "megabytes")
+    return all(
+        one["precision"] in get_args(Precision) and _finite(*(one[name] for name in names))
+        and all(one[name] > 0 for name in names)
+        for networks in found.values() for one in networks.values()
+    )  # fmt: skip
+
+
+CHECKS = {Measuring: _is_measured, Correlating: _is_correlation, Search: _is_search}
+
+
+def _teaches(work: Work) -> bool:
+    return isinstance(work, Training) and work.role == "teacher"
 
 
 def _name(words: str, key: str) -> str:

@@ -5,14 +5,13 @@ Everything that a study shows is made from its rows, which lie in its folder as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
 from ..charts import Figure, Table
-from ..comparisons import Claim, claim
+from ..comparisons import AVERAGE, Claim, claim
 from ..settings import KINDS_OF_CORRELATION
 from .lab import Lab
 from .published import BY_DATASET
@@ -116,7 +115,7 @@ def _network(lab: Lab, work: Training | Distillation) -> Row:
 def _points(lab: Lab, part: Part, work: Scoring) -> list[Row]:
     plane, run = lab.plane(work), lab.run(work.run)
     assert plane is not None
-    chosen = (run.selection() or {}).get("epoch")
+    chosen = lab.chosen(work.run)
     return [
         {
             "kind": "point",
@@ -166,6 +165,27 @@ def gaps_on_average(rows: Sequence[Row], pairs: Sequence[Pair], arm: str, other:
     return [fmean(one[seed] - two[seed] for one, two in found) for seed in sorted(seeds)]
 
 
+def gaps_of_the_picked(
+    rows: Sequence[Row], pair: Pair, arms: Sequence[str], pick: Callable[..., str], other: str
+) -> list[float]:
+    """By how many points the picked arm's student is better than another's, seed by seed.
+
+    The arm is picked by what the students of the other seeds reach on the selection images: picked by the same student,
+    its luck would count twice.
+    """
+    selected = {arm: found for arm in arms if (found := by_seed(rows, pair, arm, "selection_accuracy"))}
+    measured, against = {arm: by_seed(rows, pair, arm) for arm in selected}, by_seed(rows, pair, other)
+    seeds = sorted(set.intersection(*map(set, selected.values()))) if selected else []
+    gaps = []
+    for seed in seeds:
+        others = [one for one in seeds if one != seed] or seeds
+        means = {arm: fmean(found[one] for one in others) for arm, found in selected.items()}
+        picked = pick(means, key=lambda arm, means=means: means[arm])
+        if seed in against:
+            gaps.append(measured[picked][seed] - against[seed])
+    return gaps
+
+
 def compared(
     scale: Scale, rows: Sequence[Row], text: str, arm: str, other: str, *, caveat: str = ONE_RUN
 ) -> list[Claim]:
@@ -179,7 +199,7 @@ def compared(
         effects = [one.paper for one in claims]
         average = round(fmean(effects), 2) if None not in effects else None  # type: ignore[arg-type]
         found = gaps_on_average(rows, scale.pairs, arm, other)
-        claims.append(claim(text, "all pairs on average", found, paper=average, caveat=caveat))
+        claims.append(claim(text, AVERAGE, found, paper=average, caveat=caveat))
     return claims
 
 
@@ -188,12 +208,13 @@ def published(scale: Scale, pair: Pair) -> dict[str, float]:
     return BY_DATASET.get(scale.dataset, {}).get((pair.teacher, pair.student), {})
 
 
-def cell(rows: Sequence[Row], pair: Pair, arm: str) -> str:
-    """Mean ± standard deviation of an arm's accuracies."""
-    return spread(list(by_seed(rows, pair, arm).values()))
+def cell(scale: Scale, rows: Sequence[Row], pair: Pair, arm: str) -> str:
+    """Mean ± standard deviation of an arm's accuracies, and of how many, where some are missing."""
+    values = list(by_seed(rows, pair, arm).values())
+    return spread(values) + (f" (n = {len(values)})" if 0 < len(values) < scale.seeds else "")
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation, as far as there are values.
 
     >>> spread([1.0, 2.0, 3.0]), spread([1.0]), spread([])
@@ -201,7 +222,7 @@ def spread(values: Sequence[float]) -> str:
     """
     if not values:
         return "—"
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def teachers_accuracy(rows: Sequence[Row], pair: Pair, which: str) -> str:
@@ -214,14 +235,15 @@ def with_paper(rows: Sequence[Row], scale: Scale, arms: Sequence[str], title: st
     """A table of students' accuracies: pairs down, arms across, the paper's number below ours where it has one."""
     lines = []
     for pair in scale.pairs:
-        lines.append([pair.name, *(cell(rows, pair, arm) for arm in arms)])
+        lines.append([pair.name, *(cell(scale, rows, pair, arm) for arm in arms)])
         known = published(scale, pair)
         if known:
             lines.append([f"{pair.name}, the paper", *(f"{known[arm]:.2f}" if arm in known else "" for arm in arms)])
     if len(scale.pairs) > 1:
         found = [[by_seed(rows, pair, arm).values() for pair in scale.pairs] for arm in arms]
-        means = [fmean(fmean(one) for one in each) if all(each) else math.nan for each in found]
-        lines.append(["average of the pairs", *("—" if math.isnan(mean) else f"{mean:.2f}" for mean in means)])
+        whole = [all(len(one) == scale.seeds for one in each) for each in found]
+        means = [f"{fmean(map(fmean, each)):.2f}" if there else "—" for each, there in zip(found, whole, strict=True)]
+        lines.append(["average of the pairs", *means])
     return Table(title, ["teacher → student", *(ARMS.get(arm, f"T at {arm}") for arm in arms)], lines, note)
 
 
@@ -237,6 +259,21 @@ def settings_note(scale: Scale) -> str:
         f"Test accuracy after the last epoch, %, mean ± standard deviation over {scale.seeds} seeds; {how}; protocol "
         f"{scale.protocol}: {selected}."
     )
+
+
+def searched(rows: Sequence[Row]) -> Table:
+    """With which α and τ students were taught, where these were searched."""
+    found = dict.fromkeys((row["pair"], row["arm"], row["alpha"], row["tau"]) for row in rows if "alpha" in row)
+    lines = [[f"{pair}: {ARMS.get(arm, f'T at {arm}')}", f"{alpha:g}", f"{tau:g}"] for pair, arm, alpha, tau in found]
+    return Table("What the searches found, on the selection images", ["teacher → student", "α", "τ"], lines)
+
+
+def images_note(scale: Scale, split: str) -> str:
+    """On which images something other than students was measured."""
+    if scale.protocol == "paper":
+        return "On the test images, which also select (protocol paper)."
+    which = "a part of the training images" if split == "selection" else "which nothing is chosen by"
+    return f"On the {split} images, {which} (protocol holdout)."
 
 
 def measured(pair: Pair, name: str, *members: Any) -> Part:

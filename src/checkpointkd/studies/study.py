@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -12,17 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, counted, require, unknown
-from ..settings import Device, PrecisionChoice, Progress, Protocol, one_of
+from ..settings import Device, PrecisionChoice, Progress, Protocol, differences, one_of
 from .scales import Scale, scale_of
-from .work import LACKS, Distillation, Part, Training, Work, ordered
+from .work import LACKS, Distillation, Part, Search, Training, Work, ordered
 
 if TYPE_CHECKING:
+    from ..data import Data
     from .lab import Lab
 
 log = logging.getLogger("checkpointkd")
 
 STUDIES = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
 ALL = "all"
+PAGE = "report.html"
+OVERHEAD_SECONDS = 2.0  # of a piece of work, beside its steps: reading data, teachers and results
 WRITE_SECONDS = 60.0  # at most so often results are written while runs go on
 
 
@@ -92,6 +96,8 @@ def study(
         For unknown studies and scales, and when a run failed; what is done is kept and shown.
     """
     from .. import files
+    from ..data import load_data
+    from ..reports import refuse_others
     from .lab import Lab
 
     if name not in (*STUDIES, ALL):
@@ -103,19 +109,23 @@ def study(
         one_of("precision", precision, PrecisionChoice)
     told = {"protocol": protocol, "seeds": seeds, "alpha": alpha, "tau": tau, "precision": precision}
     settings = replace(settings, search=search, **{key: value for key, value in told.items() if value is not None})
+    require(0 <= table_limit < 1e9, f"the table limit must be from 0 to 10⁹ gigabytes, not {table_limit}")
     out = Path(out)
+    refuse_others(out / PAGE)
+    lab = Lab(out, settings, data or settings.dataset, device, table_limit)
+    loaded = load_data(lab.data_settings(), progress=progress)
     with files.locked(out):
-        _refuse_another(out, names, settings)
-        lab = Lab(out, settings, data or settings.dataset, device, table_limit)
+        _refuse_another(out, settings, loaded)
         networks = [network for pair in settings.pairs for network in (pair.teacher, pair.student)]
-        lab = lab.look(networks, progress)
+        lab = lab.look(networks, loaded)
+        _warn_of_other_settings(out, names, settings)
         parts = {one: _module(one).needs(settings) for one in names}
         works = [part.work for several in parts.values() for part in several]
         done = _remembering(lab)
         estimate = _estimate(lab, works, done, jobs)
-        log.info("%s", estimate["words"])
         if settings.name == "paper" and estimate["left"] and not yes:
-            _ask()
+            _ask(estimate["words"])
+        log.info("%s", estimate["words"])
         return _carry_out(lab, parts, works, done, jobs=jobs, estimate=estimate, progress=progress)
 
 
@@ -144,12 +154,13 @@ def _carry_out(
         failed = carry_out(lab, works, jobs=jobs, progress=progress, on_done=on_done)
     finally:
         found = _write(lab, parts, done, failed)
-    page = write_report(lab.out, out=lab.out / "report.html")
-    why = next((trouble for trouble in failed.values()), "")
+    page = write_report(lab.out, out=lab.out / PAGE)
+    own = [trouble for trouble in failed.values() if trouble != LACKS]
+    lacking = f", and {len(failed) - len(own)} that need them are left out" if len(failed) > len(own) else ""
     require(
         not failed,
-        f"{counted(len(failed), 'piece')} of {len(ordered(works))} failed, the first because {why}; what is done is in "
-        f"{page}",
+        f"{counted(len(own), 'piece')} of {len(ordered(works))} failed{lacking}, the first because "
+        f"{next(iter(own), '')}; what is done is in {page}",
     )
     return {"studies": found, "report": str(page), "estimate": estimate}
 
@@ -162,7 +173,7 @@ def _write(
     from ..charts import to_plain
     from ..comparisons import corrected
     from ..trajectory import provenance
-    from .rows import rows_of
+    from .rows import rows_of, searched
 
     written = {}
     for name, several in parts.items():
@@ -175,7 +186,7 @@ def _write(
         missing = [work for work in needed if not done(work)]
         notes = [lab.scale.note] * bool(lab.scale.note) + results.notes
         if missing:
-            notes.insert(0, f"Not finished: of {counted(len(needed), 'piece')} of work {len(missing)} are missing.")
+            notes.insert(0, f"Not finished: {len(missing)} of {counted(len(needed), 'piece')} of work to do.")
         notes += [f"Failed: {failed[work]}" for work in missing if failed.get(work, LACKS) != LACKS]
         folder = lab.out / name
         files.write_whole(folder / "rows.jsonl", files.rows_text(rows).encode())
@@ -186,7 +197,7 @@ def _write(
             "scale": asdict(lab.scale),
             "missing": len(missing),
             "notes": notes,
-            "tables": [asdict(table) for table in results.tables],
+            "tables": [asdict(table) for table in [*results.tables, *([searched(rows)] if lab.scale.search else [])]],
             "figures": [to_plain(figure) for figure in results.figures],
             "claims": [{**asdict(one), "verdict": one.verdict} for one in corrected(results.claims)],
             "provenance": provenance(),
@@ -203,13 +214,16 @@ def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool], job
     asked = {picked: sum(picked in work.teachers for work in students) for work in students for picked in work.teachers}
     seconds = sum(lab.cost(work) for work in left) + sum(lab.asking_cost(one, count) for one, count in asked.items())
     runs = [work for work in left if isinstance(work, Training | Distillation)]
+    count = sum(isinstance(work, Search) for work in left)
+    searches = f"{count} searches for α and τ, " if count else ""
+    seconds += OVERHEAD_SECONDS * len(left)
     megabytes = sum(lab.checkpoints(work) * lab.machine[work.model]["megabytes"] for work in runs)
     tables = min(lab.table_limit, len(asked) * lab.table_gigabytes())
     teachers = sum(isinstance(work, Training) and work.role == "teacher" for work in runs)
     words = (
         f"{len(needed) - len(left)} of {counted(len(needed), 'piece')} of work are done; to do: "
-        f"{counted(teachers, 'teacher')}, {counted(len(runs) - teachers, 'student')}, "
-        f"{counted(len(left) - len(runs), 'measurement')}: by what steps took when they were measured, about "
+        f"{counted(teachers, 'teacher')}, {counted(len(runs) - teachers, 'student')}, {searches}"
+        f"{counted(len(left) - len(runs) - count, 'measurement')}: as steps took when they were measured, at least "
         f"{_hours(seconds)} on this machine, one after the other; "
         f"{megabytes / 1e3:.1f} GB of checkpoints, up to {tables:.1f} GB of tables"
     )
@@ -231,30 +245,43 @@ def _hours(seconds: float) -> str:
     return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
 
 
-def _ask() -> None:
+def _ask(words: str) -> None:
     """Let the user say yes to what it costs; raises UserError when it isn't said."""
     if not sys.stdin.isatty():
-        raise UserError("say --yes to begin what costs that much")
-    print("Begin? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise UserError(f"{words}; say --yes (in Python yes=True) to begin")
+    print(f"{words}\nBegin? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was begun")
 
 
-def _refuse_another(out: Path, names: Sequence[str], scale: Scale) -> None:
-    """Raise UserError where another scale's study is."""
+def _refuse_another(out: Path, scale: Scale, data: Data) -> None:
+    """Raise UserError where the studies of another scale or of other data are: they would share a page and tables."""
+    from .. import files
+    from .lab import read_checked
+
+    path = out / "studies.json"
+    ours = {"scale": scale.name, "dataset": scale.dataset, "images": data.identity["sha256"]}
+    if not path.exists():
+        files.write_json(path, ours)
+        return
+    there = read_checked(path, lambda found: found.keys() == ours.keys())
+    for name, what in (("scale", "of the scale"), ("dataset", "on"), ("images", "on images of the content")):
+        require(there[name] == ours[name], f"{out} holds studies {what} {there[name]}; choose another --out")
+
+
+def _warn_of_other_settings(out: Path, names: Sequence[str], scale: Scale) -> None:
+    """Say when results of other settings will be replaced; their runs stay."""
     from .. import files
 
+    now = json.loads(json.dumps(asdict(scale)))
     for name in names:
         path = out / name / "study.json"
-        there = files.read_json(path) if path.exists() else {"scale": {"name": scale.name, "dataset": scale.dataset}}
-        try:
-            there = there["scale"]["name"], there["scale"]["dataset"]
-        except (KeyError, TypeError):
-            raise UserError(f"{path} is damaged; remove it, and it is made anew") from None
-        require(
-            there == (scale.name, scale.dataset),
-            f"{path.parent} holds {name} at the scale {there[0]} on {there[1]}; choose another --out",
-        )
+        there = files.read_json(path) if path.exists() else {}
+        before = there.get("scale", now) if isinstance(there, dict) else now
+        unlike = differences(now, before) if isinstance(before, dict) else []
+        if unlike:
+            log.warning("the results of %s in %s are replaced by those of other settings (%s); its runs are kept",
+                        name, out, "; ".join(unlike[:3]))  # fmt: skip
 
 
 def _remembering(lab: Lab) -> Callable[[Work], bool]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..charts import Table
 from ..comparisons import Claim, claim_of
-from .rows import Results, Row, compared, measured, only, published, settings_note, with_paper
+from .rows import Results, Row, compared, images_note, measured, only, published, settings_note, with_paper
 from .scales import Pair, Scale
 from .work import Part, Picked, single, students, teacher
 
@@ -45,7 +45,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             own.append([f"{pair.name}, the paper", *(f"{known[f'own {name}']:.2f}" for name in ENSEMBLES)])
     columns = ["teacher → student", *(f"{name[:2]}{'₁₂₃'[int(name[2]) - 1]}" for name in ENSEMBLES)]
     return Results(
-        tables=[accuracy, Table("The ensembles' own test accuracy, %", columns, own)],
+        tables=[accuracy, Table("The ensembles' own test accuracy, %", columns, own, images_note(scale, "test"))],
         claims=[
             *compared(scale, rows, "Snapshot Ensembles (EN₃) teach better than Full Ensembles (EN₁)", "EN3", "EN1",
                       caveat=TWO_RUNS),

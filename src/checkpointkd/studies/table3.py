@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..charts import Table
-from .rows import Results, Row, compared, measured, only, settings_note, teachers_accuracy, with_paper
+from .rows import Results, Row, compared, images_note, measured, only, settings_note, teachers_accuracy, with_paper
 from .scales import Scale
 from .work import Part, Picked, single, students, teacher
 
@@ -29,7 +29,8 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         accuracies = [teachers_accuracy(rows, pair, which) for which in ARMS]
         lines.append([pair.teacher, *accuracies[:-1], f"{accuracies[-1]}{epoch}"])
     lines = [line for number, line in enumerate(lines) if line not in lines[:number]]
-    teachers = Table("The teachers' own test accuracy, %", ["teacher", "0.3", "half-way", "0.7", "full", "T*"], lines)
+    columns = ["teacher", "0.3", "half-way", "0.7", "full", "T*"]
+    teachers = Table("The teachers' own test accuracy, %", columns, lines, images_note(scale, "test"))
     title = "Students of T* and of others"
     return Results(
         tables=[with_paper(rows, scale, ("alone", *ARMS), title, settings_note(scale)), teachers],
