@@ -95,6 +95,8 @@ def from_plain(stored: dict[str, Any]) -> Figure:
     'a'
     """
     values = {name: value for name, value in stored.items() if name != "kind"}
+    if stored["kind"] not in ("chart", "heatmaps"):
+        raise ValueError("a kind of figure that there isn't")
     if stored["kind"] == "heatmaps":
         maps = Heatmaps(**values)
         _check_maps(maps)

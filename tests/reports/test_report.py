@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import checkpointkd as ckd
-from checkpointkd.charts import Chart
+from checkpointkd.charts import Chart, Heatmaps, Series, to_plain
 from checkpointkd.errors import UserError
 from checkpointkd.reports import Arm, collect, conclusions, difference
 from checkpointkd.reports.drawing import draw
@@ -340,3 +340,101 @@ def test_an_unfinished_search_is_said_to_be(searched: Path):
     path.write_text(json.dumps({**result, "trials": result["trials"][:2], "best": None}))
     assert "not finished: the search search, 2 of 6 trials" in collect(searched).notes
     ckd.report(searched, out=searched / "r.html")
+
+
+def test_trials_that_span_no_area_have_no_contours(searched: Path, tmp_path: Path):
+    """Two finished trials, or three on a line: no lines between them can be drawn, and the report is written."""
+    path = searched / "search" / "search.json"
+    result = json.loads(path.read_text())
+    values = [(0.1, 2.0), (0.5, 4.0), (0.9, 6.0)]
+    for number in (1, 2, 3):
+        trials = [
+            {
+                **result["trials"][0],
+                "trial": n,
+                "values": {"alpha": a, "tau": t},
+                "accuracy": 0.2 + n / 10,
+                "stopped": None,
+            }
+            for n, (a, t) in enumerate(values[:number])
+        ]
+        best = {**trials[-1], "accuracy_se": 0.01, "within_noise": 0}
+        path.write_text(json.dumps({**result, "trials": trials, "best": best}))
+        assert search_chart("search", json.loads(path.read_text())).contour is None
+        ckd.report(searched / "search", out=tmp_path / "r.html")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study's folder, as `study` writes it."""
+    from checkpointkd.comparisons import claim
+
+    chart = Chart(title="a", x_title="b", y_title="c", series=[Series(name="d", x=[1, 2], y=[3, 4])])
+    maps = Heatmaps(title="a", names=["b"], classes=["c", "d"], maps=[[[1, 0.5], [0.5, 1]]])
+    found = {
+        "study": "table1",
+        "title": "Table 1",
+        "scale": {"name": "smoke", "dataset": "digits", "protocol": "holdout", "seeds": 2, "train_images": None,
+                  "teacher_epochs": 1, "student_epochs": 1, "pairs": [{"teacher": "t", "student": "s"}]},
+        "notes": [],
+        "tables": [{"title": "t", "columns": ["a", "b"], "rows": [["1", "2"]], "note": "", "marked": []}],
+        "figures": [to_plain(chart), to_plain(maps)],
+        "claims": [{**vars(claim("a", "b", [1.0, 2.0, 4.0])), "verdict": ""}],
+        "provenance": {"torch": "2"},
+    }  # fmt: skip
+    (tmp_path / "table1").mkdir()
+    (tmp_path / "table1" / "study.json").write_text(json.dumps(found))
+    return tmp_path
+
+
+def test_a_study_s_folder_alone_has_a_report(study: Path):
+    assert "Table 1" in ckd.report(study).read_text(encoding="utf-8")
+    assert collect(study).notes == []
+
+
+@pytest.mark.parametrize(
+    ("at", "damage"),
+    [
+        ("title", 3), ("notes", "x"), ("notes", [3]), ("provenance", None), ("provenance", {"a": 1}), ("scale", {}),
+        ("tables.0.columns", ["a"]), ("tables.0.rows", [["a", 3]]), ("tables.0.marked", 3), ("tables.0.title", None),
+        ("figures.0.title", 3), ("figures.0.x_title", None), ("figures.0.kind", "pie"), ("figures.0.log_x", True),
+        ("figures.0.series.0.x", [1]), ("figures.0.series.0.y", [1, None]), ("figures.0.series.0.y", [1, 1e308]),
+        ("figures.0.series.0.y", ["1", 2]), ("figures.0.series.0.error", [-1, 1]), ("figures.0.series.0.name", 3),
+        ("figures.0.series.0.hover", [1, 2]), ("figures.0.series.0.symbol", "no"), ("figures.0.series.0.large", [99]),
+        ("figures.0.series.0.colour", "red"), ("figures.0.series.0.style", "dots"), ("figures.0.contour", [[1], [2]]),
+        ("figures.1.classes", ["c"]), ("figures.1.maps", []), ("figures.1.maps.0.0", [1]), ("figures.1.names", []),
+        ("figures.1.maps.0.0.0", None), ("claims.0.effect", "1"), ("claims.0.n", None), ("claims.0.text", 3),
+        ("title", "\ud800"),
+    ],
+)  # fmt: skip
+def test_a_damaged_study_is_left_out_and_noted(study: Path, at: str, damage: object, teacher_run: Path):
+    path = study / "table1" / "study.json"
+    found = json.loads(path.read_text())
+    *way, last = [int(step) if step.isdigit() else step for step in at.split(".")]
+    place = found
+    for step in way:
+        place = place[step]
+    place[last] = damage
+    if last == "log_x":
+        place["series"][0]["x"] = [-1, 2]
+    path.write_text(json.dumps(found))
+    collected = collect(study)
+    assert collected.studies == []
+    assert any("study.json is damaged" in note for note in collected.notes)
+    ckd.report(study)
+
+
+def test_only_files_of_the_page_are_replaced(study: Path, tmp_path: Path):
+    page = ckd.report(study, out=tmp_path / "r.html")
+    beside = tmp_path / "r_files"
+    mine = beside / "mine.png"
+    mine.write_bytes(b"mine")
+    before = {path.name for path in beside.iterdir()}
+    assert {"01-t.csv", "03-a.svg", "03-a.png", "03-a.pdf"} <= before
+    ckd.report(study, out=page)
+    assert {path.name for path in beside.iterdir()} == before
+    assert mine.read_bytes() == b"mine"
+    with pytest.raises(UserError, match="r_files is there already and is not of this page"):
+        ckd.report(study, out=tmp_path / "r.htm")
+    with pytest.raises(UserError, match="is no page of ours"):
+        ckd.report(study, out=study)

@@ -373,9 +373,10 @@ def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
     _wait_for_the_end_of(children)
     found = _found(out, "table3")
     assert found["missing"] > 0
-    assert found["notes"][0].startswith("Not finished: of ")
+    assert found["notes"][0].startswith("Not finished: ")
     page = ckd.report(out).read_text(encoding="utf-8")
-    assert "Not finished: of " in page
+    assert found["notes"][0] in page
+    assert "Not run yet: " in page
 
 
 def test_what_fails_is_named_and_the_rest_is_done(smoke: Path, tmp_path: Path, capsys):
