@@ -114,7 +114,7 @@ def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
         claim(text, pair.name, information_gaps(rows, pair, one, other), unit=UNIT, caveat=ONE_RUN)
         for text, one, other in pairs
     ]
-    return [*claims, larger, *of_students]
+    return [*claims[:3], larger, *claims[3:], *of_students]
 
 
 def last_information(rows: Sequence[Row], pair: Pair, arm: str, what: str = "information") -> dict[int, float]:
