@@ -265,7 +265,7 @@ def test_other_settings_replace_results_and_it_is_said(smoke: Path, tmp_path: Pa
     out = tmp_path / "out"
     shutil.copytree(smoke, out)
     ckd.study("figure7", scale="smoke", out=out, seeds=1)
-    assert "the results of figure7" in caplog.text
+    assert "the results of figure7 are replaced" in caplog.text
     assert "seeds 2 there, 1 here" in caplog.text
 
 

@@ -274,14 +274,16 @@ def _warn_of_other_settings(out: Path, names: Sequence[str], scale: Scale) -> No
     from .. import files
 
     now = json.loads(json.dumps(asdict(scale)))
+    replaced, unlike = [], []
     for name in names:
         path = out / name / "study.json"
         there = files.read_json(path) if path.exists() else {}
         before = there.get("scale", now) if isinstance(there, dict) else now
-        unlike = differences(now, before) if isinstance(before, dict) else []
-        if unlike:
-            log.warning("the results of %s in %s are replaced by those of other settings (%s); its runs are kept",
-                        name, out, "; ".join(unlike[:3]))  # fmt: skip
+        if isinstance(before, dict) and (found := differences(now, before)):
+            replaced, unlike = [*replaced, name], found
+    if replaced:
+        log.warning("in %s the results of %s are replaced by those of other settings (%s); runs are kept",
+                    out, ", ".join(replaced), "; ".join(unlike[:3]))  # fmt: skip
 
 
 def _remembering(lab: Lab) -> Callable[[Work], bool]:
