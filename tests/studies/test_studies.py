@@ -289,20 +289,10 @@ def test_one_folder_holds_one_scale(smoke: Path, tmp_path: Path, capsys, cifar10
     assert "holds studies of the scale smoke; choose another --out" in capsys.readouterr().err
 
 
-def _start(out: Path, *more: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "checkpointkd.cli",
-        "study",
-        "table3",
-        "--scale",
-        "smoke",
-        "--out",
-        str(out),
-        *more,
-    ]
-    pipe = subprocess.PIPE
+def _start(out: Path) -> subprocess.Popen:
+    """Figure 3 with one seed, two runs at once."""
+    words = f"study figure3 --scale smoke --seeds 1 --jobs 2 --out {out}".split()
+    command, pipe = [sys.executable, "-m", "checkpointkd.cli", *words], subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
@@ -341,27 +331,29 @@ def _wait_for_the_end_of(processes: list[int]) -> None:
 def test_killed_it_continues_to_the_same_rows(smoke: Path, tmp_path: Path):
     """SIGKILL with two runs at once: no process stays behind, and the same command ends as if nothing had happened."""
     out = tmp_path / "killed"
-    process = _start(out, "--jobs", "2")
-    _wait_for(lambda: _results(out) >= 3, process)
+    process = _start(out)
+    _wait_for(lambda: _results(out) >= 2, process)
     children = _children(process.pid)
     assert len(children) >= 2
     process.kill()
     process.communicate()
     _wait_for_the_end_of(children)
-    assert _results(out) < 20
-    again = _start(out, "--jobs", "2")
+    assert _results(out) < 8
+    again = _start(out)
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     times = ("seconds", "teachers_seconds")
-    kept, made = ([{name: value for name, value in row.items() if name not in times} for row in _rows(where, "table3")]
-                  for where in (smoke, out))  # fmt: skip
+    kept, made = (
+        [{name: row[name] for name in row if name not in times} for row in _rows(where, "figure3", seed=0)]
+        for where in (smoke, out)
+    )
     assert made == kept
 
 
 def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
     out = tmp_path / "interrupted"
-    process = _start(out, "--jobs", "2")
-    _wait_for(lambda: _results(out) >= 3, process)
+    process = _start(out)
+    _wait_for(lambda: _results(out) >= 2, process)
     children = _children(process.pid)
     assert main(["study", "table1", "--scale", "smoke", "--out", str(out)]) == 2
     assert "is in use by process" in capsys.readouterr().err, "one folder, one study at a time"
@@ -371,7 +363,7 @@ def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
     assert "stopped; what is saved is kept" in said
     assert "Traceback" not in said
     _wait_for_the_end_of(children)
-    found = _found(out, "table3")
+    found = _found(out, "figure3")
     assert found["missing"] > 0
     assert found["notes"][0].startswith("Not finished: ")
     page = ckd.report(out).read_text(encoding="utf-8")
@@ -402,11 +394,11 @@ def test_what_fails_is_named_and_the_rest_is_done(smoke: Path, tmp_path: Path, c
 
 def test_the_paper_s_scale_asks_first(tmp_path: Path, cifar100: Path):
     """It says what it will cost before anything is trained, and begins only when told to."""
-    command = [sys.executable, "-m", "checkpointkd.cli", "study", "table3", "--scale", "paper", "--data",
+    command = [sys.executable, "-m", "checkpointkd.cli", "study", "figure3", "--scale", "paper", "--data",
                f"cifar100:{cifar100}", "--precision", "fp32", "--out", str(tmp_path / "paper")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ})
     assert done.returncode == 2
-    assert "2 teachers, 115 students" in done.stderr
+    assert "10 teachers, 45 students" in done.stderr
     assert "hours on this machine" in done.stderr
     assert "say --yes (in Python yes=True) to begin" in done.stderr
     assert not (tmp_path / "paper" / "runs").exists()

@@ -235,7 +235,7 @@ class Lab:
         return self.scale.teacher_epochs if teaches else self.scale.student_epochs
 
     def _steps_an_epoch(self) -> int:
-        return self.machine[self.scale.pairs[0].student]["steps_an_epoch"]
+        return next(iter(self.machine.values()))["steps_an_epoch"]  # the same for all
 
     def _step(self, model: str) -> float:
         return self.machine[model]["seconds_a_step"]

@@ -116,11 +116,11 @@ def study(
     loaded = load_data(lab.data_settings(), progress=progress)
     with files.locked(out):
         _refuse_another(out, settings, loaded)
-        networks = [network for pair in settings.pairs for network in (pair.teacher, pair.student)]
-        lab = lab.look(networks, loaded)
         _warn_of_other_settings(out, names, settings)
         parts = {one: _module(one).needs(settings) for one in names}
         works = [part.work for several in parts.values() for part in several]
+        trained = [work for work in ordered(works) if isinstance(work, Training | Distillation)]
+        lab = lab.look([work.model for work in trained], loaded)
         done = _remembering(lab)
         estimate = _estimate(lab, works, done, jobs)
         if settings.name == "paper" and estimate["left"] and not yes:
