@@ -136,7 +136,7 @@ def test_a_selection_by_another_rule_does_not_become_the_paper_s_choice(smoke: P
     lab = _lab(folder, scale)
     picked = Picked(teacher(scale.pairs[0]), "best")
     before = lab.epoch(picked)
-    for other in ({"rule": "half"}, {"estimator": "ridge"}):
+    for other in ({"rule": "best-accuracy"}, {"estimator": "ridge"}):
         run = lab.folder(picked.run)
         if "estimator" in other:
             ckd.score(run, estimator="ridge")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,6 @@ from ..comparisons import CLAIM_COLUMNS, Claim
 from ..errors import UserError
 from .drawing import draw
 from .stills import KINDS, stills
-
-log = logging.getLogger("checkpointkd")
 
 GENERATOR = b'<meta name="generator" content="checkpointkd">'
 MARK = "made by checkpointkd.txt"  # in the folder beside a page: it is ours, and may be written anew

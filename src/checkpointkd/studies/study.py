@@ -193,7 +193,6 @@ def _write(
         written[name] = {
             "study": name,
             "title": module.TITLE,
-            "about": (module.__doc__ or "").strip(),
             "scale": asdict(lab.scale),
             "missing": len(missing),
             "notes": notes,
