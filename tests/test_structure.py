@@ -11,7 +11,7 @@ LAYERS = [
     "errors", "settings", "recipes", "randomness", "files",
     "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
     "information", "selection", "correlation", "comparisons", "charts", "reports",
-    "runs", "portable", "distillation", "tuning", "verbs",
+    "runs", "portable", "distillation", "tuning", "probing", "verbs",
     "studies", "progress", "texts", "cli",
 ]  # fmt: skip
 ROOT = Path(checkpointkd.__file__).parent

@@ -66,7 +66,7 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
 _order = itertools.count()
 
 # Return types that would need torch to be named at run time.
-_UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice"), object)
+_UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice", "Probed"), object)
 
 
 def _readable(parameter: inspect.Parameter) -> inspect.Parameter:

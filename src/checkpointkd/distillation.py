@@ -44,8 +44,9 @@ def prepare(
     average: Any,
     weak_teacher: bool,
     device: torch.device,
+    announce: bool = True,
 ) -> Lesson:
-    """Bring the teachers to life, measure them on the selection images and say how good they are.
+    """Bring the teachers to life, measure them on the selection images and, with `announce`, say how good they are.
 
     Raises UserError for teachers that can't teach together or know other classes than the data, and, unless it is
     wanted, for one that knows no more than guessing does.
@@ -60,12 +61,12 @@ def prepare(
         require(len(addresses) > 1, f"one teacher makes no route: --route {teaching.route} is for several")
         require(average == KDSettings.average, "--average is for teachers that teach together, not one after the other")
     measured = teacher.measure(data.selection, average=average, weights=teaching.weights)
-    for member in measured["members"]:
+    for member in measured["members"] if announce else []:
         log.info(
             "teacher %s (epoch %d): accuracy %.1f %% on the selection images",
             member["address"], member["epoch"], 100 * member["accuracy"],
         )  # fmt: skip
-    if len(addresses) > 1 and teaching.route == "together":
+    if len(addresses) > 1 and teaching.route == "together" and announce:
         log.info("the ensemble of them: accuracy %.1f %%", 100 * measured["ensemble"]["accuracy"])
     if teaching.route != "together":
         log.info("they teach one after the other, each for %.3g %% of the training", 100 / len(addresses))

@@ -255,6 +255,41 @@ class EstimatorSettings:
         return min(train, fit), min(selection, self.measure_images or (10_000 if decoder else 1_000))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How a teacher is sought for a student by short lessons (SPEC §6).
+
+    `budget` is what they may cost in all: a whole number of the student's epochs, or a decimal share of one whole
+    distillation, as in addresses. `alphas` are weights of the labels; the first is tried with every checkpoint, the
+    others with the best.
+
+    >>> ProbeSettings(budget="0.5").epochs(200), ProbeSettings(budget="60").epochs(200)
+    (100, 60)
+    """
+
+    budget: str = "1.0"
+    alphas: tuple[float, ...] = (0.5, 0.1)
+    tau: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            sound = 0 < float(self.budget) < 1e6
+        except ValueError:
+            sound = False
+        require(sound, f"a budget is a number of epochs (60) or a share of one distillation (1.0), not {self.budget!r}")
+        require(len(self.alphas) > 0, "no alpha is given")
+        for alpha in self.alphas:
+            KDSettings(alpha=alpha, tau=self.tau)
+        require(len(set(self.alphas)) == len(self.alphas), "an alpha is given twice")
+
+    def epochs(self, student_epochs: int) -> int:
+        """The budget in epochs of a student that has so many."""
+        if self.budget.isdecimal():
+            return int(self.budget)
+        return round(float(self.budget) * student_epochs)
+
+
 def one_of(what: str, value: str, kinds: object) -> None:
     """Raise UserError, naming the nearest, unless the value is among those of a Literal type."""
     if value not in get_args(kinds):

@@ -92,7 +92,9 @@ def _further(found: dict[str, Any]) -> list[str]:
     if found["model"] is None:
         command = f"checkpointkd inspect {found['path']} --model MODEL --data DATA"
         return [*lines, f"to use them, say which network they are of: {command}"]
-    return [*lines, f"scored: {'yes' if found['scored'] else 'no'}; selected: {found['selected'] or 'none yet'}"]
+    epochs = found["selected"]
+    selected = "none yet" if epochs is None else " + ".join(map(str, epochs)) or "no teacher"
+    return [*lines, f"scored: {'yes' if found['scored'] else 'no'}; selected: {selected}"]
 
 
 def plane(scored: Any) -> RenderableType:
@@ -119,6 +121,38 @@ def plane(scored: Any) -> RenderableType:
 
 
 def choice(chosen: Any) -> RenderableType:
+    """What was chosen, why, and what else was near."""
+    return _probed(chosen) if hasattr(chosen, "lessons") else _ruled(chosen)
+
+
+def _probed(found: Any) -> RenderableType:
+    """The lessons, what the best of them is worth, and the command that uses it."""
+    table = _table("learned from", "alpha", "epochs", "I(Y;F), nats", "accuracy", "best in")
+    best = (list(found.epochs), found.alpha)
+    for lesson in sorted(found.lessons, key=lambda one: (-one["lesson_epochs"], -one["information"])):
+        mark = " ←" if (lesson["epochs"], lesson["alpha"]) == best else ""
+        who = f"{found.unit} {' + '.join(map(str, lesson['epochs']))}" if lesson["epochs"] else "no teacher"
+        table.add_row(who + mark, f"{lesson['alpha']:g}", str(lesson["lesson_epochs"]), f"{lesson['information']:.3f}",
+                      f"{100 * lesson['accuracy']:.1f} %", f"{100 * lesson['probability']:.0f} %")  # fmt: skip
+    who = (
+        f"{found.unit} {' + '.join(map(str, found.epochs))} with alpha {found.alpha:g}"
+        if found.epochs
+        else "no teacher"
+    )
+    lines = [f"{who}, for {found.student}: {found.reason}"]
+    lines += [
+        f"{name}{'' if name == one['who'] else ' (' + one['who'] + ')'} is behind by {one['mean']:.3f} nats "
+        f"({one['low']:.3f} to {one['high']:.3f})"
+        for name, one in found.behind.items()
+    ]
+    lines.append(
+        f"the lessons cost {found.spent_epochs} epochs, {100 * found.spent_epochs / found.student_epochs:.0f} % of one "
+        "whole distillation; best in: share of 1,000 resamples of the images; another seed may differ by more"
+    )
+    return Group(table, Text("\n".join(lines)), Text(found.command, no_wrap=True, overflow="ignore"))
+
+
+def _ruled(chosen: Any) -> RenderableType:
     """The epoch, why, and what else was near."""
     columns = list(chosen.details)
     table = _table(chosen.unit, *columns, "score", *(["chosen in"] if chosen.probability else []))

@@ -16,6 +16,7 @@ import random
 import re
 import shlex
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -426,9 +427,18 @@ def _ended(result: dict[str, Any], settings: SearchSettings) -> int:
 def command(found: dict[str, Any], *, given: dict[str, Any]) -> str:
     """The command that distils with what was found to be best, and as the trials were, by the options `given`."""
     told = {"method": found["method"], "average": found["average"], **given, **found["best"]["values"]}
+    return command_of(["distill", found["student"], "--teachers", *found["teacher_addresses"]], told)
+
+
+def command_of(words: Sequence[str], told: dict[str, Any]) -> str:
+    """A command that trains or distils, with those of the options told that aren't what they are by default.
+
+    >>> command_of(["train", "wrn_10_1"], {"data": "digits", "epochs": 5, "seed": 0, "alpha": None})
+    'checkpointkd train wrn_10_1 --data digits --epochs 5 --out OUT'
+    """
     usual = {"method": "kd", "average": KDSettings.average, "tau_squared": True, "route": "together", "seed": 0}
     usual |= {"adapt": False, "weak_teacher": False}
-    words = ["checkpointkd", "distill", found["student"], "--teachers", *found["teacher_addresses"]]
+    words = ["checkpointkd", *words]
     for name, value in told.items():
         if value is None or value == usual.get(name):
             continue

@@ -63,7 +63,7 @@ def test_students_are_told_by_what_they_learned_from(runs: Path):
 def test_figures_draw_what_the_data_say(runs: Path):
     collected = collect(runs)
     (scored,) = collected.scored
-    plane = plane_chart(scored.name, points_of(scored), chosen=4)
+    plane = plane_chart(scored.name, points_of(scored), chosen=[4])
     sums, checkpoints, star = plane.series
     assert checkpoints.words == ["1", "2", "3", "4"]
     assert (min(checkpoints.x), max(checkpoints.x), min(checkpoints.y), max(checkpoints.y)) == (0, 1, 0, 1)

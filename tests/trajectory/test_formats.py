@@ -371,7 +371,7 @@ def test_what_was_told_once_stays_until_told_otherwise(all_written: dict[str, Wr
     with pytest.raises(UserError, match=r"was scored on other images \(digits, protocol holdout\)"):
         ckd.select(path, estimator="ridge")
     assert ckd.score(path, model=model, data="digits", estimator="ridge").settings["data"]["protocol"] == "paper"
-    assert ckd.select(path, estimator="ridge").epoch == ckd.inspect(path)["selected"]
+    assert [ckd.select(path, estimator="ridge").epoch] == ckd.inspect(path)["selected"]
     accuracies = [checkpoint["selection_accuracy"] for checkpoint in ckd.inspect(path)["checkpoints"]]
     assert None not in accuracies, "scoring forgets nothing"
     assert ckd.inspect(path, flip=True)["protocol"] == "paper"

@@ -17,25 +17,28 @@ from ..loop import measure
 
 
 def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:
-    """Accuracy, NLL, and H(Y) − CE in nats (§3.2's bound) at the temperature that suits the network.
-
-    The temperature is fitted on one half of the images and used on the other, both ways round, so that fitting it earns
-    nothing.
-    """
-    measured = measure(logits_NK, labels_N)
+    """Accuracy, NLL, and H(Y) − CE in nats (§3.2's bound) at the temperature that suits the network."""
+    loss_N, temperature = fitted_losses(logits_NK, labels_N)
     frequency_K = labels_N.bincount().double() / len(labels_N)
     entropy = -torch.xlogy(frequency_K, frequency_K).sum().item()
+    return {
+        **measure(logits_NK, labels_N),
+        "label_information": entropy - loss_N.mean().item(),
+        "temperature": temperature,
+    }
+
+
+def fitted_losses(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:
+    """Each image's cross-entropy, (N,) in nats, at the temperature that suits the network, and that temperature.
+
+    It is fitted on one half of the images and used on the other, both ways round, so that fitting it earns nothing.
+    """
     halves = [torch.arange(start, len(labels_N), 2) for start in (0, 1)]
     fitted = [_temperature(logits_NK[half], labels_N[half]) for half in halves]
-    losses = [
-        F.cross_entropy(logits_NK[half].double() / temperature, labels_N[half], reduction="sum").item()
-        for half, temperature in zip(halves, reversed(fitted), strict=True)
-    ]
-    return {
-        **measured,
-        "label_information": entropy - sum(losses) / len(labels_N),
-        "temperature": math.sqrt(fitted[0] * fitted[1]),
-    }
+    loss_N = torch.empty(len(labels_N), dtype=torch.float64)
+    for half, temperature in zip(halves, reversed(fitted), strict=True):
+        loss_N[half] = F.cross_entropy(logits_NK[half].double() / temperature, labels_N[half], reduction="none")
+    return loss_N, math.sqrt(fitted[0] * fitted[1])
 
 
 def per_image(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Tensor]:

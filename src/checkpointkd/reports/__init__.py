@@ -79,7 +79,7 @@ def _runs_page(collected: Collected) -> Page:
         plane_chart(
             scored.name,
             points_of(scored),
-            chosen=scored.selection["epoch"] if scored.selection else None,
+            chosen=scored.chosen,
             unit=scored.trajectory.unit,
         )
         for scored in several
@@ -252,9 +252,11 @@ def _summary(scored: Scored) -> str:
     used = (scored.selection.get("made_with") or {}).get("estimator")
     by = f" (I(X;F) by {used})" if used and scored.selection["rule"] == "paper" else ""
     runner_up, unit = scored.selection.get("runner_up"), scored.trajectory.unit
+    epochs, student = scored.selection["epochs"], scored.selection.get("student")
+    chosen = f"{unit}{'s' if len(epochs) > 1 else ''} {' + '.join(map(str, epochs))}" if epochs else "no teacher"
     return (
-        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose {unit} "
-        f"{scored.selection['epoch']}{by}: {scored.selection['reason']}"
+        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose "
+        f"{chosen}{f' for {student}' if student else ''}{by}: {scored.selection['reason']}"
         + (f"; the runner-up is {unit} {runner_up}." if runner_up is not None else ".")
     )
 
@@ -274,7 +276,6 @@ def _students_table(collected: Collected) -> Table:
 
 def _plane_table(scored: Scored) -> Table:
     settings, points = scored.plane.settings, scored.plane.points
-    chosen = scored.selection["epoch"] if scored.selection else None
     rows = [
         [
             str(point.epoch),
@@ -293,7 +294,9 @@ def _plane_table(scored: Scored) -> Table:
     )
     unit = scored.trajectory.unit
     columns = [unit, "accuracy, %", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± fits", "weights"]
-    return Table("", columns, rows, note, [number for number, point in enumerate(points) if point.epoch == chosen])
+    return Table(
+        "", columns, rows, note, [number for number, point in enumerate(points) if point.epoch in scored.chosen]
+    )
 
 
 def _search_table(result: dict[str, Any]) -> Table:

@@ -33,6 +33,11 @@ class Scored:
     plane: Plane
     selection: dict[str, Any] | None
 
+    @property
+    def chosen(self) -> list[int]:
+        """The epochs that were chosen."""
+        return self.selection["epochs"] if self.selection else []
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -363,14 +368,14 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
     if epoch == run.half.epoch:
         words.append("half-way")
     selection = run.selection()
-    if selection is not None and selection["epoch"] == epoch:
+    if selection is not None and epoch in selection["epochs"]:
         words.append(f"chosen by {rule_name(selection['rule'])}")
     return f"{run.unit} {epoch}" + (f" ({', '.join(words)})" if words else "")
 
 
 def rule_name(rule: str) -> str:
     """A rule as a reader knows it."""
-    return "Algorithm 1" if rule == "paper" else f"the rule {rule!r}"
+    return {"paper": "Algorithm 1", "auto": "probing"}.get(rule, f"the rule {rule!r}")
 
 
 def _name(run: Trajectory, folder: Path) -> str:

@@ -33,8 +33,8 @@ def points_of(scored: Scored) -> list[Point]:
     ]
 
 
-def plane_chart(name: str, points: Sequence[Point], *, chosen: int | None, unit: str = "epoch") -> Chart:
-    """A trajectory on the normalised plane (Fig. 7 of the paper), the choice marked, with the line of equal sums."""
+def plane_chart(name: str, points: Sequence[Point], *, chosen: Sequence[int], unit: str = "epoch") -> Chart:
+    """A trajectory on the normalised plane (Fig. 7 of the paper), what was chosen marked, on a line of equal sums."""
     x, y = (normalised(np.array([point[what] for point in points])).tolist() for what in ("information", "accuracy"))
     epochs = [point["epoch"] for point in points]
     hover = [
@@ -43,13 +43,12 @@ def plane_chart(name: str, points: Sequence[Point], *, chosen: int | None, unit:
     series = [
         Series(name=f"checkpoints, by {unit}", x=x, y=y, hover=hover, words=[str(epoch) for epoch in epochs], colour=0)
     ]
-    if chosen in epochs:
-        at = epochs.index(chosen)
+    for at in [epochs.index(epoch) for epoch in chosen if epoch in epochs]:
         total = x[at] + y[at]
         ends = [max(0.0, total - 1), min(1.0, total)]
         series.insert(0, Series(name="equal sums", x=ends, y=[total - end for end in ends], style="edge"))
         series.append(
-            Series(name=f"chosen: {unit} {chosen}", x=[x[at]], y=[y[at]], hover=[hover[at]], style="points",
+            Series(name=f"chosen: {unit} {epochs[at]}", x=[x[at]], y=[y[at]], hover=[hover[at]], style="points",
                    symbol="star", colour=1)
         )  # fmt: skip
     return Chart(

@@ -82,7 +82,7 @@ def paper(candidates: Candidates) -> Choice:
     information_A = np.array([point.image_information for point in plane.points])
     accuracy_A = np.array([point.accuracy for point in plane.points])
     x_A, y_A, sum_A = normalised(information_A), normalised(accuracy_A), algorithm_1(information_A, accuracy_A)
-    weight_RN = _weights(plane)
+    weight_RN = resamples(plane.images["right"].shape[1])
     resampled_RA = algorithm_1(_resampled_information(plane, weight_RN), weight_RN @ plane.images["right"].T)
     chosen = int(sum_A.argmax())
     reason = f"the largest sum, {sum_A[chosen]:.2f} = {x_A[chosen]:.2f} for I(X;F) + {y_A[chosen]:.2f} for I(Y;F)"
@@ -104,7 +104,8 @@ def best_accuracy(candidates: Candidates) -> Choice:
     """The most accurate checkpoint, as common practice has it."""
     accuracy_A = np.array([point.accuracy for point in candidates.scored.points])
     reason = f"the highest accuracy, {accuracy_A.max():.1%}"
-    resampled_RA = _weights(candidates.scored) @ candidates.scored.images["right"].T
+    right_AN = candidates.scored.images["right"]
+    resampled_RA = resamples(right_AN.shape[1]) @ right_AN.T
     return _choose("best-accuracy", candidates, accuracy_A, reason, resampled_RA)
 
 
@@ -135,9 +136,8 @@ def lowest_calibration_error(candidates: Candidates) -> Choice:
     """The checkpoint whose confidence is nearest to its accuracy, in fifteen bins of equal size (ACE; Kim et al. 2025
     found it to go with students' accuracy)."""
     plane = candidates.scored
-    weight_RN = np.vstack(
-        [np.full(plane.images["right"].shape[1], 1 / plane.images["right"].shape[1]), _weights(plane)]
-    )
+    images = plane.images["right"].shape[1]
+    weight_RN = np.vstack([np.full(images, 1 / images), resamples(images)])
     error_RA = np.stack(
         [
             calibration_error(weight_RN, confidence_N, right_N)
@@ -243,13 +243,12 @@ def _by_mean(rule: str, candidates: Candidates, name: str, sign: int, reason: st
     """The checkpoint with the greatest (sign 1) or least (sign −1) mean over the images of one of their parts."""
     values_AN = candidates.scored.images[name].astype(float)
     best = sign * (sign * values_AN.mean(1)).max()
-    resampled_RA = _weights(candidates.scored) @ values_AN.T
+    resampled_RA = resamples(values_AN.shape[1]) @ values_AN.T
     return _choose(rule, candidates, sign * values_AN.mean(1), reason.format(best), sign * resampled_RA)
 
 
-def _weights(plane: Plane) -> np.ndarray:
-    """How often each image is drawn in each bootstrap resample, (R, N), as a share; the same for all checkpoints."""
-    images = plane.images["right"].shape[1]
+def resamples(images: int) -> np.ndarray:
+    """How often each image is drawn in each bootstrap resample, (R, N), as a share; the same whenever asked."""
     return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES) / images
 
 

@@ -32,7 +32,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         lines = []
         if points:
             x, y = (normalised(np.array([point[name] for point in points])) for name in ("information", "accuracy"))
-            chosen = next(point["epoch"] for point in points if point["chosen"])
+            chosen = [point["epoch"] for point in points if point["chosen"]]
             figures.append(plane_chart(pair.teacher, points, chosen=chosen))
             lines = [
                 [f"{point['epoch']}{', chosen' if point['chosen'] else ''}", f"{point['information']:.4f}",

@@ -125,7 +125,7 @@ class Lab:
     def alpha_tau(self, work: Distillation) -> tuple[float, float]:
         """The weight of the labels and the temperature with which a student is taught."""
         if not work.searched:
-            return self.scale.alpha, self.scale.tau
+            return self.scale.alpha if work.alpha is None else work.alpha, self.scale.tau
         best = self.found(work.search)["best"]
         require(best is not None, f"no trial of {self.folder(work.search)} reached a finite loss")
         return best["values"]["alpha"], best["values"]["tau"]

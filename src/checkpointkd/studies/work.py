@@ -53,12 +53,13 @@ class Search:
 
 @dataclass(frozen=True)
 class Distillation:
-    """A student of one teacher or several; with the α and τ of the scale, or those that a search found."""
+    """A student of one teacher or several; with the α and τ of the scale, or those that a search found, or this α."""
 
     model: str
     teachers: tuple[Picked, ...]
     seed: int
     searched: bool = False
+    alpha: float | None = None
 
     def after(self) -> list[Work]:
         found: list[Work] = [self.search] if self.searched else []

@@ -32,6 +32,16 @@ class Address:
 
 def resolve(address: str) -> Address:
     """The checkpoint at an address; raises UserError when the run, the epoch or the selection isn't there."""
+    found = resolve_all(address)
+    require(
+        len(found) == 1,
+        f"{address} is several checkpoints that teach together ({', '.join(one.text for one in found)}): name one",
+    )
+    return found[0]
+
+
+def resolve_all(address: str) -> list[Address]:
+    """The same for an address that may stand for several checkpoints, as @best does where these were chosen."""
     path, at, which = address.rpartition("@")
     if not at or _exists(address):  # an @ may be part of a folder's name
         path, which = address, "full"
@@ -42,7 +52,9 @@ def resolve(address: str) -> Address:
         )
     trajectory = open_trajectory(Path(path))
     say_if_grown(trajectory)
-    return Address(address, find(trajectory, which))
+    if which == "best" and len(epochs := _selected(trajectory)) > 1:
+        return [Address(f"{path}@{epoch}", trajectory[epoch]) for epoch in epochs]
+    return [Address(address, find(trajectory, which))]
 
 
 def ensemble_of(teachers: Sequence[str], ensemble: str | None = None) -> list[Address]:
@@ -53,7 +65,7 @@ def ensemble_of(teachers: Sequence[str], ensemble: str | None = None) -> list[Ad
     Always in the order of training. Raises UserError when the runs hold no such ensemble.
     """
     if ensemble is None:
-        return [resolve(teacher) for teacher in teachers]
+        return [address for teacher in teachers for address in resolve_all(teacher)]
     kind, _, count = ensemble.partition(":")
     known = {"snapshot": ("snapshot:K", 1), "full": ("full:K", None), "mixed": ("mixed", 2), "all": ("all", 1)}
     if kind not in known:
@@ -113,13 +125,13 @@ def say_if_grown(trajectory: Trajectory) -> None:
 
 
 def find(trajectory: Trajectory, which: str) -> Checkpoint:
-    """The checkpoint of a trajectory that `160`, `0.5`, `half`, `full` or `best` stands for."""
+    """The checkpoint of a trajectory that `160`, `0.5`, `half`, `full` or, where one was chosen, `best` stands for."""
     if which == "full":
         return trajectory.full
     if which == "half":
         return trajectory.half
     if which == "best":
-        return trajectory[_selected(trajectory)]
+        return trajectory[_selected(trajectory)[0]]
     if which.isdigit():
         return trajectory[int(which)]
     return trajectory.at(float(which))
@@ -136,11 +148,16 @@ def _exists(address: str) -> bool:
         return False
 
 
-def _selected(trajectory: Trajectory) -> int:
+def _selected(trajectory: Trajectory) -> list[int]:
     selection = trajectory.selection()
     if selection is None:
         raise NoSuchEpoch(
             f"nothing has been selected in {trajectory.source} yet; run `checkpointkd score {trajectory.source}` and "
             f"`checkpointkd select {trajectory.source}` first"
         )
-    return selection["epoch"]
+    require(
+        len(selection["epochs"]) > 0,
+        f"no checkpoint of {trajectory.source} was found to teach {selection.get('student')} better than the labels "
+        "alone: train it with `checkpointkd train`, or name a checkpoint",
+    )
+    return selection["epochs"]

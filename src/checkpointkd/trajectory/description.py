@@ -74,7 +74,7 @@ def describe(path: Path | str) -> dict[str, Any]:
         "std": run["std"],
         "checkpoints": checkpoints,
         "scored": (trajectory.path / "plane.json").exists(),
-        "selected": None if selection is None else selection["epoch"],
+        "selected": None if selection is None else selection["epochs"],
         "complete": trajectory.complete,
         "planned_epochs": trajectory.planned_epochs,
     }

@@ -210,16 +210,23 @@ class Trajectory(Mapping[int, Checkpoint]):
         return result
 
     def selection(self) -> dict[str, Any] | None:
-        """What `select` chose last, or None; raises UserError when that is damaged or its checkpoint gone."""
+        """What `select` chose last, or None; raises UserError when that is damaged or a checkpoint of it gone.
+
+        It has `epochs` in any case: one that a rule chose; of what was chosen for a student, any number, also none.
+        """
         path = self.path / "selection.json"
         if not path.exists():
             return None
         selection = files.read_json(path)
-        sound = isinstance(selection, dict) and {"rule", "reason", "epoch"} <= selection.keys()
+        sound = isinstance(selection, dict) and {"rule", "reason"} <= selection.keys()
         sound = sound and isinstance(selection.get("made_with"), dict | None)
-        require(sound and type(selection["epoch"]) is int, f"{path} is damaged; run `checkpointkd select` again")
-        self[selection["epoch"]]  # raises if it is gone
-        return selection
+        epochs = selection.get("epochs", [selection.get("epoch")]) if sound else None
+        sound = sound and isinstance(epochs, list) and all(type(epoch) is int for epoch in epochs)
+        require(sound, f"{path} is damaged; run `checkpointkd select` again")
+        assert epochs is not None
+        for epoch in epochs:
+            self[epoch]  # raises if it is gone
+        return {**selection, "epochs": epochs}
 
     @property
     def test_accuracy(self) -> float:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ..errors import UserError, require, unknown
 from ..settings import (
@@ -14,11 +14,13 @@ from ..settings import (
     Device,
     Estimator,
     EstimatorSettings,
+    PrecisionChoice,
+    ProbeSettings,
     Progress,
     Protocol,
     one_of,
 )
-from .common import device_of, say_if_seen
+from .common import device_of, recipe_from, say_if_seen
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
     from ..data import Data
     from ..information import Plane
     from ..models import Network
+    from ..probing import Probed
     from ..selection import Choice
     from ..trajectory import Trajectory
 
 
 log = logging.getLogger("checkpointkd")
+
+AUTO = "auto"  # the rule that looks at the student where there is one
 
 
 def inspect(
@@ -234,38 +239,141 @@ def score(
     return plane
 
 
-def select(run: Path | str, /, *, rule: str = "paper", estimator: Estimator = "decoder") -> Choice:
-    """Choose the checkpoint that is to teach, by Algorithm 1 or a rival; RUN@best means it from then on.
+@overload
+def select(
+    run: Path | str, /, *, rule: str | None = None, estimator: Estimator = "decoder", student: None = None
+) -> Choice: ...
+@overload
+def select(run: Path | str, /, *, student: str, out: Path | str, **options: Any) -> Probed: ...
+def select(  # pyright: ignore[reportInconsistentOverload] - the options are these
+    run: Path | str,
+    /,
+    *,
+    rule: str | None = None,
+    estimator: Estimator = "decoder",
+    student: str | None = None,
+    out: Path | str | None = None,
+    budget: str = ProbeSettings.budget,
+    alpha: list[float] | None = None,
+    tau: float | None = None,
+    data: str | None = None,
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    train_images: int | None = None,
+    seed: int = 0,
+    precision: PrecisionChoice = "auto",
+    table_limit: float = 20.0,
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> Choice | Probed:
+    """Choose the checkpoint that is to teach; RUN@best means it from then on.
 
-    Example:
+    By a rule that looks at the teacher alone: Algorithm 1 or a rival. Or, told which student is to learn, by short
+    lessons of that student from several checkpoints, from two together and from none.
+
+    Examples:
 
         checkpointkd select runs/teacher
+
+        checkpointkd select runs/teacher --student wrn_10_1 --out runs/probe
 
     Parameters
     ----------
     run
         The run's folder.
     rule
-        paper (Algorithm 1); half, full, random, best-accuracy; lowest-nll, lowest-brier, lowest-calibration-error;
-        mcmi, the most information beyond the class; wrong-class-variance.
+        auto: lessons where a student is given, else Algorithm 1. paper (Algorithm 1); half, full, random,
+        best-accuracy; lowest-nll, lowest-brier, lowest-calibration-error; mcmi, the most information beyond the class;
+        wrong-class-variance.
     estimator
         Which estimate of I(X;F) the rule goes by: decoder or ridge.
+    student
+        The student's network, as for distill. What follows goes with it.
+    out
+        Where the lessons are kept; the same command again continues what was stopped.
+    budget
+        What the lessons may cost in all: a share of one whole distillation (1.0), or a number of epochs (60).
+    alpha
+        Weights of the labels to try, 0.5 and 0.1 by default: the first with every checkpoint, the others with the best.
+    tau
+        The temperature, 5 by default.
+    data
+        A data set; by default the run's, with its protocol and its images.
+    recipe
+        Named settings of the student's whole training, as for distill.
+    epochs
+        How many epochs it has, in place of the recipe's.
+    batch_size
+        Images a step, in place of the recipe's.
+    learning_rate
+        The greatest learning rate, in place of the recipe's.
+    train_images
+        Train on this many images only; by default as the run.
+    seed
+        Fixes first weights, order and augmentation of the lessons.
+    precision
+        fp32, bf16, or auto, as for train.
+    table_limit
+        How many gigabytes the tables of teachers' answers may take up in all, as for distill.
+    device
+        Where to compute.
 
     Raises
     ------
     UserError
-        When the rule needs scores and the checkpoints have none.
+        When the rule needs scores and the checkpoints have none, and for a budget too small for lessons.
     """
     from .. import files
-    from ..information import load_plane, stale_epochs
-    from ..selection import NEED_NO_SCORES, RULES, Candidates, choose
+    from ..selection import RULES
     from ..trajectory import open_trajectory, say_if_grown
 
-    if rule not in RULES:
-        raise unknown("rule", rule, RULES)
+    if rule not in (None, AUTO, *RULES):
+        raise unknown("rule", rule, (AUTO, *RULES))
     one_of("estimator", estimator, Estimator)
     trajectory = open_trajectory(run)
     say_if_grown(trajectory)
+    choice: Choice | Probed
+    made_with = None
+    if student is not None:
+        require(rule in (None, AUTO), f"--rule {rule} looks at no student; leave one of them out")
+        require(out is not None, "a student's lessons need --out, a folder to keep them in")
+        assert out is not None
+        settings = ProbeSettings(
+            budget=budget,
+            alphas=ProbeSettings.alphas if alpha is None else tuple(alpha),
+            tau=ProbeSettings.tau if tau is None else tau,
+            seed=seed,
+        )
+        given = {
+            "data": data,
+            "recipe": recipe,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "train_images": train_images,
+        }
+        choice = _probe(
+            student, trajectory, settings, given, out=Path(out), precision=precision, table_limit=table_limit,
+            device=device, progress=progress,
+        )  # fmt: skip
+    else:
+        told = [name for name, value in (("out", out), ("alpha", alpha), ("tau", tau), ("data", data)) if value]
+        require(not told, f"--{told[0]} goes with --student" if told else "")
+        choice, made_with = _by_rule(trajectory, "paper" if rule in (None, AUTO) else rule, estimator)
+    with files.locked(trajectory.path):
+        files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+    for warning in choice.warnings:
+        log.warning("%s", warning)
+    return choice
+
+
+def _by_rule(trajectory: Trajectory, rule: str, estimator: Estimator) -> tuple[Choice, dict[str, Any] | None]:
+    """What a rule chooses that looks at the teacher alone, and with which settings it was scored."""
+    from ..information import load_plane, stale_epochs
+    from ..selection import NEED_NO_SCORES, Candidates, choose
+
     plane = None if rule in NEED_NO_SCORES else load_plane(trajectory, estimator=estimator)
     if plane is not None and (stale := stale_epochs(plane, trajectory)):
         raise UserError(
@@ -281,12 +389,59 @@ def select(run: Path | str, /, *, rule: str = "paper", estimator: Estimator = "d
             f"{trajectory.source}` again",
         )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
-    with files.locked(trajectory.path):
-        made_with = plane.settings if plane is not None else None
-        files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
-    for warning in choice.warnings:
-        log.warning("%s", warning)
-    return choice
+    return choice, plane.settings if plane is not None else None
+
+
+def _probe(
+    student: str,
+    trajectory: Trajectory,
+    settings: ProbeSettings,
+    given: dict[str, Any],
+    *,
+    out: Path,
+    precision: PrecisionChoice,
+    table_limit: float,
+    device: Device,
+    progress: Progress | None,
+) -> Probed:
+    """What short lessons of this student say, and the command that uses it."""
+    from dataclasses import replace
+
+    from ..data import load_data, settings_like
+    from ..probing import Race, race
+    from ..tuning import command_of
+
+    loaded = load_data(settings_like(trajectory.run["data"], given["data"], None, given["train_images"]),
+                       progress=progress)  # fmt: skip
+    _same_classes(trajectory, loaded)
+    say_if_seen(str(trajectory.source), trajectory.run, loaded)
+    numbers = [given[name] for name in ("epochs", "batch_size", "learning_rate")]
+    found = race(
+        Race(
+            student=student,
+            trajectory=trajectory,
+            data=loaded,
+            recipe=recipe_from(given["recipe"] or loaded.recipe, *numbers),
+            settings=settings,
+            out=out,
+            precision=precision,
+            table_limit=table_limit,
+            device=device_of(device),
+            progress=progress,
+        )
+    )
+    if found.epochs:
+        addresses = [f"{trajectory.source}@{epoch}" for epoch in found.epochs]
+        words, more = ["distill", student, "--teachers", *addresses], {"alpha": found.alpha, "tau": found.tau}
+    else:
+        identity = loaded.identity
+        words, more = ["train", student], {}
+        given = given | {
+            "data": given["data"] or f"{identity['data']}{':' + identity['source'] if identity['source'] else ''}",
+            "protocol": None if identity["protocol"] == "holdout" else identity["protocol"],
+            "train_images": identity["train_images"],
+        }
+    return replace(found, command=command_of(words, {**given, **more}))
 
 
 def _accuracy_on(data: Data, device: torch.device) -> Callable[[Network], float]:

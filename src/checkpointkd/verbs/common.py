@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import require
-from ..settings import (
-    Device,
-    TeachingSettings,
-    one_of,
-)
+from ..recipes import recipe as recipe_of
+from ..settings import Device, Recipe, TeachingSettings, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +19,13 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("checkpointkd")
+
+
+def recipe_from(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
+    """The recipe of this name, with what is given in place of its own."""
+    changes = {"batch_size": batch_size, "learning_rate": learning_rate}
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(recipe_of(name, epochs=epochs), **given)
 
 
 def shares_of(given: list[float] | None, teachers: int) -> tuple[float, ...] | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import require, unknown
-from ..recipes import recipe as recipe_of
 from ..settings import (
     Average,
     BatchNorm,
@@ -18,13 +16,12 @@ from ..settings import (
     PrecisionChoice,
     Progress,
     Protocol,
-    Recipe,
     Route,
     Sampler,
     TeachingSettings,
     one_of,
 )
-from .common import device_of, say_if_any_has_seen, shares_of
+from .common import device_of, recipe_from, say_if_any_has_seen, shares_of
 
 if TYPE_CHECKING:
     from ..trajectory import Trajectory
@@ -123,7 +120,7 @@ def train(
         kind="train",
         out=Path(out),
         data=loaded,
-        recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, learning_rate),
+        recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, learning_rate),
         save_every=save_every,
         seed=seed,
         precision=precision,
@@ -303,7 +300,7 @@ def distill(
         out=Path(out),
         method=method,
         settings=settings,
-        recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, learning_rate),
+        recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, learning_rate),
         save_every=save_every,
         seed=seed,
         precision=precision,
@@ -474,7 +471,7 @@ def search(
         method=method,
         average=average,
         tau_squared=tau_squared,
-        recipe=_recipe(recipe or loaded.recipe, epochs, batch_size, None),
+        recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, None),
         seed=seed,
         precision=precision,
         table_limit=table_limit,
@@ -499,12 +496,6 @@ def search(
         "weak_teacher": weak_teacher,
     }
     return found | {"command": tuning.command(found, given=given)}
-
-
-def _recipe(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
-    chosen = recipe_of(name, epochs=epochs)
-    changes = {"batch_size": batch_size, "learning_rate": learning_rate}
-    return replace(chosen, **{key: value for key, value in changes.items() if value is not None})
 
 
 def _teaching(

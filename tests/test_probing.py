@@ -1,0 +1,169 @@
+"""Probing: lessons that say which teacher suits a student, what is tried, and that a race that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import checkpointkd as ckd
+from checkpointkd import runs
+from checkpointkd.cli import main
+from checkpointkd.errors import UserError
+from checkpointkd.probing import ALONE, Candidate, Lesson, near, spread
+from checkpointkd.trajectory.addresses import ensemble_of, resolve
+
+SHORT = {"student": "wrn_10_1", "epochs": 20, "batch_size": 20, "precision": "fp32", "budget": "70"}
+
+
+@pytest.fixture(scope="module")
+def _ripe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ripe") / "teacher"
+    small = {"train_images": 100, "epochs": 24, "save_every": 4, "batch_size": 10, "precision": "fp32"}
+    ckd.train("wrn_10_1", data="digits", out=path, learning_rate=0.03, **small)
+    return path
+
+
+@pytest.fixture
+def teacher(_ripe: Path, tmp_path: Path) -> Path:
+    """A run whose later checkpoints know more than a student does after a lesson; the test may change it."""
+    return Path(shutil.copytree(_ripe, tmp_path / "teacher"))
+
+
+def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(runs, "load_test", lambda *_, **__: pytest.fail("a lesson looked at the test images"))
+    found = ckd.select(teacher, out=tmp_path / "probe", **SHORT)
+    longest = max(lesson["lesson_epochs"] for lesson in found.lessons)
+    best = max((one for one in found.lessons if one["lesson_epochs"] == longest), key=lambda one: one["information"])
+    assert (list(found.epochs), found.alpha) == (best["epochs"], best["alpha"])
+    assert found.lessons[0]["epochs"] == [], "no teacher comes first"
+    assert [max(ckd.open_trajectory(teacher))] in [one["epochs"] for one in found.lessons]
+    assert any(len(one["epochs"]) == 2 for one in found.lessons), "two of them together"
+    assert {one["alpha"] for one in found.lessons if one["epochs"]} == {0.5, 0.1}
+    assert found.spent_epochs == sum(one["lesson_epochs"] for one in found.lessons) <= 70
+    assert sum(one["probability"] for one in found.lessons) == pytest.approx(1)
+    for lesson in found.lessons:  # what is said of a lesson is true of the run that it left
+        words = "+".join(map(str, lesson["epochs"])) + f"-alpha-{lesson['alpha']:g}" if lesson["epochs"] else "none"
+        run = ckd.open_trajectory(tmp_path / "probe" / "lessons" / f"{words}-{lesson['lesson_epochs']}-epochs")
+        result = run.result()
+        assert result is not None
+        assert result["selection"]["accuracy"] == pytest.approx(lesson["accuracy"])
+        assert run.run["recipe"]["epochs"] == lesson["lesson_epochs"], "its learning rate falls to the end"
+
+
+def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Path, tmp_path: Path):
+    ckd.score(teacher, estimator="ridge")
+    found = ckd.select(teacher, out=tmp_path / "probe", **SHORT)
+    assert found.epochs, "digits' teacher is better than none"
+    assert [one.checkpoint.epoch for one in ensemble_of([f"{teacher}@best"])] == list(found.epochs)
+    assert ckd.inspect(teacher)["selected"] == list(found.epochs)
+    command = shlex.split(found.command.replace("OUT", str(tmp_path / "student")))
+    assert main(command[1:]) == 0
+    run = ckd.open_trajectory(tmp_path / "student")
+    assert [one["epoch"] for one in run.run["teachers"]] == list(found.epochs)
+    assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (found.alpha, 5.0)
+    page = ckd.report(teacher)
+    assert f"probing chose epoch{'s' if len(found.epochs) > 1 else ''} " in page.read_text()
+
+
+def test_two_that_were_chosen_teach_together_and_none_is_none(teacher: Path):
+    told = {"rule": "auto", "student": "wrn_10_1", "reason": "it was", "made_with": None}
+    (teacher / "selection.json").write_text(json.dumps({**told, "epochs": [4, 8]}))
+    assert [one.text for one in ensemble_of([f"{teacher}@best"])] == [f"{teacher}@4", f"{teacher}@8"]
+    with pytest.raises(UserError, match=r"several checkpoints that teach together .*: name one"):
+        resolve(f"{teacher}@best")
+    (teacher / "selection.json").write_text(json.dumps({**told, "epochs": []}))
+    with pytest.raises(
+        UserError, match=r"no checkpoint of .* was found to teach wrn_10_1 better than the labels alone"
+    ):
+        ensemble_of([f"{teacher}@best"])
+    for damaged in ({**told, "epochs": [4.5]}, {**told, "epochs": "2"}, {"rule": "auto", "reason": ""}):
+        (teacher / "selection.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="damaged"):
+            ensemble_of([f"{teacher}@best"])
+
+
+def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, tmp_path: Path):
+    whole = ckd.select(teacher, out=tmp_path / "whole", **SHORT)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "checkpointkd.cli",
+        "select",
+        str(teacher),
+        "--out",
+        str(tmp_path / "cut"),
+        *options,
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while len(list((tmp_path / "cut").glob("lessons/*/result.json"))) < 2:
+        assert process.poll() is None, "it was to be killed on the way"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    held = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("lessons/*/result.json")}
+    again = ckd.select(teacher, out=tmp_path / "cut", **SHORT)
+    assert {path: path.stat().st_mtime_ns for path in held} == held, "what was held isn't held again"
+    assert [one["information"] for one in again.lessons] == [one["information"] for one in whole.lessons]
+    assert again.epochs == whole.epochs
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"budget": "20"}, "buys 2 lessons of 10 epochs, and at least 3 are needed"),
+        ({"budget": "a lot"}, "a budget is a number of epochs"),
+        ({"budget": "0.0"}, "a budget is a number of epochs"),
+        ({"rule": "paper"}, "--rule paper looks at no student"),
+        ({"alpha": [0.5, 0.5]}, "twice"),
+        ({"alpha": [1.5]}, "alpha must lie in"),
+        ({"student": "wrn"}, "unknown model"),
+        ({"data": "cifar10:nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_probed_is_said(teacher: Path, tmp_path: Path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, **options})
+    assert not (tmp_path / "probe" / "lessons").exists() or not list((tmp_path / "probe" / "lessons").iterdir())
+
+
+def test_other_lessons_and_other_things_are_refused(teacher: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds something else"):
+        ckd.select(teacher, out=tmp_path / "mine", **SHORT)
+    with pytest.raises(UserError, match="need --out"):
+        ckd.select(teacher, student="wrn_10_1")  # type: ignore[call-overload]
+    ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1})
+    with pytest.raises(UserError, match="a race with other settings"):
+        ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1, "seed": 7})
+
+
+def test_checkpoints_are_spread_with_the_last_first():
+    assert spread([10, 20, 30, 40, 50], 3) == [50, 30, 20]
+    assert spread([10, 20], 9) == [20, 10]
+    for count in range(1, 11):
+        epochs = spread(range(1, 11), count)
+        assert len(set(epochs)) == count
+        assert epochs[0] == 10
+
+
+def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours():
+    def lesson(epochs, information, alpha=0.5):
+        candidate = Candidate(epochs, alpha) if epochs else ALONE
+        return Lesson(candidate, 3, information, 0.5, np.zeros(4))
+
+    lessons = [lesson((), 2.0), lesson((40,), 1.0), lesson((20,), 1.5)]
+    proposed = near(lessons, [10, 20, 30, 40], (0.5, 0.1))
+    assert next(proposed) == Candidate((20,), 0.1)
+    lessons.append(lesson((20,), 1.6, alpha=0.1))
+    assert list(proposed) == [Candidate((20, 40), 0.1), Candidate((10,), 0.1), Candidate((30,), 0.1)]
