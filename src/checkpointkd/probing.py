@@ -191,6 +191,8 @@ def race(race: Race) -> Probed:
                 _hold(race, lesson.candidate, 2 * length, lessons, count)
         found = _found(race, lessons, skipped)
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
+        if race.progress is not None:
+            race.progress(str(race.out), count, count)
     return found
 
 
@@ -258,6 +260,8 @@ def _hold(race: Race, candidate: Candidate, epochs: int, lessons: list[Lesson], 
     measured, (loss_N, _) = label_measures(logits_NK, labels_N), fitted_losses(logits_NK, labels_N)
     lesson = Lesson(candidate, epochs, measured["label_information"], measured["accuracy"], loss_N.numpy())
     lessons.append(lesson)
+    if race.progress is not None:
+        race.progress(str(race.out), min(len(lessons), count - 1), count)  # whole when it is written down
     ahead = _best(lessons)[0]
     log.info(
         "lesson %d, %s, %s: %.3f nats (%.1f %%); ahead: %s",

@@ -8,29 +8,31 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import files, verbs
 from ..errors import require
 from ..recipes import recipe as recipe_of
-from ..settings import KINDS_OF_CORRELATION, DataSettings, Device, Precision, Progress
+from ..settings import KINDS_OF_CORRELATION, DataSettings, Device, Precision, ProbeSettings, Progress
 from .scales import Scale
-from .work import Correlating, Distillation, Measuring, Picked, Scoring, Search, Training, Work
+from .work import Correlating, Distillation, Following, Measuring, Picked, Probing, Scoring, Search, Training, Work
 
 if TYPE_CHECKING:
     from ..data import Data
     from ..information import Plane
+    from ..selection import Choice
     from ..trajectory import Trajectory
 
 log = logging.getLogger("checkpointkd")
 
 STEPS_A_SCORE = 33  # training steps of its network that a checkpoint's score costs, at the scales small and paper
 SEARCH_SEED = 1000  # of a search's students, who are no others
+PROBING_SEED = 2000  # of the first probing's
 FILES: dict[type, str] = {  # what says that work is done
-    Training: "result.json", Distillation: "result.json", Search: "search.json", Measuring: "measured.json",
-    Correlating: "correlated.json",
+    Training: "result.json", Distillation: "result.json", Search: "search.json", Probing: "probed.json",
+    Measuring: "measured.json", Correlating: "correlated.json",
 }  # fmt: skip
 
 
@@ -49,6 +51,8 @@ class Lab:
 
     def folder(self, work: Work) -> Path:
         """Where this work is, or will be; what it needs must have been done."""
+        if isinstance(work, Following):
+            return self.folder(self.advised(work))
         what = self._what(work)
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         if isinstance(work, Training):
@@ -58,6 +62,8 @@ class Lab:
             return self.out / "runs" / _name(f"{work.model}-from-{self._words(work.teachers)}-seed{work.seed}", key)
         if isinstance(work, Search):
             return self.out / "searches" / _name(f"{work.model}-from-{self._words(work.teachers)}", key)
+        if isinstance(work, Probing):
+            return self.out / "probed" / _name(f"{work.model}-of-{work.run.model}.{work.run.seed}-seed{work.seed}", key)
         if isinstance(work, Measuring):
             return self.out / "measured" / _name(self._words(work.members), key)
         if isinstance(work, Correlating):
@@ -71,6 +77,8 @@ class Lab:
             return False
         if isinstance(work, Scoring):
             return self.plane(work) is not None and (not _teaches(work.run) or self.chosen(work.run) is not None)
+        if isinstance(work, Following):
+            return self.done(self.advised(work))
         path = self.folder(work) / FILES[type(work)]
         if not path.exists():
             return False
@@ -83,7 +91,7 @@ class Lab:
             require(there == due, f"{lacks}; remove the folder, and the run is made anew")
         return True
 
-    def run(self, work: Training | Distillation) -> Trajectory:
+    def run(self, work: Training | Distillation | Following) -> Trajectory:
         """A run that is done."""
         from ..trajectory import open_trajectory
 
@@ -108,19 +116,34 @@ class Lab:
         asked = (self.scale.decoder_steps, self.scale.decoder_seeds)
         return plane if (settings["steps"], settings["seeds"]) == asked else None
 
-    def found(self, work: Measuring | Correlating | Search) -> dict[str, Any]:
-        """What a measurement or a search that is done has found."""
+    def found(self, work: Measuring | Correlating | Search | Probing) -> dict[str, Any]:
+        """What a measurement, a search or a probing that is done has found."""
         return read_checked(self.folder(work) / FILES[type(work)], CHECKS[type(work)])
 
     def epoch(self, picked: Picked) -> int:
         """The epoch of a checkpoint whose run is done, and scored, if that matters."""
         from ..trajectory import find
 
-        if picked.which != "best":
+        if not picked.by_rule:
             return find(self.run(picked.run), picked.which).epoch
-        chosen = self.chosen(picked.run)
+        chosen = self.chosen(picked.run) if picked.which == "best" else self.choice(picked).epoch
         assert chosen is not None, "it needs the scoring of the run"
         return chosen
+
+    def choice(self, picked: Picked) -> Choice:
+        """What a rule chooses of a run that is scored."""
+        from ..selection import Candidates, choose
+
+        run, plane = self.run(picked.run), self.plane(Scoring(picked.run))
+        return choose(Candidates(list(run), run.planned_epochs, plane), rule=picked.which)
+
+    def advised(self, work: Following) -> Training | Distillation:
+        """The student that a probing which is done advises."""
+        found = self.found(work.probing)["found"]
+        if not found["epochs"]:
+            return Training(work.model, "student", work.seed)
+        teachers = tuple(Picked(work.probing.run, str(epoch)) for epoch in found["epochs"])
+        return Distillation(work.model, teachers, work.seed, alpha=found["alpha"])
 
     def alpha_tau(self, work: Distillation) -> tuple[float, float]:
         """The weight of the labels and the temperature with which a student is taught."""
@@ -154,6 +177,12 @@ class Lab:
     def carry_out(self, work: Work, progress: Progress | None = None) -> None:
         """Do this work, or go on with it; what it needs must have been done."""
         scale, folder = self.scale, self.folder(work)
+        if isinstance(work, Following):
+            self.carry_out(self.advised(work), progress)
+            return
+        if isinstance(work, Probing):
+            self._probe(work, progress)
+            return
         if isinstance(work, Scoring):
             steps: dict[str, Any] = {"decoder_steps": scale.decoder_steps, "decoder_seeds": scale.decoder_seeds}
             verbs.score(folder, data=self.data, device=self.device, progress=progress, **steps)
@@ -169,6 +198,7 @@ class Lab:
                 found = verbs.correlate(f"{run}@half", f"{run}@full", tau=scale.tau, **how)
                 files.write_json(folder / FILES[Correlating], found)
             return
+        assert isinstance(work, Training | Distillation | Search)
         teaches = _teaches(work)
         common: dict[str, Any] = {
             "data": self.data,
@@ -195,8 +225,39 @@ class Lab:
             verbs.distill(work.model, teachers=self._addresses(work.teachers), alpha=alpha, tau=tau, weak_teacher=True,
                           table_limit=self.table_limit, **common)  # fmt: skip
 
+    def _probe(self, work: Probing, progress: Progress | None) -> None:
+        """Hold a probing's lessons."""
+        from ..data import load_data
+        from ..probing import Race, race
+        from ..verbs.common import device_of, recipe_from
+
+        scale = self.scale
+        race(
+            Race(
+                student=work.model,
+                trajectory=self.run(work.run),
+                data=load_data(self.data_settings(), progress=progress),
+                recipe=recipe_from(scale.student_recipe, scale.student_epochs, scale.batch_size, None),
+                settings=self.probe_settings(work),
+                out=self.folder(work),
+                precision=self.machine[work.model]["precision"],
+                table_limit=self.table_limit,
+                device=device_of(self.device),
+                progress=progress,
+            )
+        )
+
+    def probe_settings(self, work: Probing) -> ProbeSettings:
+        """A probing's settings; its seed is no student's."""
+        return ProbeSettings(
+            budget=work.budget, alphas=self.scale.alphas, tau=self.scale.tau, seed=PROBING_SEED + work.seed
+        )
+
     def cost(self, work: Work) -> float:
         """About how many seconds this work takes on this machine, from nothing."""
+        if isinstance(work, Probing):
+            epochs = self.probe_settings(work).epochs(self.scale.student_epochs)
+            return epochs * self._steps_an_epoch() * self._step(work.model)
         if isinstance(work, Scoring):
             return STEPS_A_SCORE * self.checkpoints(work.run) * self._step(work.run.model)
         if isinstance(work, Measuring | Correlating):
@@ -224,13 +285,13 @@ class Lab:
     def _views(self) -> int:
         return 9 if self.scale.dataset == "digits" else 162
 
-    def checkpoints(self, work: Training | Distillation) -> int:
+    def checkpoints(self, work: Training | Distillation | Following) -> int:
         """How many checkpoints a run leaves."""
         teaches = _teaches(work)
         every = self.scale.save_every if teaches else self.scale.student_save_every
         return math.ceil(self._epochs(work) / every)
 
-    def _epochs(self, work: Training | Distillation | Search) -> int:
+    def _epochs(self, work: Training | Distillation | Following | Search | Probing) -> int:
         teaches = _teaches(work)
         return self.scale.teacher_epochs if teaches else self.scale.student_epochs
 
@@ -261,7 +322,7 @@ class Lab:
     def _what(self, work: Work) -> dict[str, Any]:
         """All that determines what comes out of this work."""
         scale = self.scale
-        if isinstance(work, Training | Distillation | Search):
+        if isinstance(work, Training | Distillation | Search | Probing):
             teaches = _teaches(work)
             what: dict[str, Any] = {
                 "data": [scale.dataset, scale.protocol, scale.train_images],
@@ -271,6 +332,9 @@ class Lab:
                 "batch_size": scale.batch_size,
                 "precision": self.machine[work.model]["precision"],
             }
+            if isinstance(work, Probing):
+                probing = [self.folder(work.run).name, asdict(self.probe_settings(work)), list(self.run(work.run))]
+                return {**what, "probing": probing}
             if not isinstance(work, Search):
                 what |= {"every": scale.save_every if teaches else scale.student_save_every, "seed": work.seed}
             if isinstance(work, Training):
@@ -279,6 +343,7 @@ class Lab:
             return what if isinstance(work, Search) else {**what, "alpha, tau": self.alpha_tau(work)}
         if isinstance(work, Measuring):
             return {"members": self._named(work.members)}
+        assert not isinstance(work, Following)
         return {"run": self.folder(work.run).name, "tau": scale.tau}
 
     def _named(self, picked: Sequence[Picked]) -> list[list[Any]]:
@@ -337,7 +402,13 @@ def _is_machine(found: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-CHECKS = {Measuring: _is_measured, Correlating: _is_correlation, Search: _is_search}
+def _is_probing(stored: dict[str, Any]) -> bool:
+    found = stored["found"]
+    whole = all(type(epoch) is int for epoch in found["epochs"]) and isinstance(found["lessons"], list)
+    return whole and _finite(found["alpha"], found["spent_epochs"], found["student_epochs"])
+
+
+CHECKS = {Measuring: _is_measured, Correlating: _is_correlation, Search: _is_search, Probing: _is_probing}
 
 
 def _teaches(work: Work) -> bool:

@@ -16,7 +16,7 @@ from ..settings import KINDS_OF_CORRELATION
 from .lab import Lab
 from .published import BY_DATASET
 from .scales import Pair, Scale
-from .work import Correlating, Distillation, Measuring, Part, Scoring, Training
+from .work import Correlating, Distillation, Following, Measuring, Part, Scoring, Training
 
 Row = dict[str, Any]
 
@@ -47,7 +47,7 @@ def rows_of(lab: Lab, parts: Sequence[Part], done: Callable[[Any], bool]) -> lis
 
 
 def _rows(lab: Lab, part: Part) -> list[Row]:
-    work = part.work
+    work = lab.advised(part.work) if isinstance(part.work, Following) else part.work
     if isinstance(work, Training | Distillation):
         return [_network(lab, work)]
     if isinstance(work, Scoring):

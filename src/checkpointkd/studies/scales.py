@@ -51,6 +51,8 @@ class Scale:
     search_trials: int | None = None  # None: the whole grid
     full_sizes: tuple[int, ...] = (1, 2)
     snapshot_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
+    alphas: tuple[float, ...] = (0.5, 0.1)  # of the study of rules
+    budgets: tuple[str, ...] = ("1.0",)  # of its probings, in whole distillations
     decoder_steps: int = 300
     decoder_seeds: int = 4  # with two, how much fits differ is hardly known
     note: str = ""
@@ -84,9 +86,31 @@ def smoke() -> Scale:
         precision="fp32",
         search_trials=3,
         full_sizes=(1, 2),
+        alphas=(0.5,),
+        budgets=("3.0",),
         decoder_steps=20,
         decoder_seeds=2,
         note="The scale smoke shows that everything runs. Its networks and runs are tiny: nothing follows from them.",
+    )
+
+
+def digits() -> Scale:
+    """Digits again, 200 of them, with whole runs and more seeds: enough for rules to be told apart, in half an hour."""
+    pairs = [(one, other) for one in ("wrn_16_2", "resnet_14") for other in ("wrn_10_1", "resnet_8")]
+    return replace(
+        smoke(),
+        name="digits",
+        pairs=tuple(Pair(teacher=one, student=other, sweep=(0.2, 0.4, 0.6, 0.8, 1.0)) for one, other in pairs),
+        seeds=5,
+        teacher_epochs=100,
+        student_epochs=40,
+        save_every=10,
+        student_save_every=20,
+        train_images=200,
+        alphas=Scale.alphas,
+        budgets=("0.6", "1.0", "2.0"),
+        decoder_steps=100,
+        note="The scale digits has 200 images of digits: what holds for them need not hold for photographs.",
     )
 
 
@@ -111,6 +135,27 @@ def small() -> Scale:
         note="The scale small has a fifth of the images, a seventh of the epochs and smaller networks than the paper. "
         "Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe where the "
         "paper's is mature: what the paper observes late in training can't show here.",
+    )
+
+
+def ripe() -> Scale:
+    """Real CIFAR-100, 2,500 images of it, which teachers know by heart in the end, as the paper's do."""
+    return replace(
+        small(),
+        name="ripe",
+        pairs=(
+            Pair(teacher="wrn_16_2", student="wrn_10_1"),
+            Pair(teacher="wrn_16_2", student="resnet_8"),
+            Pair(teacher="resnet_20", student="resnet_8"),
+        ),
+        teacher_epochs=120,
+        student_epochs=30,
+        save_every=12,
+        student_save_every=6,
+        train_images=2_500,
+        budgets=("0.5", "1.0", "2.0"),
+        note="The scale ripe has a twentieth of the images, so that a teacher of 120 epochs knows them by heart and "
+        "its checkpoints from the middle are mature, as the paper's are; its networks are smaller than the paper's.",
     )
 
 
@@ -169,7 +214,9 @@ def paper_imagenet() -> Scale:
 
 SCALES = {
     "smoke": {"digits": smoke},
+    "digits": {"digits": digits},
     "small": {"cifar100": small},
+    "ripe": {"cifar100": ripe},
     "paper": {"cifar100": paper, "tiny-imagenet": paper_tiny_imagenet, "imagenet": paper_imagenet},
 }
 

@@ -31,13 +31,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Picked:
-    """A checkpoint of a run."""
+    """A checkpoint of a run: an epoch, a part of the training, `half`, `full`; `best`, or what another rule chooses."""
 
     run: Training
     which: str
 
+    @property
+    def by_rule(self) -> bool:
+        return self.which not in ("half", "full") and not self.which[0].isdigit()
+
     def after(self) -> list[Work]:
-        return [self.run, Scoring(self.run)] if self.which == "best" else [self.run]
+        return [self.run, Scoring(self.run)] if self.by_rule else [self.run]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,34 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class Probing:
+    """What short lessons of a student say of the checkpoints of a run."""
+
+    model: str
+    run: Training
+    budget: str
+    seed: int
+
+    def after(self) -> list[Work]:
+        return [self.run]
+
+
+@dataclass(frozen=True)
+class Following:
+    """The student that probing advises: of some checkpoints, or of none."""
+
+    probing: Probing
+    seed: int
+
+    @property
+    def model(self) -> str:
+        return self.probing.model
+
+    def after(self) -> list[Work]:
+        return [self.probing]
+
+
+@dataclass(frozen=True)
 class Scoring:
     """A run's checkpoints on the information plane, and what Algorithm 1 chooses of them."""
 
@@ -100,7 +132,7 @@ class Correlating:
         return [self.run]
 
 
-Work = Training | Distillation | Search | Scoring | Measuring | Correlating
+Work = Training | Distillation | Search | Probing | Following | Scoring | Measuring | Correlating
 
 
 @dataclass(frozen=True)

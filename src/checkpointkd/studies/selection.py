@@ -1,0 +1,281 @@
+"""The rules that choose a teacher: how far their students are behind the best, and what choosing costs (SPEC §6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..charts import Chart, Series, Table
+from ..comparisons import Claim, claim, paired
+from ..selection import NEED_NO_SCORES, RULES
+from .lab import Lab
+from .rows import Results, Row, by_seed, only, settings_note, spread
+from .scales import Pair, Scale
+from .work import Distillation, Following, Part, Picked, Probing, Scoring, Training, snapshot, swept, teacher
+
+TITLE = "The rules that choose a teacher"
+NONE = "no teacher"
+TWO = "half-way and full together"
+
+
+def needs(scale: Scale) -> list[Part]:
+    parts = []
+    for seed in range(scale.seeds):
+        for pair in scale.pairs:
+            parts.append(Part(pair, "alone", Training(pair.student, "student", seed)))
+            for alpha in scale.alphas:
+                arms = {**swept(pair), **{rule: (Picked(teacher(pair), rule),) for rule in _ruled()}}
+                arms["two"] = snapshot(teacher(pair), 2)
+                parts += [
+                    Part(pair, f"{arm}, {alpha:g}", Distillation(pair.student, members, seed, alpha=alpha))
+                    for arm, members in arms.items()
+                ]
+            for budget in scale.budgets:
+                probing = Probing(pair.student, teacher(pair), budget, seed)
+                parts += [Part(pair, "probing", probing), Part(pair, f"auto, {budget}", Following(probing, seed))]
+    return parts
+
+
+def extra_rows(lab: Lab, parts: Sequence[Part], done: Callable[[Any], bool]) -> list[Row]:
+    """What the rules chose, and what the lessons found."""
+    rows = []
+    for pair in lab.scale.pairs:
+        run = teacher(pair)
+        for rule in _ruled():
+            if done(run) and (rule in NEED_NO_SCORES or done(Scoring(run))):
+                choice = lab.choice(Picked(run, rule))
+                rows.append({"kind": "choice", "pair": pair.name, "rule": rule, "epoch": choice.epoch,
+                             "scores": {str(epoch): value for epoch, value in choice.scores.items()}})  # fmt: skip
+    for part in parts:
+        if isinstance(part.work, Probing) and done(part.work):
+            found = lab.found(part.work)["found"]
+            rows.append({"kind": "probed", "pair": part.pair.name, "budget": part.work.budget, "seed": part.work.seed,
+                         **{name: found[name] for name in ("epochs", "alpha", "lessons", "skipped", "spent_epochs",
+                                                           "student_epochs")}})  # fmt: skip
+    return rows
+
+
+def results(scale: Scale, rows: Sequence[Row]) -> Results:
+    found = {arm: regrets(scale, rows, arm) for arm in _arms(scale)}
+    found = {arm: several for arm, several in found.items() if several}
+    n = sum(len(gaps) for several in found.values() for gaps in several.values()) // max(1, len(found))
+    lines = [_line(scale, rows, arm, several) for arm, several in found.items()]
+    columns = ["rule, weight of the labels", "regret, points", "95 % interval", "worst case", "better than T full",
+               "against no teacher, worst case", "rank correlation", "cost, whole distillations"]  # fmt: skip
+    note = (
+        f"{settings_note(scale)} Regret: by how many points the student is behind that of the best teacher, mean over "
+        f"{len(scale.pairs)} pairs of teacher and student and {scale.seeds} seeds; the best teacher is named by the "
+        "other seeds' students on the selection images, among all that were tried, no teacher and two checkpoints "
+        "together included, so that a regret can be below 0. The interval takes pairs and seeds for independent, which "
+        "they are not quite. Rank correlation (Spearman): of a rule's scores with the mean accuracies of the "
+        "checkpoints' students. Better than T full: in how many of the cases, of those where it isn't the same student."
+    )
+    tables = [Table("Regret of the rules", columns, lines, note), _choices(scale, rows)]
+    return Results(
+        tables=tables,
+        figures=[_chart(scale, rows, found)] if found else [],
+        claims=_claims(scale, rows, found),
+        notes=[f"{n} students a rule."] if found else [],
+    )
+
+
+def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, list[float]]:
+    """By how many points an arm's student is behind that of the best teacher, for each pair, seed by seed.
+
+    The best teacher is named by the students of the other seeds, on the selection images.
+    """
+    found = {}
+    for pair in scale.pairs:
+        tried = {one: by_seed(rows, pair, one) for one in _tried(rows, pair)}
+        selected = {one: by_seed(rows, pair, one, "selection_accuracy") for one in tried}
+        seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
+        mine = by_seed(rows, pair, arm)
+        gaps = []
+        for seed in seeds:
+            others = [one for one in seeds if one != seed] or seeds
+            best = max(tried, key=lambda one: fmean(selected[one][other] for other in others))
+            if seed in mine:
+                gaps.append(tried[best][seed] - mine[seed])
+        if gaps:
+            found[pair.name] = gaps
+    return found
+
+
+def _tried(rows: Sequence[Row], pair: Pair) -> list[str]:
+    """The arms that any rule could have named: all with a student, but for those of probing, which are among them or
+    differ from seed to seed."""
+    arms = dict.fromkeys(row["arm"] for row in only(rows, kind="network", pair=pair.name))
+    return [arm for arm in arms if not arm.startswith("auto")]
+
+
+def _ruled() -> list[str]:
+    """Algorithm 1 and its rivals, but for those whose choice the sweep has by name."""
+    return [rule for rule in RULES if rule not in ("half", "full")]
+
+
+def _arms(scale: Scale) -> list[str]:
+    names = ["half", "full", *_ruled(), "two"]
+    return [
+        "alone",
+        *(f"{name}, {alpha:g}" for alpha in scale.alphas for name in names),
+        *(f"auto, {budget}" for budget in scale.budgets),
+    ]
+
+
+def _label(arm: str) -> str:
+    words = {"alone": NONE, "paper": "Algorithm 1", "two": TWO, "auto": "probing"}
+    name, _, rest = arm.partition(", ")
+    return words.get(name, name) + (f", α = {rest}" if rest and name != "auto" else f", budget {rest}" if rest else "")
+
+
+def _cost(rows: Sequence[Row], arm: str) -> float:
+    """What choosing took, in whole distillations of the student."""
+    if not arm.startswith("auto"):
+        return 0.0
+    budget = arm.partition(", ")[2]
+    return fmean(row["spent_epochs"] / row["student_epochs"] for row in only(rows, kind="probed", budget=budget))
+
+
+def _line(scale: Scale, rows: Sequence[Row], arm: str, found: dict[str, list[float]]) -> list[str]:
+    every = [gap for gaps in found.values() for gap in gaps]
+    whole = paired(every)
+    full = f"full, {scale.alphas[0]:g}"
+    against = {pair: by_seed(rows, pair, full) for pair in found}
+    gaps = [
+        value - against[pair][seed]
+        for pair in found
+        for seed, value in by_seed(rows, pair, arm).items()
+        if seed in against[pair]
+    ]
+    differ = [gap for gap in gaps if gap != 0]
+    none = [
+        fmean(value - by_seed(rows, pair, "alone")[seed] for seed, value in by_seed(rows, pair, arm).items())
+        for pair in found
+    ]
+    correlations = _correlations(scale, rows, arm)
+    return [
+        _label(arm),
+        f"{whole.mean:.2f}",
+        "" if math.isnan(whole.half_width) else f"± {whole.half_width:.2f}",
+        f"{max(fmean(gaps) for gaps in found.values()):.2f}",
+        f"{sum(gap > 0 for gap in differ)} of {len(differ)}" if differ else "",
+        f"{min(none):+.2f}" if arm != "alone" else "",
+        spread(correlations) if correlations else "",
+        f"{_cost(rows, arm):.2f}",
+    ]
+
+
+def _correlations(scale: Scale, rows: Sequence[Row], arm: str) -> list[float]:
+    """Of a rule's scores with the accuracies of the checkpoints' students, for each pair."""
+    from scipy.stats import spearmanr
+
+    name, _, rest = arm.partition(", ")
+    found = []
+    for pair in scale.pairs:
+        if name == "auto":
+            several = [_of_lessons(row) for row in only(rows, kind="probed", pair=pair.name, budget=rest)]
+        else:
+            choices = only(rows, kind="choice", pair=pair.name, rule=name)
+            several = [{(int(e), float(rest)): v for e, v in choice["scores"].items()} for choice in choices]
+        truth = _by_epoch(rows, pair)
+        for scores in several:
+            both = [key for key in scores if key in truth]
+            if len(both) > 2 and len({scores[key] for key in both}) > 1:
+                found.append(spearmanr([scores[key] for key in both], [truth[key] for key in both]).statistic)  # type: ignore[attr-defined]
+    return [one for one in found if not math.isnan(one)]
+
+
+def _of_lessons(row: Row) -> dict[tuple[int, float], float]:
+    """What the first lessons of single checkpoints and of none say, by epoch and α."""
+    first = [one for one in row["lessons"] if len(one["epochs"]) < 2]
+    length = min(one["lesson_epochs"] for one in first)
+    return {
+        (one["epochs"][0] if one["epochs"] else 0, one["alpha"]): one["information"]
+        for one in first
+        if one["lesson_epochs"] == length
+    }
+
+
+def _by_epoch(rows: Sequence[Row], pair: Pair) -> dict[tuple[int, float], float]:
+    """The mean accuracy of the students of each checkpoint, by epoch, 0 for none, and α."""
+    found: dict[tuple[int, float], dict[int, float]] = {}
+    for row in only(rows, kind="network", pair=pair.name):
+        members = row.get("teachers", [])
+        if len(members) < 2:
+            key = (members[0][2], row["alpha"]) if members else (0, 1.0)
+            found.setdefault(key, {})[row["seed"]] = row["accuracy"]
+    return {key: fmean(values.values()) for key, values in found.items()}
+
+
+def _choices(scale: Scale, rows: Sequence[Row]) -> Table:
+    """Which epoch each rule chose of each teacher, and what the lessons advised for each student."""
+    names = [pair.name for pair in scale.pairs]
+    lines = []
+    for rule in _ruled():
+        chosen = {row["pair"]: str(row["epoch"]) for row in only(rows, kind="choice", rule=rule)}
+        lines.append([_label(rule), *(chosen.get(name, "—") for name in names)])
+    for budget in scale.budgets:
+        line = [_label(f"auto, {budget}")]
+        for name in names:
+            advised = only(rows, kind="probed", pair=name, budget=budget)
+            line.append("; ".join(_advice(row) for row in advised) or "—")
+        lines.append(line)
+    note = "Epochs. By probing: for each seed of the lessons, the epochs that teach together, and α."
+    return Table("What was chosen", ["rule", *names], lines, note)
+
+
+def _advice(row: Row) -> str:
+    return f"{' + '.join(map(str, row['epochs']))}, {row['alpha']:g}" if row["epochs"] else "none"
+
+
+def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, list[float]]]) -> Chart:
+    """Mean regret against cost; rules that look at the teacher alone cost no distillation."""
+    series = []
+    for name, prefix in (("rules that look at the teacher", ""), ("probing", "auto")):
+        arms = [arm for arm in found if arm.startswith("auto") == bool(prefix)]
+        every = [paired([gap for gaps in found[arm].values() for gap in gaps]) for arm in arms]
+        series.append(
+            Series(
+                name=name,
+                x=[_cost(rows, arm) for arm in arms],
+                y=[one.mean for one in every],
+                error=[0.0 if math.isnan(one.half_width) else one.half_width for one in every],
+                hover=[f"{_label(arm)}: {one.mean:.2f} points" for arm, one in zip(arms, every, strict=True)],
+                style="points" if not prefix else "line",
+                colour=1 if prefix else 0,
+            )
+        )
+    return Chart(
+        title="Regret against cost",
+        x_title="cost of choosing, whole distillations",
+        y_title="points behind the best teacher's student",
+        series=[one for one in series if one.x],
+        caption=f"Bars: 95 % intervals over {len(scale.pairs)} pairs and {scale.seeds} seeds.",
+        alt="Mean regret of each rule by what choosing costs",
+    )
+
+
+def _claims(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, list[float]]]) -> list[Claim]:
+    """Probing against the best rule that looks at the teacher, named in hindsight, and against no teacher."""
+    claims = []
+    where = f"{len(scale.pairs)} pairs of teacher and student"
+    rules = [arm for arm in found if not arm.startswith("auto") and arm.partition(",")[0] not in ("alone", "two")]
+    mean = {arm: fmean(gap for gaps in found[arm].values() for gap in gaps) for arm in found}
+    best = min(rules, key=lambda arm: mean[arm], default=None)
+    for arm in [arm for arm in found if arm.startswith("auto")]:
+        for other, words in ((best, "the best of the other rules"), ("alone", NONE)):
+            if other is None or other not in found:
+                continue
+            gaps = [
+                behind - mine
+                for pair in found[arm]
+                for behind, mine in zip(found[other].get(pair, []), found[arm][pair], strict=False)
+            ]
+            named = f"{words} ({_label(other)})" if other != "alone" else words
+            claims.append(
+                claim(f"Students that {_label(arm)} advises are better than those of {named}", where, gaps,
+                      units="student", caveat="teachers are of one run each; seeds of one pair are not independent")
+            )  # fmt: skip
+    return claims
