@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ import checkpointkd as ckd
 from checkpointkd import runs
 from checkpointkd.cli import main
 from checkpointkd.errors import UserError
-from checkpointkd.probing import ALONE, Candidate, Lesson, near, spread
+from checkpointkd.probing import ALONE, Candidate, Lesson, _found, near, spread
 from checkpointkd.trajectory.addresses import ensemble_of, resolve
 
 SHORT = {"student": "wrn_10_1", "epochs": 20, "batch_size": 20, "precision": "fp32", "budget": "70"}
@@ -167,3 +169,33 @@ def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours(
     assert next(proposed) == Candidate((20,), 0.1)
     lessons.append(lesson((20,), 1.6, alpha=0.1))
     assert list(proposed) == [Candidate((20, 40), 0.1), Candidate((10,), 0.1), Candidate((30,), 0.1)]
+
+
+def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, tmp_path: Path):
+    found = ckd.select(teacher, out=tmp_path / "probe", **SHORT)
+    page = ckd.report(tmp_path).read_text()
+    assert "Which teacher for wrn_10_1: probe" in page
+    assert f"{found.lessons[0]['information']:.3f}" in page
+    assert page.count("<td>wrn_10_1</td>") == 1, "the teacher; lessons are no students"
+    (tmp_path / "probe" / "probed.json").write_text('{"found": {"epochs": ["<script>"]}}')
+    page = ckd.report(tmp_path).read_text()
+    assert "damaged: no lessons left it" in page
+    assert "Which teacher for" not in page
+
+
+def test_a_tie_with_no_teacher_is_the_teachers():
+    """Short lessons favour labels alone, so that is chosen only where it is surely better."""
+
+    class Run(dict):
+        unit = "epoch"
+
+    def lesson(candidate, loss):
+        return Lesson(candidate, 3, 2 - float(np.mean(loss)), 0.5, np.array(loss))
+
+    race: Any = SimpleNamespace(
+        trajectory=Run({30: None}), student="s", recipe=SimpleNamespace(epochs=9), settings=SimpleNamespace(tau=5.0)
+    )
+    taught = Candidate((30,), 0.5)
+    noisy, worse = [0.5, 1.5, 0.4, 1.7], [1.0, 1.8, 0.9, 2.0]
+    assert _found(race, [lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)], []).epochs == (30,)
+    assert _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], []).epochs == ()

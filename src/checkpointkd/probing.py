@@ -173,7 +173,7 @@ def race(race: Race) -> Probed:
             skipped.remove(max(skipped))  # no teacher worth the name, but one to compare with
         if skipped:
             log.info(
-                "left out: %ss %s, which know less than the student after its lesson without a teacher (%.1f %%)",
+                "left out: %s %s, less accurate than the student after its lesson without a teacher (%.1f %%)",
                 trajectory.unit, ", ".join(map(str, skipped)), 100 * alone.accuracy,
             )  # fmt: skip
         able = [epoch for epoch in trajectory if epoch not in skipped]
@@ -279,7 +279,11 @@ def _best(lessons: Sequence[Lesson]) -> list[Lesson]:
 def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
     """What the lessons amount to."""
     unit, last = race.trajectory.unit, max(race.trajectory)
-    best = _best(lessons)[0]
+    ranked = _best(lessons)
+    best = ranked[0]
+    taught = [one for one in ranked if one.candidate.epochs and one.epochs == best.epochs]
+    if best.candidate == ALONE and taught and _behind(best, taught[0], unit)["low"] <= 0:
+        best = taught[0]  # short lessons favour labels alone (docs/selection.md), so a tie is the teacher's
     longest = [one for one in lessons if one.epochs == best.epochs]
     weight_RN = resamples(len(best.loss_N))
     wins_R = (weight_RN @ np.stack([one.loss_N for one in longest]).T).argmin(1)
@@ -287,7 +291,7 @@ def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
     rivals = {
         "no teacher": [one for one in lessons if one.candidate == ALONE],
         "the last checkpoint": [one for one in lessons if one.candidate.epochs == (last,)],
-        "the runner-up": [one for one in _best(lessons) if one.candidate != best.candidate],
+        "the runner-up": [one for one in ranked if one.candidate != best.candidate],
     }
     behind = {}
     for name, several in rivals.items():
@@ -295,13 +299,12 @@ def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
         several = [one for one in _best(several) if one.epochs in mine and one.candidate != best.candidate]
         if several:
             behind[name] = _behind(mine[several[0].epochs], several[0], unit)
-    warnings = []
-    runner_up = behind.get("the runner-up")
-    if runner_up and runner_up["low"] <= 0:
-        warnings.append(
-            f"{best.candidate.words(unit)} is not surely better than {runner_up['who']}: the difference of "
-            f"{runner_up['mean']:.3f} nats is within the noise of the images"
-        )
+    warnings = [
+        f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
+        "is within the noise of the images"
+        for name, one in behind.items()
+        if one["low"] <= 0 and name != "the last checkpoint"
+    ]
     return Probed(
         student=race.student,
         epochs=best.candidate.epochs,
@@ -325,7 +328,7 @@ def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
         spent_epochs=sum(one.epochs for one in lessons),
         student_epochs=race.recipe.epochs,
         unit=unit,
-        warnings=tuple(warnings),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 

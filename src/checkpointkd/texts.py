@@ -140,11 +140,11 @@ def _probed(found: Any) -> RenderableType:
         else "no teacher"
     )
     lines = [f"{who}, for {found.student}: {found.reason}"]
-    lines += [
-        f"{name}{'' if name == one['who'] else ' (' + one['who'] + ')'} is behind by {one['mean']:.3f} nats "
-        f"({one['low']:.3f} to {one['high']:.3f})"
-        for name, one in found.behind.items()
-    ]
+    for who in dict.fromkeys(one["who"] for one in found.behind.values()):
+        names = [name for name, one in found.behind.items() if one["who"] == who]
+        gap = found.behind[names[0]]
+        known_as = f", {' and '.join(names)}," if names != [who] else ""
+        lines.append(f"{who}{known_as} is behind by {gap['mean']:.3f} nats ({gap['low']:.3f} to {gap['high']:.3f})")
     lines.append(
         f"the lessons cost {found.spent_epochs} epochs, {100 * found.spent_epochs / found.student_epochs:.0f} % of one "
         "whole distillation; best in: share of 1,000 resamples of the images; another seed may differ by more"

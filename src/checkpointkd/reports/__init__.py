@@ -9,7 +9,7 @@ from ..charts import Figure, Table, from_plain
 from ..comparisons import AVERAGE, Claim, claim_from
 from ..errors import counted
 from ..settings import KINDS_OF_CORRELATION, UNITS
-from .collect import Arm, Collected, Difference, Scored, collect, difference, rule_name
+from .collect import Arm, Collected, Difference, Scored, collect, difference, is_probing, rule_name
 from .figures import (
     SYMBOLS,
     correlation_heatmaps,
@@ -31,6 +31,7 @@ __all__ = [
     "conclusions",
     "correlation_rows",
     "difference",
+    "is_probing",
     "refuse_others",
     "write_correlation",
     "write_report",
@@ -90,6 +91,10 @@ def _runs_page(collected: Collected) -> Page:
     sections += [
         Section(title=f"The trials of {name}", tables=[_search_table(result)])
         for name, result in collected.searches.items()
+    ]
+    sections += [
+        Section(title=f"Which teacher for {found['found']['student']}: {name}", tables=[_lessons_table(found["found"])])
+        for name, found in collected.probings.items()
     ]
     sections += [
         Section(title=f"The checkpoints of {scored.name}", tables=[_plane_table(scored)]) for scored in collected.scored
@@ -272,6 +277,31 @@ def _students_table(collected: Collected) -> Table:
             marked.append(number)
     columns = ["student learned from", "student", "accuracy, %", "n", "against no teacher, points"]
     return Table("", columns, rows, STUDENTS_NOTE, marked)
+
+
+def _lessons_table(found: dict[str, Any]) -> Table:
+    """The lessons of a student, the best first, what was chosen marked."""
+    lessons = sorted(found["lessons"], key=lambda one: (-one["lesson_epochs"], -one["information"]))
+    rows = [
+        [
+            f"{found['unit']} {' + '.join(map(str, one['epochs']))}" if one["epochs"] else "no teacher",
+            f"{one['alpha']:g}",
+            str(one["lesson_epochs"]),
+            f"{one['information']:.3f}",
+            f"{100 * one['accuracy']:.1f}",
+            f"{100 * one['probability']:.0f}",
+        ]
+        for one in lessons
+    ]
+    chosen = (found["epochs"], found["alpha"])
+    marked = [number for number, one in enumerate(lessons) if (one["epochs"], one["alpha"]) == chosen]
+    note = (
+        f"{found['student']} had {len(lessons)} short lessons, on the selection images; they cost "
+        f"{found['spent_epochs']} epochs, and one whole distillation has {found['student_epochs']}. I(Y;F) is the "
+        "bound H(Y) − CE; best in: share of resamples of the images; another seed may differ by more."
+    )
+    columns = ["learned from", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
+    return Table("", columns, rows, note, marked)
 
 
 def _plane_table(scored: Scored) -> Table:

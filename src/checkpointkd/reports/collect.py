@@ -105,6 +105,7 @@ class Collected:
     scored: list[Scored]
     arms: list[Arm]
     searches: dict[str, dict[str, Any]]  # what `search` found, by its folder's name
+    probings: dict[str, dict[str, Any]]  # what `select` found for students, by its folder's name
     studies: list[dict[str, Any]]  # what `study` found, in the order in which they are written about in the paper
     notes: list[str]  # runs that are unfinished, unreadable or there twice
     provenance: dict[str, str]
@@ -127,9 +128,11 @@ def collect(folder: Path) -> Collected:
     runs, notes = [], []
     studies = _studies(folder, notes)
     searches, searched = _searches(folder, notes)
+    probings = _probings(folder, notes)
+    parts = [one / "trials" for one in searched] + [path.parent / "lessons" for path in folder.rglob("race.json")]
     for path in sorted(folder.rglob("run.json")):
-        if any(one / "trials" in path.parents for one in searched):
-            continue  # a trial
+        if any(part in path.parents for part in parts):
+            continue  # a trial, a lesson
         try:
             run = open_trajectory(path.parent)
             for checkpoint in run.values():
@@ -139,7 +142,7 @@ def collect(folder: Path) -> Collected:
             notes.append(f"left out: {error}")
     why = f" ({notes[0]})" if notes else ""
     require(
-        bool(runs or searches or studies),
+        bool(runs or searches or probings or studies),
         f"there is no run in {folder}, nor in the folders below it, to report on{why}",
     )
     names = {run.path: _name(run, folder) for run in runs}
@@ -153,8 +156,8 @@ def collect(folder: Path) -> Collected:
             done = max((row["epoch"] for row in run.rows()), default=0)
             notes.append(f"not finished: {names[run.path]}, epoch {done} of {run.planned_epochs}")
     arms, doubled = _arms(runs, names)
-    provenance = _provenance(runs) if runs else [*searches.values(), *studies][0]["provenance"]
-    return Collected(folder, scored, arms, searches, studies, notes + doubled, provenance)
+    provenance = _provenance(runs) if runs else [*searches.values(), *probings.values(), *studies][0]["provenance"]
+    return Collected(folder, scored, arms, searches, probings, studies, notes + doubled, provenance)
 
 
 def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -189,6 +192,40 @@ def _check_study(result: Any, path: Path) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         right = False
     require(right, f"{path} is damaged: it is no study's")
+
+
+def _probings(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """What lessons below a folder found, by name; one that can't be read is noted."""
+    found = {}
+    for path in sorted(folder.rglob("probed.json")):
+        relative = path.parent.relative_to(folder)
+        name = str(relative) if relative.parts else path.parent.resolve().name
+        try:
+            stored = files.read_json(path)
+            require(isinstance(stored, dict) and is_probing(stored), f"{path} is damaged: no lessons left it")
+            found[name] = stored
+        except UserError as error:
+            notes.append(f"left out: {error}")
+    return found
+
+
+def is_probing(stored: dict[str, Any]) -> bool:
+    """Whether this can be what lessons found (`probing`)."""
+    try:
+        found = stored["found"]
+        numbers = [found[name] for name in ("alpha", "tau", "spent_epochs", "student_epochs")]
+        for lesson in found["lessons"]:
+            numbers += [lesson[name] for name in ("alpha", "lesson_epochs", "information", "accuracy", "probability")]
+        several = [found["epochs"], *(lesson["epochs"] for lesson in found["lessons"])]
+        words = [found["student"], found["unit"], found["reason"]]
+        return (
+            all(type(epoch) is int for epochs in several for epoch in epochs)
+            and all(isinstance(number, float | int) and abs(number) < 1e12 for number in numbers)
+            and all(isinstance(word, str) for word in words)
+            and isinstance(stored["provenance"], dict)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:

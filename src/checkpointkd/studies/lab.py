@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from .. import files, verbs
 from ..errors import require
 from ..recipes import recipe as recipe_of
+from ..reports import is_probing
 from ..settings import KINDS_OF_CORRELATION, DataSettings, Device, Precision, ProbeSettings, Progress
 from .scales import Scale
 from .work import Correlating, Distillation, Following, Measuring, Picked, Probing, Scoring, Search, Training, Work
@@ -402,13 +403,7 @@ def _is_machine(found: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def _is_probing(stored: dict[str, Any]) -> bool:
-    found = stored["found"]
-    whole = all(type(epoch) is int for epoch in found["epochs"]) and isinstance(found["lessons"], list)
-    return whole and _finite(found["alpha"], found["spent_epochs"], found["student_epochs"])
-
-
-CHECKS = {Measuring: _is_measured, Correlating: _is_correlation, Search: _is_search, Probing: _is_probing}
+CHECKS = {Measuring: _is_measured, Correlating: _is_correlation, Search: _is_search, Probing: is_probing}
 
 
 def _teaches(work: Work) -> bool:
