@@ -1,0 +1,169 @@
+"""What tells early which teacher is best for a student: against whole students of a finished study of rules.
+
+    checkpointkd study selection --scale ripe --data cifar100:PATH --jobs 2 --out STUDIES
+    python benchmarks/lessons.py STUDIES --data cifar100:PATH
+
+Spearman's correlation, over teachers of one student (epoch and α, and none), of each measure with the test accuracies
+of whole students, mean over seeds: the accuracy of these very students part of the way; lessons' accuracies and their
+I(Y;F); and scores without training. Writes benchmarks/results/lessons-SCALE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn import functional as F
+
+import checkpointkd as ckd
+from checkpointkd.data import Data, load_data, settings_like
+from checkpointkd.files import read_json, read_rows
+from checkpointkd.loop import predict
+from checkpointkd.losses import METHODS, FromLogits, Supervised
+from checkpointkd.settings import KDSettings
+from checkpointkd.teacher import Teacher
+from checkpointkd.trajectory import fresh_network, resolve
+from common import write_result
+
+Key = tuple[int, float]  # epoch, 0 for no teacher, and α
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path)
+    parser.add_argument("--data", required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in (options.studies / "selection" / "rows.jsonl").read_text().splitlines()]
+    scale = read_json(options.studies / "selection" / "study.json")["scale"]
+    found: dict[str, Any] = {}
+    for pair in dict.fromkeys(row["pair"] for row in rows):
+        mine = [row for row in rows if row["pair"] == pair]
+        truth = {key: fmean(row["accuracy"] for row in several) for key, several in _by_key(mine).items()}
+        measures: dict[str, list[float]] = {}
+        for name, scores in [*_parts(options.studies, mine), *_lessons(mine)]:
+            measures.setdefault(name, []).append(_correlation(scores, truth))
+        for name, scores in _untrained(options.studies, mine, options.data):
+            for alpha in scale["alphas"]:  # of teachers: each α by itself, where it is no part of the score
+                alike = {key: scores[key] for key in scores if key[1] == alpha}
+                measures.setdefault(f"{name}, alpha {alpha:g}", []).append(_correlation(alike, truth))
+        found[pair] = {
+            "teachers": len(truth),
+            **{name: {"mean": fmean(several), "n": len(several)} for name, several in measures.items()},
+        }
+        for name, several in measures.items():
+            print(f"{pair}: {name}: {fmean(several):+.2f} (n = {len(several)})", flush=True)
+    command = f"python benchmarks/lessons.py STUDIES --data {scale['dataset']}:PATH"
+    write_result(f"lessons-{scale['name']}", {"command": command, "pairs": found})
+
+
+def _by_key(rows: list[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
+    """Whole students of one checkpoint or of none, one a seed."""
+    found: dict[Key, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        members = row.get("teachers", [])
+        if row["kind"] == "network" and len(members) < 2:
+            key = (members[0][2], row["alpha"]) if members else (0, 1.0)
+            found.setdefault(key, {})[row["seed"]] = row
+    return {key: list(by_seed.values()) for key, by_seed in found.items()}
+
+
+def _parts(studies: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[Key, float]]]:
+    """The selection accuracies of whole students part of the way, for each seed."""
+    reached: dict[tuple[int, int, int], dict[Key, float]] = {}
+    for key, several in _by_key(rows).items():
+        for row in several:
+            for one in read_rows(studies / "runs" / row["run"] / "metrics.jsonl"):
+                if "selection_accuracy" in one and one["epoch"] < row["epochs"]:
+                    reached.setdefault((row["seed"], one["epoch"], row["epochs"]), {})[key] = one["selection_accuracy"]
+    for (_, epoch, epochs), scores in sorted(reached.items()):
+        yield f"accuracy of whole students after {epoch} of {epochs} epochs", scores
+
+
+def _lessons(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[Key, float]]]:
+    """What lessons of single checkpoints and of none say, for each probing."""
+    for row in rows:
+        if row["kind"] != "probed":
+            continue
+        lessons = [one for one in row["lessons"] if len(one["epochs"]) < 2]
+        length = min(one["lesson_epochs"] for one in lessons)
+        first = [one for one in lessons if one["lesson_epochs"] == length]
+        for name, what in (("accuracy", "accuracy"), ("I(Y;F)", "information")):
+            scores = {((one["epochs"] or [0])[0], one["alpha"]): one[what] for one in first}
+            yield f"{name} after lessons of {length} epochs, budget {row['budget']}", scores
+
+
+def _untrained(studies: Path, rows: list[dict[str, Any]], data: str) -> Iterator[tuple[str, dict[Key, float]]]:
+    """Scores that see the student but train it, if at all, without a teacher."""
+    by_key = _by_key(rows)
+    alone = ckd.open_trajectory(studies / "runs" / by_key[0, 1.0][0]["run"])
+    loaded = load_data(settings_like(alone.run["data"], data))
+    device = torch.device("cpu")
+    student = alone.full.network(device)
+    student_NK = predict(student, loaded.selection)
+    fresh = fresh_network(alone.run).eval()
+    agreement, complexity, gradients = {}, {}, {}
+    held_out = _gradient(fresh, loaded, None, None)
+    features_ND = _features(student, loaded)
+    for key in [key for key in by_key if key[0]]:
+        run = ckd.open_trajectory(studies / "runs" / by_key[key][0]["run"])
+        teacher = Teacher([resolve(address) for address in run.run["teacher_addresses"]], device=device)
+        logits_NK = teacher.predict(loaded.selection)[0]
+        tau = run.run["kd"]["tau"]
+        p_NK, log_q_NK = (logits_NK / tau).softmax(-1), (student_NK / tau).log_softmax(-1)
+        agreement[key] = -F.kl_div(log_q_NK, p_NK, reduction="batchmean").item()
+        complexity[key] = -_complexity(features_ND, p_NK)
+        mine = _gradient(fresh, loaded, teacher, KDSettings(alpha=key[1], tau=tau))
+        gradients[key] = F.cosine_similarity(mine, held_out, dim=0).item()
+    yield "agreement with the student that learned alone", agreement
+    yield "supervision complexity, by that student's features", complexity
+    yield "agreement of gradients with held-out labels', untrained", gradients
+
+
+def _features(student: torch.nn.Module, data: Data) -> Tensor:
+    """What the student's last linear layer is given, (N, D), each of length 1."""
+    linear = [module for module in student.modules() if isinstance(module, torch.nn.Linear)][-1]
+    seen: list[Tensor] = []
+    hook = linear.register_forward_hook(lambda module, given, answer: seen.append(given[0].detach()))
+    predict(student, data.selection)
+    hook.remove()
+    return F.normalize(torch.cat(seen).double(), dim=-1)
+
+
+def _complexity(features_ND: Tensor, p_NK: Tensor, ridge: float = 1e-3) -> float:
+    """√(Yᵀ K⁻¹ Y / N) with a linear kernel (Harutyunyan et al., ICLR 2023; theirs is the tangent kernel)."""
+    centred_NK = p_NK.double() - p_NK.double().mean(0)
+    gram_DD = features_ND.T @ features_ND + ridge * torch.eye(features_ND.shape[1], dtype=torch.float64)
+    inside_DK = features_ND.T @ centred_NK
+    explained = (inside_DK * torch.linalg.solve(gram_DD, inside_DK)).sum()  # Woodbury
+    return math.sqrt(((centred_NK.square().sum() - explained) / ridge / len(p_NK)).item())
+
+
+def _gradient(network: torch.nn.Module, data: Data, teacher: Teacher | None, settings: KDSettings | None) -> Tensor:
+    """The gradient on training images of what the student minimises, or of cross-entropy on selection images."""
+    weights = list(network.parameters())
+    images = data.selection if teacher is None else data.train
+    objective = Supervised() if teacher is None or settings is None else FromLogits(METHODS["kd"](), teacher, settings)
+    batches = images.batches(batch_size=250, seed=0, device=torch.device("cpu"), augment=False)
+    total = torch.zeros(sum(weight.numel() for weight in weights))
+    for batch in batches.epoch(0):
+        loss_B, _ = objective(network, batch, 0.0)
+        total += torch.cat([one.flatten() for one in torch.autograd.grad(loss_B.sum(), weights)])
+    return total
+
+
+def _correlation(scores: dict[Key, float], truth: dict[Key, float]) -> float:
+    both = [key for key in scores if key in truth]
+    return spearmanr([scores[key] for key in both], [truth[key] for key in both]).statistic  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
