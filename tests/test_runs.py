@@ -11,6 +11,7 @@ import checkpointkd as ckd
 from checkpointkd import runs
 from checkpointkd.data import DataSettings, load_data
 from checkpointkd.errors import UserError
+from checkpointkd.loop import measure, predict
 from checkpointkd.models import build_network
 from checkpointkd.runs import faster_precision
 from checkpointkd.settings import Recipe
@@ -78,3 +79,27 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path):
     assert list(compiled.full.network().state_dict()) == list(plain.full.network().state_dict())
     losses = [[row["loss"] for row in run.rows()] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_half_checkpoints_are_half_as_large_and_what_is_measured(tmp_path: Path):
+    options = {**SMALL, "learning_rate": 0.03, "epochs": 2, "save_every": 1}
+    whole = ckd.train("wrn_10_1", out=tmp_path / "whole", **options)
+    half = ckd.train("wrn_10_1", out=tmp_path / "half", half_checkpoints=True, **options)
+    assert half.full.bytes < 0.6 * whole.full.bytes
+    exact, kept = whole.full.network().state_dict(), half.full.network().state_dict()
+    assert any(not torch.equal(exact[name], kept[name]) for name in exact)
+    for name, tensor in exact.items():  # training itself isn't rounded, so the last weights differ by rounding alone
+        assert kept[name].dtype == tensor.dtype
+        assert torch.equal(tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor, kept[name])
+    data = load_data(DataSettings(train_images=60))
+    for epoch, row in zip(half, half.rows(), strict=True):
+        found = measure(predict(half[epoch].network(), data.selection), data.selection.labels_N)
+        assert found["nll"] == row["selection_nll"], "measured as it was saved"
+    result = half.result()
+    assert result is not None
+    assert result["selection"]["nll"] == half.rows()[-1]["selection_nll"]
+    student = ckd.distill("wrn_10_1", teachers=[str(half.path)], out=tmp_path / "student", epochs=1, weak_teacher=True,
+                          half_checkpoints=True)  # fmt: skip
+    assert ckd.load(student.path).state_dict().keys() == kept.keys()
+    with pytest.raises(UserError, match="half_checkpoints"):
+        ckd.train("wrn_10_1", out=tmp_path / "half", **options)

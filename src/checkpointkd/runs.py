@@ -6,12 +6,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .data import Data, Epochs, load_test, settings_of
 from .errors import Diverged, UserError, counted, require
@@ -43,6 +44,7 @@ def carry_out(
     objective: nn.Module,
     teach: Callable[[Epochs, Precision], Epochs] = lambda batches, precision: batches,
     best_of_last_ten: bool = False,
+    half_checkpoints: bool = False,
     touch_test: bool = True,
     announce: bool = True,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -53,6 +55,8 @@ def carry_out(
 
     `kind` and `more` are part of what the run is, `notes` are kept beside it; `teach` may put batches that know more in
     the place of the run's; `on_row` is told each epoch's row when the epoch is kept, and may stop the run by raising.
+    `half_checkpoints` rounds checkpoints to 16 bits when they are saved, and measures what was saved; training itself
+    goes on unrounded.
     `best_of_last_ten` measures the test images after each of the last ten epochs, too; without `touch_test` they are
     left alone; without `announce` nothing is said of a run that begins.
 
@@ -90,6 +94,7 @@ def carry_out(
             "seed": seed,
             "precision": chosen,
             "best_of_last_ten": best_of_last_ten,
+            "half_checkpoints": half_checkpoints,
             **(more or {}),
         }
         stored = folder.open(run, notes={**normalisation, "device": str(device), **(notes or {})})
@@ -122,16 +127,19 @@ def carry_out(
         test = load_test(settings_of(data.identity), progress=progress) if touch_test else None
         for row in fit(state, batches, recipe=recipe, seed=seed, precision=chosen, on_step=on_step):
             if state.epoch % every == 0 or state.epoch == recipe.epochs:
-                measured = measure(predict(network, data.selection), data.selection.labels_N)
+                kept = rounded(network) if half_checkpoints else network
+                measured = measure(predict(kept, data.selection), data.selection.labels_N)
                 if not math.isfinite(measured["nll"]):
                     raise Diverged(f"after epoch {state.epoch} the network gives no finite numbers")
                 row = {**row, "selection_accuracy": measured["accuracy"], "selection_nll": measured["nll"]}
-                folder.save_checkpoint(state.epoch, network.state_dict())
+                folder.save_checkpoint(state.epoch, halved(network) if half_checkpoints else network.state_dict())
             if best_of_last_ten and test is not None and state.epoch > recipe.epochs - 10:
-                row = {**row, "test_accuracy": measure(predict(network, test), test.labels_N)["accuracy"]}
+                kept = rounded(network) if half_checkpoints else network
+                row = {**row, "test_accuracy": measure(predict(kept, test), test.labels_N)["accuracy"]}
             rows.append(row)
             folder.save_epoch(rows, state.to_dict())
             on_row(row)
+        network = rounded(network) if half_checkpoints else network
         tested = {}
         if test is not None:
             tested = {"test": measure(predict(network, test), test.labels_N), "test_images": len(test)}
@@ -148,6 +156,22 @@ def carry_out(
             }
         )
     return open_trajectory(out)
+
+
+def halved(network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors in 16 bits; but for those that they can't hold, and whole numbers."""
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        half = tensor.half() if tensor.is_floating_point() else tensor
+        tensors[name] = half if bool(half.isfinite().all()) else tensor
+    return tensors
+
+
+def rounded(network: nn.Module) -> nn.Module:
+    """The network with its weights as `halved` keeps them; the given one stays as it is."""
+    copy = deepcopy(network)
+    copy.load_state_dict(halved(network))
+    return copy
 
 
 def faster_precision(network: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> Precision:

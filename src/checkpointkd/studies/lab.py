@@ -218,6 +218,7 @@ class Lab:
             verbs.search(work.model, teachers=teachers, seed=SEARCH_SEED, trials=scale.search_trials, weak_teacher=True,
                          table_limit=self.table_limit, **common)  # fmt: skip
             return
+        common["half_checkpoints"] = scale.half_checkpoints
         common |= {"seed": work.seed, "save_every": scale.save_every if teaches else scale.student_save_every}
         if isinstance(work, Training):
             verbs.train(work.model, label_smoothing=work.smoothing, **common)
@@ -266,6 +267,12 @@ class Lab:
         if isinstance(work, Search):
             return 25 * self._epochs(work) * self._steps_an_epoch() * self._step(work.model) / 2  # half are stopped
         return self._epochs(work) * self._steps_an_epoch() * self._step(work.model)
+
+    def megabytes(self, work: Training | Distillation | Following) -> float:
+        """What a run's checkpoints take up."""
+        return (
+            self.checkpoints(work) * self.machine[work.model]["megabytes"] / (2 if self.scale.half_checkpoints else 1)
+        )
 
     def asking_cost(self, picked: Picked, students: int) -> float:
         """About how many seconds it takes to ask a teacher for all that so many students will see of the images."""
@@ -338,6 +345,7 @@ class Lab:
                 return {**what, "probing": probing}
             if not isinstance(work, Search):
                 what |= {"every": scale.save_every if teaches else scale.student_save_every, "seed": work.seed}
+                what |= {"half": True} if scale.half_checkpoints else {}
             if isinstance(work, Training):
                 return {**what, "smoothing": work.smoothing}
             what["teachers"] = self._named(work.teachers)

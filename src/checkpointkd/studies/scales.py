@@ -53,6 +53,7 @@ class Scale:
     snapshot_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
     alphas: tuple[float, ...] = (0.5, 0.1)  # of the study of rules
     budgets: tuple[str, ...] = ("1.0",)  # of its probings, in whole distillations
+    half_checkpoints: bool = False  # rounded to 16 bits when saved, so that they can be carried about
     decoder_steps: int = 300
     decoder_seeds: int = 4  # with two, how much fits differ is hardly known
     note: str = ""
@@ -176,6 +177,7 @@ def paper() -> Scale:
         student_save_every=20,
         protocol="paper",
         full_sizes=(1, 2, 4, 7, 10),
+        half_checkpoints=True,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ def study(
     search: bool = False,
     precision: PrecisionChoice | None = None,
     jobs: int = 1,
+    minutes: float | None = None,
     table_limit: float = 20.0,
     yes: bool = False,
     device: Device = "auto",
@@ -86,6 +88,8 @@ def study(
         fp32, bf16, or auto, as for train; by default the scale's.
     jobs
         Runs at once, each in a process of its own.
+    minutes
+        Stop after so many minutes, with what is done until then; the same command goes on another time.
     table_limit
         How many gigabytes the tables of teachers' answers may take up in all, as for distill.
     yes
@@ -105,6 +109,8 @@ def study(
 
     if name not in (*STUDIES, ALL):
         raise unknown("study", name, (*STUDIES, ALL))
+    require(minutes is None or 0 < minutes < 1e6, f"--minutes must be above 0, not {minutes}")
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     names = PAPER if name == ALL else (name,)
     require(1 <= jobs <= 256, f"--jobs must be from 1 to 256, not {jobs}")
     settings = scale_of(scale, data)
@@ -129,7 +135,7 @@ def study(
         if settings.name == "paper" and estimate["left"] and not yes:
             _ask(estimate["words"])
         log.info("%s", estimate["words"])
-        return _carry_out(lab, parts, works, done, jobs=jobs, estimate=estimate, progress=progress)
+        return _carry_out(lab, parts, works, done, jobs=jobs, estimate=estimate, until=until, progress=progress)
 
 
 def _carry_out(
@@ -140,6 +146,7 @@ def _carry_out(
     *,
     jobs: int,
     estimate: dict[str, Any],
+    until: float,
     progress: Progress | None,
 ) -> dict[str, Any]:
     from ..reports import write_report
@@ -154,9 +161,14 @@ def _carry_out(
 
     failed: dict[Work, str] = {}
     try:
-        failed = carry_out(lab, works, jobs=jobs, progress=progress, on_done=on_done)
+        failed = carry_out(lab, works, jobs=jobs, progress=progress, on_done=on_done, until=until)
     finally:
         found = _write(lab, parts, done, failed)
+    needed = ordered(works)
+    left = [work for work in needed if work not in failed and not done(work)]
+    if left:
+        log.info("the time is over: %d of %s of work are done, and the same command goes on", len(needed) - len(left),
+                 counted(len(needed), "piece"))  # fmt: skip
     page = write_report(lab.out, out=lab.out / PAGE)
     own = [trouble for trouble in failed.values() if trouble != LACKS]
     lacking = f", and {len(failed) - len(own)} that need them are left out" if len(failed) > len(own) else ""
@@ -219,7 +231,7 @@ def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool], job
     count = sum(isinstance(work, Search | Probing) for work in left)
     searches = f"{count} searches for α and τ or for a teacher, " if count else ""
     seconds += OVERHEAD_SECONDS * len(left)
-    megabytes = sum(lab.checkpoints(work) * lab.machine[work.model]["megabytes"] for work in runs)
+    megabytes = sum(map(lab.megabytes, runs))
     tables = min(lab.table_limit, len(asked) * lab.table_gigabytes())
     teachers = sum(isinstance(work, Training) and work.role == "teacher" for work in runs)
     words = (

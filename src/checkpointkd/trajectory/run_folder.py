@@ -125,7 +125,7 @@ def provenance() -> dict[str, str]:
 
 def add_later_options(run: dict[str, Any]) -> None:
     """Give a stored run the options that there are since it was made, as it was made."""
-    later: dict[str, Any] = {"best_of_last_ten": False}
+    later: dict[str, Any] = {"best_of_last_ten": False, "half_checkpoints": False}
     if run.get("kind") == "train":
         later["label_smoothing"] = 0.0
     if run.get("kind") == "distill":

@@ -50,6 +50,7 @@ def train(
     precision: PrecisionChoice = "auto",
     compile: bool = False,
     best_of_last_ten: bool = False,
+    half_checkpoints: bool = False,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -100,6 +101,8 @@ def train(
     best_of_last_ten
         Measure the test images after each of the last ten epochs and report the best beside the last, as the authors'
         code does, which flatters; with --protocol paper only.
+    half_checkpoints
+        Round checkpoints to 16 bits when they are saved: half the disk, and all that comes after sees the same weights.
     device
         Where to compute.
 
@@ -129,6 +132,7 @@ def train(
         progress=progress,
         objective=objective,
         best_of_last_ten=best_of_last_ten,
+        half_checkpoints=half_checkpoints,
         more={"label_smoothing": label_smoothing},
     )
 
@@ -168,6 +172,7 @@ def distill(
     weak_teacher: bool = False,
     table_limit: float = 20.0,
     best_of_last_ten: bool = False,
+    half_checkpoints: bool = False,
     device: Device = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -256,6 +261,8 @@ def distill(
     best_of_last_ten
         Measure the test images after each of the last ten epochs and report the best beside the last, as the authors'
         code does, which flatters; with --protocol paper only.
+    half_checkpoints
+        Round checkpoints to 16 bits when they are saved: half the disk, and all that comes after sees the same weights.
     device
         Where to compute.
 
@@ -307,6 +314,7 @@ def distill(
         compile=compile,
         table_limit=table_limit,
         best_of_last_ten=best_of_last_ten,
+        half_checkpoints=half_checkpoints,
         progress=progress,
     )
 
