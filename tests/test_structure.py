@@ -8,7 +8,7 @@ from pathlib import Path
 import checkpointkd
 
 LAYERS = [
-    "errors", "settings", "recipes", "randomness", "files",
+    "errors", "settings", "recipes", "randomness", "files", "pieces",
     "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
     "information", "selection", "correlation", "comparisons", "charts", "reports",
     "runs", "portable", "distillation", "tuning", "probing", "verbs",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .studies.study import study
     from .trajectory import Trajectory, open_trajectory
     from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
-    from .verbs import correlate, distill, evaluate, export, inspect, report, score, search, select, train
+    from .verbs import correlate, distill, evaluate, export, inspect, pack, report, score, search, select, train, unpack
 
 __all__ = [
     "Trajectory",
@@ -26,6 +26,7 @@ __all__ = [
     "lightning_callback",
     "load",
     "open_trajectory",
+    "pack",
     "report",
     "save_checkpoint",
     "score",
@@ -34,6 +35,7 @@ __all__ = [
     "study",
     "train",
     "transformers_callback",
+    "unpack",
 ]
 
 # Looked up on first use, so that the command line answers without importing torch.

@@ -115,6 +115,8 @@ for _verb, _words in (
     (verbs.export, texts.exported),
     (study.study, texts.studies),
     (verbs.report, texts.report),
+    (verbs.pack, texts.packed),
+    (verbs.unpack, texts.unpacked),
 ):
     _command(_verb, _words)
 

@@ -234,6 +234,22 @@ def report(path: Any) -> RenderableType:
     return Text(f"the report is in {path}")
 
 
+def packed(written: dict[str, Any]) -> RenderableType:
+    """What was packed."""
+    if not written["pieces"]:
+        return Text("nothing is new")
+    gone = f"; {counted(written['gone'], 'file')} gone" if written["gone"] else ""
+    return Text(
+        f"{counted(written['files'], 'file')} new or changed, {written['bytes'] / 1e6:.1f} MB{gone}; pieces: "
+        f"{', '.join(written['pieces'])}, and index.json"
+    )
+
+
+def unpacked(written: dict[str, Any]) -> RenderableType:
+    """What is there."""
+    return Text(f"{counted(written['files'], 'file')}, {written['bytes'] / 1e6:.1f} MB")
+
+
 def studies(result: dict[str, Any]) -> RenderableType:
     """Each study's tables and claims, and where to look."""
     parts: list[RenderableType] = []

@@ -7,8 +7,10 @@ only, because the command line imports this module to answer `--help`.
 
 from __future__ import annotations
 
+from .carrying import pack, unpack
 from .choosing import inspect, score, select
 from .measuring import correlate, evaluate, export, report
 from .teaching import distill, search, train
 
-__all__ = ["correlate", "distill", "evaluate", "export", "inspect", "report", "score", "search", "select", "train"]
+__all__ = ["correlate", "distill", "evaluate", "export", "inspect", "pack", "report", "score", "search",
+           "select", "train", "unpack"]  # fmt: skip
