@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -133,10 +134,8 @@ class Lab:
 
     def choice(self, picked: Picked) -> Choice:
         """What a rule chooses of a run that is scored."""
-        from ..selection import Candidates, choose
-
-        run, plane = self.run(picked.run), self.plane(Scoring(picked.run))
-        return choose(Candidates(list(run), run.planned_epochs, plane), rule=picked.which)
+        folder = self.folder(picked.run)
+        return _choice(folder, picked.which, (folder / "plane.json").stat().st_mtime_ns)
 
     def advised(self, work: Following) -> Training | Distillation:
         """The student that a probing which is done advises."""
@@ -357,6 +356,17 @@ class Lab:
 
     def _named(self, picked: Sequence[Picked]) -> list[list[Any]]:
         return [[self.folder(one.run).name, self.epoch(one)] for one in picked]
+
+
+@cache
+def _choice(folder: Path, rule: str, written: int) -> Choice:
+    """What a rule chooses of a run, by the scores that were written then; folders' names ask for it again and again."""
+    from ..information import load_plane
+    from ..selection import Candidates, choose
+    from ..trajectory import open_trajectory
+
+    run = open_trajectory(folder)
+    return choose(Candidates(list(run), run.planned_epochs, load_plane(run)), rule=rule)
 
 
 def read_checked(path: Path, check: Callable[[Any], bool]) -> dict[str, Any]:
