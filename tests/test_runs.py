@@ -47,7 +47,7 @@ def test_a_folder_in_which_nothing_was_done_yet_is_taken_over(tmp_path: Path, mo
     assert run.run["precision"] == "fp32"
     with pytest.raises(UserError, match="already holds another run"):
         ckd.train("wrn_10_1", out=tmp_path / "run", precision="bf16", **SMALL)
-    with pytest.raises(UserError, match=r"run/inner lies in the folder of another run, .*run; choose another --out"):
+    with pytest.raises(UserError, match=r"run/inner is or lies in the folder of a run, .*run; choose another --out"):
         ckd.train("wrn_10_1", out=tmp_path / "run" / "inner", precision="fp32", **SMALL)
 
 

@@ -1,14 +1,14 @@
 """Which teacher suits this student (SPEC §6): short lessons, compared by what their students then know of the labels.
 
-A lesson is a distillation with a fifth of the epochs, to its end: its learning rate falls as the whole one's does. What
-counts of its student is I(Y;F) by the bound H(Y) − CE, in nats, at the temperature that suits it. That puts teachers in
-the order in which whole distillations do (docs/selection.md), where the lessons' accuracies hardly tell them apart, and
-where the first epochs of whole distillations mislead: at high learning rates students like unripe teachers best, and
-labels alone better than ripe ones.
+A lesson is a distillation with 15 % of the epochs (at least a hundred steps) to its end: its learning rate falls as the
+whole one's does. What counts of its student is I(Y;F) by the bound H(Y) − CE, in nats, at the temperature that suits
+it. That puts teachers in the order in which whole distillations do (docs/selection.md), where the lessons' accuracies
+hardly tell them apart, and where the first epochs of whole distillations mislead: at high learning rates students like
+unripe teachers best, and labels alone better than ripe ones.
 
 First comes the student without a teacher, then checkpoints from all over the trajectory, then what lies near the best:
-other weights of the labels, the best two together, its neighbours. With budget left, the best two have lessons of twice
-the length. A lesson is a run's folder, so a race that was stopped continues.
+other weights of the labels, the best two together, its neighbours. With a larger budget the best two have lessons of
+twice the length in the end. A lesson is a run's folder, so a race that was stopped continues.
 
 Letters in names: N images, R bootstrap resamples, L lessons.
 """
@@ -29,14 +29,14 @@ import torch
 from . import files
 from .data import Data
 from .distillation import distil, prepare
-from .errors import UserError, counted, require
-from .information import fitted_losses, label_measures
+from .errors import Diverged, counted, require
+from .information import fitted_losses, label_entropy
 from .loop import measure, predict
 from .losses import Supervised
 from .runs import carry_out
 from .selection import resamples
-from .settings import KDSettings, PrecisionChoice, ProbeSettings, Progress, Recipe, TeachingSettings
-from .trajectory import Address, RunFolder, Trajectory, describe, provenance
+from .settings import KDSettings, PrecisionChoice, ProbeSettings, Progress, Recipe, TeachingSettings, differences
+from .trajectory import Address, RunFolder, Trajectory, provenance, refuse_inside_run
 
 log = logging.getLogger("checkpointkd")
 
@@ -46,7 +46,8 @@ LESSON = 0.15  # of the student's epochs: from a tenth the order of teachers is 
 BATCH = 0.5  # of the recipe's batch: twice the steps in the same epochs
 STEPS = 100  # in less than that a student learns too little to tell teachers apart
 LEAST = 3  # lessons: without a teacher, of the last checkpoint, of another
-WHOLE = 8  # lessons that a race has before it spends on longer ones
+WHOLE = 8  # lessons that a race has before it spends what is left on longer ones
+LONGER = 2  # so many have a lesson of twice the length, in the end
 CHECKPOINTS = 0.7  # of the lessons that are left after the one without a teacher go to checkpoints alone
 
 
@@ -66,15 +67,19 @@ class Candidate:
         if not self.epochs:
             return "no teacher"
         several = "s" if len(self.epochs) > 1 else ""
-        return f"{unit}{several} {' + '.join(map(str, self.epochs))}, alpha {self.alpha:g}"
+        return f"{unit}{several} {' + '.join(map(str, self.epochs))}, alpha {self.alpha!r}"
+
+    @property
+    def folder(self) -> str:
+        return f"{'+'.join(map(str, self.epochs))}-alpha-{self.alpha!r}" if self.epochs else "none"
 
 
 ALONE = Candidate((), 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """What a candidate's student knows after so many epochs; `loss_N` is each selection image's cross-entropy."""
+class Outcome:
+    """What a candidate's student knows after a lesson; `loss_N` is each selection image's cross-entropy."""
 
     candidate: Candidate
     epochs: int
@@ -103,11 +108,12 @@ class Race:
 class Probed:
     """Which teacher was found to be best for a student: `epochs` of the checkpoints that teach together, () for none.
 
-    `lessons` is what was tried, in that order, each with its student's `information` in nats and, of those of the
-    greatest length, the share of resamples of the images in which it is best. `behind` says by how many nats the
-    student without a teacher, that of the last checkpoint and the runner-up were behind: `mean`, `low` and `high`, a
-    95 % interval over images; there is one lesson of each, so that another seed's may differ by more. `skipped` are
-    checkpoints that know less than the student after its lesson alone. `command` uses what was found.
+    `lessons` is what was tried, in that order, each with its student's `information` in nats and, for those of the
+    greatest length, the share of resamples of the images in which it is best (`probability`, else None). `behind` says
+    by how many nats the student without a teacher, that of the last checkpoint and the runner-up were behind after
+    lessons of one length: `mean`, `low` and `high`, a 95 % interval over images. There is one lesson of each, so that
+    another seed's may differ by more, and the best is named on the same images, which flatters it. `skipped` are
+    checkpoints less accurate than the student after its lesson alone. `command` uses what was found.
     """
 
     student: str
@@ -144,52 +150,47 @@ def lessons_within(settings: ProbeSettings, student_epochs: int, steps_an_epoch:
     return length, count
 
 
-def race(race: Race) -> Probed:
+def probe(race: Race) -> Probed:
     """Hold the lessons that are still to be held, and say who teaches best; `probed.json` has it.
 
-    Raises UserError when the folder is another race's, and when the budget is too small.
+    A race that goes on has the checkpoints that it began with, though the run may have more by now. Raises UserError
+    when the folder is another race's, when the budget is too small, and when the student can't learn without a teacher.
     """
     trajectory, settings = race.trajectory, race.settings
     require(len(trajectory) > 0, f"the run in {trajectory.source} has saved no checkpoint yet")
-    batch_size = max(1, round(BATCH * race.recipe.batch_size))
-    recipe = replace(race.recipe, batch_size=batch_size)
-    length, count = lessons_within(settings, recipe.epochs, math.ceil(len(race.data.train) / batch_size))
-    described = {
-        "student": race.student,
-        "teachers": [{"epoch": epoch, "sha256": one.sha256} for epoch, one in trajectory.items()],
-        "data": {name: value for name, value in race.data.identity.items() if name != "source"},
-        "recipe": asdict(recipe),
-        "settings": asdict(settings),
-    }
-    race = replace(race, recipe=recipe)
+    race = replace(race, recipe=replace(race.recipe, batch_size=max(1, round(BATCH * race.recipe.batch_size))))
+    steps = math.ceil(len(race.data.train) / race.recipe.batch_size)
+    length, count = lessons_within(settings, race.recipe.epochs, steps)
+    longer = LONGER if count - 2 * LONGER >= WHOLE and 2 * length <= race.recipe.epochs else 0
+    left = count - 2 * longer
+    refuse_inside_run(race.out)
     with files.locked(race.out):
-        _refuse_another(race.out / "race.json", described)
-        lessons: list[Lesson] = []
-        log.info("%s for %s in all; %s each", counted(count, "lesson"), race.student, counted(length, "epoch"))
-        alone = _hold(race, ALONE, length, lessons, count)
-        accuracies = _accuracies(trajectory, race)
-        skipped = [epoch for epoch, accuracy in accuracies.items() if accuracy < alone.accuracy]
-        if len(skipped) == len(accuracies):
-            skipped.remove(max(skipped))  # no teacher worth the name, but one to compare with
+        described = _begin(race)
+        epochs = [one["epoch"] for one in described["teachers"]]
+        held: list[Outcome] = []
+        log.info("up to %s for %s; %s each", counted(count, "lesson"), race.student, counted(length, "epoch"))
+        alone = _hold(race, ALONE, length, held, count)
+        assert alone is not None
+        accuracies = _accuracies(race, epochs)
+        skipped = [epoch for epoch in epochs if accuracies[epoch] < alone.accuracy]
         if skipped:
             log.info(
                 "left out: %s %s, less accurate than the student after its lesson without a teacher (%.1f %%)",
                 trajectory.unit, ", ".join(map(str, skipped)), 100 * alone.accuracy,
             )  # fmt: skip
-        able = [epoch for epoch in trajectory if epoch not in skipped]
-        longer = 2 if count > WHOLE else 0  # who has a lesson of twice the length, in the end
-        left = count - 1 - 2 * longer
-        first = max(min(2, left), round(CHECKPOINTS * left))
-        for epoch in spread(able, first):
-            _hold(race, Candidate((epoch,), settings.alphas[0]), length, lessons, count)
-        for candidate in near(lessons, able, settings.alphas):
-            if len(lessons) > left:
+        able = [epoch for epoch in epochs if epoch not in skipped] or [epochs[-1]]  # one, to compare with
+        tried = 1
+        for epoch in spread(able, max(min(2, left - 1), round(CHECKPOINTS * (left - 1)))):
+            _hold(race, Candidate((epoch,), settings.alphas[0]), length, held, count)
+            tried += 1
+        for candidate in near(held, able, settings.alphas):
+            if tried >= left:
                 break
-            _hold(race, candidate, length, lessons, count)
-        if longer:
-            for lesson in _best(lessons)[:longer]:
-                _hold(race, lesson.candidate, 2 * length, lessons, count)
-        found = _found(race, lessons, skipped)
+            _hold(race, candidate, length, held, count)
+            tried += 1
+        for outcome in _best(held)[:longer]:
+            _hold(race, outcome.candidate, 2 * length, held, count)
+        found = _found(race, held, skipped)
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
         if race.progress is not None:
             race.progress(str(race.out), count, count)
@@ -206,32 +207,32 @@ def spread(epochs: Sequence[int], count: int) -> list[int]:
     return [epochs[round((number + 1) * len(epochs) / count) - 1] for number in reversed(range(count))]
 
 
-def near(lessons: Sequence[Lesson], able: Sequence[int], alphas: Sequence[float]) -> Iterator[Candidate]:
+def near(held: Sequence[Outcome], able: Sequence[int], alphas: Sequence[float]) -> Iterator[Candidate]:
     """What to try when the checkpoints are known: with the best of them the other weights of the labels; with the
     weight that is best then, the two best together, and its neighbours, as long as there are any."""
-    single = [one for one in _best(lessons) if one.candidate.epochs]
+    single = [one for one in _best(held) if one.candidate.epochs]
+    if not single:  # all were lost
+        return
     best = single[0].candidate
     for alpha in alphas[1:]:
         yield replace(best, alpha=alpha)
-    alpha = next(one.candidate for one in _best(lessons) if one.candidate.epochs == best.epochs).alpha
+    alpha = next(one.candidate for one in _best(held) if one.candidate.epochs == best.epochs).alpha
     if len(single) > 1:
         yield Candidate(tuple(sorted(best.epochs + single[1].candidate.epochs)), alpha)
-    tried = {one.candidate.epochs for one in lessons}
+    tried = {one.candidate.epochs for one in held}
     where = able.index(best.epochs[0])
     for neighbour in sorted(able, key=lambda epoch: abs(able.index(epoch) - where)):
         if (neighbour,) not in tried:
             yield Candidate((neighbour,), alpha)
 
 
-def _hold(race: Race, candidate: Candidate, epochs: int, lessons: list[Lesson], count: int) -> Lesson:
-    """Hold a lesson, or find it held; it is added to the others."""
+def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], count: int) -> Outcome | None:
+    """Hold a lesson, or find it held, and add it to the others; one that diverges with a teacher is lost."""
     unit = race.trajectory.unit
-    words = "+".join(map(str, candidate.epochs)) + f"-alpha-{candidate.alpha:g}" if candidate.epochs else "none"
-    folder = race.out / LESSONS / f"{words}-{epochs}-epochs"
+    folder = race.out / LESSONS / f"{candidate.folder}-{epochs}-epochs"
     recipe = replace(race.recipe, epochs=epochs)
-    precision = race.precision
-    if lessons:  # what the first took, or they could not be compared
-        precision = RunFolder(race.out / LESSONS / f"none-{lessons[0].epochs}-epochs").precision() or precision
+    first = race.out / LESSONS / f"{ALONE.folder}-{held[0].epochs if held else epochs}-epochs"
+    precision = RunFolder(first).precision() or race.precision  # one for all, or they could not be compared
     common: dict[str, Any] = {
         "out": folder,
         "recipe": recipe,
@@ -254,51 +255,56 @@ def _hold(race: Race, candidate: Candidate, epochs: int, lessons: list[Lesson], 
             device=race.device, announce=False,
         )  # fmt: skip
         settings = KDSettings(alpha=candidate.alpha, tau=race.settings.tau)
-        run = distil(race.student, taught, method="kd", settings=settings, table_limit=race.table_limit, **common)
+        try:
+            run = distil(race.student, taught, method="kd", settings=settings, table_limit=race.table_limit, **common)
+        except Diverged as error:
+            log.warning("the lesson from %s is lost: %s", candidate.words(unit), error)
+            return None
     labels_N = race.data.selection.labels_N
     logits_NK = predict(run.full.network(race.device), race.data.selection)
-    measured, (loss_N, _) = label_measures(logits_NK, labels_N), fitted_losses(logits_NK, labels_N)
-    lesson = Lesson(candidate, epochs, measured["label_information"], measured["accuracy"], loss_N.numpy())
-    lessons.append(lesson)
+    loss_N, _ = fitted_losses(logits_NK, labels_N)
+    information = label_entropy(labels_N) - loss_N.mean().item()
+    outcome = Outcome(candidate, epochs, information, measure(logits_NK, labels_N)["accuracy"], loss_N.numpy())
+    held.append(outcome)
     if race.progress is not None:
-        race.progress(str(race.out), min(len(lessons), count - 1), count)  # whole when it is written down
-    ahead = _best(lessons)[0]
+        race.progress(str(race.out), min(len(held), count - 1), count)  # whole when it is written down
     log.info(
         "lesson %d, %s, %s: %.3f nats (%.1f %%); ahead: %s",
-        len(lessons), candidate.words(unit), counted(epochs, "epoch"), lesson.information, 100 * lesson.accuracy,
-        ahead.candidate.words(unit),
+        len(held), candidate.words(unit), counted(epochs, "epoch"), information, 100 * outcome.accuracy,
+        _best(held)[0].candidate.words(unit),
     )  # fmt: skip
-    return lesson
+    return outcome
 
 
-def _best(lessons: Sequence[Lesson]) -> list[Lesson]:
+def _best(held: Sequence[Outcome]) -> list[Outcome]:
     """The lessons of the greatest length, the best first, then shorter ones."""
-    return sorted(lessons, key=lambda one: (-one.epochs, -one.information))
+    return sorted(held, key=lambda one: (-one.epochs, -one.information))
 
 
-def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
+def _found(race: Race, held: list[Outcome], skipped: list[int]) -> Probed:
     """What the lessons amount to."""
     unit, last = race.trajectory.unit, max(race.trajectory)
-    ranked = _best(lessons)
+    ranked = _best(held)
     best = ranked[0]
-    taught = [one for one in ranked if one.candidate.epochs and one.epochs == best.epochs]
-    if best.candidate == ALONE and taught and _behind(best, taught[0], unit)["low"] <= 0:
-        best = taught[0]  # short lessons favour labels alone (docs/selection.md), so a tie is the teacher's
-    longest = [one for one in lessons if one.epochs == best.epochs]
-    weight_RN = resamples(len(best.loss_N))
-    wins_R = (weight_RN @ np.stack([one.loss_N for one in longest]).T).argmin(1)
+    reason = f"after lessons of {counted(best.epochs, 'epoch')} its student knew most of the labels"
+    able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
+    if best.candidate == ALONE and able and able[0].epochs == best.epochs and _behind(best, able[0], unit)["low"] <= 0:
+        reason = (
+            f"after lessons of {counted(best.epochs, 'epoch')} its student knew most of the labels of those that had a "
+            "teacher; without one it knew no less, but short lessons favour that (docs/selection.md)"
+        )
+        best = able[0]
+    longest = [one for one in held if one.epochs == best.epochs]
+    wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)
     share = {one.candidate: float((wins_R == number).mean()) for number, one in enumerate(longest)}
+    mine = {one.epochs: one for one in held if one.candidate == best.candidate}
+    others = [one for one in ranked if one.candidate != best.candidate and one.epochs in mine]
     rivals = {
-        "no teacher": [one for one in lessons if one.candidate == ALONE],
-        "the last checkpoint": [one for one in lessons if one.candidate.epochs == (last,)],
-        "the runner-up": [one for one in ranked if one.candidate != best.candidate],
+        "no teacher": [one for one in others if one.candidate == ALONE],
+        "the last checkpoint": [one for one in others if one.candidate.epochs == (last,) != best.candidate.epochs],
+        "the runner-up": others,
     }
-    behind = {}
-    for name, several in rivals.items():
-        mine = {one.epochs: one for one in lessons if one.candidate == best.candidate}
-        several = [one for one in _best(several) if one.epochs in mine and one.candidate != best.candidate]
-        if several:
-            behind[name] = _behind(mine[several[0].epochs], several[0], unit)
+    behind = {name: _behind(mine[several[0].epochs], several[0], unit) for name, several in rivals.items() if several}
     warnings = [
         f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
         "is within the noise of the images"
@@ -310,8 +316,7 @@ def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
         epochs=best.candidate.epochs,
         alpha=best.candidate.alpha,
         tau=race.settings.tau,
-        reason=f"after lessons of {counted(best.epochs, 'epoch')} its student knew most of the labels, "
-        f"{best.information:.3f} nats",
+        reason=f"{reason}: {best.information:.3f} nats",
         lessons=[
             {
                 "epochs": list(one.candidate.epochs),
@@ -319,53 +324,80 @@ def _found(race: Race, lessons: list[Lesson], skipped: list[int]) -> Probed:
                 "lesson_epochs": one.epochs,
                 "information": one.information,
                 "accuracy": one.accuracy,
-                "probability": share[one.candidate] if one.epochs == best.epochs else 0.0,
+                "probability": share[one.candidate] if one.epochs == best.epochs else None,
             }
-            for one in lessons
+            for one in held
         ],
         behind=behind,
         skipped=skipped,
-        spent_epochs=sum(one.epochs for one in lessons),
+        spent_epochs=sum(one.epochs for one in held),
         student_epochs=race.recipe.epochs,
         unit=unit,
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
 
-def _behind(best: Lesson, other: Lesson, unit: str) -> dict[str, Any]:
+def _behind(best: Outcome, other: Outcome, unit: str) -> dict[str, Any]:
     """By how many nats another lesson's student is behind, with a 95 % interval over the images."""
     gap_N = other.loss_N - best.loss_N
     mean, error = float(gap_N.mean()), float(gap_N.std() / len(gap_N) ** 0.5)
-    return {"who": other.candidate.words(unit), "mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+    return {
+        "who": other.candidate.words(unit),
+        "lesson_epochs": other.epochs,
+        "mean": mean,
+        "low": mean - 1.96 * error,
+        "high": mean + 1.96 * error,
+    }
 
 
-def _accuracies(trajectory: Trajectory, race: Race) -> dict[int, float]:
+def _accuracies(race: Race, epochs: Sequence[int]) -> dict[int, float]:
     """Each checkpoint's accuracy on the selection images, as its run noted it, or as measured now."""
-    noted = {one["epoch"]: one["selection_accuracy"] for one in describe(trajectory.source)["checkpoints"]}
-    same = all(trajectory.run["data"].get(name) == race.data.identity[name] for name in ("sha256", "protocol"))
+    trajectory, data = race.trajectory, race.data
+    noted: dict[int, float | None] = {row["epoch"]: row.get("selection_accuracy") for row in trajectory.rows()}
+    if trajectory.foreign:
+        noted = {int(epoch): note.get("accuracy") for epoch, note in trajectory.run["checkpoints"].items()}
+    if any(trajectory.run["data"].get(name) != data.identity[name] for name in ("sha256", "protocol")):
+        noted = {}
     found = {}
-    for epoch, checkpoint in trajectory.items():
-        accuracy = noted.get(epoch) if same else None
+    for epoch in epochs:
+        accuracy = noted.get(epoch)
         if accuracy is None:
-            logits_NK = predict(checkpoint.network(race.device), race.data.selection)
-            accuracy = measure(logits_NK, race.data.selection.labels_N)["accuracy"]
+            logits_NK = predict(trajectory[epoch].network(race.device), data.selection)
+            accuracy = measure(logits_NK, data.selection.labels_N)["accuracy"]
         found[epoch] = accuracy
     return found
 
 
-def _refuse_another(path: Path, described: dict[str, Any]) -> None:
-    """Raise UserError where another race's lessons are."""
-    described = json.loads(json.dumps(described))
-    if not path.exists():
-        strangers = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".lock")]
-        require(
-            not strangers,
-            f"{path.parent} holds something else ({', '.join(sorted(strangers)[:3])}); choose another --out",
+def _begin(race: Race) -> dict[str, Any]:
+    """What all lessons in the folder have in common; raises UserError where another race's are, or something else.
+
+    The budget is no part of it, so that with a larger one a race goes on; nor are checkpoints that came later.
+    """
+    path = race.out / "race.json"
+    described = json.loads(
+        json.dumps(
+            {
+                "student": race.student,
+                "teachers": [{"epoch": epoch, "sha256": one.sha256} for epoch, one in race.trajectory.items()],
+                "data": {name: value for name, value in race.data.identity.items() if name != "source"},
+                "recipe": asdict(race.recipe),
+                "tau": race.settings.tau,
+                "alphas": race.settings.alphas,
+                "seed": race.settings.seed,
+            }
         )
-        files.write_json(path, described)
-        return
-    there = files.read_json(path)
-    if not isinstance(there, dict):
-        raise UserError(f"{path} is damaged; remove {path.parent}, and the lessons are held anew")
-    unlike = [name for name, value in described.items() if there.get(name) != value]
-    require(not unlike, f"{path.parent} holds a race with other {', '.join(unlike)}; choose another --out")
+    )
+    begun = any((race.out / LESSONS).glob("*/metrics.jsonl"))
+    if not path.exists():
+        strangers = [entry.name for entry in race.out.iterdir() if not entry.name.startswith(".lock")]
+        shown = ", ".join(sorted(strangers)[:3])
+        require(not strangers, f"{race.out} holds something else ({shown}); choose another --out")
+    there = files.read_json(path) if path.exists() and begun else described
+    sound = isinstance(there, dict) and there.keys() == described.keys() and isinstance(there["teachers"], list)
+    require(sound, f"{path} is damaged; remove {race.out}, and the lessons are held anew")
+    if all(one in described["teachers"] for one in there["teachers"]) and there["teachers"]:
+        described["teachers"] = there["teachers"]
+    unlike = differences(described, there)
+    require(not unlike, f"{race.out} holds another race ({'; '.join(unlike)[:300]}); choose another --out")
+    files.write_json(path, described)
+    return described

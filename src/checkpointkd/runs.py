@@ -99,7 +99,8 @@ def carry_out(
         }
         stored = folder.open(run, notes={**normalisation, "device": str(device), **(notes or {})})
         if folder.complete:
-            log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
+            if announce:
+                log.info("%s is complete already (%d epochs); nothing to do", out, recipe.epochs)
             run = open_trajectory(out)
             if touch_test and "test" not in (run.result() or {}):
                 raise UserError(f"{out} is a trial of a search, which left the test images alone; choose another --out")

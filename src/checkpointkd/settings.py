@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -263,31 +264,32 @@ class ProbeSettings:
     distillation, as in addresses. `alphas` are weights of the labels; the first is tried with every checkpoint, the
     others with the best.
 
-    >>> ProbeSettings(budget="0.5").epochs(200), ProbeSettings(budget="60").epochs(200)
-    (100, 60)
+    >>> [ProbeSettings(budget=budget).epochs(200) for budget in ("0.5", 0.5, 60)]
+    [100, 100, 60]
     """
 
-    budget: str = "1.0"
+    budget: str | float = "1.0"
     alphas: tuple[float, ...] = (0.5, 0.1)
     tau: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        try:
-            sound = 0 < float(self.budget) < 1e6
-        except ValueError:
-            sound = False
-        require(sound, f"a budget is a number of epochs (60) or a share of one distillation (1.0), not {self.budget!r}")
+        object.__setattr__(self, "budget", str(self.budget))
+        require(
+            re.fullmatch(r"[0-9]{1,9}|[0-9]{0,5}\.[0-9]{1,9}", str(self.budget)) is not None and float(self.budget) > 0,
+            "a budget is a number of epochs (60) or a decimal share of one whole distillation (1.0), not "
+            f"{self.budget!r}",
+        )
         require(len(self.alphas) > 0, "no alpha is given")
         for alpha in self.alphas:
             KDSettings(alpha=alpha, tau=self.tau)
+            require(alpha < 1, "with an alpha of 1 a teacher has no weight; no teacher is tried in any case")
         require(len(set(self.alphas)) == len(self.alphas), "an alpha is given twice")
 
     def epochs(self, student_epochs: int) -> int:
         """The budget in epochs of a student that has so many."""
-        if self.budget.isdecimal():
-            return int(self.budget)
-        return round(float(self.budget) * student_epochs)
+        budget = str(self.budget)
+        return int(budget) if budget.isdecimal() else math.floor(float(budget) * student_epochs + 1e-9)
 
 
 def one_of(what: str, value: str, kinds: object) -> None:

@@ -27,7 +27,7 @@ from .errors import Diverged, UserError, counted, first_line, require
 from .loop import Row
 from .losses import METHODS, defaults, takes_features
 from .settings import Average, KDSettings, PrecisionChoice, Progress, Recipe, Sampler, one_of
-from .trajectory import RunFolder, provenance
+from .trajectory import RunFolder, provenance, refuse_inside_run
 
 if TYPE_CHECKING:
     import optuna
@@ -121,8 +121,7 @@ def search(
     optuna = _optuna()
     from sqlalchemy.exc import SQLAlchemyError
 
-    inside = next((folder for folder in (out, *out.resolve().parents) if (folder / "run.json").exists()), None)
-    require(inside is None, f"{out} is or lies in the folder of a run, {inside}; choose another --out")
+    refuse_inside_run(out)
     require(storage is None or "://" in storage, f"--storage takes a URL, such as sqlite:///study.db, not {storage!r}")
     for values in settings.grid():  # all that could be tried, before anything is
         _with(values, task)

@@ -19,13 +19,21 @@ from ..loop import measure
 def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:
     """Accuracy, NLL, and H(Y) − CE in nats (§3.2's bound) at the temperature that suits the network."""
     loss_N, temperature = fitted_losses(logits_NK, labels_N)
-    frequency_K = labels_N.bincount().double() / len(labels_N)
-    entropy = -torch.xlogy(frequency_K, frequency_K).sum().item()
     return {
         **measure(logits_NK, labels_N),
-        "label_information": entropy - loss_N.mean().item(),
+        "label_information": label_entropy(labels_N) - loss_N.mean().item(),
         "temperature": temperature,
     }
+
+
+def label_entropy(labels_N: Tensor) -> float:
+    """H(Y) in nats.
+
+    >>> round(label_entropy(torch.tensor([0, 0, 1, 1])), 4)
+    0.6931
+    """
+    frequency_K = labels_N.bincount().double() / len(labels_N)
+    return -torch.xlogy(frequency_K, frequency_K).sum().item()
 
 
 def fitted_losses(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:

@@ -289,7 +289,7 @@ def _lessons_table(found: dict[str, Any]) -> Table:
             str(one["lesson_epochs"]),
             f"{one['information']:.3f}",
             f"{100 * one['accuracy']:.1f}",
-            f"{100 * one['probability']:.0f}",
+            "" if one["probability"] is None else f"{100 * one['probability']:.0f}",
         ]
         for one in lessons
     ]
@@ -298,7 +298,8 @@ def _lessons_table(found: dict[str, Any]) -> Table:
     note = (
         f"{found['student']} had {len(lessons)} short lessons, on the selection images; they cost "
         f"{found['spent_epochs']} epochs, and one whole distillation has {found['student_epochs']}. I(Y;F) is the "
-        "bound H(Y) − CE; best in: share of resamples of the images; another seed may differ by more."
+        "bound H(Y) − CE; best in: share of resamples of the images, of the longest lessons; another seed may differ "
+        "by more."
     )
     columns = ["learned from", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
     return Table("", columns, rows, note, marked)

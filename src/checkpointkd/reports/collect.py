@@ -215,12 +215,13 @@ def is_probing(stored: dict[str, Any]) -> bool:
         found = stored["found"]
         numbers = [found[name] for name in ("alpha", "tau", "spent_epochs", "student_epochs")]
         for lesson in found["lessons"]:
-            numbers += [lesson[name] for name in ("alpha", "lesson_epochs", "information", "accuracy", "probability")]
+            numbers += [lesson[name] for name in ("alpha", "lesson_epochs", "information", "accuracy")]
+            numbers += [lesson["probability"]] if lesson["probability"] is not None else []
         several = [found["epochs"], *(lesson["epochs"] for lesson in found["lessons"])]
         words = [found["student"], found["unit"], found["reason"]]
         return (
             all(type(epoch) is int for epochs in several for epoch in epochs)
-            and all(isinstance(number, float | int) and abs(number) < 1e12 for number in numbers)
+            and all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
             and all(isinstance(word, str) for word in words)
             and isinstance(stored["provenance"], dict)
         )

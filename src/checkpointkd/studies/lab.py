@@ -229,11 +229,11 @@ class Lab:
     def _probe(self, work: Probing, progress: Progress | None) -> None:
         """Hold a probing's lessons."""
         from ..data import load_data
-        from ..probing import Race, race
+        from ..probing import Race, probe
         from ..verbs.common import device_of, recipe_from
 
         scale = self.scale
-        race(
+        probe(
             Race(
                 student=work.model,
                 trajectory=self.run(work.run),

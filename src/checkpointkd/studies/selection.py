@@ -11,7 +11,7 @@ from ..charts import Chart, Series, Table
 from ..comparisons import Claim, claim, paired
 from ..selection import NEED_NO_SCORES, RULES
 from .lab import Lab
-from .rows import Results, Row, by_seed, only, settings_note, spread
+from .rows import Results, Row, by_seed, gaps, only, settings_note, spread
 from .scales import Pair, Scale
 from .work import Distillation, Following, Part, Picked, Probing, Scoring, Training, snapshot, swept, teacher
 
@@ -60,9 +60,8 @@ def extra_rows(lab: Lab, parts: Sequence[Part], done: Callable[[Any], bool]) -> 
 def results(scale: Scale, rows: Sequence[Row]) -> Results:
     found = {arm: regrets(scale, rows, arm) for arm in _arms(scale)}
     found = {arm: several for arm, several in found.items() if several}
-    n = sum(len(gaps) for several in found.values() for gaps in several.values()) // max(1, len(found))
     lines = [_line(scale, rows, arm, several) for arm, several in found.items()]
-    columns = ["rule, weight of the labels", "regret, points", "95 % interval", "worst case", "better than T full",
+    columns = ["rule, weight of the labels", "n", "regret, points", "95 % interval", "worst case", "better than T full",
                "against no teacher, worst case", "rank correlation", "cost, whole distillations"]  # fmt: skip
     note = (
         f"{settings_note(scale)} Regret: by how many points the student is behind that of the best teacher, mean over "
@@ -77,14 +76,13 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         tables=tables,
         figures=[_chart(scale, rows, found)] if found else [],
         claims=_claims(scale, rows, found),
-        notes=[f"{n} students a rule."] if found else [],
     )
 
 
-def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, list[float]]:
-    """By how many points an arm's student is behind that of the best teacher, for each pair, seed by seed.
+def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, dict[int, float]]:
+    """By how many points an arm's student is behind that of the best teacher, for each pair, by seed.
 
-    The best teacher is named by the students of the other seeds, on the selection images.
+    The best teacher is named by the students of the other seeds, on the selection images; with one seed by the same.
     """
     found = {}
     for pair in scale.pairs:
@@ -92,15 +90,19 @@ def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, list[float
         selected = {one: by_seed(rows, pair, one, "selection_accuracy") for one in tried}
         seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
         mine = by_seed(rows, pair, arm)
-        gaps = []
+        behind = {}
         for seed in seeds:
             others = [one for one in seeds if one != seed] or seeds
             best = max(tried, key=lambda one: fmean(selected[one][other] for other in others))
             if seed in mine:
-                gaps.append(tried[best][seed] - mine[seed])
-        if gaps:
-            found[pair.name] = gaps
+                behind[seed] = tried[best][seed] - mine[seed]
+        if behind:
+            found[pair.name] = behind
     return found
+
+
+def _all(found: dict[str, dict[int, float]]) -> list[float]:
+    return [gap for several in found.values() for gap in several.values()]
 
 
 def _tried(rows: Sequence[Row], pair: Pair) -> list[str]:
@@ -134,34 +136,25 @@ def _cost(rows: Sequence[Row], arm: str) -> float:
     """What choosing took, in whole distillations of the student."""
     if not arm.startswith("auto"):
         return 0.0
-    budget = arm.partition(", ")[2]
-    return fmean(row["spent_epochs"] / row["student_epochs"] for row in only(rows, kind="probed", budget=budget))
+    found = only(rows, kind="probed", budget=arm.partition(", ")[2])
+    return fmean(row["spent_epochs"] / row["student_epochs"] for row in found) if found else math.nan
 
 
-def _line(scale: Scale, rows: Sequence[Row], arm: str, found: dict[str, list[float]]) -> list[str]:
-    every = [gap for gaps in found.values() for gap in gaps]
+def _line(scale: Scale, rows: Sequence[Row], arm: str, found: dict[str, dict[int, float]]) -> list[str]:
+    every = _all(found)
     whole = paired(every)
     full = f"full, {scale.alphas[0]:g}"
-    against = {pair: by_seed(rows, pair, full) for pair in found}
-    gaps = [
-        value - against[pair][seed]
-        for pair in found
-        for seed, value in by_seed(rows, pair, arm).items()
-        if seed in against[pair]
-    ]
-    differ = [gap for gap in gaps if gap != 0]
-    none = [
-        fmean(value - by_seed(rows, pair, "alone")[seed] for seed, value in by_seed(rows, pair, arm).items())
-        for pair in found
-    ]
+    differ = [gap for pair in found for gap in gaps(rows, pair, arm, full) if gap != 0]
+    none = [fmean(several) for pair in found if (several := gaps(rows, pair, arm, "alone"))]
     correlations = _correlations(scale, rows, arm)
     return [
         _label(arm),
+        str(whole.n),
         f"{whole.mean:.2f}",
         "" if math.isnan(whole.half_width) else f"± {whole.half_width:.2f}",
-        f"{max(fmean(gaps) for gaps in found.values()):.2f}",
+        f"{max(fmean(several.values()) for several in found.values()):.2f}",
         f"{sum(gap > 0 for gap in differ)} of {len(differ)}" if differ else "",
-        f"{min(none):+.2f}" if arm != "alone" else "",
+        f"{min(none):+.2f}" if arm != "alone" and none else "",
         spread(correlations) if correlations else "",
         f"{_cost(rows, arm):.2f}",
     ]
@@ -230,12 +223,12 @@ def _advice(row: Row) -> str:
     return f"{' + '.join(map(str, row['epochs']))}, {row['alpha']:g}" if row["epochs"] else "none"
 
 
-def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, list[float]]]) -> Chart:
+def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> Chart:
     """Mean regret against cost; rules that look at the teacher alone cost no distillation."""
     series = []
     for name, prefix in (("rules that look at the teacher", ""), ("probing", "auto")):
         arms = [arm for arm in found if arm.startswith("auto") == bool(prefix)]
-        every = [paired([gap for gaps in found[arm].values() for gap in gaps]) for arm in arms]
+        every = [paired(_all(found[arm])) for arm in arms]
         series.append(
             Series(
                 name=name,
@@ -257,25 +250,26 @@ def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, list[fl
     )
 
 
-def _claims(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, list[float]]]) -> list[Claim]:
+def _claims(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> list[Claim]:
     """Probing against the best rule that looks at the teacher, named in hindsight, and against no teacher."""
     claims = []
     where = f"{len(scale.pairs)} pairs of teacher and student"
     rules = [arm for arm in found if not arm.startswith("auto") and arm.partition(",")[0] not in ("alone", "two")]
-    mean = {arm: fmean(gap for gaps in found[arm].values() for gap in gaps) for arm in found}
+    mean = {arm: fmean(_all(found[arm])) for arm in found}
     best = min(rules, key=lambda arm: mean[arm], default=None)
     for arm in [arm for arm in found if arm.startswith("auto")]:
         for other, words in ((best, "the best of the other rules"), ("alone", NONE)):
             if other is None or other not in found:
                 continue
-            gaps = [
-                behind - mine
-                for pair in found[arm]
-                for behind, mine in zip(found[other].get(pair, []), found[arm][pair], strict=False)
+            better = [
+                found[other][pair][seed] - mine
+                for pair in found[arm].keys() & found[other].keys()
+                for seed, mine in found[arm][pair].items()
+                if seed in found[other][pair]
             ]
             named = f"{words} ({_label(other)})" if other != "alone" else words
             claims.append(
-                claim(f"Students that {_label(arm)} advises are better than those of {named}", where, gaps,
+                claim(f"Students that {_label(arm)} advises are better than those of {named}", where, better,
                       units="student", caveat="teachers are of one run each; seeds of one pair are not independent")
             )  # fmt: skip
     return claims

@@ -4,7 +4,7 @@ from .addresses import Address, ensemble_of, find, resolve, say_if_grown
 from .description import describe, known
 from .foreign import GIVEN, adopt, adopt_again
 from .formats import look
-from .run_folder import RunFolder, provenance
+from .run_folder import RunFolder, provenance, refuse_inside_run
 from .trajectory import Checkpoint, Trajectory, fresh_network, noted, open_trajectory
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "noted",
     "open_trajectory",
     "provenance",
+    "refuse_inside_run",
     "resolve",
     "say_if_grown",
 ]

@@ -157,7 +157,7 @@ def _selected(trajectory: Trajectory) -> list[int]:
         )
     require(
         len(selection["epochs"]) > 0,
-        f"no checkpoint of {trajectory.source} was found to teach {selection.get('student')} better than the labels "
-        "alone: train it with `checkpointkd train`, or name a checkpoint",
+        f"no checkpoint of {trajectory.source} was found to teach {selection.get('student') or 'the student'} better "
+        "than the labels alone: train it with `checkpointkd train`, or name a checkpoint",
     )
     return selection["epochs"]

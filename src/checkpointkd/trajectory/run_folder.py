@@ -70,8 +70,7 @@ class RunFolder:
         else:
             strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".lock")]
             strangers = [name for name in strangers if not name.endswith(files.ASIDE) and name != "checkpoints"]
-            inside = next((parent for parent in self.path.resolve().parents if (parent / "run.json").exists()), None)
-            require(inside is None, f"{self.path} lies in the folder of another run, {inside}; choose another --out")
+            refuse_inside_run(self.path)
             require(
                 not strangers,
                 f"{self.path} already holds something that is no run ({', '.join(sorted(strangers)[:3])}); "
@@ -110,6 +109,12 @@ class RunFolder:
         """Write the final measurement; the run is complete."""
         files.write_json(self.path / "result.json", result)
         (self.path / "state.bin").unlink(missing_ok=True)
+
+
+def refuse_inside_run(path: Path) -> None:
+    """Raise UserError for a folder that is a run's or lies in one."""
+    inside = next((one for one in (path, *path.resolve().parents) if (one / "run.json").exists()), None)
+    require(inside is None, f"{path} is or lies in the folder of a run, {inside}; choose another --out")
 
 
 def provenance() -> dict[str, str]:

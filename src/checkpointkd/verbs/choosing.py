@@ -253,7 +253,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     estimator: Estimator = "decoder",
     student: str | None = None,
     out: Path | str | None = None,
-    budget: str = ProbeSettings.budget,
+    budget: str | float = ProbeSettings.budget,
     alpha: list[float] | None = None,
     tau: float | None = None,
     data: str | None = None,
@@ -359,11 +359,21 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
             device=device, progress=progress,
         )  # fmt: skip
     else:
-        told = [name for name, value in (("out", out), ("alpha", alpha), ("tau", tau), ("data", data)) if value]
+        usual = {"budget": ProbeSettings.budget, "seed": 0, "precision": "auto", "table_limit": 20.0, "device": "auto"}
+        given = {"out": out, "budget": budget, "alpha": alpha, "tau": tau, "data": data, "recipe": recipe,
+                 "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+                 "train_images": train_images, "seed": seed, "precision": precision, "table_limit": table_limit,
+                 "device": device}  # fmt: skip
+        told = [name.replace("_", "-") for name, value in given.items() if value != usual.get(name)]
         require(not told, f"--{told[0]} goes with --student" if told else "")
         choice, made_with = _by_rule(trajectory, "paper" if rule in (None, AUTO) else rule, estimator)
-    with files.locked(trajectory.path):
-        files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+    try:
+        with files.locked(trajectory.path):
+            files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+    except UserError as error:
+        if student is None:
+            raise
+        log.warning("%s, so @best doesn't mean what was found; give the command again", error)
     for warning in choice.warnings:
         log.warning("%s", warning)
     return choice
@@ -408,7 +418,7 @@ def _probe(
     from dataclasses import replace
 
     from ..data import load_data, settings_like
-    from ..probing import Race, race
+    from ..probing import Race, probe
     from ..tuning import command_of
 
     loaded = load_data(settings_like(trajectory.run["data"], given["data"], None, given["train_images"]),
@@ -416,7 +426,7 @@ def _probe(
     _same_classes(trajectory, loaded)
     say_if_seen(str(trajectory.source), trajectory.run, loaded)
     numbers = [given[name] for name in ("epochs", "batch_size", "learning_rate")]
-    found = race(
+    found = probe(
         Race(
             student=student,
             trajectory=trajectory,
@@ -441,6 +451,7 @@ def _probe(
             "protocol": None if identity["protocol"] == "holdout" else identity["protocol"],
             "train_images": identity["train_images"],
         }
+    more |= {"precision": None if precision == "auto" else precision}
     return replace(found, command=command_of(words, {**given, **more}))
 
 
