@@ -20,7 +20,7 @@ from checkpointkd.cli import main
 from checkpointkd.progress import Bars
 
 COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "search"]
-COMMANDS += ["evaluate", "correlate", "export", "study", "report"]
+COMMANDS += ["evaluate", "correlate", "export", "study", "report", "pack", "unpack"]
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess:

@@ -273,7 +273,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     By a rule that looks at the teacher alone: Algorithm 1 or a rival. Or, told which student is to learn, by short
     lessons of that student from several checkpoints, from two together and from none.
 
-    Examples:
+    Example:
 
         checkpointkd select runs/teacher
 
