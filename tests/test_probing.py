@@ -211,8 +211,11 @@ def test_a_tie_with_no_teacher_is_the_teachers():
     )
     taught = Candidate((30,), 0.5)
     noisy, worse = [0.5, 1.5, 0.4, 1.7], [1.0, 1.8, 0.9, 2.0]
-    assert _found(race, [lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)], []).epochs == (30,)
-    assert _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], []).epochs == ()
+    tie = _found(race, [lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)], [])
+    assert tie.epochs == (30,)
+    assert "is not surely better than no teacher" in tie.warnings[0]
+    sure = _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], [])
+    assert (sure.epochs, sure.warnings) == ((), ())
 
 
 def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path, tmp_path: Path):

@@ -36,8 +36,8 @@ ROWS = [
     *_students("half, 0.5", [60.0, 61.0, 59.0], selection=[70.0, 60.0, 60.0], **_taught(10)),
     *_students("full, 0.5", [58.0, 62.0, 63.0], selection=[60.0, 64.0, 64.0], **_taught(20)),
     *_students("paper, 0.5", [60.0, 61.0, 59.0], selection=[70.0, 60.0, 60.0], **_taught(10)),
-    *_students("auto, 1.0", [58.0, 62.0], **_taught(20)),
-    {**_students("auto, 1.0", [50.0, 51.0, 52.0])[2]},  # without a teacher
+    *_students("auto, 1.0", [58.0, 62.0], selection=[90.0, 90.0], **_taught(20)),
+    _students("auto, 1.0", [50.0, 51.0, 52.0], selection=[90.0] * 3)[2],  # without a teacher; no best to be named
     {"kind": "choice", "pair": PAIR.name, "rule": "paper", "epoch": 10, "scores": {"10": 1.5, "20": 1.0}},
     *({"kind": "probed", "pair": PAIR.name, "budget": "1.0", "seed": seed, "epochs": epochs, "alpha": 0.5,
        "lessons": [{"epochs": [], "alpha": 1.0, "lesson_epochs": 3, "information": 1.0},
