@@ -98,10 +98,15 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def recipe(name: str, *, epochs: int | None = None) -> Recipe:
     """The recipe of this name, with another number of epochs if one is given; raises UserError for an unknown name.
 
-    >>> recipe("digits", epochs=3).epochs
-    3
+    The steps of the learning rate move with the number of epochs, as the cosine does.
+
+    >>> recipe("cifar100-step", epochs=20).step_every
+    6
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     chosen = RECIPES[name]()
-    return chosen if epochs is None else replace(chosen, epochs=epochs)
+    if epochs is None:
+        return chosen
+    moved = max(1, round(chosen.step_every * epochs / chosen.epochs))
+    return replace(chosen, epochs=epochs, step_every=moved if chosen.schedule == "step" else chosen.step_every)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Data, Epochs, load_test, settings_of
+from .data import Batch, Data, Epochs, load_test, settings_of
 from .errors import Diverged, UserError, counted, require
 from .files import locked
-from .loop import Row, fit, measure, predict, start, step
+from .loop import Row, State, fit, measure, predict, start, step
 from .losses import Supervised
 from .models import try_out
 from .settings import Precision, PrecisionChoice, Progress, Recipe, one_of
@@ -208,6 +208,36 @@ def probe(
     }
 
 
+def steps_in(
+    seconds: float,
+    model: str,
+    data: Data,
+    recipe: Recipe,
+    *,
+    precision: Precision,
+    device: torch.device,
+    begin: Callable[[], Any] = lambda: None,
+) -> float:
+    """How many steps a second a network trains for about so many seconds, which begin when `begin` returns."""
+    mean, std = data.train.channel_statistics()
+    network = fresh_network({"model": model, "classes": data.classes, "seed": 0, "mean": mean, "std": std})
+    state, batch = _begin_steps(network, data, recipe, device)
+
+    def take_step() -> float:
+        step(state, batch, precision=precision, progress=0.0)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    for _ in range(3):  # the first prepare kernels
+        take_step()
+    begin()
+    began, ended, steps = time.perf_counter(), 0.0, 0
+    while ended - began < seconds:
+        ended, steps = take_step(), steps + 1
+    return steps / (ended - began)
+
+
 def _computes_in_bf16(device: torch.device) -> bool:
     return device.type != "mps" and (device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False))
 
@@ -216,9 +246,7 @@ def _seconds_a_step(
     network: nn.Module, data: Data, recipe: Recipe, device: torch.device, precisions: Sequence[Precision]
 ) -> dict[Precision, float]:
     """How long a training step takes in each precision, measured in turn; the network is spent."""
-    rows_B = torch.arange(min(recipe.batch_size, len(data.train)))
-    batch = next(iter(data.train.take(rows_B).batches(batch_size=len(rows_B), seed=0, device=device).epoch(0)))
-    state = start(network, Supervised(), replace(recipe, epochs=1), device=device)
+    state, batch = _begin_steps(network, data, recipe, device)
     seconds: dict[Precision, list[float]] = {precision: [] for precision in precisions}
     for trial in range(6):
         for precision, measured in seconds.items():
@@ -230,6 +258,13 @@ def _seconds_a_step(
                 torch.cuda.synchronize()
             measured.append(time.perf_counter() - began)
     return {precision: min(measured[1:]) for precision, measured in seconds.items()}  # the first step prepares kernels
+
+
+def _begin_steps(network: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> tuple[State, Batch]:
+    """A network that can be trained, and a batch to do it with again and again."""
+    rows_B = torch.arange(min(recipe.batch_size, len(data.train)))
+    batch = next(iter(data.train.take(rows_B).batches(batch_size=len(rows_B), seed=0, device=device).epoch(0)))
+    return start(network, Supervised(), replace(recipe, epochs=1), device=device), batch
 
 
 def _faster(seconds: dict[Precision, float], device: torch.device) -> Precision:

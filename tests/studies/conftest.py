@@ -16,6 +16,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.getbasetemp().parent / "studies-at-smoke"
     with filelock.FileLock(f"{shared}.lock"):
         if not (shared / "table3" / "study.json").exists():
-            ckd.study("selection", scale="smoke", out=shared)
-            ckd.study("all", scale="smoke", out=shared)
+            for name in ("selection", "schedule", "all"):
+                ckd.study(name, scale="smoke", out=shared)
     return shared

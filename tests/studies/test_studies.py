@@ -190,7 +190,7 @@ def test_an_estimate_says_what_is_left(tmp_path: Path):
         (["table9", "--scale", "smoke"], "unknown study 'table9'; did you mean"),
         (["table1", "--scale", "smal"], "unknown scale 'smal'; did you mean 'small'?"),
         (["table1", "--scale", "small", "--data", "digits"], "the scale 'small' is for cifar100, not for 'digits'"),
-        (["table1", "--scale", "smoke", "--jobs", "0"], "--jobs must be from 1 to 256, not 0"),
+        (["table1", "--scale", "smoke", "--jobs", "0"], "--jobs must be auto or from 1 to 256, not 0"),
         (["table1", "--scale", "smoke", "--seeds", "0"], "a study needs from 1 to 1,000 seeds, not 0"),
         (["table1", "--scale", "smoke", "--protocol", "hold"], "hold"),
         (["table1", "--scale", "smoke", "--alpha", "2"], "alpha must lie in [0, 1], not 2"),

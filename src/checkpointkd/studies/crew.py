@@ -175,7 +175,7 @@ class _Processes:
 
     def begin(self, work: Work) -> None:
         process = self._context.Process(target=_work, args=(self._lab, work, self._threads, self._told), daemon=True)
-        with _deaf_to_interrupts():  # which a process takes over: it must not die of Ctrl-C while it starts
+        with deaf_to_interrupts():  # which a process takes over: it must not die of Ctrl-C while it starts
             process.start()
         self.running[process] = work
 
@@ -207,7 +207,7 @@ class _Processes:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def deaf_to_interrupts() -> Iterator[None]:
     """Ctrl-C is ignored meanwhile; whoever starts processes stops them."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
@@ -218,11 +218,16 @@ def _deaf_to_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
-    """What a process does."""
+def end_with_parent() -> None:
+    """Let this process die when the one that began it does, however that dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
+    """What a process does."""
+    end_with_parent()
     import torch
 
     torch.set_num_threads(threads)

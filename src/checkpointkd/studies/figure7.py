@@ -1,4 +1,4 @@
-"""Figure 7: Algorithm 1's choice on the normalised information plane (§5)."""
+"""Figure 7: Algorithm 1's choice on the normalised information plane (§5), by both estimators of I(X;F)."""
 
 from __future__ import annotations
 
@@ -22,24 +22,68 @@ def curve_pairs(scale: Scale) -> list[Pair]:
 
 
 def needs(scale: Scale) -> list[Part]:
-    return [Part(pair, "teacher", Scoring(teacher(pair))) for pair in curve_pairs(scale)]
+    return [
+        part
+        for pair in curve_pairs(scale)
+        for part in (
+            Part(pair, "teacher", Scoring(teacher(pair))),
+            Part(pair, "teacher, ridge", Scoring(teacher(pair), "ridge")),
+        )
+    ]
 
 
 def results(scale: Scale, rows: Sequence[Row]) -> Results:
     figures, tables = [], []
     for pair in curve_pairs(scale):
-        points = only(rows, kind="point", pair=pair.name, arm="teacher")
+        points, by_ridge = (only(rows, kind="point", pair=pair.name, arm=arm) for arm in ("teacher", "teacher, ridge"))
         lines = []
         if points:
             x, y = (normalised(np.array([point[name] for point in points])) for name in ("information", "accuracy"))
             chosen = [point["epoch"] for point in points if point["chosen"]]
             figures.append(plane_chart(pair.teacher, points, chosen=chosen))
+            ridge = {point["epoch"]: f"{point['information']:.3f}" for point in by_ridge}
             lines = [
                 [f"{point['epoch']}{', chosen' if point['chosen'] else ''}", f"{point['information']:.4f}",
-                 f"{point['accuracy']:.2f}", f"{a:.2f}", f"{b:.2f}", f"{a + b:.2f}"]
+                 f"{point['accuracy']:.2f}", f"{a:.2f}", f"{b:.2f}", f"{a + b:.2f}", ridge.get(point["epoch"], "")]
                 for point, a, b in zip(points, x, y, strict=True)
             ]  # fmt: skip
-        columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalised", "I(Y;F) normalised", "sum"]
-        note = f"I(X;F): minus the decoder's excess loss, in nats a pixel. {images_note(scale, 'selection')}"
+        columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalised", "I(Y;F) normalised", "sum", "I(X;F) by ridge"]
+        note = (
+            "I(X;F): minus the decoder's excess loss, in nats a pixel; by ridge, in nats a patch. "
+            f"{images_note(scale, 'selection')}{_agreement(points, by_ridge)}"
+        )
         tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines, note))
+        best = best_by_sum(by_ridge)
+        if best is not None:
+            figures.append(plane_chart(f"{pair.teacher}, by ridge", by_ridge, chosen=[best]))
     return Results(tables=tables, figures=figures)
+
+
+def best_by_sum(points: Sequence[Row]) -> int | None:
+    """The epoch of the checkpoint with the largest sum of normalised informations, of several the earliest (Algorithm
+    1); None where I(X;F) tells nothing.
+
+    >>> best_by_sum([{"information": 2, "accuracy": 1, "epoch": 1}, {"information": 1, "accuracy": 4, "epoch": 2}])
+    1
+    """
+    if len({point["information"] for point in points}) < 2:
+        return None
+    x, y = (normalised(np.array([point[name] for point in points], float)) for name in ("information", "accuracy"))
+    return points[int((x + y).argmax())]["epoch"]
+
+
+def _agreement(points: Sequence[Row], by_ridge: Sequence[Row]) -> str:
+    """How well both estimators agree on the order, and what each would choose."""
+    from scipy.stats import spearmanr
+
+    known = {point["epoch"]: point["information"] for point in by_ridge}
+    both = [(point["information"], known[point["epoch"]]) for point in points if point["epoch"] in known]
+    if not both:
+        return ""
+    if len(both) < 3 or best_by_sum(by_ridge) is None or best_by_sum(points) is None:
+        return " Both estimators can't be compared: one tells the checkpoints not apart, or there are too few."
+    rank = spearmanr(*zip(*both, strict=True)).statistic  # type: ignore[attr-defined]
+    return (
+        f" Spearman's rank correlation of both estimators over {len(both)} checkpoints is {rank:.2f}; by ridge "
+        f"Algorithm 1 would choose epoch {best_by_sum(by_ridge)}."
+    )

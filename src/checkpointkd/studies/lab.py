@@ -58,8 +58,8 @@ class Lab:
         what = self._what(work)
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         if isinstance(work, Training):
-            smoothed = "-smoothed" if work.smoothing else ""
-            return self.out / "runs" / _name(f"{work.model}{smoothed}-{work.role}-seed{work.seed}", key)
+            unlike = f"-{work.recipe}" * bool(work.recipe) + "-smoothed" * bool(work.smoothing)
+            return self.out / "runs" / _name(f"{work.model}{unlike}-{work.role}-seed{work.seed}", key)
         if isinstance(work, Distillation):
             return self.out / "runs" / _name(f"{work.model}-from-{self._words(work.teachers)}-seed{work.seed}", key)
         if isinstance(work, Search):
@@ -78,7 +78,7 @@ class Lab:
         if not all(self.done(before) for before in work.after()):
             return False
         if isinstance(work, Scoring):
-            return self.plane(work) is not None and (not _teaches(work.run) or self.chosen(work.run) is not None)
+            return self.plane(work) is not None and (not _decides(work) or self.chosen(work.run) is not None)
         if isinstance(work, Following):
             return self.done(self.advised(work))
         path = self.folder(work) / FILES[type(work)]
@@ -111,12 +111,12 @@ class Lab:
         from ..information import load_plane, stale_epochs
 
         run = self.run(work.run)
-        plane = load_plane(run, missing_ok=True)
+        plane = load_plane(run, estimator=work.estimator, missing_ok=True)
         if plane is None or plane.epochs != list(run) or stale_epochs(plane, run):
             return None
         settings = plane.settings["settings"]
         asked = (self.scale.decoder_steps, self.scale.decoder_seeds)
-        return plane if (settings["steps"], settings["seeds"]) == asked else None
+        return plane if work.estimator == "ridge" or (settings["steps"], settings["seeds"]) == asked else None
 
     def found(self, work: Measuring | Correlating | Search | Probing) -> dict[str, Any]:
         """What a measurement, a search or a probing that is done has found."""
@@ -184,13 +184,15 @@ class Lab:
             self._probe(work, progress)
             return
         if isinstance(work, Scoring):
-            steps: dict[str, Any] = {"decoder_steps": scale.decoder_steps, "decoder_seeds": scale.decoder_seeds}
-            verbs.score(folder, data=self.data, device=self.device, progress=progress, **steps)
-            if _teaches(work.run):
+            how: dict[str, Any] = {"estimator": work.estimator, "data": self.data, "device": self.device}
+            if work.estimator == "decoder":
+                how |= {"decoder_steps": scale.decoder_steps, "decoder_seeds": scale.decoder_seeds}
+            verbs.score(folder, progress=progress, **how)
+            if _decides(work):
                 verbs.select(folder)
             return
         if isinstance(work, Measuring | Correlating):
-            how: dict[str, Any] = {"data": self.data, "split": "test", "device": self.device, "progress": progress}
+            how = {"data": self.data, "split": "test", "device": self.device, "progress": progress}
             if isinstance(work, Measuring):
                 files.write_json(folder / FILES[Measuring], verbs.evaluate(*self._addresses(work.members), **how))
             else:
@@ -203,7 +205,7 @@ class Lab:
         common: dict[str, Any] = {
             "data": self.data,
             "out": folder,
-            "recipe": scale.teacher_recipe if teaches else scale.student_recipe,
+            "recipe": self._recipe(work),
             "epochs": scale.teacher_epochs if teaches else scale.student_epochs,
             "batch_size": scale.batch_size,
             "protocol": scale.protocol,
@@ -302,6 +304,10 @@ class Lab:
         teaches = _teaches(work)
         return self.scale.teacher_epochs if teaches else self.scale.student_epochs
 
+    def _recipe(self, work: Training | Distillation | Search | Probing) -> str:
+        own = self.scale.teacher_recipe if _teaches(work) else self.scale.student_recipe
+        return (work.recipe if isinstance(work, Training) else None) or own
+
     def _steps_an_epoch(self) -> int:
         return next(iter(self.machine.values()))["steps_an_epoch"]  # the same for all
 
@@ -334,7 +340,7 @@ class Lab:
             what: dict[str, Any] = {
                 "data": [scale.dataset, scale.protocol, scale.train_images],
                 "model": work.model,
-                "recipe": scale.teacher_recipe if teaches else scale.student_recipe,
+                "recipe": self._recipe(work),
                 "epochs": self._epochs(work),
                 "batch_size": scale.batch_size,
                 "precision": self.machine[work.model]["precision"],
@@ -426,6 +432,11 @@ CHECKS = {Measuring: _is_measured, Correlating: _is_correlation, Search: _is_sea
 
 def _teaches(work: Work) -> bool:
     return isinstance(work, Training) and work.role == "teacher"
+
+
+def _decides(work: Scoring) -> bool:
+    """Whether Algorithm 1 chooses by these scores."""
+    return _teaches(work.run) and work.estimator == "decoder"
 
 
 def _name(words: str, key: str) -> str:

@@ -30,6 +30,8 @@ CIFAR100 = {
     },
 }  # fmt: skip
 
+CHOSEN = {"wrn_40_2": 160, "resnet_110": 120}  # epochs of CIFAR-100's teachers, by Algorithm 1
+
 TINY_IMAGENET = {
     ("wrn_40_2", "wrn_40_1"): {
         "teacher": 57.61, "alone": 53.85, "full": 55.65, "EN1": 55.96, "EN2": 56.27, "EN3": 56.37, "own EN1": 62.81,

@@ -115,7 +115,7 @@ def _network(lab: Lab, work: Training | Distillation) -> Row:
 def _points(lab: Lab, part: Part, work: Scoring) -> list[Row]:
     plane, run = lab.plane(work), lab.run(work.run)
     assert plane is not None
-    chosen = lab.chosen(work.run)
+    chosen = lab.chosen(work.run) if work.estimator == "decoder" else None
     return [
         {
             "kind": "point",

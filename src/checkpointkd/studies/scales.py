@@ -51,6 +51,7 @@ class Scale:
     search_trials: int | None = None  # None: the whole grid
     full_sizes: tuple[int, ...] = (1, 2)
     snapshot_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
+    schedules: tuple[str, ...] = ()  # recipes beside the teachers' own, of the study of schedules
     alphas: tuple[float, ...] = (0.5, 0.1)  # of the study of rules
     budgets: tuple[str, ...] = ("1.0",)  # of its probings, in whole distillations
     half_checkpoints: bool = False  # rounded to 16 bits when saved, so that they can be carried about
@@ -62,6 +63,25 @@ class Scale:
         one_of("protocol", self.protocol, Protocol)
         KDSettings(alpha=self.alpha, tau=self.tau)
         require(1 <= self.seeds <= 1000, f"a study needs from 1 to 1,000 seeds, not {self.seeds}")
+        for name, value in (("--teacher-epochs", self.teacher_epochs), ("--student-epochs", self.student_epochs)):
+            require(value >= 2, f"{name} must be at least 2, or there is nothing half-way, not {value}")
+
+    def shortened(self, *, teacher_epochs: int | None, student_epochs: int | None) -> Scale:
+        """The scale with shorter runs, which leave as many checkpoints as far as they have epochs.
+
+        >>> scale = smoke().shortened(teacher_epochs=10, student_epochs=None)
+        >>> scale.teacher_epochs, scale.save_every, scale.student_epochs
+        (10, 1, 8)
+        """
+        teachers = self.teacher_epochs if teacher_epochs is None else teacher_epochs
+        students = self.student_epochs if student_epochs is None else student_epochs
+        return replace(
+            self,
+            teacher_epochs=teachers,
+            student_epochs=students,
+            save_every=max(1, round(self.save_every * teachers / self.teacher_epochs)),
+            student_save_every=max(1, round(self.student_save_every * students / self.student_epochs)),
+        )
 
 
 TENTHS = tuple(part / 10 for part in range(1, 11))
@@ -87,6 +107,7 @@ def smoke() -> Scale:
         precision="fp32",
         search_trials=3,
         full_sizes=(1, 2),
+        schedules=("cifar100-step",),
         alphas=(0.5,),
         budgets=("3.0",),
         decoder_steps=20,
@@ -133,6 +154,7 @@ def small() -> Scale:
         student_save_every=4,
         train_images=10_000,
         full_sizes=(1, 2, 4),
+        schedules=("cifar100-step",),
         note="The scale small has a fifth of the images, a seventh of the epochs and smaller networks than the paper. "
         "Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe where the "
         "paper's is mature: what the paper observes late in training can't show here.",
@@ -177,6 +199,7 @@ def paper() -> Scale:
         student_save_every=20,
         protocol="paper",
         full_sizes=(1, 2, 4, 7, 10),
+        schedules=("cifar100", "cifar100-step"),
         half_checkpoints=True,
     )
 
@@ -187,6 +210,7 @@ def paper_tiny_imagenet() -> Scale:
         paper(),
         dataset="tiny-imagenet",
         pairs=tuple(Pair(teacher="wrn_40_2", student=student) for student in ("wrn_40_1", "mobilenetv2_0.75")),
+        schedules=(),
         teacher_recipe="tiny-imagenet",
         student_recipe="tiny-imagenet",
         teacher_epochs=150,
@@ -205,6 +229,7 @@ def paper_imagenet() -> Scale:
             Pair(teacher="timm:resnet34", student="timm:resnet18"),
             Pair(teacher="timm:resnet50", student="timm:mobilenetv2_100"),
         ),
+        schedules=(),
         teacher_recipe="imagenet",
         student_recipe="imagenet",
         teacher_epochs=120,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, counted, require, unknown
+from ..recipes import recipe as recipe_of
 from ..settings import Device, PrecisionChoice, Progress, Protocol, differences, one_of
 from .scales import Scale, scale_of
 from .work import LACKS, Distillation, Following, Part, Probing, Search, Training, Work, ordered
@@ -26,7 +28,14 @@ log = logging.getLogger("checkpointkd")
 
 PAPER = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
 ALL = "all"  # of the paper
-STUDIES = (*PAPER, "selection")
+AUTO = "auto"
+STUDIES = (*PAPER, "schedule", "selection")
+WORTH = (  # studies by what their runs are worth when time is short: within a row pair by pair, then study by study
+    ("schedule", "figure7", "table3", "table2"),
+    ("figure5", "figure4", "figure6"),
+    ("table1", "figure2", "figure3"),  # a teacher of every tenth epoch, and many of them
+    ("selection",),
+)
 PAGE = "report.html"
 OVERHEAD_SECONDS = 2.0  # of a piece of work, beside its steps: reading data, teachers and results
 WRITE_SECONDS = 60.0  # at most so often results are written while runs go on
@@ -41,11 +50,15 @@ def study(
     data: str | None = None,
     protocol: Protocol | None = None,
     seeds: int | None = None,
+    teacher_epochs: int | None = None,
+    student_epochs: int | None = None,
+    train_images: int | None = None,
+    teacher_recipe: str | None = None,
     alpha: float | None = None,
     tau: float | None = None,
     search: bool = False,
     precision: PrecisionChoice | None = None,
-    jobs: int = 1,
+    jobs: str | int = 1,
     minutes: float | None = None,
     table_limit: float = 20.0,
     yes: bool = False,
@@ -63,8 +76,9 @@ def study(
     Parameters
     ----------
     name
-        table1, figure2, table2, figure3, figure4, figure5, figure6, figure7, table3; or all of these. And selection,
-        which is not in the paper: how good the rules are that choose a teacher.
+        table1, figure2, table2, figure3, figure4, figure5, figure6, figure7, table3; or all of these, the runs that are
+        worth most first. And two that are not in the paper: schedule, which schedule of the teacher's learning rate
+        gives the paper's half-way accuracy; selection, how good the rules are that choose a teacher.
     scale
         smoke, digits in a few minutes, to see that everything runs; digits, the same with whole runs; small, 10,000
         images of CIFAR-100, about an hour a study on two cores; ripe, 2,500 images, which teachers know by heart;
@@ -78,6 +92,14 @@ def study(
         holdout or paper, see train; by default paper at the scale paper, else holdout.
     seeds
         Students an arm, in place of the scale's.
+    teacher_epochs
+        How long teachers train, in place of the scale's, with as many checkpoints; for trials.
+    student_epochs
+        The same for students.
+    train_images
+        Train on this many images only, in place of the scale's number.
+    teacher_recipe
+        The recipe of the teachers, in place of the scale's: cifar100-step, where the study schedule speaks for it.
     alpha
         The weight of the labels, in place of the scale's.
     tau
@@ -87,7 +109,7 @@ def study(
     precision
         fp32, bf16, or auto, as for train; by default the scale's.
     jobs
-        Runs at once, each in a process of its own.
+        Runs at once, each in a process of its own; auto measures how many train most images a second on this machine.
     minutes
         Stop after so many minutes, with what is done until then; the same command goes on another time.
     table_limit
@@ -105,6 +127,7 @@ def study(
     from .. import files
     from ..data import load_data
     from ..reports import refuse_others
+    from .abreast import most_at_once
     from .lab import Lab
 
     if name not in (*STUDIES, ALL):
@@ -112,11 +135,21 @@ def study(
     require(minutes is None or 0 < minutes < 1e6, f"--minutes must be above 0, not {minutes}")
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     names = PAPER if name == ALL else (name,)
-    require(1 <= jobs <= 256, f"--jobs must be from 1 to 256, not {jobs}")
+    wanted = int(jobs) if re.fullmatch("[0-9]{1,9}", str(jobs)) else 0
+    require(jobs == AUTO or 1 <= wanted <= 256, f"--jobs must be auto or from 1 to 256, not {jobs}")
     settings = scale_of(scale, data)
     if precision is not None:
         one_of("precision", precision, PrecisionChoice)
-    told = {"protocol": protocol, "seeds": seeds, "alpha": alpha, "tau": tau, "precision": precision}
+    if teacher_recipe is not None:
+        recipe_of(teacher_recipe)
+    told = {"protocol": protocol, "seeds": seeds, "train_images": train_images, "teacher_recipe": teacher_recipe,
+            "alpha": alpha, "tau": tau, "precision": precision}  # fmt: skip
+    shorter = {"teacher_epochs": teacher_epochs, "student_epochs": student_epochs, "train_images": train_images}
+    unlike = [f"{key} {value:,}" for key, value in shorter.items() if value not in (None, getattr(settings, key))]
+    if unlike:
+        changed = f"Not the scale's own settings: {', '.join(unlike).replace('_', ' ')}."
+        settings = replace(settings, note=f"{changed} {settings.note}".strip())
+    settings = settings.shortened(teacher_epochs=teacher_epochs, student_epochs=student_epochs)
     settings = replace(settings, search=search, **{key: value for key, value in told.items() if value is not None})
     require(0 <= table_limit < 1e9, f"the table limit must be from 0 to 10⁹ gigabytes, not {table_limit}")
     out = Path(out)
@@ -127,15 +160,28 @@ def study(
         _refuse_another(out, settings, loaded)
         _warn_of_other_settings(out, names, settings)
         parts = {one: _module(one).needs(settings) for one in names}
-        works = [part.work for several in parts.values() for part in several]
+        works = by_worth(settings, parts)
         trained = [work for work in ordered(works) if isinstance(work, Training | Distillation)]
         lab = lab.look([work.model for work in trained], loaded)
         done = _remembering(lab)
-        estimate = _estimate(lab, works, done, jobs)
+        estimate = _estimate(lab, works, done)
         if settings.name == "paper" and estimate["left"] and not yes:
             _ask(estimate["words"])
         log.info("%s", estimate["words"])
-        return _carry_out(lab, parts, works, done, jobs=jobs, estimate=estimate, until=until, progress=progress)
+        at_once = wanted
+        if jobs == AUTO:
+            at_once = most_at_once(lab, settings.pairs[0].student) if estimate["left"] else 1
+        return _carry_out(lab, parts, works, done, jobs=at_once, estimate=estimate, until=until, progress=progress)
+
+
+def by_worth(scale: Scale, parts: dict[str, list[Part]]) -> list[Work]:
+    """The work of some studies, what is worth most first; of one study and pair in the study's own order."""
+    ranked = []
+    for row, names in enumerate(WORTH):
+        for at, name in enumerate(names):
+            for part in parts.get(name, []):
+                ranked.append(((row, 0 if len(names) == 1 else scale.pairs.index(part.pair), at), part.work))
+    return [work for _, work in sorted(ranked, key=lambda one: one[0])]
 
 
 def _carry_out(
@@ -220,7 +266,7 @@ def _write(
     return written
 
 
-def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool], jobs: int) -> dict[str, Any]:
+def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool]) -> dict[str, Any]:
     """What is left to do, and about what it will cost on this machine."""
     needed = ordered(works)
     left = [work for work in needed if not done(work)]
@@ -244,7 +290,7 @@ def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool], job
     if not left:
         words = f"all {counted(len(needed), 'piece')} of work are done"
     return {"left": len(left), "runs": len(runs), "teachers": teachers, "seconds": round(seconds), "words": words,
-            "gigabytes": round(megabytes / 1e3 + tables, 1), "jobs": jobs}  # fmt: skip
+            "gigabytes": round(megabytes / 1e3 + tables, 1)}  # fmt: skip
 
 
 def _hours(seconds: float) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..settings import Estimator
 from .scales import Pair, Scale
 
 LACKS = "what it needs failed"
@@ -18,12 +19,13 @@ LACKS = "what it needs failed"
 @dataclass(frozen=True)
 class Training:
     """A network that learns from labels: a teacher, or a student without one; smoothed, a student of the uniform
-    teacher."""
+    teacher. By the scale's recipe, or another."""
 
     model: str
     role: Literal["teacher", "student"]
     seed: int = 0
     smoothing: float = 0.0
+    recipe: str | None = None
 
     def after(self) -> list[Work]:
         return []
@@ -104,9 +106,10 @@ class Following:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A run's checkpoints on the information plane, and what Algorithm 1 chooses of them."""
+    """A run's checkpoints on the information plane, and what Algorithm 1 chooses of them by the decoder."""
 
     run: Training | Distillation
+    estimator: Estimator = "decoder"
 
     def after(self) -> list[Work]:
         return [self.run]

@@ -1,0 +1,115 @@
+"""What the paper's studies on CIFAR-100 would cost at least on a card, from its data sheet; nothing is run on one.
+
+    python benchmarks/paper_cost.py
+
+A training step of each network is walked through on the meta device, where nothing is computed: its floating-point
+operations, the bytes that its operations read and write (16 bits a number, each operation by itself, as without
+compiling), and how many operations there are. The floor of a step is the longest of three times: operations at the
+card's peak, bytes at its bandwidth, and launches, one after the other, at LAUNCH seconds each, which several processes
+at once can share out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from checkpointkd.models import build_network
+from checkpointkd.studies.lab import Lab
+from checkpointkd.studies.scales import paper
+from checkpointkd.studies.study import PAPER, WORTH, _estimate, _module, by_worth
+from common import write_result
+
+CARDS = {  # peak in bf16 without sparsity, operations a second; bandwidth, bytes a second; by NVIDIA's data sheets
+    "H200": (989e12, 4.8e12),
+    "H100": (989e12, 3.35e12),
+    "A100": (312e12, 2.04e12),
+}
+LAUNCH = 5e-6  # seconds an operation on the processor, without graphs; assumed, not measured
+BATCH, CLASSES, IMAGES = 128, 100, 50_000
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations that compute something, and the numbers that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.numbers = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and func not in (torch.ops.aten.detach.default, torch.ops.aten.empty_like.default):
+            leaves = tree_leaves((args, out))
+            self.operations += 1
+            self.numbers += sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return out
+
+
+def step_of(model: str) -> dict[str, float]:
+    """What a training step of this network takes, in operations, bytes and launches."""
+    with torch.device("meta"):
+        network = _network(model).train()
+        images, labels = torch.empty(BATCH, 3, 32, 32), torch.empty(BATCH, dtype=torch.long)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
+                                foreach=True)  # fmt: skip
+    with FlopCounterMode(display=False) as flops, Counting() as counted:
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    return {"flop": flops.get_total_flops(), "bytes": 2 * counted.numbers, "launches": counted.operations}
+
+
+def main() -> None:
+    scale = paper()
+    models = dict.fromkeys(name for pair in scale.pairs for name in (pair.teacher, pair.student))
+    steps = {model: step_of(model) for model in models}
+    parts = {name: _module(name).needs(scale) for name in (*PAPER, "schedule")}
+    found: dict[str, Any] = {"steps": steps, "launch_seconds": LAUNCH, "cards": {}}
+    for card, (peak, bandwidth) in CARDS.items():
+        times = {
+            model: {
+                "compute": one["flop"] / peak,
+                "memory": one["bytes"] / bandwidth,
+                "launches": one["launches"] * LAUNCH,
+            }
+            for model, one in steps.items()
+        }
+        floors = {}
+        for kind, bounds in (("one run at a time", ("compute", "memory", "launches")),
+                             ("the card full", ("compute", "memory"))):  # fmt: skip
+            machine = {
+                model: {"precision": "bf16", "seconds_a_step": max(one[bound] for bound in bounds),
+                        "steps_an_epoch": -(-IMAGES // BATCH), "megabytes": 4e-6 * _parameters(model)}
+                for model, one in times.items()
+            }  # fmt: skip
+            lab = Lab(Path("nowhere"), scale, "cifar100", machine=machine)
+            hours, before = {}, 0.0
+            for names in WORTH[:3]:  # what earlier ones have done is not done again
+                upto = {
+                    name: parts[name] for row in WORTH[:3] for name in row if WORTH.index(row) <= WORTH.index(names)
+                }
+                estimate = _estimate(lab, by_worth(scale, upto), lambda work: False)
+                hours[", ".join(names)] = round((estimate["seconds"] - before) / 3600, 1)
+                before = estimate["seconds"]
+                runs, gigabytes = estimate["runs"], estimate["gigabytes"]
+            floors[kind] = {"hours": hours, "all hours": round(before / 3600, 1), "runs": runs, "gigabytes": gigabytes}
+        found["cards"][card] = {"milliseconds a step": {
+            model: {bound: round(1e3 * value, 3) for bound, value in one.items()} for model, one in times.items()
+        }, **floors}  # fmt: skip
+    write_result("paper-cost", found)
+
+
+def _network(model: str) -> torch.nn.Module:
+    return build_network(model, num_classes=CLASSES, in_channels=3, mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def _parameters(model: str) -> int:
+    return sum(one.numel() for one in _network(model).parameters())
+
+
+if __name__ == "__main__":
+    main()

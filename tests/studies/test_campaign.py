@@ -1,0 +1,200 @@
+"""A study in slices: what is worth most first, stopped by the clock or killed, carried elsewhere; and its trial runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checkpointkd as ckd
+from checkpointkd.cli import main
+from checkpointkd.data import load_data
+from checkpointkd.studies import abreast
+from checkpointkd.studies.lab import Lab
+from checkpointkd.studies.scales import paper
+from checkpointkd.studies.scales import smoke as smoke_scale
+from checkpointkd.studies.schedule import needs
+from checkpointkd.studies.study import PAPER, _module, by_worth
+from checkpointkd.studies.work import Distillation, Picked, Scoring, Training, Work, ordered, snapshot, teacher
+
+SCALE = paper()
+WRN_WRN, WRN_MOBILE, RESNET_RESNET, _ = SCALE.pairs
+TIMES = ("seconds", "teachers_seconds")
+
+
+def _at(works: list[Work], pair: Any, *which: str, seed: int = 0) -> int:
+    """The place of the student of these checkpoints of the pair's first teacher."""
+    members = tuple(Picked(teacher(pair), one) for one in which)
+    return works.index(Distillation(pair.student, members, seed))
+
+
+def test_what_is_worth_most_comes_first():
+    """The order of the paper's central claims, on the paper's own networks."""
+    parts = {name: _module(name).needs(SCALE) for name in (*PAPER, "schedule")}
+    works = ordered(by_worth(SCALE, parts))
+    assert set(works) == set(ordered(part.work for several in parts.values() for part in several))
+    first, second = teacher(WRN_WRN), teacher(WRN_WRN, 1)
+    step = Training("wrn_40_2", "teacher", recipe="cifar100-step")
+    mixed = Distillation(WRN_WRN.student, (Picked(first, "half"), Picked(second, "full")), 4)
+    order = [
+        works.index(first),
+        works.index(Scoring(first, "ridge")),
+        works.index(step),
+        works.index(Training("wrn_40_1", "student", 0)),
+        _at(works, WRN_WRN, "best"),
+        _at(works, WRN_WRN, "best", seed=4),
+        works.index(second),
+        works.index(mixed),
+        _at(works, WRN_MOBILE, "best"),
+        _at(works, WRN_MOBILE, "half", "full", seed=4),
+        works.index(teacher(RESNET_RESNET)),
+        _at(works, RESNET_RESNET, "best"),
+        works.index(Scoring(Training("wrn_40_1", "student", 0))),
+        _at(works, WRN_WRN, "0.1"),
+        works.index(Distillation("wrn_40_1", tuple(Picked(teacher(WRN_WRN, n), "full") for n in range(10)), 0)),
+    ]
+    assert order == sorted(order)
+    assert works.index(Distillation("wrn_40_1", snapshot(first, 10), 0)) > _at(works, WRN_WRN, "0.9", seed=4)
+
+
+def _rows_of_planes() -> list[dict[str, Any]]:
+    """Teachers of the scale paper by two schedules; the ridge finds the decoder's order reversed."""
+    rows: list[dict[str, Any]] = []
+    for part in needs(SCALE):
+        recipe, _, what = part.arm.partition(", ")
+        of = {"pair": part.pair.name, "arm": part.arm}
+        if what in ("half", "full"):
+            accuracy = {"half": 63.0, "full": 76.5}[what] - (5.0 if recipe == "cifar100" else 0.0)
+            rows.append({"kind": "measured", **of, "accuracy": accuracy})
+        else:
+            information = [3.0, 2.9, 0.0] if what == "decoder" else [0.1, 0.5, 3.0]
+            rows += [
+                {"kind": "point", **of, "epoch": epoch, "accuracy": accuracy, "information": found, "chosen": False,
+                 "accuracy_se": 0.3, "information_se": 0.01, "label_information": 1.0, "file": "a/b"}
+                for epoch, accuracy, found in zip((10, 100, 200), (20.0, 60.0, 76.0), information, strict=True)
+            ]  # fmt: skip
+    return rows
+
+
+def test_schedules_stand_beside_the_paper():
+    found = _module("schedule").results(SCALE, _rows_of_planes())
+    (table,) = found.tables
+    assert table.rows[:3] == [
+        ["wrn_40_2, cifar100 (cosine)", "58.00", "71.50", "100", "200"],
+        ["wrn_40_2, cifar100-step (step)", "63.00", "76.50", "100", "200"],
+        ["wrn_40_2, the paper", "62.99", "76.53", "160", ""],
+    ]
+    paper_s = found.figures[0].series[-1]  # type: ignore[union-attr]
+    assert (list(paper_s.x), list(paper_s.y)) == ([100, 200], [62.99, 76.53])
+
+
+def test_both_estimators_stand_in_figure_7():
+    of = {"pair": WRN_WRN.name}
+    arms = {"cifar100, decoder": "teacher", "cifar100, ridge": "teacher, ridge"}
+    rows = [{**row, **of, "arm": arms[row["arm"]], "chosen": row["epoch"] == 100}
+            for row in _rows_of_planes() if row["arm"] in arms and row["pair"] == WRN_WRN.name]  # fmt: skip
+    found = _module("figure7").results(SCALE, rows)
+    table = found.tables[0]
+    assert [line[0] for line in table.rows] == ["10", "100, chosen", "200"]
+    assert [line[-1] for line in table.rows] == ["0.100", "0.500", "3.000"]
+    assert "Spearman's rank correlation of both estimators over 3 checkpoints is -1.00" in table.note
+    assert "by ridge Algorithm 1 would choose epoch 200" in table.note
+    assert [figure.title for figure in found.figures][1] == "The information plane of wrn_40_2, by ridge"
+    for row in rows:
+        row["information"] = 0.0 if row["arm"] == "teacher, ridge" else row["information"]
+    found = _module("figure7").results(SCALE, rows)
+    assert "can't be compared" in found.tables[0].note
+    assert len(found.figures) == 1, "no plane of scores that are all the same"
+
+
+def test_in_slices_it_comes_to_the_same(smoke: Path, tmp_path: Path):
+    """Stopped by the clock, killed once, and carried in pieces to another folder each time: the same rows in the end."""
+    pieces, slices = tmp_path / "pieces", 0
+    left = 1
+    while left:
+        here = tmp_path / f"slice{slices}"
+        if slices:
+            ckd.unpack(pieces, out=here)
+        before = len(list(here.glob("runs/*/result.json")))
+        words = f"study figure3 --scale smoke --seeds 1 --minutes 0.2 --out {here}".split()
+        process = subprocess.Popen([sys.executable, "-m", "checkpointkd.cli", *words], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+        if slices == 1:
+            while len(list(here.glob("runs/*/metrics.jsonl"))) <= before:
+                assert process.poll() is None
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        else:
+            _, said = process.communicate(timeout=120)
+            assert process.returncode == 0, said
+            left = json.loads((here / "figure3" / "study.json").read_text())["missing"]
+            assert ("the time is over" in said) == bool(left)
+            assert ("and the same command goes on" in said) == bool(left)
+        packed = ckd.pack(here, out=pieces, megabytes=0.1)
+        assert all((pieces / name).stat().st_size <= 1e5 for name in packed["pieces"])
+        shutil.rmtree(here) if left else None
+        slices += 1
+        assert slices < 30
+    assert slices > 2
+    kept, made = (
+        [{name: row[name] for name in row if name not in TIMES} for row in map(json.loads, _lines(where))]
+        for where in (smoke, tmp_path / f"slice{slices - 1}")
+    )
+    assert made == [row for row in kept if row["seed"] == 0]
+
+
+def _lines(folder: Path) -> list[str]:
+    return (folder / "figure3" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_how_many_at_once_is_measured_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(abreast, "SECONDS", 0.5)
+    scale = smoke_scale()
+    lab = Lab(tmp_path, scale, "digits")
+    student = scale.pairs[0].student
+    lab = lab.look([student], load_data(lab.data_settings()))
+    count = abreast.most_at_once(lab, student)
+    assert 1 <= count <= (os.cpu_count() or 1)
+    path = tmp_path / "at_once.json"
+    (key,) = json.loads(path.read_text())
+    assert key == f"cpu, {os.cpu_count()} cores, {student}, fp32"
+    path.write_text(json.dumps({key: 7}))
+    assert abreast.most_at_once(lab, student) == 7
+
+
+def test_a_trial_says_that_it_is_one(tmp_path: Path):
+    """Runs as short as one likes, with as many checkpoints as they have room for."""
+    out = tmp_path / "out"
+    found = ckd.study("figure5", scale="smoke", teacher_epochs=4, train_images=60, out=out)
+    assert "Not the scale's own settings: teacher epochs 4, train images 60." in found["studies"]["figure5"]["notes"][0]
+    (run,) = (out / "runs").iterdir()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 3, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--teacher-epochs 1", "--teacher-epochs must be at least 2, or there is nothing half-way, not 1"),
+        ("--student-epochs 0", "--student-epochs must be at least 2"),
+        ("--train-images 0", "train_images must be at least 1"),
+        ("--teacher-recipe cifar", "unknown recipe 'cifar'; did you mean"),
+        ("--minutes 0", "--minutes must be above 0, not 0"),
+        ("--jobs many", "--jobs must be auto or from 1 to 256, not many"),
+        ("--jobs 1.5", "--jobs must be auto or from 1 to 256, not 1.5"),
+    ],
+)
+def test_bad_numbers_are_told(words: str, said: str, tmp_path: Path, capsys):
+    assert main(["study", "figure5", "--scale", "smoke", *words.split(), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
