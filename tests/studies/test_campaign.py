@@ -1,4 +1,4 @@
-"""A study in slices: what is worth most first, stopped by the clock or killed, carried elsewhere; and its trial runs."""
+"""A study in slices: what is worth most first, stopped by the clock or killed, carried elsewhere; and trials."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_both_estimators_stand_in_figure_7():
 
 
 def test_in_slices_it_comes_to_the_same(smoke: Path, tmp_path: Path):
-    """Stopped by the clock, killed once, and carried in pieces to another folder each time: the same rows in the end."""
+    """Stopped by the clock, killed once, carried in pieces to another folder each time: the same rows in the end."""
     pieces, slices = tmp_path / "pieces", 0
     left = 1
     while left:
@@ -171,10 +171,11 @@ def test_how_many_at_once_is_measured_once(tmp_path: Path, monkeypatch):
     assert abreast.most_at_once(lab, student) == 7
 
 
-def test_a_trial_says_that_it_is_one(tmp_path: Path):
-    """Runs as short as one likes, with as many checkpoints as they have room for."""
+def test_a_trial_says_that_it_is_one(tmp_path: Path, monkeypatch):
+    """Runs as short as one likes, with as many checkpoints as they have room for, in a study that has no students."""
+    monkeypatch.setattr(abreast, "SECONDS", 0.1)
     out = tmp_path / "out"
-    found = ckd.study("figure5", scale="smoke", teacher_epochs=4, train_images=60, out=out)
+    found = ckd.study("figure5", scale="smoke", teacher_epochs=4, train_images=60, jobs="auto", out=out)
     assert "Not the scale's own settings: teacher epochs 4, train images 60." in found["studies"]["figure5"]["notes"][0]
     (run,) = (out / "runs").iterdir()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [

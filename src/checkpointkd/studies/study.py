@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -162,7 +163,8 @@ def study(
         parts = {one: _module(one).needs(settings) for one in names}
         works = by_worth(settings, parts)
         trained = [work for work in ordered(works) if isinstance(work, Training | Distillation)]
-        lab = lab.look([work.model for work in trained], loaded)
+        models = Counter(work.model for work in trained)
+        lab = lab.look(list(models), loaded)
         done = _remembering(lab)
         estimate = _estimate(lab, works, done)
         if settings.name == "paper" and estimate["left"] and not yes:
@@ -170,7 +172,7 @@ def study(
         log.info("%s", estimate["words"])
         at_once = wanted
         if jobs == AUTO:
-            at_once = most_at_once(lab, settings.pairs[0].student) if estimate["left"] else 1
+            at_once = most_at_once(lab, models.most_common(1)[0][0]) if estimate["left"] else 1
         return _carry_out(lab, parts, works, done, jobs=at_once, estimate=estimate, until=until, progress=progress)
 
 
