@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from checkpointkd.cli import main
 from checkpointkd.data import load_data
 from checkpointkd.studies import abreast
 from checkpointkd.studies.lab import Lab
+from checkpointkd.studies.rows import rows_of
 from checkpointkd.studies.scales import paper
 from checkpointkd.studies.scales import smoke as smoke_scale
 from checkpointkd.studies.schedule import needs
 from checkpointkd.studies.study import PAPER, _module, by_worth
-from checkpointkd.studies.work import Distillation, Picked, Scoring, Training, Work, ordered, snapshot, teacher
+from checkpointkd.studies.work import Distillation, Part, Picked, Scoring, Training, Work, ordered, snapshot, teacher
 
 SCALE = paper()
 WRN_WRN, WRN_MOBILE, RESNET_RESNET, _ = SCALE.pairs
@@ -169,6 +171,27 @@ def test_how_many_at_once_is_measured_once(tmp_path: Path, monkeypatch):
     assert key == f"cpu, {os.cpu_count()} cores, {student}, fp32"
     path.write_text(json.dumps({key: 7}))
     assert abreast.most_at_once(lab, student) == 7
+
+
+def test_what_travels_is_little(tmp_path: Path):
+    """In 16 bits; the first seed's curve, and others' last checkpoint only, which can be scored all the same."""
+    scale = replace(smoke_scale(), half_checkpoints=True)
+    lab = Lab(tmp_path, scale, "digits").look(["wrn_10_1"], load_data(Lab(tmp_path, scale, "digits").data_settings()))
+    sizes = {}
+    for seed in (0, 1):
+        run = Training("wrn_10_1", "student", seed)
+        for work in (run, Scoring(run)):
+            lab.carry_out(work)
+            assert lab.done(work)
+        kept = sorted((lab.folder(run) / "checkpoints").iterdir())
+        assert len(kept) == lab.checkpoints(run) == (2 if seed == 0 else 1)
+        assert kept[-1].name == "epoch-0008.safetensors"
+        sizes[seed] = kept[-1].stat().st_size
+        (row,) = [
+            row for row in rows_of(lab, [Part(scale.pairs[0], "alone", Scoring(run))], lab.done) if row["epoch"] == 8
+        ]
+        assert row["seed"] == seed
+    assert sizes[0] == sizes[1] < 0.6 * 4 * 77_562
 
 
 def test_a_trial_says_that_it_is_one(tmp_path: Path, monkeypatch):

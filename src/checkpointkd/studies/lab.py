@@ -220,7 +220,7 @@ class Lab:
                          table_limit=self.table_limit, **common)  # fmt: skip
             return
         common["half_checkpoints"] = scale.half_checkpoints
-        common |= {"seed": work.seed, "save_every": scale.save_every if teaches else scale.student_save_every}
+        common |= {"seed": work.seed, "save_every": self._every(work)}
         if isinstance(work, Training):
             verbs.train(work.model, label_smoothing=work.smoothing, **common)
         else:
@@ -296,9 +296,14 @@ class Lab:
 
     def checkpoints(self, work: Training | Distillation | Following) -> int:
         """How many checkpoints a run leaves."""
-        teaches = _teaches(work)
-        every = self.scale.save_every if teaches else self.scale.student_save_every
-        return math.ceil(self._epochs(work) / every)
+        return math.ceil(self._epochs(work) / self._every(work))
+
+    def _every(self, work: Training | Distillation | Following) -> int:
+        """How many epochs lie between checkpoints. Where they are to be carried about, only runs of the first seed keep
+        more than the last, as no study looks at others' curves."""
+        if self.scale.half_checkpoints and work.seed > 0:
+            return self._epochs(work)
+        return self.scale.save_every if _teaches(work) else self.scale.student_save_every
 
     def _epochs(self, work: Training | Distillation | Following | Search | Probing) -> int:
         teaches = _teaches(work)
@@ -336,7 +341,6 @@ class Lab:
         """All that determines what comes out of this work."""
         scale = self.scale
         if isinstance(work, Training | Distillation | Search | Probing):
-            teaches = _teaches(work)
             what: dict[str, Any] = {
                 "data": [scale.dataset, scale.protocol, scale.train_images],
                 "model": work.model,
@@ -349,7 +353,7 @@ class Lab:
                 probing = [self.folder(work.run).name, asdict(self.probe_settings(work)), list(self.run(work.run))]
                 return {**what, "probing": probing}
             if not isinstance(work, Search):
-                what |= {"every": scale.save_every if teaches else scale.student_save_every, "seed": work.seed}
+                what |= {"every": self._every(work), "seed": work.seed}
                 what |= {"half": True} if scale.half_checkpoints else {}
             if isinstance(work, Training):
                 return {**what, "smoothing": work.smoothing}

@@ -54,7 +54,7 @@ class Scale:
     schedules: tuple[str, ...] = ()  # recipes beside the teachers' own, of the study of schedules
     alphas: tuple[float, ...] = (0.5, 0.1)  # of the study of rules
     budgets: tuple[str, ...] = ("1.0",)  # of its probings, in whole distillations
-    half_checkpoints: bool = False  # rounded to 16 bits when saved, so that they can be carried about
+    half_checkpoints: bool = False  # rounded to 16 bits when saved, and few, so that they can be carried about
     decoder_steps: int = 300
     decoder_seeds: int = 4  # with two, how much fits differ is hardly known
     note: str = ""
