@@ -26,7 +26,9 @@ def main() -> None:
     collected = collect(options.studies)
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    lines = [f"# The paper's experiments at the scale {collected.studies[0]['scale']['name']}", ""]
+    several = len(collected.studies) > 1
+    title = "The paper's experiments" if several else collected.studies[0]["title"]
+    lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
     for note in dict.fromkeys(note for study in collected.studies for note in study["notes"]):
         lines += [f"> {note}", ""]
     for study in collected.studies:

@@ -49,13 +49,21 @@ class Chart:
     contour_title: str = ""
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """The figure's numbers, as a table: columns and rows."""
+        """The figure's numbers, as a table: columns and rows, with what the pointer shows at points, if anything.
+
+        >>> one = Series(name="d", x=[1], y=[2], hover=["epoch 1<br>2 %"])
+        >>> Chart(title="a", x_title="b", y_title="c", series=[one]).table()
+        (['series', 'b', 'c', '±', 'point'], [['d', 1, 2, None, 'epoch 1; 2 %']])
+        """
         rows = []
+        shown = any(one.hover for one in self.series)
         for one in self.series:
             if one.style != "edge":
                 errors = one.error or [None] * len(one.x)
-                rows += [[one.name, *point] for point in zip(one.x, one.y, errors, strict=True)]
-        return ["series", self.x_title, self.y_title, "±"], rows
+                said = [[text.replace("<br>", "; ")] * shown for text in one.hover or [""] * len(one.x)]
+                rows += [[one.name, x, y, error, *text] for x, y, error, text in
+                         zip(one.x, one.y, errors, said, strict=True)]  # fmt: skip
+        return ["series", self.x_title, self.y_title, "±", *["point"] * shown], rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,8 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
             annotation=Annotated[annotation, cyclopts.Parameter(consume_multiple=True, negative=())]
         )
     if annotation in (Path | str, Path | str | None):
-        return parameter.replace(annotation=Path if annotation == Path | str else Path | None)
+        kind = Path if annotation == Path | str else Path | None
+        return parameter.replace(annotation=Annotated[kind, cyclopts.Parameter(converter=_path)])
     return parameter
 
 
@@ -91,6 +92,13 @@ def _whole(_: type, tokens: Sequence[cyclopts.Token]) -> int:
     if not tokens[0].value.lstrip("-").isdecimal():
         raise ValueError(f'"{tokens[0].value}" is no whole number')
     return int(tokens[0].value)
+
+
+def _path(_: type, tokens: Sequence[cyclopts.Token]) -> Path:
+    """A path; nothing at all, as of a variable that isn't set, would be taken for the folder that one is in."""
+    if not tokens[0].value:
+        raise ValueError("a path is missing: it is empty")
+    return Path(tokens[0].value)
 
 
 class _Handler(logging.Handler):

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-QUIET_SECONDS = 10.0  # between two lines where there is no terminal
+QUIET_SECONDS = (10.0, 300.0)  # between two lines where there is no terminal: at first, and later at most
+SLOWER = 1.3  # from line to line
 
 
 class Bars:
@@ -32,7 +33,7 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._shares: dict[str, int] = {}
-        self._said = time.monotonic()
+        self._said, self._quiet = time.monotonic(), QUIET_SECONDS[0]
         self._stopped = False
 
     def __enter__(self) -> Bars:
@@ -59,8 +60,8 @@ class Bars:
             raise KeyboardInterrupt
         if not self.console.is_terminal:
             self._shares[task] = 100 * done // total
-            if time.monotonic() - self._said >= QUIET_SECONDS:
-                self._said = time.monotonic()
+            if time.monotonic() - self._said >= self._quiet:
+                self._said, self._quiet = time.monotonic(), min(SLOWER * self._quiet, QUIET_SECONDS[1])
                 print(
                     ", ".join(f"{name}: {share} %" for name, share in self._shares.items()), file=sys.stderr, flush=True
                 )

@@ -18,6 +18,7 @@ import pytest
 import checkpointkd as ckd
 from checkpointkd.cli import main
 from checkpointkd.data import load_data
+from checkpointkd.information import load_plane
 from checkpointkd.studies import abreast
 from checkpointkd.studies.lab import Lab
 from checkpointkd.studies.rows import rows_of
@@ -26,6 +27,7 @@ from checkpointkd.studies.scales import smoke as smoke_scale
 from checkpointkd.studies.schedule import needs
 from checkpointkd.studies.study import PAPER, _module, by_worth
 from checkpointkd.studies.work import Distillation, Part, Picked, Scoring, Training, Work, ordered, snapshot, teacher
+from checkpointkd.trajectory import open_trajectory
 
 SCALE = paper()
 WRN_WRN, WRN_MOBILE, RESNET_RESNET, _ = SCALE.pairs
@@ -98,6 +100,22 @@ def test_schedules_stand_beside_the_paper():
     assert (list(paper_s.x), list(paper_s.y)) == ([100, 200], [62.99, 76.53])
 
 
+def test_the_other_schedule_s_teacher_is_another_run(smoke: Path):
+    """With its schedule, moved to the scale's epochs; and both estimators' scores are those that the run keeps."""
+    (run,) = (smoke / "runs").glob("wrn_16_2-cifar100-step-teacher-seed0-*")
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    assert (recipe["schedule"], recipe["epochs"], recipe["step_every"]) == ("step", 20, 6)
+    (usual,) = (smoke / "runs").glob("wrn_16_2-teacher-seed0-*")
+    assert json.loads((usual / "run.json").read_text())["recipe"]["schedule"] == "cosine"
+    for folder, arm in ((run, "cifar100-step"), (usual, "digits")):
+        for estimator in ("decoder", "ridge"):
+            plane = load_plane(open_trajectory(folder), estimator=estimator)
+            assert plane is not None
+            rows = [row for row in map(json.loads, _lines(smoke, "schedule"))
+                    if row["arm"] == f"{arm}, {estimator}" and row["model"] == "wrn_16_2"]  # fmt: skip
+            assert [row["information"] for row in rows] == [point.image_information for point in plane.points]
+
+
 def test_both_estimators_stand_in_figure_7():
     of = {"pair": WRN_WRN.name}
     arms = {"cifar100, decoder": "teacher", "cifar100, ridge": "teacher, ridge"}
@@ -154,8 +172,8 @@ def test_in_slices_it_comes_to_the_same(smoke: Path, tmp_path: Path):
     assert made == [row for row in kept if row["seed"] == 0]
 
 
-def _lines(folder: Path) -> list[str]:
-    return (folder / "figure3" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+def _lines(folder: Path, study: str = "figure3") -> list[str]:
+    return (folder / study / "rows.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 def test_how_many_at_once_is_measured_once(tmp_path: Path, monkeypatch):

@@ -275,7 +275,7 @@ def _students_table(collected: Collected) -> Table:
         rows.append([arm.label, arm.student, accuracy, str(arm.n), against])
         if "chosen by" in arm.label and len(arm.teachers) == 1:
             marked.append(number)
-    columns = ["student learned from", "student", "accuracy, %", "n", "against no teacher, points"]
+    columns = ["learned from", "network", "accuracy, %", "n", "against no teacher, points"]
     return Table("", columns, rows, STUDENTS_NOTE, marked)
 
 

@@ -38,10 +38,10 @@ def carry_out(
 ) -> dict[Work, str]:
     """Do all of this, what is needed first, `jobs` at once; returns what failed, and why.
 
-    What needs something that failed is left out. Stopped, or ended by `until` (of `time.monotonic`), it can be called
-    again.
+    What needs something that failed is left out. Stopped, it can be called again. At `until` (of `time.monotonic`) it
+    stops by itself, whatever is being done, for which even a single job needs a process.
     """
-    overall = _Overall(lab, ordered(works), progress, until if jobs == 1 else math.inf)
+    overall = _Overall(lab, ordered(works), progress)
     failed: dict[Work, str] = {}
     waiting: list[Work] = []
     done: set[Work] = set()
@@ -51,17 +51,14 @@ def carry_out(
             overall.finish(work)
         else:
             waiting.append(work)
-    if jobs == 1:
+    if jobs == 1 and until == math.inf:
         for work in waiting:
             if _lacks(work, failed):
                 continue
-            try:
-                if trouble := "" if lab.done(work) else _trouble(lab, work, overall.within(work)):
-                    failed[work] = trouble
-                    log.warning("%s", trouble)
-                    continue
-            except OutOfTime:
-                break
+            if trouble := "" if lab.done(work) else _trouble(lab, work, overall.within(work)):
+                failed[work] = trouble
+                log.warning("%s", trouble)
+                continue
             overall.finish(work)
             on_done(work)
         return failed
@@ -110,15 +107,11 @@ def _lacks(work: Work, failed: dict[Work, str]) -> bool:
     return False
 
 
-class OutOfTime(Exception):  # noqa: N818 - reads as what it is where it is raised and caught
-    """The time that was given is over; what is half done goes on from there another time."""
-
-
 class _Overall:
     """One bar over all pieces, weighted by what they cost."""
 
-    def __init__(self, lab: Lab, works: list[Work], progress: Progress | None, until: float) -> None:
-        self._lab, self._until = lab, until
+    def __init__(self, lab: Lab, works: list[Work], progress: Progress | None) -> None:
+        self._lab = lab
         self._cost = {work: lab.cost(work) for work in works}
         self._part: dict[Work, float] = {}
         self._tell = progress or (lambda task, done, total: None)
@@ -127,8 +120,6 @@ class _Overall:
         folder = self._lab.folder(work)
 
         def tell(task: str, done: int, total: int) -> None:
-            if time.monotonic() > self._until:
-                raise OutOfTime
             if task == str(folder) or task.startswith("score "):  # others are parts of parts
                 self._part[work] = max(self._part.get(work, 0.0), min(0.99, done / max(1, total)))
                 self._show()
