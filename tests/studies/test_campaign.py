@@ -212,6 +212,15 @@ def test_what_travels_is_little(tmp_path: Path):
     assert sizes[0] == sizes[1] < 0.6 * 4 * 77_562
 
 
+def test_what_was_measured_serves_other_numbers_of_images(tmp_path: Path):
+    lab = Lab(tmp_path, smoke_scale(), "digits")
+    assert lab.look(["wrn_10_1"], load_data(lab.data_settings())).machine["wrn_10_1"]["steps_an_epoch"] == 4
+    measured = (tmp_path / "machine.json").read_text()
+    fewer = replace(lab, scale=replace(lab.scale, train_images=30))
+    assert fewer.look(["wrn_10_1"], load_data(fewer.data_settings())).machine["wrn_10_1"]["steps_an_epoch"] == 1
+    assert (tmp_path / "machine.json").read_text() == measured
+
+
 def test_a_trial_says_that_it_is_one(tmp_path: Path, monkeypatch):
     """Runs as short as one likes, with as many checkpoints as they have room for, in a study that has no students."""
     monkeypatch.setattr(abreast, "SECONDS", 0.1)

@@ -164,14 +164,16 @@ class Lab:
         path = self.out / "machine.json"
         known = read_checked(path, _is_machine) if path.exists() else {}
         measured = known.get(self._kind(), {})
+        recipe = recipe_of(self.scale.student_recipe)
         missing = [model for model in dict.fromkeys(models) if model not in measured]
         if missing:
             for model in missing:
-                recipe = recipe_of(self.scale.student_recipe)
                 measured[model] = probe(
                     model, data, recipe, precision=self.scale.precision, device=device_of(self.device)
                 )
                 files.write_json(path, {**known, self._kind(): measured})
+        steps = math.ceil(len(data.train) / recipe.batch_size)  # of these images, however many there were then
+        measured = {model: {**one, "steps_an_epoch": steps} for model, one in measured.items()}
         return Lab(self.out, self.scale, self.data, self.device, self.table_limit, measured)
 
     def carry_out(self, work: Work, progress: Progress | None = None) -> None:
