@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from checkpointkd.loop import fit, start
 from checkpointkd.losses import METHODS, FromLogits
 from checkpointkd.models import build_network
 from checkpointkd.settings import KDSettings, Recipe
-from checkpointkd.teacher import refuse_at_chance, teacher_of
+from checkpointkd.teacher import Teacher, refuse_at_chance, teacher_of
 
 CPU = torch.device("cpu")
 
@@ -78,6 +80,37 @@ def test_the_students_manifest_names_its_teachers(teacher_run: Path, tmp_path: P
     assert student.run["teachers"] == [{"epoch": 2, "sha256": checkpoint.sha256}]
     assert student.run["kd"] == {"alpha": 0.5, "tau": 5.0, "tau_squared": True, "average": "probabilities"}
     assert student.run["teachers_measured"]["members"][0]["accuracy"] > 0.1
+
+
+def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypatch):
+    """A second student's are not asked again, nor a moved run's; others are, and where the note is damaged."""
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    asked = []
+    real = Teacher.measure
+    monkeypatch.setattr(Teacher, "measure", lambda self, *given, **more: asked.append(1) or real(self, *given, **more))
+
+    def taught(name: str, *teachers: str, **more: Any) -> dict[str, Any]:
+        run = ckd.distill("wrn_10_1", teachers=list(teachers), data="digits", out=tmp_path / name, epochs=1,
+                          batch_size=50, train_images=100, **more)  # fmt: skip
+        return json.loads((run.path / "run.json").read_text())["teachers_measured"]
+
+    first = taught("one", f"{teacher_run}@full")
+    assert len(asked) == 1
+    assert first["members"][0]["accuracy"] == pytest.approx(0.56, abs=0.01)
+    teacher_run.rename(tmp_path / "moved")
+    again = taught("two", f"{tmp_path / 'moved'}@full", seed=1)
+    assert len(asked) == 1
+    assert again["members"][0].pop("address") == f"{tmp_path / 'moved'}@full"
+    first["members"][0].pop("address")
+    assert again == first
+    taught("three", f"{tmp_path / 'moved'}@half")
+    taught("four", f"{tmp_path / 'moved'}@half", f"{tmp_path / 'moved'}@full")
+    taught("five", f"{tmp_path / 'moved'}@half", f"{tmp_path / 'moved'}@full", average="logits")
+    assert len(asked) == 4
+    for path in (tmp_path / "home" / "measured").iterdir():
+        path.write_text(path.read_text()[:40])
+    assert taught("six", f"{tmp_path / 'moved'}@half")["ensemble"]["accuracy"] > 0.1
+    assert len(asked) == 5
 
 
 def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,15 +11,16 @@ from typing import Any
 
 import torch
 
-from .data import Data, Epochs
-from .errors import require, unknown
+from . import files
+from .data import Data, Epochs, Images, home
+from .errors import UserError, require, unknown
 from .loop import Row
 from .losses import METHODS, distillation, takes_features
 from .models import build_network
 from .portable import write_student
 from .runs import carry_out
-from .settings import KDSettings, Precision, PrecisionChoice, Progress, Recipe, TeachingSettings
-from .tables import taught
+from .settings import Average, KDSettings, Precision, PrecisionChoice, Progress, Recipe, TeachingSettings
+from .tables import key_of, taught
 from .teacher import Teacher, refuse_at_chance, training_cost
 from .trajectory import Address, Trajectory
 
@@ -60,7 +62,7 @@ def prepare(
     if teaching.route != "together":
         require(len(addresses) > 1, f"one teacher makes no route: --route {teaching.route} is for several")
         require(average == KDSettings.average, "--average is for teachers that teach together, not one after the other")
-    measured = teacher.measure(data.selection, average=average, weights=teaching.weights)
+    measured = _measured(teacher, data.selection, average=average, weights=teaching.weights, device=device)
     for member in measured["members"] if announce else []:
         log.info(
             "teacher %s (epoch %d): accuracy %.1f %% on the selection images",
@@ -75,6 +77,27 @@ def prepare(
     if not weak_teacher:
         refuse_at_chance(measured, data.selection.labels_N)
     return Lesson(teacher, measured, data, teaching, device)
+
+
+def _measured(
+    teacher: Teacher, images: Images, *, average: Average, weights: Sequence[float] | None, device: torch.device
+) -> dict[str, Any]:
+    """What `teacher.measure` says, kept beside the tables: one teacher has many students, and runs that continue."""
+    pinned = {"format": 1, "images": images.sha256(), "members": teacher.identities(), "average": average,
+              "weights": list(weights) if weights else None, "device": device.type}  # fmt: skip
+    path = home() / "measured" / f"{key_of(pinned)}.json"
+    try:
+        kept = files.read_json(path)
+        if kept["pinned"] == pinned:
+            for one, member in zip(kept["measured"]["members"], teacher.members, strict=True):
+                one |= {"address": member.text, "epoch": member.checkpoint.epoch}
+            return kept["measured"]
+    except (UserError, OSError, ValueError, TypeError, KeyError):
+        pass  # there is none, or it is damaged
+    measured = teacher.measure(images, average=average, weights=weights)
+    with contextlib.suppress(OSError):  # a folder that can't be written to costs time on the next call, nothing else
+        files.write_json(path, {"pinned": pinned, "measured": measured})
+    return measured
 
 
 def distil(

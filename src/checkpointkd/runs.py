@@ -126,6 +126,7 @@ def carry_out(
         on_step = lambda step, steps: tell(str(out), state.epoch * steps + step, total)  # noqa: E731
         began = time.perf_counter()
         test = load_test(settings_of(data.identity), progress=progress) if touch_test else None
+        selected = None  # the last network on the selection images
         for row in fit(state, batches, recipe=recipe, seed=seed, precision=chosen, on_step=on_step):
             if state.epoch % every == 0 or state.epoch == recipe.epochs:
                 kept = rounded(network) if half_checkpoints else network
@@ -133,6 +134,7 @@ def carry_out(
                 if not math.isfinite(measured["nll"]):
                     raise Diverged(f"after epoch {state.epoch} the network gives no finite numbers")
                 row = {**row, "selection_accuracy": measured["accuracy"], "selection_nll": measured["nll"]}
+                selected = measured if state.epoch == recipe.epochs else None
                 folder.save_checkpoint(state.epoch, halved(network) if half_checkpoints else network.state_dict())
             if best_of_last_ten and test is not None and state.epoch > recipe.epochs - 10:
                 kept = rounded(network) if half_checkpoints else network
@@ -141,16 +143,19 @@ def carry_out(
             folder.save_epoch(rows, state.to_dict())
             on_row(row)
         network = rounded(network) if half_checkpoints else network
+        selected = selected or measure(predict(network, data.selection), data.selection.labels_N)
         tested = {}
         if test is not None:
-            tested = {"test": measure(predict(network, test), test.labels_N), "test_images": len(test)}
+            same = data.identity["protocol"] == "paper"  # which selects on the test images
+            found = selected if same else measure(predict(network, test), test.labels_N)
+            tested = {"test": found, "test_images": len(test)}
         if best_of_last_ten:
             best = max(rows[-10:], key=lambda row: row["test_accuracy"])
             tested["best_of_last_ten"] = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
         folder.finish(
             {
                 "epoch": state.epoch,
-                "selection": measure(predict(network, data.selection), data.selection.labels_N),
+                "selection": selected,
                 **tested,
                 "seconds": round(sum(row["seconds"] for row in rows), 3),
                 "wall_seconds_since_start_or_resume": round(time.perf_counter() - began, 3),

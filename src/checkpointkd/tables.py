@@ -164,7 +164,7 @@ def taught(
     }
     tables = []
     folder = home() / "tables"
-    keys = [_key({**pinned, **who}) for who in teacher.identities()]
+    keys = [key_of({**pinned, **who}) for who in teacher.identities()]
     needed = size_of(rows, classes)
     try:
         _make_room(folder, keys, needed, limit)
@@ -192,7 +192,8 @@ def size_of(rows: int, classes: int) -> int:
     return rows * (words(classes) + 1) * 8
 
 
-def _key(pinned: dict[str, Any]) -> str:
+def key_of(pinned: dict[str, Any]) -> str:
+    """A name for what is kept of an answer that follows from all this."""
     return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()[:32]
 
 
