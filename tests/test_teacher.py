@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import checkpointkd as ckd
+from checkpointkd import distillation
 from checkpointkd.data import DataSettings, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.loop import fit, start
@@ -83,11 +85,16 @@ def test_the_students_manifest_names_its_teachers(teacher_run: Path, tmp_path: P
 
 
 def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypatch):
-    """A second student's are not asked again, nor a moved run's; others are, and where the note is damaged."""
+    """Not again for a second student, another ensemble or a run that has moved; but where what was kept is damaged."""
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
-    asked = []
-    real = Teacher.measure
-    monkeypatch.setattr(Teacher, "measure", lambda self, *given, **more: asked.append(1) or real(self, *given, **more))
+    asked: list[str] = []
+    real = Teacher.predict
+
+    def predict(teacher: Teacher, images: Any, members: Any = None) -> torch.Tensor:
+        asked.extend(teacher.members[number].text for number in members)
+        return real(teacher, images, members)
+
+    monkeypatch.setattr(Teacher, "predict", predict)
 
     def taught(name: str, *teachers: str, **more: Any) -> dict[str, Any]:
         run = ckd.distill("wrn_10_1", teachers=list(teachers), data="digits", out=tmp_path / name, epochs=1,
@@ -95,22 +102,30 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
         return json.loads((run.path / "run.json").read_text())["teachers_measured"]
 
     first = taught("one", f"{teacher_run}@full")
-    assert len(asked) == 1
+    assert asked == [f"{teacher_run}@full"]
     assert first["members"][0]["accuracy"] == pytest.approx(0.56, abs=0.01)
-    teacher_run.rename(tmp_path / "moved")
-    again = taught("two", f"{tmp_path / 'moved'}@full", seed=1)
-    assert len(asked) == 1
-    assert again["members"][0].pop("address") == f"{tmp_path / 'moved'}@full"
-    first["members"][0].pop("address")
-    assert again == first
-    taught("three", f"{tmp_path / 'moved'}@half")
-    taught("four", f"{tmp_path / 'moved'}@half", f"{tmp_path / 'moved'}@full")
-    taught("five", f"{tmp_path / 'moved'}@half", f"{tmp_path / 'moved'}@full", average="logits")
-    assert len(asked) == 4
-    for path in (tmp_path / "home" / "measured").iterdir():
-        path.write_text(path.read_text()[:40])
-    assert taught("six", f"{tmp_path / 'moved'}@half")["ensemble"]["accuracy"] > 0.1
-    assert len(asked) == 5
+    moved = teacher_run.rename(tmp_path / "moved")
+    both = taught("two", f"{moved}@full", f"{moved}@half", seed=1)
+    assert asked[1:] == [f"{moved}@half"]
+    assert both["members"][0] == {**first["members"][0], "address": f"{moved}@full"}
+    assert both["members"][1]["accuracy"] == pytest.approx(0.33, abs=0.01)
+    kept = list((tmp_path / "home" / "answers").iterdir())
+    assert len(kept) == 2
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-3])
+    assert taught("three", f"{moved}@full")["members"] == both["members"][:1]
+    assert len(asked) == 3
+
+
+def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):
+    """The oldest go; those of very many images and classes are not kept at all."""
+    for number in range(4):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(bytes(100))
+        os.utime(path, (number, number))
+    monkeypatch.setattr(distillation, "ALL_ANSWERS", 250)
+    distillation._remove_oldest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.safetensors", "3.safetensors"]
 
 
 def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):

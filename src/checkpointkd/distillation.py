@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import files
 from .data import Data, Epochs, Images, home
@@ -19,12 +20,15 @@ from .losses import METHODS, distillation, takes_features
 from .models import build_network
 from .portable import write_student
 from .runs import carry_out
-from .settings import Average, KDSettings, Precision, PrecisionChoice, Progress, Recipe, TeachingSettings
+from .settings import KDSettings, Precision, PrecisionChoice, Progress, Recipe, TeachingSettings
 from .tables import key_of, taught
 from .teacher import Teacher, refuse_at_chance, training_cost
 from .trajectory import Address, Trajectory
 
 log = logging.getLogger("checkpointkd")
+
+LARGEST_ANSWERS = 64 << 20  # bytes of a network's answers to the selection images; more are not kept
+ALL_ANSWERS = 1 << 30  # bytes of all that are
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,8 @@ def prepare(
     if teaching.route != "together":
         require(len(addresses) > 1, f"one teacher makes no route: --route {teaching.route} is for several")
         require(average == KDSettings.average, "--average is for teachers that teach together, not one after the other")
-    measured = _measured(teacher, data.selection, average=average, weights=teaching.weights, device=device)
+    answers_TNK = _answers(teacher, data.selection, device)
+    measured = teacher.measure(data.selection, average=average, weights=teaching.weights, logits_TNK=answers_TNK)
     for member in measured["members"] if announce else []:
         log.info(
             "teacher %s (epoch %d): accuracy %.1f %% on the selection images",
@@ -79,25 +84,35 @@ def prepare(
     return Lesson(teacher, measured, data, teaching, device)
 
 
-def _measured(
-    teacher: Teacher, images: Images, *, average: Average, weights: Sequence[float] | None, device: torch.device
-) -> dict[str, Any]:
-    """What `teacher.measure` says, kept beside the tables: one teacher has many students, and runs that continue."""
-    pinned = {"format": 1, "images": images.sha256(), "members": teacher.identities(), "average": average,
-              "weights": list(weights) if weights else None, "device": device.type}  # fmt: skip
-    path = home() / "measured" / f"{key_of(pinned)}.json"
-    try:
-        kept = files.read_json(path)
-        if kept["pinned"] == pinned:
-            for one, member in zip(kept["measured"]["members"], teacher.members, strict=True):
-                one |= {"address": member.text, "epoch": member.checkpoint.epoch}
-            return kept["measured"]
-    except (UserError, OSError, ValueError, TypeError, KeyError):
-        pass  # there is none, or it is damaged
-    measured = teacher.measure(images, average=average, weights=weights)
-    with contextlib.suppress(OSError):  # a folder that can't be written to costs time on the next call, nothing else
-        files.write_json(path, {"pinned": pinned, "measured": measured})
-    return measured
+def _answers(teacher: Teacher, images: Images, device: torch.device) -> Tensor:
+    """Each member's logits on clean images, (T, N, K), each kept on disk as soon as it is known: one teacher has many
+    students, is part of many ensembles, and a run that is stopped again and again must come to its first step."""
+    folder, answers = home() / "answers", []
+    for number, who in enumerate(teacher.identities()):
+        key = key_of({"format": 1, "images": images.sha256(), "device": device.type, **who})
+        path = folder / f"{key}.safetensors"
+        kept = None
+        with contextlib.suppress(UserError):  # there are none, or they are damaged
+            kept = files.load_tensors(path)[0].get("logits_NK")
+        if kept is None:
+            kept = teacher.predict(images, [number])[0]
+            if kept.nbytes <= LARGEST_ANSWERS:
+                with contextlib.suppress(OSError):  # a folder that can't be written to costs time, nothing else
+                    files.save_tensors(path, {"logits_NK": kept})
+                    _remove_oldest(folder)
+        answers.append(kept)
+    return torch.stack(answers)
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep what answers take up below the limit."""
+    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.safetensors"))
+    total = sum(size for _, size, _ in written)
+    for _, size, path in written:
+        if total <= ALL_ANSWERS:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
 
 
 def distil(

@@ -78,22 +78,28 @@ class Teacher:
             norm.eval()
         return logits_BK.clamp(*_FP16_RANGE).half(), [taken[path] for path in paths]
 
-    def predict(self, images: Images) -> Tensor:
-        """Each member's logits on clean images, (T, N, K), float32 on the CPU."""
+    def predict(self, images: Images, members: Sequence[int] | None = None) -> Tensor:
+        """Some members' logits on clean images, or all members', (T, N, K), float32 on the CPU."""
         answers = []
-        for member, network in zip(self.members, self.networks, strict=True):
-            logits_NK = predict(network, images)
-            require(bool(logits_NK.isfinite().all()), f"the teacher {member.text} answers with no finite numbers")
+        for member in range(len(self)) if members is None else members:
+            logits_NK = predict(self.networks[member], images)
+            known = bool(logits_NK.isfinite().all())
+            require(known, f"the teacher {self.members[member].text} answers with no finite numbers")
             answers.append(logits_NK)
         return torch.stack(answers)
 
     def measure(
-        self, images: Images, *, average: Average = "probabilities", weights: Sequence[float] | None = None
+        self,
+        images: Images,
+        *,
+        average: Average = "probabilities",
+        weights: Sequence[float] | None = None,
+        logits_TNK: Tensor | None = None,
     ) -> dict[str, Any]:
         """Accuracy, NLL and calibration error, on clean images and as learned, of each member and of the ensemble
         (Eq. 2 at τ = 1); and the ensemble's `disagreement`, the share of images that two members name differently,
-        mean over pairs."""
-        logits_TNK = self.predict(images)
+        mean over pairs. `logits_TNK` is what they answer, where that is known."""
+        logits_TNK = self.predict(images) if logits_TNK is None else logits_TNK
         ensemble = soften(logits_TNK, tau=1.0, average=average, weights=weights).clamp_min(1e-30).log()
         named_TN = logits_TNK.argmax(-1)
         pairs = list(itertools.combinations(range(len(named_TN)), 2))
