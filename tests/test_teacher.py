@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import checkpointkd as ckd
-from checkpointkd import distillation
+from checkpointkd import teacher as teachers
 from checkpointkd.data import DataSettings, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.loop import fit, start
@@ -88,13 +88,13 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
     """Not again for a second student, another ensemble or a run that has moved; but where what was kept is damaged."""
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
     asked: list[str] = []
-    real = Teacher.predict
+    real = Teacher._ask
 
-    def predict(teacher: Teacher, images: Any, members: Any = None) -> torch.Tensor:
-        asked.extend(teacher.members[number].text for number in members)
-        return real(teacher, images, members)
+    def ask(teacher: Teacher, member: int, images: Any) -> torch.Tensor:
+        asked.append(teacher.members[member].text)
+        return real(teacher, member, images)
 
-    monkeypatch.setattr(Teacher, "predict", predict)
+    monkeypatch.setattr(Teacher, "_ask", ask)
 
     def taught(name: str, *teachers: str, **more: Any) -> dict[str, Any]:
         run = ckd.distill("wrn_10_1", teachers=list(teachers), data="digits", out=tmp_path / name, epochs=1,
@@ -115,6 +115,8 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
         path.write_bytes(path.read_bytes()[:-3])
     assert taught("three", f"{moved}@full")["members"] == both["members"][:1]
     assert len(asked) == 3
+    assert ckd.evaluate(f"{moved}@full")["ensemble"]["accuracy"] == first["ensemble"]["accuracy"]
+    assert len(asked) == 3
 
 
 def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):
@@ -123,8 +125,8 @@ def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(bytes(100))
         os.utime(path, (number, number))
-    monkeypatch.setattr(distillation, "ALL_ANSWERS", 250)
-    distillation._remove_oldest(tmp_path)
+    monkeypatch.setattr(teachers, "ALL_ANSWERS", 250)
+    teachers._remove_oldest(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.safetensors", "3.safetensors"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,25 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import files
-from .data import Data, Epochs, Images, home
-from .errors import UserError, require, unknown
+from .data import Data, Epochs
+from .errors import require, unknown
 from .loop import Row
 from .losses import METHODS, distillation, takes_features
 from .models import build_network
 from .portable import write_student
 from .runs import carry_out
 from .settings import KDSettings, Precision, PrecisionChoice, Progress, Recipe, TeachingSettings
-from .tables import key_of, taught
+from .tables import taught
 from .teacher import Teacher, refuse_at_chance, training_cost
 from .trajectory import Address, Trajectory
 
 log = logging.getLogger("checkpointkd")
-
-LARGEST_ANSWERS = 64 << 20  # bytes of a network's answers to the selection images; more are not kept
-ALL_ANSWERS = 1 << 30  # bytes of all that are
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +60,7 @@ def prepare(
     if teaching.route != "together":
         require(len(addresses) > 1, f"one teacher makes no route: --route {teaching.route} is for several")
         require(average == KDSettings.average, "--average is for teachers that teach together, not one after the other")
-    answers_TNK = _answers(teacher, data.selection, device)
-    measured = teacher.measure(data.selection, average=average, weights=teaching.weights, logits_TNK=answers_TNK)
+    measured = teacher.measure(data.selection, average=average, weights=teaching.weights)
     for member in measured["members"] if announce else []:
         log.info(
             "teacher %s (epoch %d): accuracy %.1f %% on the selection images",
@@ -82,37 +75,6 @@ def prepare(
     if not weak_teacher:
         refuse_at_chance(measured, data.selection.labels_N)
     return Lesson(teacher, measured, data, teaching, device)
-
-
-def _answers(teacher: Teacher, images: Images, device: torch.device) -> Tensor:
-    """Each member's logits on clean images, (T, N, K), each kept on disk as soon as it is known: one teacher has many
-    students, is part of many ensembles, and a run that is stopped again and again must come to its first step."""
-    folder, answers = home() / "answers", []
-    for number, who in enumerate(teacher.identities()):
-        key = key_of({"format": 1, "images": images.sha256(), "device": device.type, **who})
-        path = folder / f"{key}.safetensors"
-        kept = None
-        with contextlib.suppress(UserError):  # there are none, or they are damaged
-            kept = files.load_tensors(path)[0].get("logits_NK")
-        if kept is None:
-            kept = teacher.predict(images, [number])[0]
-            if kept.nbytes <= LARGEST_ANSWERS:
-                with contextlib.suppress(OSError):  # a folder that can't be written to costs time, nothing else
-                    files.save_tensors(path, {"logits_NK": kept})
-                    _remove_oldest(folder)
-        answers.append(kept)
-    return torch.stack(answers)
-
-
-def _remove_oldest(folder: Path) -> None:
-    """Keep what answers take up below the limit."""
-    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.safetensors"))
-    total = sum(size for _, size, _ in written)
-    for _, size, path in written:
-        if total <= ALL_ANSWERS:
-            break
-        path.unlink(missing_ok=True)
-        total -= size
 
 
 def distil(

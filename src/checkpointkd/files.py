@@ -112,6 +112,11 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def key_of(pinned: dict[str, Any]) -> str:
+    """A name for what is kept of an answer that follows from all this."""
+    return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """Write a safetensors file, whole or not at all, with its content hash inside; returns the hash."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -12,8 +12,6 @@ Letters in names: N training images, V views of each, M rows, W words of a row, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -164,7 +162,7 @@ def taught(
     }
     tables = []
     folder = home() / "tables"
-    keys = [key_of({**pinned, **who}) for who in teacher.identities()]
+    keys = [files.key_of({**pinned, **who}) for who in teacher.identities()]
     needed = size_of(rows, classes)
     try:
         _make_room(folder, keys, needed, limit)
@@ -190,11 +188,6 @@ def words(classes: int) -> int:
 def size_of(rows: int, classes: int) -> int:
     """The size of a table's file in bytes: for all of CIFAR-100, 1.7 GB."""
     return rows * (words(classes) + 1) * 8
-
-
-def key_of(pinned: dict[str, Any]) -> str:
-    """A name for what is kept of an answer that follows from all this."""
-    return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _checksum(answers_MW: Tensor, row_M: Tensor) -> Tensor:

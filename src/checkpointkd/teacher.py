@@ -5,10 +5,12 @@ Letters in names: T teachers, B batch, N images, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import files
-from .data import Batch, Images
+from .data import Batch, Images, home
 from .errors import UserError, require
 from .loop import calibration_error, measure, predict
 from .losses import soften
@@ -26,6 +28,8 @@ from .models import taps
 from .settings import Average, BatchNorm
 from .trajectory import Address, Checkpoint, resolve
 
+LARGEST_ANSWERS = 64 << 20  # bytes of a network's answers to clean images; more are not kept
+ALL_ANSWERS = 1 << 30  # bytes of all that are
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
@@ -41,6 +45,7 @@ class Teacher:
         for member in members[1:]:
             _require_alike(members[0], member)
         self.members = tuple(members)
+        self.device = device
         self.classes: list[str] = members[0].checkpoint.run["classes"]
         self.batch_norm = batch_norm
         self.networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
@@ -78,15 +83,36 @@ class Teacher:
             norm.eval()
         return logits_BK.clamp(*_FP16_RANGE).half(), [taken[path] for path in paths]
 
-    def predict(self, images: Images, members: Sequence[int] | None = None) -> Tensor:
-        """Some members' logits on clean images, or all members', (T, N, K), float32 on the CPU."""
-        answers = []
-        for member in range(len(self)) if members is None else members:
-            logits_NK = predict(self.networks[member], images)
-            known = bool(logits_NK.isfinite().all())
-            require(known, f"the teacher {self.members[member].text} answers with no finite numbers")
+    def predict(self, images: Images) -> Tensor:
+        """Each member's logits on clean images, (T, N, K), float32 on the CPU.
+
+        Each member's are kept on disk as soon as they are known, but for networks whose code is the user's and may
+        change: one teacher has many students and is part of many ensembles, and a run that is stopped again and again
+        must come to its first step.
+        """
+        folder, answers = home() / "answers", []
+        for number, who in enumerate(self.identities()):
+            code = [version("checkpointkd"), version("torch")]
+            pinned = {"images": images.sha256(), "device": self.device.type, **who, "code": code}
+            path = folder / f"{files.key_of(pinned)}.safetensors"
+            keeps = ":" not in who["model"]
+            logits_NK = None
+            with contextlib.suppress(UserError):  # there are none, or they are damaged
+                logits_NK = files.load_tensors(path)[0].get("logits_NK") if keeps else None
+            if logits_NK is None:
+                logits_NK = self._ask(number, images)
+                if keeps and logits_NK.nbytes <= LARGEST_ANSWERS:
+                    with contextlib.suppress(OSError):  # a folder that can't be written to costs time, nothing else
+                        files.save_tensors(path, {"logits_NK": logits_NK})
+                        _remove_oldest(folder)
             answers.append(logits_NK)
         return torch.stack(answers)
+
+    def _ask(self, member: int, images: Images) -> Tensor:
+        logits_NK = predict(self.networks[member], images)
+        known = bool(logits_NK.isfinite().all())
+        require(known, f"the teacher {self.members[member].text} answers with no finite numbers")
+        return logits_NK
 
     def measure(
         self,
@@ -94,12 +120,11 @@ class Teacher:
         *,
         average: Average = "probabilities",
         weights: Sequence[float] | None = None,
-        logits_TNK: Tensor | None = None,
     ) -> dict[str, Any]:
         """Accuracy, NLL and calibration error, on clean images and as learned, of each member and of the ensemble
         (Eq. 2 at τ = 1); and the ensemble's `disagreement`, the share of images that two members name differently,
-        mean over pairs. `logits_TNK` is what they answer, where that is known."""
-        logits_TNK = self.predict(images) if logits_TNK is None else logits_TNK
+        mean over pairs."""
+        logits_TNK = self.predict(images)
         ensemble = soften(logits_TNK, tau=1.0, average=average, weights=weights).clamp_min(1e-30).log()
         named_TN = logits_TNK.argmax(-1)
         pairs = list(itertools.combinations(range(len(named_TN)), 2))
@@ -125,6 +150,17 @@ class Teacher:
     def manifest(self) -> list[dict]:
         """Who the teachers are, wherever they lie: epoch and content hash of each."""
         return [{"epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256} for member in self.members]
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep what answers take up below the limit."""
+    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.safetensors"))
+    total = sum(size for _, size, _ in written)
+    for _, size, path in written:
+        if total <= ALL_ANSWERS:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
 
 
 def _measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
