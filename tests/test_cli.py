@@ -103,7 +103,9 @@ def few_classes(**sizes: int) -> torch.nn.Module:
 MISTAKES = [
     (["trian"], r'Unknown command "trian"\. Did you mean "train"\?'),
     (["train", "wrn_10_1", "--data", "digits"], "--out requires an argument"),
-    (["train", "wrn_10_1", "--data", "digits", "--out", ""], "--out: a path is missing: it is empty"),
+    (["train", "wrn_10_1", "--data", "digits", "--out", ""], "--out has an empty value"),
+    (["train", "wrn_10_1", "--data", "digits", "--out="], "--out= has an empty value"),
+    (["evaluate", ""], "evaluate has an empty value"),
     (["train", "wrn_10_1", "--data", "digits", "--epoch", "3", "--out", "{new}"], "Did you mean --epochs"),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "many", "--out", "{new}"], '"many" is no whole number'),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "2.5", "--out", "{new}"], '"2.5" is no whole number'),

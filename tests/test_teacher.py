@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import checkpointkd as ckd
 from checkpointkd import teacher as teachers
@@ -117,6 +120,40 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
     assert len(asked) == 3
     assert ckd.evaluate(f"{moved}@full")["ensemble"]["accuracy"] == first["ensemble"]["accuracy"]
     assert len(asked) == 3
+
+
+def test_answers_are_kept_where_they_can_be(teacher_run: Path, tmp_path: Path, monkeypatch):
+    """Nowhere to write costs time only, and another's answers are not taken for these."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(home))
+    full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("full", "half"))
+    assert full["ensemble"]["accuracy"] != half["ensemble"]["accuracy"]
+    one, other = (home / "answers").iterdir()
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert ckd.evaluate(f"{teacher_run}@full", split="test")["ensemble"] == full["ensemble"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "file" / "home"))
+    assert ckd.evaluate(f"{teacher_run}@half", split="test")["ensemble"] == half["ensemble"]
+
+
+def test_answers_to_pictures_that_may_change_are_not_kept(tmp_path: Path, monkeypatch):
+    """Pictures of the same names somewhere else are other pictures."""
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    noise = np.random.default_rng(0)
+    for root in ("clean", "noisy"):
+        for split, name in itertools.product(("train", "val"), ("a", "b")):
+            (tmp_path / root / split / name).mkdir(parents=True)
+            for number in range(12):
+                level = {"a": 40, "b": 200}[name] if root == "clean" else 120
+                pixels = np.clip(noise.normal(level, 10, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / root / split / name / f"{number}.png")
+    run = ckd.train("wrn_10_1", data=f"folder:{tmp_path / 'clean'}", image_size=8, epochs=6, batch_size=6,
+                    protocol="paper", precision="fp32", out=tmp_path / "run")  # fmt: skip
+    clean = ckd.evaluate(str(run.path), split="test")["ensemble"]
+    noisy = ckd.evaluate(str(run.path), split="test", data=f"folder:{tmp_path / 'noisy'}")["ensemble"]
+    assert noisy["nll"] > clean["nll"] + 0.1
 
 
 def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):

@@ -10,6 +10,7 @@ import itertools
 import json as json_module
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -82,8 +83,7 @@ def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
             annotation=Annotated[annotation, cyclopts.Parameter(consume_multiple=True, negative=())]
         )
     if annotation in (Path | str, Path | str | None):
-        kind = Path if annotation == Path | str else Path | None
-        return parameter.replace(annotation=Annotated[kind, cyclopts.Parameter(converter=_path)])
+        return parameter.replace(annotation=Path if annotation == Path | str else Path | None)
     return parameter
 
 
@@ -92,13 +92,6 @@ def _whole(_: type, tokens: Sequence[cyclopts.Token]) -> int:
     if not tokens[0].value.lstrip("-").isdecimal():
         raise ValueError(f'"{tokens[0].value}" is no whole number')
     return int(tokens[0].value)
-
-
-def _path(_: type, tokens: Sequence[cyclopts.Token]) -> Path:
-    """A path; nothing at all, as of a variable that isn't set, would be taken for the folder that one is in."""
-    if not tokens[0].value:
-        raise ValueError("a path is missing: it is empty")
-    return Path(tokens[0].value)
 
 
 class _Handler(logging.Handler):
@@ -134,6 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # for the user's own models, as `python -m` has it
     logging.getLogger("checkpointkd").setLevel(logging.INFO)
     logging.getLogger("checkpointkd").propagate = False
+    words = sys.argv[1:] if arguments is None else arguments
+    for before, word in zip(["", *words], words, strict=False):  # an empty path would be the folder that one is in
+        if word == "" or re.fullmatch("--[a-z-]+=", word):
+            return _complain(
+                f"{word or before or 'the first argument'} has an empty value, as of a variable without one"
+            )
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except UserError as error:

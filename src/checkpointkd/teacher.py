@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import files
-from .data import Batch, Images, home
+from .data import Batch, Images, ResidentImages, home
 from .errors import UserError, require
 from .loop import calibration_error, measure, predict
 from .losses import soften
@@ -86,24 +86,24 @@ class Teacher:
     def predict(self, images: Images) -> Tensor:
         """Each member's logits on clean images, (T, N, K), float32 on the CPU.
 
-        Each member's are kept on disk as soon as they are known, but for networks whose code is the user's and may
-        change: one teacher has many students and is part of many ensembles, and a run that is stopped again and again
-        must come to its first step.
+        Each member's are kept on disk as soon as they are known: one teacher has many students and is part of many
+        ensembles, and a run that is stopped again and again must come to its first step. Not so of streamed pictures,
+        which may change where they lie, and of networks whose code is the user's.
         """
         folder, answers = home() / "answers", []
         for number, who in enumerate(self.identities()):
+            if not isinstance(images, ResidentImages) or ":" in who["model"]:
+                answers.append(self._ask(number, images))
+                continue
             code = [version("checkpointkd"), version("torch")]
             pinned = {"images": images.sha256(), "device": self.device.type, **who, "code": code}
             path = folder / f"{files.key_of(pinned)}.safetensors"
-            keeps = ":" not in who["model"]
-            logits_NK = None
-            with contextlib.suppress(UserError):  # there are none, or they are damaged
-                logits_NK = files.load_tensors(path)[0].get("logits_NK") if keeps else None
+            logits_NK = _kept(path, (len(images), len(self.classes)))
             if logits_NK is None:
                 logits_NK = self._ask(number, images)
-                if keeps and logits_NK.nbytes <= LARGEST_ANSWERS:
-                    with contextlib.suppress(OSError):  # a folder that can't be written to costs time, nothing else
-                        files.save_tensors(path, {"logits_NK": logits_NK})
+                if logits_NK.nbytes <= LARGEST_ANSWERS:
+                    with contextlib.suppress(OSError, UserError):  # nowhere to keep them costs time, nothing else
+                        files.save_tensors(path, {"logits_NK": logits_NK}, {"key": path.stem})
                         _remove_oldest(folder)
             answers.append(logits_NK)
         return torch.stack(answers)
@@ -150,6 +150,17 @@ class Teacher:
     def manifest(self) -> list[dict]:
         """Who the teachers are, wherever they lie: epoch and content hash of each."""
         return [{"epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256} for member in self.members]
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The answers in a file, if it is whole, and holds what its name says."""
+    try:
+        tensors, metadata = files.load_tensors(path)
+    except UserError:  # there are none, or they are damaged
+        return None
+    logits_NK = tensors.get("logits_NK")
+    right = logits_NK is not None and logits_NK.shape == shape and metadata.get("key") == path.stem
+    return logits_NK if right else None
 
 
 def _remove_oldest(folder: Path) -> None:

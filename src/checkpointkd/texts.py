@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -255,8 +256,17 @@ def unpacked(written: dict[str, Any]) -> RenderableType:
 
 
 def studies(result: dict[str, Any]) -> RenderableType:
-    """Each study's tables and claims, and where to look."""
+    """A study's tables and claims, or of several how far each is, and where to look."""
     parts: list[RenderableType] = []
+    if len(result["studies"]) > 1:
+        table = _table("study", "pieces of work missing", "claims")
+        for found in result["studies"].values():
+            verdicts = Counter(claim["verdict"].partition(" at ")[0] for claim in found["claims"])
+            said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+            table.add_row(found["title"], str(found["missing"]), said)
+        notes = dict.fromkeys(note for found in result["studies"].values() for note in found["notes"]
+                              if not note.startswith("Not finished"))  # fmt: skip
+        return Group(table, Text("\n".join([*notes, "", f"report: {result['report']}"])))
     for found in result["studies"].values():
         parts.append(Text(found["title"], style="bold"))
         for shown in found["tables"]:

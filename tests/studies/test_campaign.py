@@ -176,6 +176,51 @@ def _lines(folder: Path, study: str = "figure3") -> list[str]:
     return (folder / study / "rows.jsonl").read_text(encoding="utf-8").splitlines()
 
 
+def test_a_report_on_teachers_before_half_way(smoke: Path, tmp_path: Path):
+    """As a slice leaves them that ends early: which checkpoint is half-way, nobody knows yet."""
+    (run,) = (smoke / "runs").glob("wrn_16_2-teacher-seed0-*")
+    (student,) = (smoke / "runs").glob("wrn_10_1-student-seed0-*")
+    shutil.copytree(run, tmp_path / "runs" / run.name)
+    shutil.copytree(student, tmp_path / "runs" / student.name)
+    run = tmp_path / "runs" / run.name
+    for path in [*run.glob("plane*"), run / "result.json", run / "selection.json", *run.glob("checkpoints/*")]:
+        if path.stem not in ("epoch-0002", "epoch-0004"):
+            path.unlink()
+    assert "not finished" in ckd.report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_scores_made_otherwise_are_made_again(smoke: Path, tmp_path: Path):
+    """Fewer images to measure on give another plane, which is none of the study's."""
+    scale = smoke_scale()
+    (folder,) = (smoke / "runs").glob("resnet_14-teacher-seed0-*")
+    shutil.copytree(folder, tmp_path / "runs" / folder.name)
+    shutil.copy(smoke / "machine.json", tmp_path)
+    lab = Lab(tmp_path, scale, "digits")
+    lab = lab.look(
+        [name for pair in scale.pairs for name in (pair.teacher, pair.student)], load_data(lab.data_settings())
+    )
+    works = [Scoring(Training("resnet_14", "teacher"), estimator) for estimator in ("decoder", "ridge")]
+    assert all(map(lab.done, works))
+    ckd.score(tmp_path / "runs" / folder.name, estimator="ridge", measure_images=60)
+    assert [*map(lab.done, works)] == [True, False]
+    ckd.score(tmp_path / "runs" / folder.name, decoder_steps=20, decoder_seeds=2, fit_images=50)
+    assert [*map(lab.done, works)] == [False, False]
+
+
+def test_a_schedule_s_teacher_is_trained_once(smoke: Path):
+    """By whatever name it is asked for: as the other schedule's, or as everybody's by --teacher-recipe."""
+    scale = smoke_scale()
+    machine = json.loads((smoke / "machine.json").read_text())["auto, digits, fp32"]
+    lab = Lab(smoke, scale, "digits", machine=machine)
+    other = replace(lab, scale=replace(scale, teacher_recipe="cifar100-step"))
+    run = Training("wrn_16_2", "teacher")
+    assert lab.folder(replace(run, recipe="cifar100-step")) == other.folder(run)
+    assert lab.folder(run) == other.folder(replace(run, recipe="digits"))
+    assert {lab.folder(part.work.run) for part in needs(scale) if isinstance(part.work, Scoring)} == {
+        other.folder(part.work.run) for part in needs(other.scale) if isinstance(part.work, Scoring)
+    }
+
+
 def test_how_many_at_once_is_measured_once(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(abreast, "SECONDS", 0.5)
     scale = smoke_scale()
@@ -189,6 +234,10 @@ def test_how_many_at_once_is_measured_once(tmp_path: Path, monkeypatch):
     assert key == f"cpu, {os.cpu_count()} cores, {student}, fp32"
     path.write_text(json.dumps({key: 7}))
     assert abreast.most_at_once(lab, student) == 7
+    for damaged in ('{"a": ', json.dumps({key: True}), json.dumps({key: 257}), "[]"):
+        path.write_text(damaged)
+        assert abreast.most_at_once(lab, student, until=0.0) == 1, "measured again, for which there is no time here"
+        assert path.read_text() == damaged
 
 
 def test_what_travels_is_little(tmp_path: Path):
@@ -225,8 +274,11 @@ def test_a_trial_says_that_it_is_one(tmp_path: Path, monkeypatch):
     """Runs as short as one likes, with as many checkpoints as they have room for, in a study that has no students."""
     monkeypatch.setattr(abreast, "SECONDS", 0.1)
     out = tmp_path / "out"
-    found = ckd.study("figure5", scale="smoke", teacher_epochs=4, train_images=60, jobs="auto", out=out)
-    assert "Not the scale's own settings: teacher epochs 4, train images 60." in found["studies"]["figure5"]["notes"][0]
+    found = ckd.study("figure5", scale="smoke", teacher_epochs=4, train_images=60, seeds=1, jobs="auto", out=out)
+    assert (
+        "Not the scale's own settings: teacher epochs 4, train images 60, seeds 1."
+        in found["studies"]["figure5"]["notes"][0]
+    )
     (run,) = (out / "runs").iterdir()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 3, 4)
@@ -240,7 +292,7 @@ def test_a_trial_says_that_it_is_one(tmp_path: Path, monkeypatch):
         ("--student-epochs 0", "--student-epochs must be at least 2"),
         ("--train-images 0", "train_images must be at least 1"),
         ("--teacher-recipe cifar", "unknown recipe 'cifar'; did you mean"),
-        ("--minutes 0", "--minutes must be above 0, not 0"),
+        ("--minutes 0", "--minutes must be above 0 and below 1,000,000, not 0"),
         ("--jobs many", "--jobs must be auto or from 1 to 256, not many"),
         ("--jobs 1.5", "--jobs must be auto or from 1 to 256, not 1.5"),
     ],

@@ -403,7 +403,7 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
     words = []
     if epoch == run.planned_epochs:
         words.append("full")
-    if epoch == run.half.epoch:
+    if (run.complete or 2 * max(run) >= run.planned_epochs) and epoch == run.half.epoch:
         words.append("half-way")
     selection = run.selection()
     if selection is not None and epoch in selection["epochs"]:

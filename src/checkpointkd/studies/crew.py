@@ -67,14 +67,17 @@ def carry_out(
             for work in list(waiting):
                 if _lacks(work, failed):
                     waiting.remove(work)
-                elif len(processes.running) < jobs and all(before in done for before in work.after()):
+                elif (
+                    len(processes.running) < jobs
+                    and all(before in done for before in work.after())
+                    and not processes.busy(work)  # nor looked into: what is there is being written
+                ):
+                    waiting.remove(work)
                     if lab.done(work):
-                        waiting.remove(work)
                         done.add(work)
                         overall.finish(work)
                         on_done(work)
-                    elif not processes.busy(work):
-                        waiting.remove(work)
+                    else:
                         processes.begin(work)
             for work, trouble in processes.ended():
                 if trouble:

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,8 +17,17 @@ from .. import files, verbs
 from ..errors import require
 from ..recipes import recipe as recipe_of
 from ..reports import is_probing
-from ..settings import KINDS_OF_CORRELATION, DataSettings, Device, Precision, ProbeSettings, Progress
-from .scales import Scale
+from ..settings import (
+    KINDS_OF_CORRELATION,
+    DataSettings,
+    Device,
+    Estimator,
+    EstimatorSettings,
+    Precision,
+    ProbeSettings,
+    Progress,
+)
+from .scales import Scale, scale_of
 from .work import Correlating, Distillation, Following, Measuring, Picked, Probing, Scoring, Search, Training, Work
 
 if TYPE_CHECKING:
@@ -58,7 +67,10 @@ class Lab:
         what = self._what(work)
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         if isinstance(work, Training):
-            unlike = f"-{work.recipe}" * bool(work.recipe) + "-smoothed" * bool(work.smoothing)
+            recipe = self._recipe(work)
+            usual = not _teaches(work) or recipe == scale_of(self.scale.name, self.scale.dataset).teacher_recipe
+            unlike = "" if usual else f"-{recipe}"
+            unlike += "-smoothed" * bool(work.smoothing)
             return self.out / "runs" / _name(f"{work.model}{unlike}-{work.role}-seed{work.seed}", key)
         if isinstance(work, Distillation):
             return self.out / "runs" / _name(f"{work.model}-from-{self._words(work.teachers)}-seed{work.seed}", key)
@@ -114,9 +126,16 @@ class Lab:
         plane = load_plane(run, estimator=work.estimator, missing_ok=True)
         if plane is None or plane.epochs != list(run) or stale_epochs(plane, run):
             return None
-        settings = plane.settings["settings"]
-        asked = (self.scale.decoder_steps, self.scale.decoder_seeds)
-        return plane if work.estimator == "ridge" or (settings["steps"], settings["seeds"]) == asked else None
+        asked = self.estimator_settings(work.estimator)
+        sizes = asked.images(run.run["data"]["train_size"], run.run["data"]["selection_size"])
+        asked = replace(asked, fit_images=sizes[0], measure_images=sizes[1])
+        return plane if plane.settings["settings"] == asdict(asked) else None
+
+    def estimator_settings(self, estimator: Estimator) -> EstimatorSettings:
+        """How I(X;F) is estimated; the decoder's schedule is no part of the ridge."""
+        if estimator == "ridge":
+            return EstimatorSettings(estimator=estimator)
+        return EstimatorSettings(steps=self.scale.decoder_steps, seeds=self.scale.decoder_seeds)
 
     def found(self, work: Measuring | Correlating | Search | Probing) -> dict[str, Any]:
         """What a measurement, a search or a probing that is done has found."""
@@ -186,15 +205,14 @@ class Lab:
             self._probe(work, progress)
             return
         if isinstance(work, Scoring):
-            how: dict[str, Any] = {"estimator": work.estimator, "data": self.data, "device": self.device}
-            if work.estimator == "decoder":
-                how |= {"decoder_steps": scale.decoder_steps, "decoder_seeds": scale.decoder_seeds}
-            verbs.score(folder, progress=progress, **how)
+            asked = self.estimator_settings(work.estimator)
+            verbs.score(folder, estimator=asked.estimator, decoder_steps=asked.steps, decoder_seeds=asked.seeds,
+                        data=self.data, device=self.device, progress=progress)  # fmt: skip
             if _decides(work):
                 verbs.select(folder)
             return
         if isinstance(work, Measuring | Correlating):
-            how = {"data": self.data, "split": "test", "device": self.device, "progress": progress}
+            how: dict[str, Any] = {"data": self.data, "split": "test", "device": self.device, "progress": progress}
             if isinstance(work, Measuring):
                 files.write_json(folder / FILES[Measuring], verbs.evaluate(*self._addresses(work.members), **how))
             else:

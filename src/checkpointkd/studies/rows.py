@@ -12,6 +12,7 @@ from typing import Any
 
 from ..charts import Figure, Table
 from ..comparisons import AVERAGE, Claim, claim
+from ..errors import counted
 from ..settings import KINDS_OF_CORRELATION
 from .lab import Lab
 from .published import BY_DATASET
@@ -256,8 +257,8 @@ def settings_note(scale: Scale) -> str:
     )
     how = "α and τ are searched for each" if scale.search else f"α = {scale.alpha:g}, τ = {scale.tau:g}"
     return (
-        f"Test accuracy after the last epoch, %, mean ± standard deviation over {scale.seeds} seeds; {how}; protocol "
-        f"{scale.protocol}: {selected}."
+        f"Test accuracy after the last epoch, %, mean ± standard deviation over {counted(scale.seeds, 'seed')}; {how}; "
+        f"protocol {scale.protocol}: {selected}."
     )
 
 

@@ -67,7 +67,7 @@ class Scale:
             require(value >= 2, f"{name} must be at least 2, or there is nothing half-way, not {value}")
 
     def shortened(self, *, teacher_epochs: int | None, student_epochs: int | None) -> Scale:
-        """The scale with shorter runs, which leave as many checkpoints as far as they have epochs.
+        """The scale with shorter runs, which leave about as many checkpoints where they have as many epochs.
 
         >>> scale = smoke().shortened(teacher_epochs=10, student_epochs=None)
         >>> scale.teacher_epochs, scale.save_every, scale.student_epochs
@@ -107,7 +107,7 @@ def smoke() -> Scale:
         precision="fp32",
         search_trials=3,
         full_sizes=(1, 2),
-        schedules=("cifar100-step",),
+        schedules=("digits", "cifar100-step"),
         alphas=(0.5,),
         budgets=("3.0",),
         decoder_steps=20,
@@ -154,7 +154,7 @@ def small() -> Scale:
         student_save_every=4,
         train_images=10_000,
         full_sizes=(1, 2, 4),
-        schedules=("cifar100-step",),
+        schedules=("cifar100-small", "cifar100-step"),
         note="The scale small has a fifth of the images, a seventh of the epochs and smaller networks than the paper. "
         "Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe where the "
         "paper's is mature: what the paper observes late in training can't show here.",

@@ -53,6 +53,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
     return Results(
         tables=[Table("Teachers by their schedule", columns, lines, note)],
         figures=[chart for chart in charts if chart.series],
+        notes=[] if len(recipes(scale)) > 1 else ["This scale has one schedule: there is nothing to compare it with."],
     )
 
 

@@ -92,9 +92,9 @@ def study(
     protocol
         holdout or paper, see train; by default paper at the scale paper, else holdout.
     seeds
-        Students an arm, in place of the scale's.
+        Students of each teacher, in place of the scale's number.
     teacher_epochs
-        How long teachers train, in place of the scale's, with as many checkpoints; for trials.
+        How long teachers train, in place of the scale's, with about as many checkpoints; for trials.
     student_epochs
         The same for students.
     train_images
@@ -112,7 +112,8 @@ def study(
     jobs
         Runs at once, each in a process of its own; auto measures how many train most images a second on this machine.
     minutes
-        Stop after so many minutes, with what is done until then; the same command goes on another time.
+        Stop after so many minutes, with what is done until then, and write the report; the same command goes on another
+        time, half-done runs from their last epoch.
     table_limit
         How many gigabytes the tables of teachers' answers may take up in all, as for distill.
     yes
@@ -133,20 +134,21 @@ def study(
 
     if name not in (*STUDIES, ALL):
         raise unknown("study", name, (*STUDIES, ALL))
-    require(minutes is None or 0 < minutes < 1e6, f"--minutes must be above 0, not {minutes}")
+    require(minutes is None or 0 < minutes < 1e6, f"--minutes must be above 0 and below 1,000,000, not {minutes}")
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     names = PAPER if name == ALL else (name,)
     wanted = int(jobs) if re.fullmatch("[0-9]{1,9}", str(jobs)) else 0
     require(jobs == AUTO or 1 <= wanted <= 256, f"--jobs must be auto or from 1 to 256, not {jobs}")
-    settings = scale_of(scale, data)
+    settings = standard = scale_of(scale, data)
     if precision is not None:
         one_of("precision", precision, PrecisionChoice)
     if teacher_recipe is not None:
         recipe_of(teacher_recipe)
     told = {"protocol": protocol, "seeds": seeds, "train_images": train_images, "teacher_recipe": teacher_recipe,
             "alpha": alpha, "tau": tau, "precision": precision}  # fmt: skip
-    shorter = {"teacher_epochs": teacher_epochs, "student_epochs": student_epochs, "train_images": train_images}
-    unlike = [f"{key} {value:,}" for key, value in shorter.items() if value not in (None, getattr(settings, key))]
+    own = {"teacher_epochs": teacher_epochs, "student_epochs": student_epochs, "train_images": train_images,
+           "seeds": seeds, "teacher_recipe": teacher_recipe}  # fmt: skip
+    unlike = [f"{key} {value}" for key, value in own.items() if value not in (None, getattr(standard, key))]
     if unlike:
         changed = f"Not the scale's own settings: {', '.join(unlike).replace('_', ' ')}."
         settings = replace(settings, note=f"{changed} {settings.note}".strip())
@@ -172,7 +174,7 @@ def study(
         log.info("%s", estimate["words"])
         at_once = wanted
         if jobs == AUTO:
-            at_once = most_at_once(lab, models.most_common(1)[0][0]) if estimate["left"] else 1
+            at_once = most_at_once(lab, models.most_common(1)[0][0], until) if estimate["left"] else 1
         return _carry_out(lab, parts, works, done, jobs=at_once, estimate=estimate, until=until, progress=progress)
 
 
@@ -217,6 +219,9 @@ def _carry_out(
     if left:
         log.info("the time is over: %d of %s of work are done, and the same command goes on", len(needed) - len(left),
                  counted(len(needed), "piece"))  # fmt: skip
+    if left and len(left) + len(failed) >= estimate["left"]:
+        log.warning("no piece of work came to its end: an epoch with its evaluation, and a measurement, must fit into "
+                    "the time, or it begins anew each time")  # fmt: skip
     page = write_report(lab.out, out=lab.out / PAGE)
     own = [trouble for trouble in failed.values() if trouble != LACKS]
     lacking = f", and {len(failed) - len(own)} that need them are left out" if len(failed) > len(own) else ""
