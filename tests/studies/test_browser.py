@@ -91,7 +91,7 @@ def test_what_is_drawn_is_what_the_data_say(seen: Seen, smoke: Path):
 
 def test_the_pointer_shows_epoch_values_and_file(seen: Seen):
     """Over the star of Figure 7: its epoch, its sum, and the file that holds it."""
-    section = seen.page.locator("section", has=seen.page.locator("#figure-7-the-choice-on-the-information-plane"))
+    section = seen.page.locator("section", has=seen.page.locator("[id^=figure-7-the-choice-on-the-information-plane]"))
     plot = section.locator(".plotly-graph-div").first
     plot.scroll_into_view_if_needed()
     star = plot.locator(".scatterlayer .trace").last.locator("path.point").first

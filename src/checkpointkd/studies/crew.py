@@ -11,8 +11,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -143,6 +144,14 @@ class _Overall:
         )
 
 
+@dataclass(eq=False)
+class _Worker:
+    """A process that does one piece after the other: starting one takes longer than many a piece."""
+
+    process: SpawnProcess
+    pipe: Connection
+
+
 class _Processes:
     """Pieces that are being done, each in a process that dies with this one."""
 
@@ -151,51 +160,59 @@ class _Processes:
         self._threads = max(1, (os.cpu_count() or 1) // jobs)
         self._context = multiprocessing.get_context("spawn")
         self._told: Any = self._context.Queue()
-        self._trouble: dict[int, str] = {}
-        self.running: dict[SpawnProcess, Work] = {}
+        self._idle: list[_Worker] = []
+        self.running: dict[_Worker, Work] = {}
 
     def __enter__(self) -> _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.running:
-            process.terminate()
-        for process in self.running:
-            process.join()
+        workers = [*self.running, *self._idle]
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join()
 
     def busy(self, work: Work) -> bool:
         """Whether its folder is being worked in, for a piece that comes to the same."""
         return self._lab.folder(work) in {self._lab.folder(other) for other in self.running.values()}
 
     def begin(self, work: Work) -> None:
-        process = self._context.Process(target=_work, args=(self._lab, work, self._threads, self._told), daemon=True)
+        worker = self._idle.pop() if self._idle else self._started()
+        worker.pipe.send(work)
+        self.running[worker] = work
+
+    def _started(self) -> _Worker:
+        ours, its = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(self._lab, self._threads, its, self._told), daemon=True)
         with deaf_to_interrupts():  # which a process takes over: it must not die of Ctrl-C while it starts
             process.start()
-        self.running[process] = work
+        its.close()
+        return _Worker(process, ours)
 
     def ended(self) -> list[tuple[Work, str]]:
         """What ended meanwhile, and what went wrong with it; waits a moment."""
-        gone = set(wait([process.sentinel for process in self.running], LOOK_SECONDS))
+        wait([worker.pipe for worker in self.running], LOOK_SECONDS)
         self._listen()
         ended = []
-        for process in [one for one in self.running if one.sentinel in gone]:
-            process.join()
+        for worker in [one for one in self.running if one.pipe.poll()]:
+            try:
+                trouble = worker.pipe.recv()
+                self._idle.append(worker)
+            except (EOFError, OSError):
+                worker.process.join()
+                died = f"died (exit code {worker.process.exitcode})"
+                trouble = f"the process for {self._lab.folder(self.running[worker])} {died}"
             self._listen()
-            work = self.running.pop(process)
-            trouble = self._trouble.pop(process.pid or 0, "")
-            if not trouble and process.exitcode != 0:
-                trouble = f"the process for {self._lab.folder(work)} died (exit code {process.exitcode})"
-            ended.append((work, trouble))
+            ended.append((self.running.pop(worker), trouble))
         return ended
 
     def _listen(self) -> None:
-        by_pid = {process.pid: work for process, work in self.running.items()}
+        by_pid = {worker.process.pid: work for worker, work in self.running.items()}
         while not self._told.empty():
             said = self._told.get()
             if isinstance(said, logging.LogRecord):
                 log.handle(said)
-            elif len(said) == 2:
-                self._trouble[said[0]] = said[1]
             elif (work := by_pid.get(said[0])) is not None:
                 self._overall.within(work)(*said[1:])
 
@@ -219,8 +236,8 @@ def end_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
-    """What a process does."""
+def _work(lab: Lab, threads: int, pipe: Connection, told: Any) -> None:
+    """What a process does: pieces of work as they come, each answered by what went wrong with it, if anything did."""
     end_with_parent()
     import torch
 
@@ -233,7 +250,5 @@ def _work(lab: Lab, work: Work, threads: int, told: Any) -> None:
             said[0] = time.monotonic()
             told.put((os.getpid(), task, done, total))
 
-    if trouble := _trouble(lab, work, tell):
-        told.put((os.getpid(), trouble))
-    told.close()
-    told.join_thread()
+    while True:
+        pipe.send(_trouble(lab, pipe.recv(), tell))
