@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import checkpointkd as ckd
+from checkpointkd import files
 from checkpointkd.data import DataSettings, ResidentImages, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.information import (
@@ -323,3 +325,22 @@ def test_a_checkpoint_under_another_epochs_name_is_noticed(teacher_run: Path):
     (folder / "epoch-0002.safetensors").write_bytes((folder / "epoch-0003.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"epoch-0002\.safetensors is of epoch 3, not 2: was it renamed\?"):
         ckd.evaluate(f"{teacher_run}@2")
+
+
+def test_scores_that_are_replaced_while_they_are_read(teacher_run: Path, monkeypatch):
+    """A scoring puts other arrays in the place of those that the reader is about to open: it reads again."""
+    ckd.score(teacher_run, decoder_steps=4)
+    real, opened = files.load_tensors, []
+
+    def load(path: Path) -> Any:
+        if path.name.startswith("plane-") and not opened:
+            opened.append(path)
+            monkeypatch.setattr(files, "load_tensors", real)
+            ckd.score(teacher_run, decoder_steps=5)
+        return real(path)
+
+    monkeypatch.setattr(files, "load_tensors", load)
+    planes = load_planes(ckd.open_trajectory(teacher_run))
+    assert opened
+    assert not opened[0].exists()
+    assert planes["decoder"].settings["settings"]["steps"] == 5

@@ -174,7 +174,7 @@ def load_planes(trajectory: Trajectory, *, unfinished: bool = False) -> dict[str
     path = trajectory.path / "plane.json"
     if not path.exists():
         return {}
-    planes = {}
+    planes, written = {}, path.stat().st_mtime_ns
     try:
         for estimator, stored in files.read_json(path).items():
             if estimator.endswith(UNFINISHED) and not unfinished:
@@ -196,6 +196,8 @@ def load_planes(trajectory: Trajectory, *, unfinished: bool = False) -> dict[str
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
     except UserError as error:
+        if path.exists() and path.stat().st_mtime_ns != written:  # a scoring has replaced it, and its arrays, meanwhile
+            return load_planes(trajectory, unfinished=unfinished)
         if str(path.parent) in str(error):
             raise UserError(f"{error}; or remove {path} and score again") from None
         raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
