@@ -3,9 +3,9 @@
     checkpointkd study selection --scale ripe --data cifar100:PATH --jobs 2 --out STUDIES
     python benchmarks/lessons.py STUDIES --data cifar100:PATH
 
-Spearman's correlation, over teachers of one student (epoch and α, and none), of each measure with the test accuracies
-of whole students, mean over seeds: the accuracy of these very students part of the way; lessons' accuracies and their
-I(Y;F); and scores without training. Writes benchmarks/results/lessons-SCALE.json.
+Spearman's correlation, over checkpoints that teach one student with the first α, of each measure with the mean test
+accuracies of whole students, mean over seeds: the accuracy of these very students part of the way; lessons' accuracies
+and their I(Y;F); and scores without training. Writes benchmarks/results/lessons-SCALE.json.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from checkpointkd.trajectory import fresh_network, resolve
 from common import write_result
 
 Key = tuple[int, float]  # epoch, 0 for no teacher, and α
+LEAST = 3  # checkpoints, or there is nothing to put in order
 
 
 def main() -> None:
@@ -47,18 +48,18 @@ def main() -> None:
     found: dict[str, Any] = {}
     for pair in dict.fromkeys(row["pair"] for row in rows):
         mine = [row for row in rows if row["pair"] == pair]
-        truth = {key: fmean(row["accuracy"] for row in several) for key, several in _by_key(mine).items()}
-        measures: dict[str, list[float]] = {}
-        for name, scores in [*_parts(options.studies, mine), *_lessons(mine)]:
-            measures.setdefault(name, []).append(_correlation(scores, truth))
-        for name, scores in _untrained(options.studies, mine, options.data):
-            for alpha in scale["alphas"]:  # of teachers: each α by itself, where it is no part of the score
-                alike = {key: scores[key] for key in scores if key[1] == alpha}
-                measures.setdefault(f"{name}, alpha {alpha:g}", []).append(_correlation(alike, truth))
-        found[pair] = {
-            "teachers": len(truth),
-            **{name: {"mean": fmean(several), "n": len(several)} for name, several in measures.items()},
+        truth = {
+            key: fmean(row["accuracy"] for row in several)
+            for key, several in _by_key(mine).items()
+            if key[0] and key[1] == scale["alphas"][0] and len(several) == scale["seeds"]
         }
+        measures: dict[str, list[float]] = {}
+        of_untrained = _untrained(options.studies, mine, options.data, list(truth))
+        for name, scores in [*_parts(options.studies, mine), *_lessons(mine), *of_untrained]:
+            both = [key for key in scores if key in truth]
+            if len(both) >= LEAST and len({scores[key] for key in both}) > 1:
+                measures.setdefault(f"{name}, of {len(both)} checkpoints", []).append(_correlation(scores, truth))
+        found[pair] = {name: {"mean": fmean(several), "n": len(several)} for name, several in measures.items()}
         for name, several in measures.items():
             print(f"{pair}: {name}: {fmean(several):+.2f} (n = {len(several)})", flush=True)
     command = f"python benchmarks/lessons.py STUDIES --data {scale['dataset']}:PATH"
@@ -66,11 +67,11 @@ def main() -> None:
 
 
 def _by_key(rows: list[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
-    """Whole students of one checkpoint or of none, one a seed."""
+    """Whole students of one checkpoint or of none, one a seed, but for those that probing advised."""
     found: dict[Key, dict[int, dict[str, Any]]] = {}
     for row in rows:
         members = row.get("teachers", [])
-        if row["kind"] == "network" and len(members) < 2:
+        if row["kind"] == "network" and len(members) < 2 and not row["arm"].startswith("auto"):
             key = (members[0][2], row["alpha"]) if members else (0, 1.0)
             found.setdefault(key, {})[row["seed"]] = row
     return {key: list(by_seed.values()) for key, by_seed in found.items()}
@@ -89,19 +90,21 @@ def _parts(studies: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dic
 
 
 def _lessons(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[Key, float]]]:
-    """What lessons of single checkpoints and of none say, for each probing."""
+    """What lessons of single checkpoints say, for each probing."""
     for row in rows:
         if row["kind"] != "probed":
             continue
-        lessons = [one for one in row["lessons"] if len(one["epochs"]) < 2]
+        lessons = [one for one in row["lessons"] if len(one["epochs"]) == 1]
         length = min(one["lesson_epochs"] for one in lessons)
         first = [one for one in lessons if one["lesson_epochs"] == length]
         for name, what in (("accuracy", "accuracy"), ("I(Y;F)", "information")):
-            scores = {((one["epochs"] or [0])[0], one["alpha"]): one[what] for one in first}
+            scores = {(one["epochs"][0], one["alpha"]): one[what] for one in first}
             yield f"{name} after lessons of {length} epochs, budget {row['budget']}", scores
 
 
-def _untrained(studies: Path, rows: list[dict[str, Any]], data: str) -> Iterator[tuple[str, dict[Key, float]]]:
+def _untrained(
+    studies: Path, rows: list[dict[str, Any]], data: str, keys: list[Key]
+) -> Iterator[tuple[str, dict[Key, float]]]:
     """Scores that see the student but train it, if at all, without a teacher."""
     by_key = _by_key(rows)
     alone = ckd.open_trajectory(studies / "runs" / by_key[0, 1.0][0]["run"])
@@ -113,7 +116,7 @@ def _untrained(studies: Path, rows: list[dict[str, Any]], data: str) -> Iterator
     agreement, complexity, gradients = {}, {}, {}
     held_out = _gradient(fresh, loaded, None, None)
     features_ND = _features(student, loaded)
-    for key in [key for key in by_key if key[0]]:
+    for key in keys:
         run = ckd.open_trajectory(studies / "runs" / by_key[key][0]["run"])
         teacher = Teacher([resolve(address) for address in run.run["teacher_addresses"]], device=device)
         logits_NK = teacher.predict(loaded.selection)[0]

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpointkd.charts import from_plain
-from checkpointkd.comparisons import CLAIM_COLUMNS, claim_from
-from checkpointkd.reports import collect
-from checkpointkd.reports.page import anchor
+from checkpointkd.comparisons import claim_from
+from checkpointkd.errors import require
+from checkpointkd.reports import collect, settings_words
+from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
 from checkpointkd.reports.stills import stills
 
 
@@ -24,13 +25,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     collected = collect(options.studies)
+    require(len(collected.studies) > 0, f"no study in {options.studies}")
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     several = len(collected.studies) > 1
     title = "The paper's experiments" if several else collected.studies[0]["title"]
     lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
-    for note in dict.fromkeys(note for study in collected.studies for note in study["notes"]):
-        lines += [f"> {note}", ""]
+    lines += dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)
+    lines += ["", *(line for note in collected.notes for line in (f"> {note}", ""))]
     for study in collected.studies:
         shutil.copy(options.studies / study["study"] / "rows.jsonl", options.out / f"{study['study']}.jsonl")
         lines += _section(study, options.out)
@@ -40,14 +42,14 @@ def main() -> None:
 
 
 def _section(study: dict[str, Any], out: Path) -> list[str]:
-    lines = [f"## {study['title']}", ""]
+    lines = [f"## {study['title']}", "", *(line for note in study["notes"] for line in (f"> {note}", ""))]
     for table in study["tables"]:
         lines += [f"**{table['title']}**", "", *_table(table["columns"], table["rows"]), "", table["note"], ""]
     if study["claims"]:
         claims = [claim_from(stored) for stored in study["claims"]]
-        lines += _table(CLAIM_COLUMNS, [[one.text, one.where, *one.cells()] for one in claims])
-        caveats = dict.fromkeys(one.caveat for one in claims if one.caveat and one.n)
-        lines += ["", *(f"*{caveat[0].upper()}{caveat[1:]}.*" for caveat in caveats), ""]
+        lines += [*_table(*claim_rows(claims)), ""]
+        lines += [f"[{number}] {caveat[0].upper()}{caveat[1:]}.  " for number, caveat in enumerate(caveats(claims), 1)]
+        lines += ["", CLAIMS_NOTE, ""]
     for number, stored in enumerate(study["figures"], start=1):
         figure = from_plain(stored)
         name = f"{study['study']}-{number}-{anchor(figure.title)}.svg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from checkpointkd.probing import (
     Candidate,
     Outcome,
     _behind,
+    _best,
     _found,
     lessons_within,
     near,
@@ -85,6 +87,19 @@ def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Pat
     assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (found.alpha, 5.0)
     page = ckd.report(teacher)
     assert f"probing chose epoch{'s' if len(found.epochs) > 1 else ''} " in page.read_text()
+
+
+def test_best_for_one_student_is_not_best_for_another(teacher: Path, tmp_path: Path, caplog):
+    chosen = {"rule": "auto", "student": "wrn_10_1", "reason": "", "made_with": None, "alpha": 0.1, "tau": 5.0}
+    (teacher / "selection.json").write_text(json.dumps({**chosen, "epochs": [24]}))
+    quick = {"teachers": [f"{teacher}@best"], "epochs": 1, "save_every": 1, "precision": "fp32"}
+    ckd.distill("wrn_10_1", out=tmp_path / "same", alpha=0.1, tau=5, **quick)
+    assert "was found for" not in caplog.text
+    ckd.distill("wrn_10_1", out=tmp_path / "weight", **quick)
+    assert "@best was found for wrn_10_1, alpha 0.1, tau 5.0, and here it teaches wrn_10_1, alpha 0.5" in caplog.text
+    caplog.clear()
+    ckd.distill("resnet_8", out=tmp_path / "student", method="at", **quick)
+    assert "@best was found for wrn_10_1, and here it teaches resnet_8" in caplog.text
 
 
 def test_two_that_were_chosen_teach_together_and_none_is_none(teacher: Path):
@@ -165,12 +180,13 @@ def test_other_lessons_and_other_things_are_refused(teacher: Path, tmp_path: Pat
 
 
 def test_checkpoints_are_spread_with_the_last_first():
-    assert spread([10, 20, 30, 40, 50], 3) == [50, 30, 20]
+    assert spread([10, 20, 30, 40], 3) == [40, 20, 30]
     assert spread([10, 20], 9) == [20, 10]
-    for count in range(1, 11):
-        epochs = spread(range(1, 11), count)
-        assert len(set(epochs)) == count
-        assert epochs[0] == 10
+    for many in range(1, 30):
+        whole = spread(range(1, many + 1), many)
+        assert sorted(whole) == list(range(1, many + 1))
+        assert whole[0] == many
+        assert all(spread(range(1, many + 1), count) == whole[:count] for count in range(1, many)), "only more of them"
 
 
 def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours():
@@ -190,6 +206,10 @@ def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, tm
     page = ckd.report(tmp_path).read_text()
     assert "Which teacher for wrn_10_1: probe" in page
     assert f"{found.lessons[0]['information']:.3f}" in page
+    assert page.count(", chosen</td>") == 1, "in words, too"
+    assert f"for wrn_10_1: {found.reason}" in html.unescape(page)
+    assert "is behind by" in page
+    assert "Lessons of seed 0." in page
     assert page.count("<td>wrn_10_1</td>") == 1, "the teacher; lessons are no students"
     (tmp_path / "probe" / "probed.json").write_text('{"found": {"epochs": ["<script>"]}}')
     page = ckd.report(tmp_path).read_text()
@@ -211,11 +231,21 @@ def test_a_tie_with_no_teacher_is_the_teachers():
     )
     taught = Candidate((30,), 0.5)
     noisy, worse = [0.5, 1.5, 0.4, 1.7], [1.0, 1.8, 0.9, 2.0]
-    tie = _found(race, [lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)], [])
+    tie = _found(race, [lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)], [], [30])
     assert tie.epochs == (30,)
     assert "is not surely better than no teacher" in tie.warnings[0]
-    sure = _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], [])
+    sure = _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], [], [30])
     assert (sure.epochs, sure.warnings) == ((), ())
+
+
+def test_longer_lessons_decide_only_between_two():
+    """One of the two may be lost."""
+    lost, other = Candidate((20,), 0.5), Candidate((30,), 0.5)
+    short = [Outcome(ALONE, 3, 0.1, 0.5, np.zeros(4)), Outcome(lost, 3, 0.5, 0.5, np.zeros(4)),
+             Outcome(other, 3, 0.3, 0.5, np.zeros(4))]  # fmt: skip
+    longer = [Outcome(other, 6, 0.6, 0.5, np.zeros(4)), Outcome(lost, 6, 0.4, 0.5, np.zeros(4))]
+    assert _best(short)[0].candidate == _best([*short, longer[0]])[0].candidate == lost
+    assert _best([*short, *longer])[0].candidate == other
 
 
 def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path, tmp_path: Path):
@@ -232,6 +262,40 @@ def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path,
     assert [one["probability"] is None for one in more.lessons] == [True] * (len(lengths) - LONGER) + [False] * LONGER
 
 
+def test_no_lesson_is_lost_to_another_budget(teacher: Path, tmp_path: Path):
+    """Whatever the budgets in between, all that was held counts, and there is no more of it than the last one pays."""
+    quick = {**SHORT, "epochs": 1}
+    for budget in (5, 8, 6, 9):
+        found = ckd.select(teacher, out=tmp_path / "probe", **{**quick, "budget": budget})
+        assert len(found.lessons) == len(list((tmp_path / "probe").glob("lessons/*/result.json")))
+        assert found.spent_epochs == len(found.lessons) == max(budget, 8 if budget == 6 else 0)
+    assert len({(*one["epochs"], one["alpha"]) for one in found.lessons}) == 9
+
+
+@pytest.mark.parametrize(("budget", "singles"), [(5, 2), (6, 3), (7, 4), (9, 6)])
+def test_there_is_room_for_another_weight_and_for_two_together(teacher: Path, tmp_path: Path, budget, singles):
+    found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "epochs": 1, "budget": budget})
+    kinds = [(len(one["epochs"]), one["alpha"]) for one in found.lessons]
+    assert kinds[: singles + 2] == [(0, 1.0), *[(1, 0.5)] * singles, (1, 0.1)]
+    assert [many for many, _ in kinds[singles + 2 :]] == [2], "the default budget, six lessons, too, tries a pair"
+
+
+def test_what_is_left_of_the_budget_goes_into_longer_lessons(teacher: Path, tmp_path: Path):
+    for path in sorted(teacher.glob("checkpoints/*"))[:-2]:
+        path.unlink()
+    found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": 90})
+    lengths = [one["lesson_epochs"] for one in found.lessons]
+    assert lengths == [10] * 5 + [20] * LONGER, "none, two, the other weight, both together; 90 is nine lessons"
+
+
+def test_a_lesson_has_the_whole_schedule(teacher: Path, tmp_path: Path):
+    steps = {**SHORT, "recipe": "cifar100-step", "epochs": 40, "budget": 30}
+    ckd.select(teacher, out=tmp_path / "probe", **steps)
+    (run, *_) = (tmp_path / "probe" / "lessons").glob("none-*")
+    recipe = ckd.open_trajectory(run).run["recipe"]
+    assert (recipe["epochs"], recipe["step_every"]) == (10, 3), "of 200 epochs they fall every 60"
+
+
 def test_unripe_checkpoints_are_left_out_and_win_no_tie(teacher_run: Path, tmp_path: Path):
     """The checkpoints of `teacher_run` are right on 24 to 56 % of the images, the student on more after a lesson."""
     found = ckd.select(teacher_run, out=tmp_path / "probe", **{**SHORT, "budget": 30})
@@ -241,16 +305,22 @@ def test_unripe_checkpoints_are_left_out_and_win_no_tie(teacher_run: Path, tmp_p
     assert [one["epochs"] for one in found.lessons] == [[], [4], [4]], "one, to compare with"
     assert found.epochs == ()
     assert f"train wrn_10_1 --data digits --epochs {SHORT['epochs']}" in found.command
+    assert "--no-flip" in found.command, "on the images that the lessons had"
 
 
-def test_a_race_keeps_its_checkpoints_and_refuses_changed_ones(teacher: Path, tmp_path: Path):
+def test_a_race_keeps_its_checkpoints_and_refuses_changed_ones(teacher: Path, tmp_path: Path, caplog):
     small = {**SHORT, "epochs": 1, "budget": 3}
     later = teacher / "checkpoints" / "epoch-0024.safetensors"
     content = later.read_bytes()
     later.unlink()
     first = ckd.select(teacher, out=tmp_path / "probe", **small)
     later.write_bytes(content)
-    assert ckd.select(teacher, out=tmp_path / "probe", **small).lessons == first.lessons
+    (tmp_path / "probe" / "race.json.17.unfinished").write_text("{")  # a process was killed while it wrote
+    caplog.clear()
+    again = ckd.select(teacher, out=tmp_path / "probe", **small)
+    assert again.lessons == first.lessons
+    assert again.behind == first.behind
+    assert "1 checkpoint that came since the race in" in caplog.text
     other = ckd.train("wrn_10_1", data="digits", out=tmp_path / "other", epochs=24, save_every=4, train_images=60,
                       batch_size=60, precision="fp32")  # fmt: skip
     shutil.copy(other[20].path, teacher / "checkpoints" / "epoch-0020.safetensors")

@@ -54,7 +54,8 @@ class Claim:
     """Something that the paper says, and what is found here: `effect` is above 0 where it is as the paper says.
 
     `p` is of no effect, two-sided; `p_corrected` by Holm for all claims of the study. `units` says what n counts, in
-    the singular, `paper` is the paper's own effect, where it gives one. `caveat` is what the interval doesn't see.
+    the singular, `paper` is the paper's own effect, where it gives one. `caveat` is what the interval doesn't see;
+    `same` where both sides are the same students, so that there is nothing to test.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Claim:
     p_corrected: float | None = None
     paper: float | None = None
     caveat: str = ""
+    same: bool = False
 
     @property
     def word(self) -> Word:
@@ -80,6 +82,8 @@ class Claim:
         """The word, and where it is undecided, at which n."""
         if self.n == 0:
             return "not run yet"
+        if self.same:
+            return "the same students"
         return f"undecided at n = {self.n}" if self.word == "undecided" else self.word
 
     def cells(self) -> list[str]:
@@ -104,6 +108,7 @@ def claim_from(stored: dict[str, Any]) -> Claim:
         raise TypeError("a claim's numbers are numbers")
     if not isinstance(stored["n"], int) or isinstance(stored["n"], bool):
         raise TypeError("a claim's n is a number")
+    stored = {"same": False, **stored}  # which earlier versions didn't know
     return Claim(**{name: stored[name] for name in Claim.__dataclass_fields__})
 
 

@@ -8,7 +8,8 @@ unripe teachers best, and labels alone better than ripe ones.
 
 First comes the student without a teacher, then checkpoints from all over the trajectory, then what lies near the best:
 other weights of the labels, the best two together, its neighbours. With a larger budget the best two have lessons of
-twice the length in the end. A lesson is a run's folder, so a race that was stopped continues.
+twice the length in the end. A lesson is a run's folder, so a race that was stopped continues, and one with a larger
+budget uses what is there.
 
 Letters in names: N images, R bootstrap resamples, L lessons.
 """
@@ -18,8 +19,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from .losses import Supervised
 from .runs import carry_out
 from .selection import resamples
 from .settings import KDSettings, PrecisionChoice, ProbeSettings, Progress, Recipe, TeachingSettings, differences
-from .trajectory import Address, RunFolder, Trajectory, provenance, refuse_inside_run
+from .trajectory import Address, RunFolder, Trajectory, open_trajectory, provenance, refuse_inside_run
 
 log = logging.getLogger("checkpointkd")
 
@@ -48,7 +51,7 @@ STEPS = 100  # in less than that a student learns too little to tell teachers ap
 LEAST = 3  # lessons: without a teacher, of the last checkpoint, of another
 WHOLE = 8  # lessons that a race has before it spends what is left on longer ones
 LONGER = 2  # so many have a lesson of twice the length, in the end
-CHECKPOINTS = 0.7  # of the lessons that are left after the one without a teacher go to checkpoints alone
+CHECKPOINTS = 0.7  # of the lessons that are left after the one without a teacher go to checkpoints alone, at most
 
 
 @dataclass(frozen=True, order=True)
@@ -145,7 +148,7 @@ def lessons_within(settings: ProbeSettings, student_epochs: int, steps_an_epoch:
         count >= LEAST,
         f"a budget of {counted(budget, 'epoch')} buys {counted(count, 'lesson')} of {counted(length, 'epoch')}, and "
         f"at least {LEAST} are needed: without a teacher, of the last checkpoint, and of another; give --budget "
-        f"{LEAST * length} or more",
+        f"{LEAST * length} or more{', or a share of one whole distillation, as in 1.0' * settings.in_epochs}",
     )
     return length, count
 
@@ -161,36 +164,44 @@ def probe(race: Race) -> Probed:
     race = replace(race, recipe=replace(race.recipe, batch_size=max(1, round(BATCH * race.recipe.batch_size))))
     steps = math.ceil(len(race.data.train) / race.recipe.batch_size)
     length, count = lessons_within(settings, race.recipe.epochs, steps)
-    longer = LONGER if count - 2 * LONGER >= WHOLE and 2 * length <= race.recipe.epochs else 0
-    left = count - 2 * longer
     refuse_inside_run(race.out)
     with files.locked(race.out):
         described = _begin(race)
         epochs = [one["epoch"] for one in described["teachers"]]
+        there = _there(race)
+        short = sum(lesson_epochs == length for _, lesson_epochs in there)
+        fits = 2 * length <= race.recipe.epochs  # twice as long
+        longer = LONGER if fits and count - 2 * LONGER >= max(WHOLE, short) else 0
         held: list[Outcome] = []
         log.info("up to %s for %s; %s each", counted(count, "lesson"), race.student, counted(length, "epoch"))
         alone = _hold(race, ALONE, length, held, count)
         assert alone is not None
+        left = count - 2 * longer - 1
+        room = max(0, left + 1 - max(1, short))
         accuracies = _accuracies(race, epochs)
         skipped = [epoch for epoch in epochs if accuracies[epoch] < alone.accuracy]
         if skipped:
             log.info(
-                "left out: %s %s, less accurate than the student after its lesson without a teacher (%.1f %%)",
+                "%s: %s %s, less accurate than the student after its lesson without a teacher (%.1f %%)",
+                "left out" if len(skipped) < len(epochs) else "only the last is tried, for comparison, of",
                 trajectory.unit, ", ".join(map(str, skipped)), 100 * alone.accuracy,
             )  # fmt: skip
         able = [epoch for epoch in epochs if epoch not in skipped] or [epochs[-1]]  # one, to compare with
-        tried = 1
-        for epoch in spread(able, max(min(2, left - 1), round(CHECKPOINTS * (left - 1)))):
-            _hold(race, Candidate((epoch,), settings.alphas[0]), length, held, count)
-            tried += 1
-        for candidate in near(held, able, settings.alphas):
-            if tried >= left:
-                break
+        many = min(round(CHECKPOINTS * left), left - len(settings.alphas))  # there is room for the weights and for two
+        singles = [Candidate((epoch,), settings.alphas[0]) for epoch in spread(able, max(min(2, left), many))]
+        for candidate in chain(singles, near(held, able, settings.alphas)):
+            if (candidate, length) not in there:
+                if room == 0:
+                    continue
+                room -= 1
             _hold(race, candidate, length, held, count)
-            tried += 1
+        _hold_what_is_there(race, there, length, held, count)
+        if fits and room >= 2 * LONGER:  # nothing else was left to try
+            longer = LONGER
         for outcome in _best(held)[:longer]:
             _hold(race, outcome.candidate, 2 * length, held, count)
-        found = _found(race, held, skipped)
+        _hold_what_is_there(race, there, 2 * length, held, count)
+        found = _found(race, held, skipped, epochs)
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
         if race.progress is not None:
             race.progress(str(race.out), count, count)
@@ -198,13 +209,19 @@ def probe(race: Race) -> Probed:
 
 
 def spread(epochs: Sequence[int], count: int) -> list[int]:
-    """So many of the epochs, evenly spaced, with the last; the last first, and so on backwards.
+    """So many of the epochs, all over the training: the last, the middle one, and what halves what is between them, the
+    later first, so that a greater number has those of a smaller one.
 
-    >>> spread([3, 6, 9, 12, 15, 18], 3), spread([3, 6], 5), spread([3, 6], 1)
-    ([18, 12, 6], [6, 3], [6])
+    >>> spread([3, 6, 9, 12, 15, 18, 21, 24], 4), spread([3, 6], 5), spread([3, 6], 1)
+    ([24, 12, 18, 6], [6, 3], [6])
     """
-    count = min(count, len(epochs))
-    return [epochs[round((number + 1) * len(epochs) / count) - 1] for number in reversed(range(count))]
+    found: dict[int, None] = {}
+    parts = 1
+    while len(found) < min(count, len(epochs)):
+        for number in range(parts, 0, -1):
+            found[epochs[max(1, round(number * len(epochs) / parts)) - 1]] = None
+        parts *= 2
+    return list(found)[:count]
 
 
 def near(held: Sequence[Outcome], able: Sequence[int], alphas: Sequence[float]) -> Iterator[Candidate]:
@@ -230,7 +247,7 @@ def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], co
     """Hold a lesson, or find it held, and add it to the others; one that diverges with a teacher is lost."""
     unit = race.trajectory.unit
     folder = race.out / LESSONS / f"{candidate.folder}-{epochs}-epochs"
-    recipe = replace(race.recipe, epochs=epochs)
+    recipe = race.recipe.lasting(epochs)
     first = race.out / LESSONS / f"{ALONE.folder}-{held[0].epochs if held else epochs}-epochs"
     precision = RunFolder(first).precision() or race.precision  # one for all, or they could not be compared
     common: dict[str, Any] = {
@@ -276,22 +293,44 @@ def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], co
     return outcome
 
 
+def _there(race: Race) -> dict[tuple[Candidate, int], None]:
+    """The lessons that have been held already, and their lengths."""
+    found: dict[tuple[Candidate, int], None] = {}
+    for result in sorted((race.out / LESSONS).glob("*/result.json")):
+        run = open_trajectory(result.parent).run
+        epochs = tuple(one["epoch"] for one in run.get("teachers", []))
+        found[Candidate(epochs, run["kd"]["alpha"]) if epochs else ALONE, run["recipe"]["epochs"]] = None
+    return found
+
+
+def _hold_what_is_there(
+    race: Race, there: dict[tuple[Candidate, int], None], length: int, held: list[Outcome], count: int
+) -> None:
+    """Count lessons that another budget had room for, too."""
+    known = {(one.candidate, one.epochs) for one in held}
+    for candidate, epochs in there:
+        if epochs == length and (candidate, epochs) not in known:
+            _hold(race, candidate, epochs, held, count)
+
+
 def _best(held: Sequence[Outcome]) -> list[Outcome]:
-    """The lessons of the greatest length, the best first, then shorter ones."""
-    return sorted(held, key=lambda one: (-one.epochs, -one.information))
+    """The lessons of the greatest length that two or more have, the best first, then the others."""
+    lengths = Counter(one.epochs for one in held)
+    decides = max((length for length, several in lengths.items() if several > 1), default=max(lengths))
+    return sorted(held, key=lambda one: (one.epochs != decides, -one.information))
 
 
-def _found(race: Race, held: list[Outcome], skipped: list[int]) -> Probed:
-    """What the lessons amount to."""
-    unit, last = race.trajectory.unit, max(race.trajectory)
+def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence[int]) -> Probed:
+    """What the lessons amount to; `epochs` are the race's."""
+    unit, last = race.trajectory.unit, max(epochs)
     ranked = _best(held)
     best = ranked[0]
     reason = f"after lessons of {counted(best.epochs, 'epoch')} its student knew most of the labels"
     able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
     if best.candidate == ALONE and able and able[0].epochs == best.epochs and _behind(best, able[0], unit)["low"] <= 0:
         reason = (
-            f"after lessons of {counted(best.epochs, 'epoch')} its student knew most of the labels of those that had a "
-            "teacher; without one it knew no less, but short lessons favour that (docs/selection.md)"
+            f"of those with a teacher its student knew most of the labels after lessons of "
+            f"{counted(best.epochs, 'epoch')}; without one it did not surely know more, which short lessons favour"
         )
         best = able[0]
     longest = [one for one in held if one.epochs == best.epochs]
@@ -374,6 +413,7 @@ def _begin(race: Race) -> dict[str, Any]:
     The budget is no part of it, so that with a larger one a race goes on; nor are checkpoints that came later.
     """
     path = race.out / "race.json"
+    files.remove_leftovers(race.out)
     described = json.loads(
         json.dumps(
             {
@@ -396,6 +436,9 @@ def _begin(race: Race) -> dict[str, Any]:
     sound = isinstance(there, dict) and there.keys() == described.keys() and isinstance(there["teachers"], list)
     require(sound, f"{path} is damaged; remove {race.out}, and the lessons are held anew")
     if all(one in described["teachers"] for one in there["teachers"]) and there["teachers"]:
+        if later := len(described["teachers"]) - len(there["teachers"]):
+            log.warning("%s that came since the race in %s began %s no part of it; another --out takes all",
+                        counted(later, "checkpoint"), race.out, "is" if later == 1 else "are")  # fmt: skip
         described["teachers"] = there["teachers"]
     unlike = differences(described, there)
     require(not unlike, f"{race.out} holds another race ({'; '.join(unlike)[:300]}); choose another --out")

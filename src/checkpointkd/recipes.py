@@ -98,15 +98,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def recipe(name: str, *, epochs: int | None = None) -> Recipe:
     """The recipe of this name, with another number of epochs if one is given; raises UserError for an unknown name.
 
-    The steps of the learning rate move with the number of epochs, as the cosine does.
-
     >>> recipe("cifar100-step", epochs=20).step_every
     6
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     chosen = RECIPES[name]()
-    if epochs is None:
-        return chosen
-    moved = max(1, round(chosen.step_every * epochs / chosen.epochs))
-    return replace(chosen, epochs=epochs, step_every=moved if chosen.schedule == "step" else chosen.step_every)
+    return chosen if epochs is None else chosen.lasting(epochs)

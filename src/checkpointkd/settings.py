@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .errors import require, unknown
@@ -78,6 +78,15 @@ class Recipe:
         if self.schedule == "step":
             return self.learning_rate * self.step_factor ** (int(epoch) // self.step_every)
         return self.learning_rate
+
+    def lasting(self, epochs: int) -> Recipe:
+        """The same with another number of epochs; the steps of the learning rate move with it, as the cosine does.
+
+        >>> Recipe(epochs=200, schedule="step", step_every=60).lasting(20).step_every
+        6
+        """
+        moved = max(1, round(self.step_every * epochs / self.epochs)) if self.schedule == "step" else self.step_every
+        return replace(self, epochs=epochs, step_every=moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +297,12 @@ class ProbeSettings:
 
     def epochs(self, student_epochs: int) -> int:
         """The budget in epochs of a student that has so many."""
-        budget = str(self.budget)
-        return int(budget) if budget.isdecimal() else math.floor(float(budget) * student_epochs + 1e-9)
+        return int(self.budget) if self.in_epochs else math.floor(float(self.budget) * student_epochs + 1e-9)
+
+    @property
+    def in_epochs(self) -> bool:
+        """Whether the budget is a number of epochs."""
+        return str(self.budget).isdecimal()
 
 
 def one_of(what: str, value: str, kinds: object) -> None:

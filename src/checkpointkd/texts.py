@@ -136,24 +136,9 @@ def _probed(found: Any) -> RenderableType:
         share = "" if lesson["probability"] is None else f"{100 * lesson['probability']:.0f} %"
         table.add_row(who + mark, f"{lesson['alpha']:g}", str(lesson["lesson_epochs"]), f"{lesson['information']:.3f}",
                       f"{100 * lesson['accuracy']:.1f} %", share)  # fmt: skip
-    who = (
-        f"{found.unit} {' + '.join(map(str, found.epochs))} with alpha {found.alpha:g}"
-        if found.epochs
-        else "no teacher"
-    )
-    lines = [f"{who}, for {found.student}: {found.reason}"]
-    for who in dict.fromkeys((one["who"], one["lesson_epochs"]) for one in found.behind.values()):
-        names = [name for name, one in found.behind.items() if (one["who"], one["lesson_epochs"]) == who]
-        gap = found.behind[names[0]]
-        also = [name for name in names if name != gap["who"]]
-        lines.append(
-            f"{gap['who']}{', ' + ' and '.join(also) + ',' if also else ''} is behind by {gap['mean']:.3f} nats "
-            f"({gap['low']:.3f} to {gap['high']:.3f}) after {counted(gap['lesson_epochs'], 'epoch')}"
-        )
-    lines.append(
-        f"the lessons cost {found.spent_epochs} epochs, {100 * found.spent_epochs / found.student_epochs:.0f} % of one "
-        "whole distillation; best in: share of 1,000 resamples of the images; another seed may differ by more"
-    )
+    from .reports import probing_words
+
+    lines = probing_words(asdict(found))
     return Group(table, Text("\n".join(lines)), Text(found.command, no_wrap=True, overflow="ignore"))
 
 

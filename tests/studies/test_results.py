@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import t
 
 from checkpointkd.charts import Chart, Heatmaps
-from checkpointkd.comparisons import Claim
-from checkpointkd.studies.rows import Results, Row
+from checkpointkd.comparisons import Claim, claim_from
+from checkpointkd.studies.figure4 import _peak
+from checkpointkd.studies.rows import Results, Row, compared
 from checkpointkd.studies.scales import Scale, paper, small
 from checkpointkd.studies.study import _module
 from checkpointkd.studies.work import Distillation, Measuring, Scoring, Training
@@ -54,7 +58,8 @@ def _rows(scale: Scale, name: str) -> list[Row]:
                 information = INFORMATION[part.arm] + (0.1 if epoch < last else 0.0)
                 rows.append({"kind": "point", **of, "epoch": epoch,
                              "accuracy": 40.0 + epoch, "accuracy_se": 1.0, "label_information": 1.0, "file": "a/b",
-                             "information": information, "information_se": 0.01, "chosen": epoch == last})  # fmt: skip
+                             "information": information, "information_se": 0.01, "information_sd": 0.02, "fits": 4,
+                             "chosen": epoch == last})  # fmt: skip
     return rows
 
 
@@ -78,10 +83,13 @@ EFFECTS = [
     ("figure2", "rises from the first", FIRST, 15.5),
     ("table2", "Snapshot Ensembles (EN₃) teach better", FIRST, 2.0),
     ("table2", "Mixed ensembles (EN₂) teach better", SECOND, 1.5),
-    ("table2", "themselves more accurate", "wrn_16_2", 5.0),
+    ("figure2", "The best intermediate teacher teaches", FIRST, 1.5),
+    ("table1", "itself more accurate than the half-way one", "wrn_16_2", 0.0),
+    ("table2", "Full Ensembles are themselves more accurate than Snapshot", "wrn_16_2", 5.0),
+    ("table2", "Full Ensembles are themselves more accurate than mixed", "wrn_16_2", 3.0),
+    ("table2", "Mixed ensembles are themselves more accurate", "resnet_20", 2.0),
     ("figure3", "Ensemble of 2 teaches better", FIRST, 4.0),
     ("figure3", "Ensemble of 4 teaches better", FIRST, 8.0),
-    ("figure4", "larger teacher keeps more", FIRST, 0.1),
     ("figure4", "Students of the full teacher keep less", FIRST, 0.01),
     ("figure4", "half-way teacher keep more of the image", SECOND, 0.04),
     ("figure6", "Label smoothing compresses", FIRST, 0.03),
@@ -90,6 +98,7 @@ EFFECTS = [
     ("figure6", "§4.3: the full teacher teaches better", SECOND, 8.0),
     ("table3", "T* teaches better than T full", "all pairs on average", 3.5),
     ("table3", "T* teaches better than T at 0.3", "all pairs on average", 10.5),
+    ("table3", "T at 0.7 teaches better than T full", "all pairs on average", 2.0),
 ]
 
 
@@ -107,21 +116,71 @@ def test_images_gaps_become_claims():
     accuracies = ("accuracy, last over best earlier", "accuracy, full over half")
     arms = ("peak over first", "peak over last", accuracies[0], "half over full", accuracies[1])
     for number, arm in enumerate(arms):
-        gap = {"mean": 1.0 + number, "error": 0.5, "degrees": 2.0 if number else 1e9, "n": 2500, "epoch": 9}
+        gap = {
+            "mean": 1.0 + number,
+            "error": 0.5,
+            "degrees": 2.0 if number else 1e9,
+            "n": 2500,
+            "epochs": [9, 12],
+            "against": 30,
+        }
         rows.append({"kind": "gap", "pair": FIRST, "arm": arm, **gap})
     found = [one for one in _results("figure4", rows=rows).claims if one.where == FIRST and one.units == "image"]
     assert [one.effect for one in found] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert [one.text[0] for one in found] == ["1", "1", "1", "3", "3"]
     assert found[0].half_width == pytest.approx(0.98, abs=1e-3)
     assert found[1].half_width == pytest.approx(0.5 * 4.3027, rel=1e-4), "Student's t of two degrees of freedom"
-    assert ["epoch 9" in one.caveat for one in found] == [True, True, True, False, False]
+    assert ["epochs 9 or 12, picked" in one.caveat for one in found] == [True, True, True, False, False]
+
+
+def test_the_one_teacher_s_error_counts_as_well():
+    """Three students at −0.30 have no spread; the teacher's −0.20 has 0.01 by images and 0.02 / √4 by its fits."""
+    found = _claim(_results("figure4"), "larger teacher keeps more", FIRST)
+    assert (found.effect, found.n) == (pytest.approx(0.1), 3)
+    error = (0.01**2 + 0.02**2 / 4) ** 0.5
+    degrees = error**4 / ((0.02**2 / 4) ** 2 / 3)
+    assert found.half_width == pytest.approx(error * t.ppf(0.975, degrees))
+
+
+def test_a_peak_is_sought_by_other_fits_and_other_images():
+    """Two fits find another checkpoint highest each, and by even images alone: the gap is of the fit that didn't."""
+    among_ASN = np.zeros((2, 2, 4))
+    among_ASN[0, 0], among_ASN[1, 1] = [5, 1, 5, 1], [5, 3, 5, 3]
+    gap_SN, at = _peak(among_ASN, np.full((2, 4), -1.0), 1)
+    assert at == [1, 2]
+    assert gap_SN.tolist() == [[1, 1], [1, 1]], "each fit's own peak would be 2 and 4 above"
+    gap_SN, at = _peak(among_ASN[:, :1], np.zeros((1, 4)))
+    assert (at, gap_SN.tolist()) == ([0], [[1, 1]]), "a single fit"
+
+
+def test_the_same_students_are_no_comparison():
+    rows = [{**row, "run": "one"} if row["arm"] in ("best", "0.3") and row["pair"] == FIRST else row
+            for row in _rows(SMALL, "table3") if row["kind"] == "network"]  # fmt: skip
+    claims = compared(SMALL, rows, "T* is better", "best", "0.3")
+    assert [one.verdict for one in claims] == ["the same students", *["undecided at n = 3"] * 2]
+    assert f"of {FIRST} both are the same students" in claims[-1].caveat
+    assert claim_from(asdict(claims[0])).verdict == "the same students"
+
+
+def test_nothing_is_picked_from_half_a_sweep():
+    """Nor by the student that is measured, as long as there will be others."""
+    rows = [row for row in _rows(SMALL, "table1") if row["arm"] != "0.1"]
+    assert _claim(_results("table1", rows=rows), "best intermediate", FIRST).verdict == "not run yet"
+    assert "(epoch 24, of 8 of 9)" in _results("table1", rows=rows).tables[0].rows[0][-1]
+    assert [one.verdict for one in _results("figure2", rows=rows).claims if one.where == FIRST] == ["not run yet"] * 3
+    rows = [row for row in _rows(SMALL, "table1") if row.get("seed", 0) == 0]
+    assert _claim(_results("table1", rows=rows), "best intermediate", FIRST).n == 0
+    single = replace(SMALL, seeds=1)
+    one = _claim(_results("table1", single, rows), "best intermediate", FIRST)
+    assert one.n == 1
+    assert "picked by the same students" in one.caveat
 
 
 def test_what_is_picked_is_picked_by_the_other_seeds():
     """Seed 0 has luck with one arm, seed 1 with another: each would pick its own lucky arm, and gain 5 points of
     nothing."""
-    accuracies = {"0.3": (25.0, 20.0), "0.7": (20.0, 25.0), "full": (20.0, 20.0)}
-    of = {"kind": "network", "pair": FIRST, "teachers": [["", 0, 30]]}
+    accuracies = dict.fromkeys(SWEPT, (1.0, 1.0)) | {"0.3": (25.0, 20.0), "0.7": (20.0, 25.0), "full": (20.0, 20.0)}
+    of = {"kind": "network", "pair": FIRST, "teachers": [["", 0, 30]], "run": "x"}
     rows = [
         {**of, "arm": arm, "seed": seed, "accuracy": accuracy, "selection_accuracy": accuracy}
         for arm, by_seed in accuracies.items()
@@ -152,11 +211,13 @@ def test_the_paper_s_numbers_stand_beside_ours():
     results = _results("table3", scale, rows)
     table = results.tables[0]
     assert table.rows[1][1:] == ["70.38", "72.34", "72.76", "73.08", "72.68", "73.26"]
-    assert _claim(results, "than T full", "all pairs on average").paper == pytest.approx(0.41), "as the paper prints it"
+    average = ["average of these pairs, the paper", "67.38", "69.78", "70.76", "70.77", "70.46", "70.87"]
+    assert table.rows[-1] == average, "as the paper prints them"
+    assert _claim(results, "T* teaches better than T full", "all pairs on average").paper == pytest.approx(0.41)
     ensembles = _results("table2", scale, _rows(scale, "table2"))
     average = _claim(ensembles, "Snapshot Ensembles (EN₃)", "all pairs on average")
     assert average.paper == pytest.approx((0.65 + 0.51 + 0.15 + 0.50) / 4, abs=0.006)
-    assert _claim(ensembles, "themselves more accurate", "wrn_40_2").paper == pytest.approx(3.15)
+    assert _claim(ensembles, "Full Ensembles are themselves more accurate than Snap", "wrn_40_2").paper == 3.15
 
 
 def test_figures_hold_the_means_by_epoch():
@@ -223,8 +284,7 @@ def test_heatmaps_are_what_correlate_finds(smoke: Path):
 
 
 def test_checkpoints_are_compared_image_by_image(smoke: Path):
-    """The rows of Figure 4 against the plane: what is picked is picked by even images and compared by odd ones; errors
-    are of images and of the decoder's fits."""
+    """The rows of Figure 4 against the plane: errors are of images and of the decoder's fits."""
     from checkpointkd.information import load_plane
     from checkpointkd.trajectory import open_trajectory
 
@@ -234,22 +294,21 @@ def test_checkpoints_are_compared_image_by_image(smoke: Path):
     plane = load_plane(open_trajectory(run))
     assert plane is not None
     information_ASN, right_AN = plane.information_ASN, 100.0 * plane.images["right"]
-    even_A = information_ASN[:, :, 0::2].mean((1, 2))
-    later, earlier = 1 + even_A[1:].argmax(), even_A[:-1].argmax()
+    later, earlier = _peak(information_ASN[1:], information_ASN[0], 1), _peak(information_ASN[:-1], information_ASN[-1])
     best = right_AN[:-1, 0::2].mean(1).argmax()
     half = plane.epochs.index(10)
-    odd_ASN = information_ASN[:, :, 1::2]
     by_hand = {
-        "peak over first": (odd_ASN[later] - odd_ASN[0], later),
-        "peak over last": (odd_ASN[earlier] - odd_ASN[-1], earlier),
-        "half over full": (information_ASN[half] - information_ASN[-1], half),
-        "accuracy, last over best earlier": ((right_AN[-1] - right_AN[best])[None, 1::2], best),
-        "accuracy, full over half": ((right_AN[-1] - right_AN[half])[None], half),
+        "peak over first": later,
+        "peak over last": earlier,
+        "half over full": (information_ASN[half] - information_ASN[-1], [half]),
+        "accuracy, last over best earlier": ((right_AN[-1] - right_AN[best])[None, 1::2], [best]),
+        "accuracy, full over half": ((right_AN[-1] - right_AN[half])[None], [half]),
     }
     assert gaps.keys() == by_hand.keys()
     for arm, (gap_SN, at) in by_hand.items():
         assert gaps[arm]["mean"] == pytest.approx(gap_SN.mean()), arm
-        assert (gaps[arm]["epoch"], gaps[arm]["n"]) == (plane.epochs[at], gap_SN.shape[1])
+        assert gaps[arm]["epochs"] == [plane.epochs[one] for one in at], arm
+        assert (gaps[arm]["n"], gaps[arm]["fits"]) == (gap_SN.shape[1], gap_SN.shape[0])
         of_images, of_fits = gap_SN.mean(0).std(ddof=1) / gap_SN.shape[1] ** 0.5, 0.0
         if len(gap_SN) > 1:
             of_fits = gap_SN.mean(1).std(ddof=1) / len(gap_SN) ** 0.5

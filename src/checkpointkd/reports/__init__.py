@@ -32,7 +32,9 @@ __all__ = [
     "correlation_rows",
     "difference",
     "is_probing",
+    "probing_words",
     "refuse_others",
+    "settings_words",
     "write_correlation",
     "write_report",
 ]
@@ -93,7 +95,12 @@ def _runs_page(collected: Collected) -> Page:
         for name, result in collected.searches.items()
     ]
     sections += [
-        Section(title=f"Which teacher for {found['found']['student']}: {name}", tables=[_lessons_table(found["found"])])
+        Section(
+            title=f"Which teacher for {found['found']['student']}: {name}",
+            words=[*probing_words(found["found"]), f"Lessons of seed {found['seed']}."],
+            notes=found["found"]["warnings"],
+            tables=[_lessons_table(found["found"])],
+        )
         for name, found in collected.probings.items()
     ]
     sections += [
@@ -116,7 +123,7 @@ def _studies_page(collected: Collected) -> Page:
     return Page(
         title=f"The paper's experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_STUDIES,
-        words=list(dict.fromkeys(_settings_words(study["scale"]) for study in collected.studies)),
+        words=list(dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)),
         findings=_findings([claim for several in claims for claim in several]),
         notes=[*of_all, *collected.notes],
         sections=[
@@ -133,7 +140,7 @@ def _studies_page(collected: Collected) -> Page:
     )
 
 
-def _settings_words(scale: dict[str, Any]) -> str:
+def settings_words(scale: dict[str, Any]) -> str:
     """What was run, in one line."""
     images = f", {scale['train_images']:,} training images" if scale["train_images"] else ""
     pairs = ", ".join(f"{pair['teacher']} → {pair['student']}" for pair in scale["pairs"])
@@ -157,6 +164,12 @@ def _findings(claims: list[Claim]) -> dict[str, list[str]]:
         said = [f"{one.text} ({one.where}): {one.cells()[0]}" for one in claims if one not in main and one.word == word]
         if said:
             found[f"{word.capitalize()} besides"] = said
+    cautions = dict.fromkeys(one.caveat for one in claims if one.caveat and (one in main or one.word != "undecided"))
+    if cautions:
+        found["What to know of these"] = [
+            *(f"{caveat[0].upper()}{caveat[1:]}." for caveat in cautions),
+            "p is corrected for the number of claims of each study, not of all of them together.",
+        ]
     undecided = sum(one.n > 0 and one.word == "undecided" for one in claims)
     if undecided:
         found[f"Undecided: {undecided} of {counted(len(claims), 'claim')}"] = ["The tables of claims below show them."]
@@ -279,12 +292,40 @@ def _students_table(collected: Collected) -> Table:
     return Table("", columns, rows, STUDENTS_NOTE, marked)
 
 
+def probing_words(found: dict[str, Any]) -> list[str]:
+    """What lessons found, as sentences: which teacher, by how much others are behind, what was left out, the cost."""
+    unit, together = found["unit"], " + ".join(map(str, found["epochs"]))
+    who = f"{unit} {together} with alpha {found['alpha']:g} and tau {found['tau']:g}" if together else "no teacher"
+    lines = [f"{who}, for {found['student']}: {found['reason']}"]
+    behind = found["behind"]
+    for one in {(gap["who"], gap["lesson_epochs"]): gap for gap in behind.values()}.values():
+        also = [name for name, gap in behind.items() if gap == one and name != one["who"]]
+        where, sign = ("behind by", 1) if one["mean"] >= 0 else ("ahead, not surely, by", -1)
+        low, high = sorted((sign * one["low"], sign * one["high"]))
+        names = f"{one['who']}{', ' + ' and '.join(also) + ',' if also else ''}"
+        lines.append(
+            f"{names} is {where} {sign * one['mean']:.3f} nats "
+            f"({low:.3f} to {high:.3f}) after {counted(one['lesson_epochs'], 'epoch')}"
+        )
+    if found["skipped"]:
+        skipped = ", ".join(map(str, found["skipped"]))
+        lines.append(f"less accurate than the student after its lesson without a teacher: {unit} {skipped}")
+    share = found["spent_epochs"] / found["student_epochs"]
+    lines.append(
+        f"the lessons cost {counted(found['spent_epochs'], 'epoch')}, {100 * share:.0f} % of one whole distillation; "
+        "best in: share of 1,000 resamples of the images, of these very students; another seed's may differ more"
+    )
+    return lines
+
+
 def _lessons_table(found: dict[str, Any]) -> Table:
     """The lessons of a student, the best first, what was chosen marked."""
     lessons = sorted(found["lessons"], key=lambda one: (-one["lesson_epochs"], -one["information"]))
+    chosen = (found["epochs"], found["alpha"])
     rows = [
         [
-            f"{found['unit']} {' + '.join(map(str, one['epochs']))}" if one["epochs"] else "no teacher",
+            (f"{found['unit']} {' + '.join(map(str, one['epochs']))}" if one["epochs"] else "no teacher")
+            + (", chosen" if (one["epochs"], one["alpha"]) == chosen else ""),
             f"{one['alpha']:g}",
             str(one["lesson_epochs"]),
             f"{one['information']:.3f}",
@@ -293,13 +334,10 @@ def _lessons_table(found: dict[str, Any]) -> Table:
         ]
         for one in lessons
     ]
-    chosen = (found["epochs"], found["alpha"])
     marked = [number for number, one in enumerate(lessons) if (one["epochs"], one["alpha"]) == chosen]
     note = (
-        f"{found['student']} had {len(lessons)} short lessons, on the selection images; they cost "
-        f"{found['spent_epochs']} epochs, and one whole distillation has {found['student_epochs']}. I(Y;F) is the "
-        "bound H(Y) − CE; best in: share of resamples of the images, of the longest lessons; another seed may differ "
-        "by more."
+        f"{found['student']} had {len(lessons)} short lessons, compared on the selection images; a whole distillation "
+        f"has {found['student_epochs']} epochs. I(Y;F) is the bound H(Y) − CE; best in: of the lessons that decide."
     )
     columns = ["learned from", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
     return Table("", columns, rows, note, marked)

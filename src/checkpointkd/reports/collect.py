@@ -217,13 +217,19 @@ def is_probing(stored: dict[str, Any]) -> bool:
         for lesson in found["lessons"]:
             numbers += [lesson[name] for name in ("alpha", "lesson_epochs", "information", "accuracy")]
             numbers += [lesson["probability"]] if lesson["probability"] is not None else []
-        several = [found["epochs"], *(lesson["epochs"] for lesson in found["lessons"])]
-        words = [found["student"], found["unit"], found["reason"]]
+        for gap in found["behind"].values():
+            numbers += [gap[name] for name in ("mean", "low", "high", "lesson_epochs")]
+        several = [found["epochs"], found["skipped"], *(lesson["epochs"] for lesson in found["lessons"])]
+        words = [found["student"], found["unit"], found["reason"], *found["warnings"]]
+        words += [*found["behind"], *(gap["who"] for gap in found["behind"].values())]
         return (
             all(type(epoch) is int for epochs in several for epoch in epochs)
             and all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
             and all(isinstance(word, str) for word in words)
             and isinstance(stored["provenance"], dict)
+            and isinstance(stored["seed"], int)
+            and isinstance(found["warnings"], list)
+            and found["student_epochs"] > 0
         )
     except (KeyError, TypeError, AttributeError):
         return False

@@ -27,6 +27,7 @@ def points_of(scored: Scored) -> list[Point]:
             "accuracy_se": 100 * point.accuracy_se,
             "information": point.image_information,
             "information_se": point.image_information_se,
+            "information_sd": point.image_information_sd,
             "file": run[point.epoch].path.name if point.epoch in run else "",
         }
         for point in scored.plane.points
@@ -96,9 +97,10 @@ def curves_chart(
 
 
 def _said(point: Point, unit: str) -> str:
+    by_fits = "" if point["information_sd"] is None else f", ± {point['information_sd']:.4f} (sd) by fits"
     return (
         f"{unit} {point['epoch']}<br>accuracy {point['accuracy']:.1f} ± {point['accuracy_se']:.1f} %<br>I(X;F) "
-        f"{point['information']:.4f} ± {point['information_se']:.4f}<br>{point['file']}"
+        f"{point['information']:.4f} ± {point['information_se']:.4f} by images{by_fits}<br>{point['file']}"
     )
 
 

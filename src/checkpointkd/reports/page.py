@@ -24,6 +24,12 @@ from .drawing import draw
 from .stills import KINDS, stills
 
 GENERATOR = b'<meta name="generator" content="checkpointkd">'
+CLAIMS_NOTE = (
+    "A positive effect agrees with the claim. p is two-sided, of paired differences, and corrected for the number of "
+    "these claims (Holm); intervals are not. Supported and not supported, which is that the opposite was found, need a "
+    "corrected p below 0.05 and three pairs or more; undecided: the difference could be chance, or be in either "
+    "direction."
+)
 MARK = "made by checkpointkd.txt"  # in the folder beside a page: it is ours, and may be written anew
 
 
@@ -59,7 +65,7 @@ def write_page(page: Page, *, out: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals |= {"caveats": caveats, "claim_rows": claim_rows}
+    environment.globals |= {"caveats": caveats, "claim_rows": claim_rows, "claims_note": CLAIMS_NOTE}
     environment.filters |= {"plotly": _embedded, "numbers": _numbers, "csv_link": _csv_link, "anchor": anchor}
     figures = [figure for section in page.sections for figure in section.figures]
     text = environment.get_template("page.html.jinja").render(

@@ -9,7 +9,7 @@ from ..charts import Chart, Series, Table
 from ..comparisons import Claim, claim
 from .rows import Results, Row, by_seed, gaps, gaps_of_the_picked, only, settings_note, spread
 from .scales import Pair, Scale
-from .table1 import picked_caveat
+from .table1 import best_claims, picked_caveat
 from .work import Part, students, swept
 
 TITLE = "Figure 2: students against the epoch of their teacher"
@@ -39,14 +39,14 @@ def _claims(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
         arms = list(swept(pair))
         between = [arm for arm in arms if arm != "full"]
         for text, found in (
-            ("Even the worst teacher is better than none", gaps_of_the_picked(rows, pair, arms, min, "alone")),
+            ("Even the worst teacher is better than none", gaps_of_the_picked(scale, rows, pair, arms, min, "alone")),
             (
                 "The curve rises from the first teacher to the best intermediate one",
-                gaps_of_the_picked(rows, pair, between, max, arms[0]),
+                gaps_of_the_picked(scale, rows, pair, between, max, arms[0]),
             ),
         ):
             claims.append(claim(text, pair.name, found, caveat=picked_caveat(scale)))
-    return claims
+    return [*claims, *best_claims(scale, rows)]  # that the peak isn't the last point
 
 
 def _chart(rows: Sequence[Row], pair: Pair) -> Chart:

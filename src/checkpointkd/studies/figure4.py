@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .scales import Pair, Scale
 from .work import Part, Scoring, single, students, teacher
 
 TITLE = "Figure 4: information planes of teachers and students"
-UNIT = "nats a pixel"
+UNIT = "of loss a pixel"  # the decoder's, a proxy of I(X;F)
 COLOURS = {"teacher": 1, "alone": 3, "full": 0, "half": 4, "uniform": 6}  # as in the paper: red, grey, blues, yellow
 
 
@@ -46,24 +47,35 @@ def extra_rows(lab: Lab, parts: Sequence[Part], done: Callable[[Any], bool]) -> 
         plane = lab.plane(of_teacher)
         assert plane is not None
         run = lab.run(of_teacher.run)
-        information_ASN, right_AN = plane.information_ASN, 100.0 * plane.images["right"]
+        information_ASN, right_ASN = plane.information_ASN, 100.0 * plane.images["right"][:, None]
         half, last = plane.epochs.index(run.half.epoch), len(plane.epochs) - 1
-        # The peak is looked for on every other image, and compared on the rest, where the images' noise had no part.
-        seen_A, right_A = information_ASN[:, :, ::2].mean((1, 2)), right_AN[:, ::2].mean(1)
-        later, earlier, before = 1 + int(seen_A[1:].argmax()), int(seen_A[:-1].argmax()), int(right_A[:-1].argmax())
-        apart_SN = information_ASN[:, :, 1::2]
+        below_SN, at = _peak(right_ASN[:last], right_ASN[last])
         gaps = {
-            "peak over first": (apart_SN[later] - apart_SN[0], later),
-            "peak over last": (apart_SN[earlier] - apart_SN[last], earlier),
-            "accuracy, last over best earlier": (right_AN[None, last, 1::2] - right_AN[None, before, 1::2], before),
-            "half over full": (information_ASN[half] - information_ASN[last], half),
-            "accuracy, full over half": (right_AN[None, last] - right_AN[None, half], half),
+            "peak over first": (*_peak(information_ASN[1:], information_ASN[0], 1), 0),
+            "peak over last": (*_peak(information_ASN[:last], information_ASN[last]), last),
+            "accuracy, last over best earlier": (-below_SN, at, last),
+            "half over full": (information_ASN[half] - information_ASN[last], [half], last),
+            "accuracy, full over half": (right_ASN[last] - right_ASN[half], [half], last),
         }
-        for what, (gap_SN, at) in gaps.items():
+        for what, (gap_SN, at, other) in gaps.items():
             error, degrees = _error(gap_SN)
             found.append({"kind": "gap", "pair": pair.name, "arm": what, "mean": float(gap_SN.mean()), "error": error,
-                          "degrees": degrees, "n": gap_SN.shape[1], "epoch": plane.epochs[at]})  # fmt: skip
+                          "degrees": degrees, "n": gap_SN.shape[1], "fits": gap_SN.shape[0],
+                          "epochs": [plane.epochs[one] for one in at], "against": plane.epochs[other]})  # fmt: skip
     return found
+
+
+def _peak(among_ASN: np.ndarray, other_SN: np.ndarray, begin: int = 0) -> tuple[np.ndarray, list[int]]:
+    """By how much the highest of some checkpoints is above another one, and which these are, counted from `begin`.
+
+    For each fit it is looked for by the other fits, on every other image, and compared on the rest: noise that made it
+    the highest has no part in how high it is.
+    """
+    fits = range(among_ASN.shape[1])
+    others = [[one for one in fits if one != fit] or [fit] for fit in fits]
+    peaks = [int(among_ASN[:, several, ::2].mean((1, 2)).argmax()) for several in others]
+    gap_SN = np.stack([among_ASN[peak, fit, 1::2] - other_SN[fit, 1::2] for fit, peak in zip(fits, peaks, strict=True)])
+    return gap_SN, sorted({begin + peak for peak in peaks})
 
 
 def _error(gap_SN: np.ndarray) -> tuple[float, float]:
@@ -72,9 +84,14 @@ def _error(gap_SN: np.ndarray) -> tuple[float, float]:
     fits, images = gap_SN.shape
     of_images = gap_SN.mean(0).var(ddof=1) / images
     of_fits = gap_SN.mean(1).var(ddof=1) / fits if fits > 1 else 0.0
-    both = of_images + of_fits
-    spent = of_images**2 / (images - 1) + (of_fits**2 / (fits - 1) if fits > 1 else 0.0)
-    return float(np.sqrt(both)), float(both**2 / spent) if spent > 0 else float(images - 1)
+    return _together([(of_images, images - 1), (of_fits, fits - 1)])
+
+
+def _together(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The standard error of independent parts, given as variances with their degrees of freedom, and its own."""
+    whole = float(sum(variance for variance, _ in parts))
+    spent = float(sum(variance**2 / degrees for variance, degrees in parts if variance > 0))
+    return math.sqrt(whole), whole**2 / spent if spent > 0 else max(degrees for _, degrees in parts)
 
 
 def results(scale: Scale, rows: Sequence[Row]) -> Results:
@@ -86,26 +103,24 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
 
 def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
     teachers = [
-        ("1. I(X;F) first goes up", "peak over first", UNIT),
-        ("1. I(X;F) then goes down", "peak over last", UNIT),
-        ("1. I(Y;F) goes up to the end", "accuracy, last over best earlier", "points"),
+        ("1. The teacher's I(X;F) first goes up", "peak over first", UNIT),
+        ("1. The teacher's I(X;F) then goes down", "peak over last", UNIT),
+        ("1. The teacher's I(Y;F) goes up to the end", "accuracy, last over best earlier", "points"),
         ("3. The full teacher keeps less of the image than the half-way one", "half over full", UNIT),
         ("3. The full teacher knows more of the label than the half-way one", "accuracy, full over half", "points"),
     ]
     claims = []
     for text, arm, unit in teachers:
         found = only(rows, kind="gap", pair=pair.name, arm=arm)
-        one = found[0] if found else {"mean": float("nan"), "error": float("nan"), "degrees": 1.0, "n": 0, "epoch": 0}
+        one = found[0] if found else {"mean": math.nan, "error": math.nan, "degrees": 1.0, "n": 0}
         caveat = "of one run: another run's curve may differ by more than images do"
-        if "over first" in arm or "over last" in arm or "best earlier" in arm:
-            caveat = f"against epoch {one['epoch']}, picked on other images; {caveat}"
+        if found and ("over first" in arm or "over last" in arm or "best earlier" in arm):
+            first = ", the first that was saved: an earlier rise can't show" if "over first" in arm else ""
+            picked = f"{'s' * (len(one['epochs']) > 1)} {' or '.join(map(str, one['epochs']))}"
+            caveat = f"epoch{picked}, picked on other images, against epoch {one['against']}{first}; {caveat}"
         claims.append(claim_of(text, pair.name, one["mean"], one["error"], one["n"], unit=unit, units="image",
                                degrees=one["degrees"],
                                caveat=caveat))  # fmt: skip
-    last = last_information(rows, pair, "teacher").values()
-    wider = [mine - alone for mine in last for alone in last_information(rows, pair, "alone").values()]
-    larger = claim("2. The larger teacher keeps more of the image than the student", pair.name, wider, unit=UNIT,
-                   caveat=ONE_RUN)  # fmt: skip
     pairs = [
         ("4. Students of the full teacher keep less of the image than students without one", "alone", "full"),
         ("4. Students of the half-way teacher keep more of the image than those of the full one", "half", "full"),
@@ -114,7 +129,30 @@ def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
         claim(text, pair.name, information_gaps(rows, pair, one, other), unit=UNIT, caveat=ONE_RUN)
         for text, one, other in pairs
     ]
-    return [*claims[:3], larger, *claims[3:], *of_students]
+    return [*claims[:3], _larger(rows, pair), *claims[3:], *of_students]
+
+
+def _larger(rows: Sequence[Row], pair: Pair) -> Claim:
+    """That the teacher's last checkpoint keeps more than the students' last ones, by the spread of students and the
+    errors of the one teacher, over images and over fits."""
+    alone = list(last_information(rows, pair, "alone").values())
+    text = "2. The larger teacher keeps more of the image than the student, at the end of training"
+    of_teacher = [
+        row for row in only(rows, kind="point", pair=pair.name, arm="teacher") if row["epoch"] == row["epochs"]
+    ]
+    if len(alone) < 2 or not of_teacher:
+        return claim_of(text, pair.name, math.nan, math.nan, 0, unit=UNIT, units="seed", caveat=ONE_RUN)
+    (row,) = of_teacher
+    fits = row["fits"]
+    of_fits = (row["information_sd"] or 0.0) ** 2 / fits
+    parts = [
+        (variance(alone) / len(alone), len(alone) - 1),
+        (of_fits, fits - 1),
+        (row["information_se"] ** 2, math.inf),
+    ]
+    error, degrees = _together(parts)
+    return claim_of(text, pair.name, row["information"] - fmean(alone), error, len(alone), unit=UNIT, units="seed",
+                    degrees=degrees, caveat=ONE_RUN)  # fmt: skip
 
 
 def last_information(rows: Sequence[Row], pair: Pair, arm: str, what: str = "information") -> dict[int, float]:
@@ -143,7 +181,7 @@ def last_points(scale: Scale, rows: Sequence[Row]) -> Table:
                           spread(information, digits=4), accuracy,
                           "" if distance is None else f"{distance:.2f}"])  # fmt: skip
     note = (
-        "I(X;F) is minus the decoder's excess loss, in nats a pixel, and I(Y;F) the accuracy, on the selection images. "
+        "I(X;F) is minus the decoder's excess loss a pixel, a proxy, and I(Y;F) the accuracy, on the selection images. "
         "The distance to its teacher is that of Eq. 5, each information scaled to the range that the teacher's "
         f"trajectory spans. {images_note(scale, 'selection')}"
     )
@@ -178,7 +216,7 @@ def charts(scale: Scale, rows: Sequence[Row]) -> list:
             points = only(rows, kind="point", pair=pair.name, arm=arm, seed=0)
             name = f"{pair.teacher}, the teacher" if arm == "teacher" else f"{pair.student}: {ARMS[arm]}"
             if points:
-                named[name] = points
+                named[name if arm == "teacher" else f"{name}, seed 0"] = points
                 colours.append(COLOURS[arm])
         if named:
             found.append(curves_chart(f"{pair.name} on the information plane", named, colours=colours))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..comparisons import Claim, claim
 from .figure4 import UNIT, charts, curves, information_gaps, last_points
 from .figure7 import curve_pairs
-from .rows import ONE_RUN, Results, Row, gaps, settings_note, with_paper
+from .rows import ONE_RUN, Results, Row, gaps, published, settings_note, with_paper
 from .scales import Scale
 from .work import Part
 
@@ -31,7 +31,9 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             ("§4.3: the half-way teacher teaches better than the full one", "half", "full"),
             ("§4.3: the full teacher teaches better than the uniform one", "full", "uniform"),
         ):
-            claims.append(claim(text, pair.name, gaps(rows, pair, one, other), caveat=ONE_RUN))
+            known = published(scale, pair)
+            paper = round(known[one] - known[other], 2) if one in known and other in known else None
+            claims.append(claim(text, pair.name, gaps(rows, pair, one, other), paper=paper, caveat=ONE_RUN))
     note = f"{settings_note(scale)} The uniform teacher is label smoothing by {scale.smoothing:g}."
     table = with_paper(rows, scale, ("alone", "uniform", "full", "half"), "Students by what taught them", note)
     return Results(tables=[table, last_points(scale, rows)], figures=charts(scale, rows), claims=claims)

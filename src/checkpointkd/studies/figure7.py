@@ -9,6 +9,7 @@ import numpy as np
 from ..charts import Table
 from ..reports.figures import plane_chart
 from ..selection import normalised
+from .published import CHOSEN
 from .rows import Results, Row, images_note, only
 from .scales import Pair, Scale
 from .work import Part, Scoring, teacher
@@ -49,8 +50,8 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             ]  # fmt: skip
         columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalised", "I(Y;F) normalised", "sum", "I(X;F) by ridge"]
         note = (
-            "I(X;F): minus the decoder's excess loss, in nats a pixel; by ridge, in nats a patch. "
-            f"{images_note(scale, 'selection')}{_agreement(points, by_ridge)}"
+            "I(X;F): minus the decoder's excess loss a pixel, a proxy; by ridge, in nats a patch. "
+            f"{images_note(scale, 'selection')}{_agreement(points, by_ridge)}{_theirs(scale, pair)}"
         )
         tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines, note))
         best = best_by_sum(by_ridge)
@@ -70,6 +71,12 @@ def best_by_sum(points: Sequence[Row]) -> int | None:
         return None
     x, y = (normalised(np.array([point[name] for point in points], float)) for name in ("information", "accuracy"))
     return points[int((x + y).argmax())]["epoch"]
+
+
+def _theirs(scale: Scale, pair: Pair) -> str:
+    """What the paper chose."""
+    known = scale.dataset == "cifar100" and pair.teacher in CHOSEN
+    return f" The paper's choice is epoch {CHOSEN[pair.teacher]} of 200." if known else ""
 
 
 def _agreement(points: Sequence[Row], by_ridge: Sequence[Row]) -> str:

@@ -5,13 +5,14 @@ Everything that a study shows is made from its rows, which lie in its folder as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from ..charts import Figure, Table
-from ..comparisons import AVERAGE, Claim, claim
+from ..comparisons import AVERAGE, Claim, claim, claim_of
 from ..errors import counted
 from ..settings import KINDS_OF_CORRELATION
 from .lab import Lab
@@ -129,6 +130,8 @@ def _points(lab: Lab, part: Part, work: Scoring) -> list[Row]:
             "label_information": point.label_information,
             "information": point.image_information,
             "information_se": point.image_information_se,
+            "information_sd": point.image_information_sd,
+            "fits": len(plane.information_ASN[0]),
             "chosen": point.epoch == chosen,
             "file": f"{run.path.name}/{run[point.epoch].path.name}",
         }
@@ -167,17 +170,19 @@ def gaps_on_average(rows: Sequence[Row], pairs: Sequence[Pair], arm: str, other:
 
 
 def gaps_of_the_picked(
-    rows: Sequence[Row], pair: Pair, arms: Sequence[str], pick: Callable[..., str], other: str
+    scale: Scale, rows: Sequence[Row], pair: Pair, arms: Sequence[str], pick: Callable[..., str], other: str
 ) -> list[float]:
-    """By how many points the picked arm's student is better than another's, seed by seed.
+    """By how many points the picked arm's student is better than another's, seed by seed; of seeds that all arms have.
 
     The arm is picked by what the students of the other seeds reach on the selection images: picked by the same student,
-    its luck would count twice.
+    its luck would count twice. Only where the scale has one seed, it is.
     """
-    selected = {arm: found for arm in arms if (found := by_seed(rows, pair, arm, "selection_accuracy"))}
+    selected = {arm: by_seed(rows, pair, arm, "selection_accuracy") for arm in arms}
     measured, against = {arm: by_seed(rows, pair, arm) for arm in selected}, by_seed(rows, pair, other)
-    seeds = sorted(set.intersection(*map(set, selected.values()))) if selected else []
-    gaps = []
+    seeds = sorted(set.intersection(*map(set, selected.values())))
+    gaps: list[float] = []
+    if len(seeds) < min(2, scale.seeds):
+        return gaps
     for seed in seeds:
         others = [one for one in seeds if one != seed] or seeds
         means = {arm: fmean(found[one] for one in others) for arm, found in selected.items()}
@@ -191,17 +196,45 @@ def compared(
     scale: Scale, rows: Sequence[Row], text: str, arm: str, other: str, *, caveat: str = ONE_RUN
 ) -> list[Claim]:
     """The claim that one arm's students are better than another's: for each pair of networks, and on average."""
-    claims = []
+    claims, same = [], []
     for pair in scale.pairs:
         known = published(scale, pair)
         effect = round(known[arm] - known[other], 2) if arm in known and other in known else None
-        claims.append(claim(text, pair.name, gaps(rows, pair, arm, other), paper=effect, caveat=caveat))
+        runs = by_seed(rows, pair, arm, "run")
+        if runs and runs == by_seed(rows, pair, other, "run"):
+            same.append(pair.name)
+        one = claim(text, pair.name, gaps(rows, pair, arm, other), paper=effect, caveat=caveat)
+        claims.append(replace(one, same=pair.name in same))
     if len(scale.pairs) > 1:
         effects = [one.paper for one in claims]
         average = round(fmean(effects), 2) if None not in effects else None  # type: ignore[arg-type]
         found = gaps_on_average(rows, scale.pairs, arm, other)
-        claims.append(claim(text, AVERAGE, found, paper=average, caveat=caveat))
+        partly = f"{caveat}; of {', '.join(same)} both are the same students" if same else caveat
+        one = claim(text, AVERAGE, found, paper=average, caveat=partly)
+        claims.append(replace(one, same=len(same) == len(scale.pairs)))
     return claims
+
+
+def own_claims(
+    scale: Scale, rows: Sequence[Row], text: str, arm: str, other: str, *, caveat: str = ONE_RUN, paper: str
+) -> list[Claim]:
+    """That one measurement of teachers is more accurate than another, for each teacher, by their errors over images as
+    if these were independent, which makes the interval too wide. The paper has them as `paper` of both arms."""
+    claims = {}
+    for pair in scale.pairs:
+        found = [only(rows, kind="measured", pair=pair.name, arm=name) for name in (arm, other)]
+        known = published(scale, pair)
+        names = [paper.format(name) for name in (arm, other)]
+        effect = round(known[names[0]] - known[names[1]], 2) if all(name in known for name in names) else None
+        gap, error, images = math.nan, math.nan, 0
+        if all(found):
+            one, two = found[0][0], found[1][0]
+            gap, images = one["accuracy"] - two["accuracy"], one["images"]
+            error = math.hypot(one["accuracy_se"], two["accuracy_se"])
+        claims.setdefault(
+            pair.teacher, claim_of(text, pair.teacher, gap, error, images, units="image", paper=effect, caveat=caveat)
+        )
+    return list(claims.values())
 
 
 def published(scale: Scale, pair: Pair) -> dict[str, float]:
@@ -245,17 +278,21 @@ def with_paper(rows: Sequence[Row], scale: Scale, arms: Sequence[str], title: st
         whole = [all(len(one) == scale.seeds for one in each) for each in found]
         means = [f"{fmean(map(fmean, each)):.2f}" if there else "—" for each, there in zip(found, whole, strict=True)]
         lines.append(["average of the pairs", *means])
+        theirs = [[published(scale, pair).get(arm) for pair in scale.pairs] for arm in arms]
+        if any(None not in each for each in theirs):
+            shown = ["" if None in each else f"{fmean(each) + 1e-9:.2f}" for each in theirs]  # type: ignore[arg-type]
+            lines.append(["average of these pairs, the paper", *shown])
     return Table(title, ["teacher → student", *(ARMS.get(arm, f"T at {arm}") for arm in arms)], lines, note)
 
 
-def settings_note(scale: Scale) -> str:
-    """What a reader must know of all students' accuracies."""
+def settings_note(scale: Scale, how: str = "") -> str:
+    """What a reader must know of all students' accuracies; `how` they were taught, where it isn't as the scale says."""
     selected = (
         "a part of the training images selects, the test images measure once"
         if scale.protocol == "holdout"
         else "the test images select and measure, as in the paper"
     )
-    how = "α and τ are searched for each" if scale.search else f"α = {scale.alpha:g}, τ = {scale.tau:g}"
+    how = how or ("α and τ are searched for each" if scale.search else f"α = {scale.alpha:g}, τ = {scale.tau:g}")
     return (
         f"Test accuracy after the last epoch, %, mean ± standard deviation over {counted(scale.seeds, 'seed')}; {how}; "
         f"protocol {scale.protocol}: {selected}."

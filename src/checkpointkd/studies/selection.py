@@ -9,11 +9,12 @@ from typing import Any
 
 from ..charts import Chart, Series, Table
 from ..comparisons import Claim, claim, paired
-from ..selection import NEED_NO_SCORES, RULES
+from ..errors import counted
+from ..selection import RULES
 from .lab import Lab
 from .rows import Results, Row, by_seed, gaps, only, settings_note, spread
 from .scales import Pair, Scale
-from .work import Distillation, Following, Part, Picked, Probing, Scoring, Training, snapshot, swept, teacher
+from .work import Distillation, Following, Part, Picked, Probing, Training, snapshot, swept, teacher
 
 TITLE = "The rules that choose a teacher"
 NONE = "no teacher"
@@ -42,10 +43,10 @@ def extra_rows(lab: Lab, parts: Sequence[Part], done: Callable[[Any], bool]) -> 
     """What the rules chose, and what the lessons found."""
     rows = []
     for pair in lab.scale.pairs:
-        run = teacher(pair)
         for rule in _ruled():
-            if done(run) and (rule in NEED_NO_SCORES or done(Scoring(run))):
-                choice = lab.choice(Picked(run, rule))
+            picked = Picked(teacher(pair), rule)
+            if all(done(before) for before in picked.after()):
+                choice = lab.choice(picked)
                 rows.append({"kind": "choice", "pair": pair.name, "rule": rule, "epoch": choice.epoch,
                              "scores": {str(epoch): value for epoch, value in choice.scores.items()}})  # fmt: skip
     for part in parts:
@@ -63,13 +64,21 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
     lines = [_line(scale, rows, arm, several) for arm, several in found.items()]
     columns = ["rule, weight of the labels", "n", "regret, points", "95 % interval", "worst case", "better than T full",
                "against no teacher, worst case", "rank correlation", "cost, whole distillations"]  # fmt: skip
+    how = f"α as in each line, τ = {scale.tau:g}"
+    who = (
+        "the other seeds' students"
+        if scale.seeds > 1
+        else "the same students, there being one seed only, which flatters"
+    )
     note = (
-        f"{settings_note(scale)} Regret: by how many points the student is behind that of the best teacher, mean over "
-        f"{len(scale.pairs)} pairs of teacher and student and {scale.seeds} seeds; the best teacher is named by the "
-        "other seeds' students on the selection images, among all that were tried, no teacher and two checkpoints "
-        "together included, so that a regret can be below 0. The interval takes pairs and seeds for independent, which "
-        "they are not quite. Rank correlation (Spearman): of a rule's scores with the mean accuracies of the "
-        "checkpoints' students. Better than T full: in how many of the cases, of those where it isn't the same student."
+        f"{settings_note(scale, how)} Regret: by how many points the student is behind that of the best teacher, mean "
+        f"over {len(scale.pairs)} pairs of teacher and student and {counted(scale.seeds, 'seed')}; the best teacher is "
+        f"named by {who} on the selection images, among all that were tried, no teacher and two checkpoints together "
+        "included, so that a regret can be below 0. The interval takes pairs and seeds for independent, which they are "
+        "not quite. Rank correlation (Spearman): of a rule's scores of the checkpoints, or of what the first lessons "
+        f"from them say with α = {scale.alphas[0]:g}, with the mean accuracies of their students of the same α; from "
+        "three checkpoints on. Better than T full: than its student of the same α, for probing and no teacher of α = "
+        f"{scale.alphas[0]:g}, in how many of the cases where it isn't the same student."
     )
     tables = [Table("Regret of the rules", columns, lines, note), _choices(scale, rows)]
     return Results(
@@ -82,13 +91,16 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
 def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, dict[int, float]]:
     """By how many points an arm's student is behind that of the best teacher, for each pair, by seed.
 
-    The best teacher is named by the students of the other seeds, on the selection images; with one seed by the same.
+    The best teacher is named by the students of the other seeds, on the selection images; where the scale has but one
+    seed by the same.
     """
     found = {}
     for pair in scale.pairs:
         tried = {one: by_seed(rows, pair, one) for one in _tried(rows, pair)}
         selected = {one: by_seed(rows, pair, one, "selection_accuracy") for one in tried}
         seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
+        if len(seeds) < min(2, scale.seeds):
+            continue
         mine = by_seed(rows, pair, arm)
         behind = {}
         for seed in seeds:
@@ -143,8 +155,7 @@ def _cost(rows: Sequence[Row], arm: str) -> float:
 def _line(scale: Scale, rows: Sequence[Row], arm: str, found: dict[str, dict[int, float]]) -> list[str]:
     every = _all(found)
     whole = paired(every)
-    full = f"full, {scale.alphas[0]:g}"
-    differ = [gap for pair in found for gap in gaps(rows, pair, arm, full) if gap != 0]
+    better = [gap > 0 for pair in found for gap in _against(rows, pair, arm, _full(scale, arm))]
     none = [fmean(several) for pair in found if (several := gaps(rows, pair, arm, "alone"))]
     correlations = _correlations(scale, rows, arm)
     return [
@@ -153,11 +164,24 @@ def _line(scale: Scale, rows: Sequence[Row], arm: str, found: dict[str, dict[int
         f"{whole.mean:.2f}",
         "" if math.isnan(whole.half_width) else f"± {whole.half_width:.2f}",
         f"{max(fmean(several.values()) for several in found.values()):.2f}",
-        f"{sum(gap > 0 for gap in differ)} of {len(differ)}" if differ else "",
+        f"{sum(better)} of {len(better)}" if better else "",
         f"{min(none):+.2f}" if arm != "alone" and none else "",
         spread(correlations) if correlations else "",
         f"{_cost(rows, arm):.2f}",
     ]
+
+
+def _full(scale: Scale, arm: str) -> str:
+    """The last checkpoint's student of the same α."""
+    name, _, alpha = arm.partition(", ")
+    return f"full, {alpha}" if alpha and name != "auto" else f"full, {scale.alphas[0]:g}"
+
+
+def _against(rows: Sequence[Row], pair: str, arm: str, other: str) -> list[float]:
+    """By how many points one arm's students are better than another's, where they aren't the same."""
+    one, two = ({row["seed"]: row for row in only(rows, kind="network", pair=pair, arm=name)} for name in (arm, other))
+    both = [(one[seed], two[seed]) for seed in one if seed in two]
+    return [mine["accuracy"] - theirs["accuracy"] for mine, theirs in both if mine["run"] != theirs["run"]]
 
 
 def _correlations(scale: Scale, rows: Sequence[Row], arm: str) -> list[float]:
@@ -171,8 +195,8 @@ def _correlations(scale: Scale, rows: Sequence[Row], arm: str) -> list[float]:
             several = [_of_lessons(row) for row in only(rows, kind="probed", pair=pair.name, budget=rest)]
         else:
             choices = only(rows, kind="choice", pair=pair.name, rule=name)
-            several = [{(int(e), float(rest)): v for e, v in choice["scores"].items()} for choice in choices]
-        truth = _by_epoch(rows, pair)
+            several = [{int(epoch): score for epoch, score in choice["scores"].items()} for choice in choices]
+        truth = _by_epoch(rows, pair, float(rest) if rest and name != "auto" else scale.alphas[0])
         for scores in several:
             both = [key for key in scores if key in truth]
             if len(both) > 2 and len({scores[key] for key in both}) > 1:
@@ -180,26 +204,26 @@ def _correlations(scale: Scale, rows: Sequence[Row], arm: str) -> list[float]:
     return [one for one in found if not math.isnan(one)]
 
 
-def _of_lessons(row: Row) -> dict[tuple[int, float], float]:
-    """What the first lessons of single checkpoints and of none say, by epoch and α."""
-    first = [one for one in row["lessons"] if len(one["epochs"]) < 2]
-    length = min(one["lesson_epochs"] for one in first)
+def _of_lessons(row: Row) -> dict[int, float]:
+    """What the first lessons of single checkpoints say, by epoch."""
+    single = [one for one in row["lessons"] if len(one["epochs"]) == 1]
     return {
-        (one["epochs"][0] if one["epochs"] else 0, one["alpha"]): one["information"]
-        for one in first
-        if one["lesson_epochs"] == length
+        one["epochs"][0]: one["information"]
+        for one in single
+        if (one["lesson_epochs"], one["alpha"]) == (single[0]["lesson_epochs"], single[0]["alpha"])
     }
 
 
-def _by_epoch(rows: Sequence[Row], pair: Pair) -> dict[tuple[int, float], float]:
-    """The mean accuracy of the students of each checkpoint, by epoch, 0 for none, and α."""
-    found: dict[tuple[int, float], dict[int, float]] = {}
-    for row in only(rows, kind="network", pair=pair.name):
-        members = row.get("teachers", [])
-        if len(members) < 2:
-            key = (members[0][2], row["alpha"]) if members else (0, 1.0)
-            found.setdefault(key, {})[row["seed"]] = row["accuracy"]
-    return {key: fmean(values.values()) for key, values in found.items()}
+def _by_epoch(rows: Sequence[Row], pair: Pair, alpha: float) -> dict[int, float]:
+    """The mean accuracy of the students of each checkpoint with this α; of those that probing advised some seeds only
+    may have one, so these don't count."""
+    found: dict[int, dict[int, float]] = {}
+    for arm in _tried(rows, pair):
+        for row in only(rows, kind="network", pair=pair.name, arm=arm, alpha=alpha):
+            if len(row["teachers"]) == 1:
+                found.setdefault(row["teachers"][0][2], {})[row["seed"]] = row["accuracy"]
+    most = max(map(len, found.values()), default=0)
+    return {epoch: fmean(by_seed.values()) for epoch, by_seed in found.items() if len(by_seed) == most}
 
 
 def _choices(scale: Scale, rows: Sequence[Row]) -> Table:

@@ -102,7 +102,7 @@ def study(
     teacher_recipe
         The recipe of the teachers, in place of the scale's: cifar100-step, where the study schedule speaks for it.
     alpha
-        The weight of the labels, in place of the scale's.
+        The weight of the labels, in place of the scale's (selection: of its several).
     tau
         The temperature, in place of the scale's.
     search
@@ -154,6 +154,9 @@ def study(
         settings = replace(settings, note=f"{changed} {settings.note}".strip())
     settings = settings.shortened(teacher_epochs=teacher_epochs, student_epochs=student_epochs)
     settings = replace(settings, search=search, **{key: value for key, value in told.items() if value is not None})
+    if name == "selection":
+        require(not search, "the study selection searches nothing; leave --search out")
+        settings = settings if alpha is None else replace(settings, alphas=(alpha,))
     require(0 <= table_limit < 1e9, f"the table limit must be from 0 to 10⁹ gigabytes, not {table_limit}")
     out = Path(out)
     refuse_others(out / PAGE)

@@ -17,6 +17,7 @@ from .rows import (
     gaps_of_the_picked,
     measured,
     only,
+    own_claims,
     published,
     settings_note,
     teachers_accuracy,
@@ -43,23 +44,32 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             pair.name,
             *(teachers_accuracy(rows, pair, which) for which in ("full", "half")),
             *(cell(scale, rows, pair, one) for one in ("alone", "full", "half")),
-            "—" if arm is None else f"{cell(scale, rows, pair, arm)} (epoch {_epoch(rows, pair, arm)})",
+            "—" if arm is None else f"{cell(scale, rows, pair, arm)} ({_epoch(rows, pair, arm)})",
         ])  # fmt: skip
         if known := published(scale, pair):
             order = ("teacher", "teacher, half", "alone", "full", "half", "best in hindsight")
             lines.append([f"{pair.name}, the paper", *(f"{known[one]:.2f}" if one in known else "" for one in order)])
     columns = ["teacher → student", "T full", "T half-way", "S alone", "S from T full", "S from T half-way",
                "S from the best intermediate T"]  # fmt: skip
+    picked = "; the claim below picks it by the other seeds' students" if scale.seeds > 1 else ""
     note = (
         f"{settings_note(scale)} The best intermediate teacher is the one whose students are best on the selection "
-        "images, which flatters it, as the same students show how good it is; the claim below picks it by the other "
-        f"seeds' students. Of which epochs: {_sweeps(scale)}."
+        f"images, which flatters it, as the same students show how good it is{picked}. Of which epochs: "
+        f"{_sweeps(scale)}."
     )
     return Results(
         tables=[Table("Students of intermediate and of full teachers", columns, lines, note)],
         claims=[
             *compared(scale, rows, "A half-way teacher teaches better than the full one", "half", "full"),
             *best_claims(scale, rows),
+            *own_claims(
+                scale,
+                rows,
+                "The full teacher is itself more accurate than the half-way one",
+                "teacher, full",
+                "teacher, half",
+                paper="{}",
+            ),
         ],
     )
 
@@ -82,19 +92,28 @@ def best_claims(scale: Scale, rows: Sequence[Row]) -> list[Claim]:
         known = published(scale, pair)
         paper = round(known["best in hindsight"] - known["full"], 2) if "best in hindsight" in known else None
         arms = [arm for arm in swept(pair) if arm != "full"]
-        found = gaps_of_the_picked(rows, pair, arms, max, "full")
+        found = gaps_of_the_picked(scale, rows, pair, arms, max, "full")
         text = "The best intermediate teacher teaches better than the full one"
-        claims.append(claim(text, pair.name, found, paper=paper, caveat=picked_caveat(scale)))
+        caveat = picked_caveat(scale)
+        if paper is not None:
+            caveat += "; the paper's effect is of its best epoch in hindsight, which flatters it"
+        claims.append(claim(text, pair.name, found, paper=paper, caveat=caveat))
     return claims
 
 
 def picked_caveat(scale: Scale) -> str:
     """What to know of an arm that was picked."""
-    return ONE_RUN if scale.protocol == "holdout" else f"picked on the images that measure; {ONE_RUN}"
+    by = "by the same students that show how good it is, there being one seed only; " if scale.seeds == 1 else ""
+    on = "on the images that measure; " if scale.protocol == "paper" else ""
+    return f"{'picked ' * bool(by or on)}{by}{on}{ONE_RUN}"
 
 
-def _epoch(rows: Sequence[Row], pair: Pair, arm: str) -> int:
-    return only(rows, kind="network", pair=pair.name, arm=arm)[0]["teachers"][0][2]
+def _epoch(rows: Sequence[Row], pair: Pair, arm: str) -> str:
+    """Which it is, and of how many, where some have no student yet."""
+    epoch = only(rows, kind="network", pair=pair.name, arm=arm)[0]["teachers"][0][2]
+    arms = [one for one in swept(pair) if one != "full"]
+    there = sum(bool(by_seed(rows, pair, one)) for one in arms)
+    return f"epoch {epoch}" + (f", of {there} of {len(arms)}" if there < len(arms) else "")
 
 
 def _sweeps(scale: Scale) -> str:

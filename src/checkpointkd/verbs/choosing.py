@@ -20,7 +20,7 @@ from ..settings import (
     Protocol,
     one_of,
 )
-from .common import device_of, recipe_from, say_if_seen
+from .common import AUTO, device_of, recipe_from, say_if_seen
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("checkpointkd")
-
-AUTO = "auto"  # the rule that looks at the student where there is one
 
 
 def inspect(
@@ -450,6 +448,8 @@ def _probe(
             "data": given["data"] or f"{identity['data']}{':' + identity['source'] if identity['source'] else ''}",
             "protocol": None if identity["protocol"] == "holdout" else identity["protocol"],
             "train_images": identity["train_images"],
+            "image_size": identity["image_size"],
+            "flip": identity["flip"],
         }
     more |= {"precision": None if precision == "auto" else precision}
     return replace(found, command=command_of(words, {**given, **more}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import require
 from ..recipes import recipe as recipe_of
-from ..settings import Device, Recipe, TeachingSettings, one_of
+from ..settings import Device, KDSettings, Recipe, TeachingSettings, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("checkpointkd")
+
+AUTO = "auto"  # the rule that looks at the student where there is one
 
 
 def recipe_from(name: str, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
@@ -68,3 +70,21 @@ def device_of(device: Device) -> torch.device:
 
     one_of("device", device, Device)
     return pick_device(device)
+
+
+def say_if_found_otherwise(teachers: Sequence[str], student: str, settings: KDSettings | None) -> None:
+    """Warn when RUN@best was found for another student, or with another weight of the labels or temperature."""
+    from ..trajectory import open_trajectory
+
+    for teacher in teachers:
+        run, _, which = teacher.rpartition("@")
+        found = (open_trajectory(run).selection() or {}) if which == "best" else {}
+        if found.get("rule") != AUTO:
+            continue
+        there, here = [found.get("student")], [student]
+        if settings is not None:
+            there += [f"alpha {found.get('alpha')!r}", f"tau {found.get('tau')!r}"]
+            here += [f"alpha {settings.alpha!r}", f"tau {float(settings.tau)!r}"]
+        if there != here:
+            log.warning("%s was found for %s, and here it teaches %s", teacher, ", ".join(map(str, there)),
+                        ", ".join(here))  # fmt: skip

@@ -21,7 +21,7 @@ from ..settings import (
     TeachingSettings,
     one_of,
 )
-from .common import device_of, recipe_from, say_if_any_has_seen, shares_of
+from .common import device_of, recipe_from, say_if_any_has_seen, say_if_found_otherwise, shares_of
 
 if TYPE_CHECKING:
     from ..trajectory import Trajectory
@@ -292,6 +292,7 @@ def distill(
     )
     require(len(teachers) > 0, "distilling needs --teachers; to train without one, use `checkpointkd train`")
     addresses = ensemble_of(teachers, ensemble)
+    say_if_found_otherwise(teachers, student, settings if method == "kd" else None)
     teaching = _teaching(
         weight, weights, route, teacher_batch_norm, teacher_features, student_features, adapt, members=len(addresses)
     )
