@@ -36,20 +36,21 @@ from checkpointkd.probing import (
 )
 from checkpointkd.trajectory.addresses import ensemble_of, resolve
 
-SHORT = {"student": "wrn_10_1", "epochs": 20, "batch_size": 20, "precision": "fp32", "budget": "70"}
+SHORT = {"student": "wrn_10_1", "epochs": 20, "batch_size": 20, "precision": "fp32", "budget": "70",
+         "train_images": 100}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def _ripe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ripe") / "teacher"
-    small = {"train_images": 100, "epochs": 24, "save_every": 4, "batch_size": 10, "precision": "fp32"}
+    small = {"train_images": 400, "epochs": 24, "save_every": 4, "batch_size": 20, "precision": "fp32"}
     ckd.train("wrn_10_1", data="digits", out=path, learning_rate=0.03, **small)
     return path
 
 
 @pytest.fixture
 def teacher(_ripe: Path, tmp_path: Path) -> Path:
-    """A run whose later checkpoints know more than a student does after a lesson; the test may change it."""
+    """A run of four times its students' images, so that it surely knows more than they; the test may change it."""
     return Path(shutil.copytree(_ripe, tmp_path / "teacher"))
 
 
@@ -80,6 +81,9 @@ def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Pat
     assert found.epochs, "digits' teacher is better than none"
     assert [one.checkpoint.epoch for one in ensemble_of([f"{teacher}@best"])] == list(found.epochs)
     assert ckd.inspect(teacher)["selected"] == list(found.epochs)
+    assert {tuple(one["epochs"]) for one in found.lessons if one["chosen"]} == {found.epochs}
+    kept = json.loads((tmp_path / "probe" / "probed.json").read_text())["found"]
+    assert kept["command"] == found.command
     command = shlex.split(found.command.replace("OUT", str(tmp_path / "student")))
     assert main(command[1:]) == 0
     run = ckd.open_trajectory(tmp_path / "student")
@@ -148,7 +152,7 @@ def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"budget": "20"}, "buys 2 lessons of 10 epochs, and at least 3 are needed"),
+        ({"budget": "20"}, r"buys 2 lessons of 10 epochs \(a lesson takes 100 steps or more\), and at least 3 are"),
         ({"budget": "a lot"}, "a budget is a number of epochs"),
         ({"budget": "0.0"}, "a budget is a number of epochs"),
         ({"budget": " 70"}, "a budget is a number of epochs"),
@@ -164,6 +168,7 @@ def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, tmp_pat
 def test_what_cannot_be_probed_is_said(teacher: Path, tmp_path: Path, options, sentence):
     with pytest.raises(UserError, match=sentence):
         ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, **options})
+    assert not (tmp_path / "probe").exists()
     ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "epochs": 1, "budget": 3})  # it wasn't spoiled
 
 
@@ -175,8 +180,13 @@ def test_other_lessons_and_other_things_are_refused(teacher: Path, tmp_path: Pat
     with pytest.raises(UserError, match="need --out"):
         ckd.select(teacher, student="wrn_10_1")  # type: ignore[call-overload]
     ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1})
-    with pytest.raises(UserError, match=r"holds another race \(seed 0 there, 7 here"):
-        ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1, "seed": 7})
+    for option, value, sentence in (
+        ("seed", 7, "seed 0 there, 7 here"),
+        ("precision", "bf16", "precision 'fp32' there, 'bf16' here"),
+        ("batch_size", 30, "recipe batch_size 10 there, 15 here"),
+    ):
+        with pytest.raises(UserError, match=rf"holds another race \({sentence}\)"):
+            ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1, option: value})
 
 
 def test_checkpoints_are_spread_with_the_last_first():

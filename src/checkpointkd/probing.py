@@ -21,7 +21,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from .losses import Supervised
 from .runs import carry_out
 from .selection import resamples
 from .settings import KDSettings, PrecisionChoice, ProbeSettings, Progress, Recipe, TeachingSettings, differences
-from .trajectory import Address, RunFolder, Trajectory, open_trajectory, provenance, refuse_inside_run
+from .trajectory import Address, RunFolder, Trajectory, fresh_network, open_trajectory, provenance, refuse_inside_run
+from .tuning import command_of
 
 log = logging.getLogger("checkpointkd")
 
@@ -104,6 +105,7 @@ class Race:
     precision: PrecisionChoice
     table_limit: float
     device: torch.device
+    told: dict[str, Any] = field(default_factory=dict)  # what the user said, for the command that uses what was found
     progress: Progress | None = None
 
 
@@ -111,8 +113,9 @@ class Race:
 class Probed:
     """Which teacher was found to be best for a student: `epochs` of the checkpoints that teach together, () for none.
 
-    `lessons` is what was tried, in that order, each with its student's `information` in nats and, for those of the
-    greatest length, the share of resamples of the images in which it is best (`probability`, else None). `behind` says
+    `lessons` is what was tried, in that order, each with its student's `information` in nats, whether it was `chosen`
+    and, for those of the greatest length, the share of resamples of the images in which it is best (`probability`, else
+    None). `behind` says
     by how many nats the student without a teacher, that of the last checkpoint and the runner-up were behind after
     lessons of one length: `mean`, `low` and `high`, a 95 % interval over images. There is one lesson of each, so that
     another seed's may differ by more, and the best is named on the same images, which flatters it. `skipped` are
@@ -138,17 +141,21 @@ class Probed:
 def lessons_within(settings: ProbeSettings, student_epochs: int, steps_an_epoch: int) -> tuple[int, int]:
     """How long a lesson is, in epochs, and how many of them the budget buys; raises UserError for too few.
 
+    In an epoch of a lesson there are so many steps.
+
     >>> lessons_within(ProbeSettings(), 200, 704)
     (30, 6)
     """
     length = min(student_epochs, max(1, round(LESSON * student_epochs), math.ceil(STEPS / steps_an_epoch)))
     budget = settings.epochs(student_epochs)
     count = budget // length
+    why = f" (a lesson takes {STEPS} steps or more)" if length > max(1, round(LESSON * student_epochs)) else ""
     require(
         count >= LEAST,
-        f"a budget of {counted(budget, 'epoch')} buys {counted(count, 'lesson')} of {counted(length, 'epoch')}, and "
-        f"at least {LEAST} are needed: without a teacher, of the last checkpoint, and of another; give --budget "
-        f"{LEAST * length} or more{', or a share of one whole distillation, as in 1.0' * settings.in_epochs}",
+        f"a budget of {counted(budget, 'epoch')} buys {counted(count, 'lesson')} of {counted(length, 'epoch')}{why}, "
+        f"and at least {LEAST} are needed: without a teacher, of the last checkpoint, and of another or with another "
+        f"alpha; give --budget {LEAST * length} or more, in epochs"
+        f"{', or a share of one whole distillation, as in 1.0' * settings.in_epochs}",
     )
     return length, count
 
@@ -165,6 +172,9 @@ def probe(race: Race) -> Probed:
     steps = math.ceil(len(race.data.train) / race.recipe.batch_size)
     length, count = lessons_within(settings, race.recipe.epochs, steps)
     refuse_inside_run(race.out)
+    mean, std = race.data.train.channel_statistics()
+    known = {"model": race.student, "classes": race.data.classes, "seed": settings.seed, "mean": mean, "std": std}
+    fresh_network(known)  # an unknown student leaves no race behind
     with files.locked(race.out):
         described = _begin(race)
         epochs = [one["epoch"] for one in described["teachers"]]
@@ -202,6 +212,7 @@ def probe(race: Race) -> Probed:
             _hold(race, outcome.candidate, 2 * length, held, count)
         _hold_what_is_there(race, there, 2 * length, held, count)
         found = _found(race, held, skipped, epochs)
+        found = replace(found, command=_command(race, found))
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
         if race.progress is not None:
             race.progress(str(race.out), count, count)
@@ -363,6 +374,7 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
                 "lesson_epochs": one.epochs,
                 "information": one.information,
                 "accuracy": one.accuracy,
+                "chosen": one.candidate == best.candidate,
                 "probability": share[one.candidate] if one.epochs == best.epochs else None,
             }
             for one in held
@@ -374,6 +386,26 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
         unit=unit,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _command(race: Race, found: Probed) -> str:
+    """The command that trains the student as was found."""
+    told = race.told
+    if found.epochs:
+        addresses = [f"{race.trajectory.source}@{epoch}" for epoch in found.epochs]
+        words = ["distill", race.student, "--teachers", *addresses]
+        more = {"alpha": found.alpha, "tau": found.tau}
+    else:
+        identity = race.data.identity
+        source = f":{identity['source']}" if identity["source"] else ""
+        words = ["train", race.student]
+        more = {
+            "data": told.get("data") or f"{identity['data']}{source}",
+            "protocol": None if identity["protocol"] == "holdout" else identity["protocol"],
+            **{name: identity[name] for name in ("train_images", "image_size", "flip")},
+        }
+    precision = None if race.precision == "auto" else race.precision
+    return command_of(words, {**told, **more, "precision": precision})
 
 
 def _behind(best: Outcome, other: Outcome, unit: str) -> dict[str, Any]:
@@ -424,6 +456,7 @@ def _begin(race: Race) -> dict[str, Any]:
                 "tau": race.settings.tau,
                 "alphas": race.settings.alphas,
                 "seed": race.settings.seed,
+                "precision": race.precision,
             }
         )
     )

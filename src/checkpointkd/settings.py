@@ -315,9 +315,15 @@ def differences(asked: dict, there: dict) -> list[str]:
     """How settings that are asked for differ from those stored, as `name 3 there, 5 here`.
 
     Where the data lie (`source`) may differ; what they are may not.
+
+    >>> differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
+    ['recipe epochs 5 there, 3 here']
     """
-    return [
-        f"{name} {there.get(name)!r} there, {value!r} here"
-        for name, value in asked.items()
-        if name != "source" and there.get(name) != value
-    ]
+    found: list[str] = []
+    for name, value in asked.items():
+        stored = there.get(name)
+        if isinstance(value, dict) and isinstance(stored, dict):
+            found += [f"{name} {difference}" for difference in differences(value, stored)]
+        elif name != "source" and stored != value:
+            found.append(f"{name} {stored!r} there, {value!r} here")
+    return found

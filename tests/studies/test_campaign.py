@@ -82,8 +82,8 @@ def _rows_of_planes() -> list[dict[str, Any]]:
             information = [3.0, 2.9, 0.0] if what == "decoder" else [0.1, 0.5, 3.0]
             rows += [
                 {"kind": "point", **of, "epoch": epoch, "accuracy": accuracy, "information": found, "chosen": False,
-                 "accuracy_se": 0.3, "information_se": 0.01, "information_sd": 0.02, "fits": 4, "label_information": 1.0,
-                 "file": "a/b"}
+                 "accuracy_se": 0.3, "information_se": 0.01, "information_sd": 0.02, "fits": 4,
+                 "label_information": 1.0, "file": "a/b"}
                 for epoch, accuracy, found in zip((10, 100, 200), (20.0, 60.0, 76.0), information, strict=True)
             ]  # fmt: skip
     return rows

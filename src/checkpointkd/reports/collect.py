@@ -220,7 +220,7 @@ def is_probing(stored: dict[str, Any]) -> bool:
         for gap in found["behind"].values():
             numbers += [gap[name] for name in ("mean", "low", "high", "lesson_epochs")]
         several = [found["epochs"], found["skipped"], *(lesson["epochs"] for lesson in found["lessons"])]
-        words = [found["student"], found["unit"], found["reason"], *found["warnings"]]
+        words = [found["student"], found["unit"], found["reason"], found["command"], *found["warnings"]]
         words += [*found["behind"], *(gap["who"] for gap in found["behind"].values())]
         return (
             all(type(epoch) is int for epochs in several for epoch in epochs)

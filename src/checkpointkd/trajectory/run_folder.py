@@ -58,10 +58,10 @@ class RunFolder:
             there = files.read_json(path)
             require(isinstance(there, dict), f"{path} is damaged: it is no run's")
             add_later_options(there)
-            if not self._begun() and _unlike(run, there):
+            if not self._begun() and differences(run, there):
                 path.unlink()  # nothing was done in it yet, so nothing is lost
         if path.exists():
-            unlike = _unlike(run, there)
+            unlike = differences(run, there)
             shown = "; ".join(_shorten(text) for text in unlike[:3])
             require(
                 not unlike,
@@ -137,18 +137,6 @@ def add_later_options(run: dict[str, Any]) -> None:
         later["teaching"] = asdict(TeachingSettings())
     for name, value in later.items():
         run.setdefault(name, value)
-
-
-def _unlike(asked: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """How a run that is asked for differs from the one that is there."""
-    unlike: list[str] = []
-    for name, value in asked.items():
-        stored = there.get(name)
-        if isinstance(value, dict) and isinstance(stored, dict):
-            unlike += [f"{name} {difference}" for difference in differences(value, stored)]
-        elif value != stored:
-            unlike += differences({name: value}, there)
-    return unlike
 
 
 def _shorten(text: str, limit: int = 160) -> str:

@@ -412,19 +412,16 @@ def _probe(
     device: Device,
     progress: Progress | None,
 ) -> Probed:
-    """What short lessons of this student say, and the command that uses it."""
-    from dataclasses import replace
-
+    """What short lessons of this student say."""
     from ..data import load_data, settings_like
     from ..probing import Race, probe
-    from ..tuning import command_of
 
     loaded = load_data(settings_like(trajectory.run["data"], given["data"], None, given["train_images"]),
                        progress=progress)  # fmt: skip
     _same_classes(trajectory, loaded)
     say_if_seen(str(trajectory.source), trajectory.run, loaded)
     numbers = [given[name] for name in ("epochs", "batch_size", "learning_rate")]
-    found = probe(
+    return probe(
         Race(
             student=student,
             trajectory=trajectory,
@@ -435,24 +432,10 @@ def _probe(
             precision=precision,
             table_limit=table_limit,
             device=device_of(device),
+            told=given,
             progress=progress,
         )
     )
-    if found.epochs:
-        addresses = [f"{trajectory.source}@{epoch}" for epoch in found.epochs]
-        words, more = ["distill", student, "--teachers", *addresses], {"alpha": found.alpha, "tau": found.tau}
-    else:
-        identity = loaded.identity
-        words, more = ["train", student], {}
-        given = given | {
-            "data": given["data"] or f"{identity['data']}{':' + identity['source'] if identity['source'] else ''}",
-            "protocol": None if identity["protocol"] == "holdout" else identity["protocol"],
-            "train_images": identity["train_images"],
-            "image_size": identity["image_size"],
-            "flip": identity["flip"],
-        }
-    more |= {"precision": None if precision == "auto" else precision}
-    return replace(found, command=command_of(words, {**given, **more}))
 
 
 def _accuracy_on(data: Data, device: torch.device) -> Callable[[Network], float]:
