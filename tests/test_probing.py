@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -54,9 +55,24 @@ def teacher(_ripe: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_ripe, tmp_path / "teacher"))
 
 
-def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(runs, "load_test", lambda *_, **__: pytest.fail("a lesson looked at the test images"))
-    found = ckd.select(teacher, out=tmp_path / "probe", **SHORT)
+@pytest.fixture(scope="module")
+def _probed(_ripe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "load_test", lambda *_, **__: pytest.fail("a lesson looked at the test images"))
+        ckd.select(shutil.copytree(_ripe, path / "teacher"), out=path / "probe", **SHORT)
+    return path / "probe"
+
+
+@pytest.fixture
+def probe(_probed: Path, tmp_path: Path) -> Path:
+    """The folder of a finished race of `SHORT`, whose lessons the same command finds; the test may change it."""
+    return Path(shutil.copytree(_probed, tmp_path / "probe"))
+
+
+def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, probe: Path):
+    """Of the latter `_probed` makes sure."""
+    found = ckd.select(teacher, out=probe, **SHORT)
     longest = max(lesson["lesson_epochs"] for lesson in found.lessons)
     best = max((one for one in found.lessons if one["lesson_epochs"] == longest), key=lambda one: one["information"])
     assert (list(found.epochs), found.alpha) == (best["epochs"], best["alpha"])
@@ -68,27 +84,29 @@ def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, tmp_
     assert sum(one["probability"] or 0 for one in found.lessons) == pytest.approx(1)
     for lesson in found.lessons:  # what is said of a lesson is true of the run that it left
         words = "+".join(map(str, lesson["epochs"])) + f"-alpha-{lesson['alpha']:g}" if lesson["epochs"] else "none"
-        run = ckd.open_trajectory(tmp_path / "probe" / "lessons" / f"{words}-{lesson['lesson_epochs']}-epochs")
+        run = ckd.open_trajectory(probe / "lessons" / f"{words}-{lesson['lesson_epochs']}-epochs")
         result = run.result()
         assert result is not None
         assert result["selection"]["accuracy"] == pytest.approx(lesson["accuracy"])
         assert run.run["recipe"]["epochs"] == lesson["lesson_epochs"], "its learning rate falls to the end"
 
 
-def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Path, tmp_path: Path):
+def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Path, probe: Path, tmp_path: Path):
     ckd.score(teacher, estimator="ridge")
-    found = ckd.select(teacher, out=tmp_path / "probe", **SHORT)
+    found = ckd.select(teacher, out=probe, **SHORT)
     assert found.epochs, "digits' teacher is better than none"
     assert [one.checkpoint.epoch for one in ensemble_of([f"{teacher}@best"])] == list(found.epochs)
     assert ckd.inspect(teacher)["selected"] == list(found.epochs)
     assert {tuple(one["epochs"]) for one in found.lessons if one["chosen"]} == {found.epochs}
-    kept = json.loads((tmp_path / "probe" / "probed.json").read_text())["found"]
+    kept = json.loads((probe / "probed.json").read_text())["found"]
     assert kept["command"] == found.command
     command = shlex.split(found.command.replace("OUT", str(tmp_path / "student")))
     assert main(command[1:]) == 0
     run = ckd.open_trajectory(tmp_path / "student")
     assert [one["epoch"] for one in run.run["teachers"]] == list(found.epochs)
     assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (found.alpha, 5.0)
+    assert (run.run["recipe"]["epochs"], run.run["recipe"]["batch_size"]) == (20, 20)
+    assert (run.run["data"]["train_images"], run.run["precision"]) == (100, "fp32")
     page = ckd.report(teacher)
     assert f"probing chose epoch{'s' if len(found.epochs) > 1 else ''} " in page.read_text()
 
@@ -123,8 +141,8 @@ def test_two_that_were_chosen_teach_together_and_none_is_none(teacher: Path):
             ensemble_of([f"{teacher}@best"])
 
 
-def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, tmp_path: Path):
-    whole = ckd.select(teacher, out=tmp_path / "whole", **SHORT)
+def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, probe: Path, tmp_path: Path):
+    whole = ckd.select(teacher, out=probe, **SHORT)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
     command = [
         sys.executable,
@@ -136,12 +154,14 @@ def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, tmp_pat
         str(tmp_path / "cut"),
         *options,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here, or the last bits differ
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=one_thread)
     while len(list((tmp_path / "cut").glob("lessons/*/result.json"))) < 2:
         assert process.poll() is None, "it was to be killed on the way"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert "not finished: the lessons in cut" in ckd.report(tmp_path).read_text()
     held = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("lessons/*/result.json")}
     again = ckd.select(teacher, out=tmp_path / "cut", **SHORT)
     assert {path: path.stat().st_mtime_ns for path in held} == held, "what was held isn't held again"
@@ -211,17 +231,17 @@ def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours(
     assert list(proposed) == [Candidate((20, 40), 0.1), Candidate((10,), 0.1), Candidate((30,), 0.1)]
 
 
-def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, tmp_path: Path):
-    found = ckd.select(teacher, out=tmp_path / "probe", **SHORT)
+def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, probe: Path, tmp_path: Path):
+    found = ckd.select(teacher, out=probe, **SHORT)
     page = ckd.report(tmp_path).read_text()
     assert "Which teacher for wrn_10_1: probe" in page
     assert f"{found.lessons[0]['information']:.3f}" in page
     assert page.count(", chosen</td>") == 1, "in words, too"
     assert f"for wrn_10_1: {found.reason}" in html.unescape(page)
     assert "is behind by" in page
-    assert "Lessons of seed 0." in page
+    assert f"Lessons of seed 0. To train the student: {found.command}" in html.unescape(page)
     assert page.count("<td>wrn_10_1</td>") == 1, "the teacher; lessons are no students"
-    (tmp_path / "probe" / "probed.json").write_text('{"found": {"epochs": ["<script>"]}}')
+    (probe / "probed.json").write_text('{"found": {"epochs": ["<script>"]}}')
     page = ckd.report(tmp_path).read_text()
     assert "damaged: no lessons left it" in page
     assert "Which teacher for" not in page
@@ -259,17 +279,22 @@ def test_longer_lessons_decide_only_between_two():
 
 
 def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path, tmp_path: Path):
-    short = {**SHORT, "epochs": 20}
-    first = ckd.select(teacher, out=tmp_path / "probe", **{**short, "budget": 30})
+    short = {**SHORT, "epochs": 2, "batch_size": 2}  # a hundred steps are an epoch
+    first = ckd.select(teacher, out=tmp_path / "probe", **{**short, "budget": 3})
     held = {path: path.stat().st_mtime_ns for path in (tmp_path / "probe").glob("lessons/*/result.json")}
-    more = ckd.select(teacher, out=tmp_path / "probe", **{**short, "budget": 120})
+    more = ckd.select(teacher, out=tmp_path / "probe", **{**short, "budget": 12})
     assert len(first.lessons) == 3 < len(more.lessons)
     assert {path: path.stat().st_mtime_ns for path in held} == held
     lengths = [one["lesson_epochs"] for one in more.lessons]
-    assert lengths == [10] * (len(lengths) - LONGER) + [20] * LONGER
+    assert lengths == [1] * (len(lengths) - LONGER) + [2] * LONGER
     ranked = sorted(more.lessons[:-LONGER], key=lambda one: -one["information"])
     assert [one["epochs"] for one in more.lessons[-LONGER:]] == [one["epochs"] for one in ranked[:LONGER]]
     assert [one["probability"] is None for one in more.lessons] == [True] * (len(lengths) - LONGER) + [False] * LONGER
+    for budget in (12, 10, 13, 15):  # none of which pays for another lesson and new longer ones
+        again = ckd.select(teacher, out=tmp_path / "probe", **{**short, "budget": budget})
+        assert (again.spent_epochs, again.epochs) == (more.spent_epochs, more.epochs) == (12, more.epochs)
+    last = ckd.select(teacher, out=tmp_path / "probe", **{**short, "budget": 17})
+    assert 12 < last.spent_epochs <= 17
 
 
 def test_no_lesson_is_lost_to_another_budget(teacher: Path, tmp_path: Path):
@@ -293,9 +318,9 @@ def test_there_is_room_for_another_weight_and_for_two_together(teacher: Path, tm
 def test_what_is_left_of_the_budget_goes_into_longer_lessons(teacher: Path, tmp_path: Path):
     for path in sorted(teacher.glob("checkpoints/*"))[:-2]:
         path.unlink()
-    found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": 90})
+    found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "epochs": 2, "batch_size": 2, "budget": 9})
     lengths = [one["lesson_epochs"] for one in found.lessons]
-    assert lengths == [10] * 5 + [20] * LONGER, "none, two, the other weight, both together; 90 is nine lessons"
+    assert lengths == [1] * 5 + [2] * LONGER, "none, two, the other weight, both together; 9 is nine lessons"
 
 
 def test_a_lesson_has_the_whole_schedule(teacher: Path, tmp_path: Path):

@@ -1,10 +1,10 @@
 """Which teacher suits this student (SPEC §6): short lessons, compared by what their students then know of the labels.
 
 A lesson is a distillation with 15 % of the epochs (at least a hundred steps) to its end: its learning rate falls as the
-whole one's does. What counts of its student is I(Y;F) by the bound H(Y) − CE, in nats, at the temperature that suits
-it. That puts teachers in the order in which whole distillations do (docs/selection.md), where the lessons' accuracies
-hardly tell them apart, and where the first epochs of whole distillations mislead: at high learning rates students like
-unripe teachers best, and labels alone better than ripe ones.
+whole one's does, since the first epochs of whole distillations mislead: at high learning rates students like unripe
+teachers best, and labels alone better than ripe ones. What counts of its student is I(Y;F) by the bound H(Y) − CE, in
+nats, at the temperature that suits it: of a short lesson's few right answers accuracy takes only the number. How well
+that puts teachers in the order in which whole distillations do: docs/selection.md.
 
 First comes the student without a teacher, then checkpoints from all over the trajectory, then what lies near the best:
 other weights of the labels, the best two together, its neighbours. With a larger budget the best two have lessons of
@@ -180,14 +180,15 @@ def probe(race: Race) -> Probed:
         epochs = [one["epoch"] for one in described["teachers"]]
         there = _there(race)
         short = sum(lesson_epochs == length for _, lesson_epochs in there)
+        doubled = sum(lesson_epochs == 2 * length for _, lesson_epochs in there)
         fits = 2 * length <= race.recipe.epochs  # twice as long
-        longer = LONGER if fits and count - 2 * LONGER >= max(WHOLE, short) else 0
+        longer = LONGER if fits and count - 2 * (LONGER + doubled) >= max(WHOLE, short) else 0
         held: list[Outcome] = []
         log.info("up to %s for %s; %s each", counted(count, "lesson"), race.student, counted(length, "epoch"))
         alone = _hold(race, ALONE, length, held, count)
         assert alone is not None
-        left = count - 2 * longer - 1
-        room = max(0, left + 1 - max(1, short))
+        left = count - 2 * (longer + doubled) - 1
+        room = max(0, left + 1 - max(1, short)) if longer or not doubled else 0  # new ones may need new longer ones
         accuracies = _accuracies(race, epochs)
         skipped = [epoch for epoch in epochs if accuracies[epoch] < alone.accuracy]
         if skipped:
@@ -199,17 +200,22 @@ def probe(race: Race) -> Probed:
         able = [epoch for epoch in epochs if epoch not in skipped] or [epochs[-1]]  # one, to compare with
         many = min(round(CHECKPOINTS * left), left - len(settings.alphas))  # there is room for the weights and for two
         singles = [Candidate((epoch,), settings.alphas[0]) for epoch in spread(able, max(min(2, left), many))]
+        tried = set()  # a lesson that was lost isn't held
         for candidate in chain(singles, near(held, able, settings.alphas)):
+            if candidate in tried:
+                continue
+            tried.add(candidate)
             if (candidate, length) not in there:
                 if room == 0:
                     continue
                 room -= 1
             _hold(race, candidate, length, held, count)
         _hold_what_is_there(race, there, length, held, count)
-        if fits and room >= 2 * LONGER:  # nothing else was left to try
-            longer = LONGER
-        for outcome in _best(held)[:longer]:
-            _hold(race, outcome.candidate, 2 * length, held, count)
+        best = [outcome.candidate for outcome in _best(held)[:LONGER]]
+        missing = sum((candidate, 2 * length) not in there for candidate in best)
+        if fits and 2 * (missing + doubled) <= count - len(held):
+            for candidate in best:
+                _hold(race, candidate, 2 * length, held, count)
         _hold_what_is_there(race, there, 2 * length, held, count)
         found = _found(race, held, skipped, epochs)
         found = replace(found, command=_command(race, found))
@@ -260,7 +266,9 @@ def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], co
     folder = race.out / LESSONS / f"{candidate.folder}-{epochs}-epochs"
     recipe = race.recipe.lasting(epochs)
     first = race.out / LESSONS / f"{ALONE.folder}-{held[0].epochs if held else epochs}-epochs"
-    precision = RunFolder(first).precision() or race.precision  # one for all, or they could not be compared
+    precision = race.precision
+    if precision == "auto":
+        precision = RunFolder(first).precision() or "auto"  # one for all, or they could not be compared
     common: dict[str, Any] = {
         "out": folder,
         "recipe": recipe,
@@ -394,7 +402,8 @@ def _command(race: Race, found: Probed) -> str:
     if found.epochs:
         addresses = [f"{race.trajectory.source}@{epoch}" for epoch in found.epochs]
         words = ["distill", race.student, "--teachers", *addresses]
-        more = {"alpha": found.alpha, "tau": found.tau}
+        weak = bool({*found.epochs} & {*found.skipped})  # which may mean: right no more often than by guessing
+        more = {"alpha": found.alpha, "tau": found.tau, "weak_teacher": weak}
     else:
         identity = race.data.identity
         source = f":{identity['source']}" if identity["source"] else ""

@@ -275,6 +275,8 @@ class ProbeSettings:
 
     >>> [ProbeSettings(budget=budget).epochs(200) for budget in ("0.5", 0.5, 60)]
     [100, 100, 60]
+    >>> ProbeSettings(budget=1 / 3).budget
+    '0.333333333'
     """
 
     budget: str | float = "1.0"
@@ -283,7 +285,8 @@ class ProbeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budget", str(self.budget))
+        written = f"{self.budget:.9f}" if isinstance(self.budget, float) else str(self.budget)
+        object.__setattr__(self, "budget", written)
         require(
             re.fullmatch(r"[0-9]{1,9}|[0-9]{0,5}\.[0-9]{1,9}", str(self.budget)) is not None and float(self.budget) > 0,
             "a budget is a number of epochs (60) or a decimal share of one whole distillation (1.0), not "

@@ -197,6 +197,9 @@ def _check_study(result: Any, path: Path) -> None:
 def _probings(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
     """What lessons below a folder found, by name; one that can't be read is noted."""
     found = {}
+    for path in sorted(folder.rglob("race.json")):
+        if not (path.parent / "probed.json").exists():
+            notes.append(f"not finished: the lessons in {path.parent.relative_to(folder)}")
     for path in sorted(folder.rglob("probed.json")):
         relative = path.parent.relative_to(folder)
         name = str(relative) if relative.parts else path.parent.resolve().name
@@ -231,7 +234,7 @@ def is_probing(stored: dict[str, Any]) -> bool:
             and isinstance(found["warnings"], list)
             and found["student_epochs"] > 0
         )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, OverflowError):
         return False
 
 

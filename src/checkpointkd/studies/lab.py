@@ -266,6 +266,7 @@ class Lab:
                 precision=self.machine[work.model]["precision"],
                 table_limit=self.table_limit,
                 device=device_of(self.device),
+                told={"recipe": scale.student_recipe, "epochs": scale.student_epochs, "batch_size": scale.batch_size},
                 progress=progress,
             )
         )
@@ -404,7 +405,7 @@ def read_checked(path: Path, check: Callable[[Any], bool]) -> dict[str, Any]:
     found = files.read_json(path)
     try:
         right = isinstance(found, dict) and check(found)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError):
         right = False
     require(right, f"{path} is damaged; remove it, and it is made anew")
     return found

@@ -144,8 +144,8 @@ def only(rows: Sequence[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
 
 
-def by_seed(rows: Sequence[Row], pair: Pair | str, arm: str, what: str = "accuracy") -> dict[int, float]:
-    """A number of an arm's networks, by seed."""
+def by_seed(rows: Sequence[Row], pair: Pair | str, arm: str, what: str = "accuracy") -> dict[int, Any]:
+    """Something of an arm's networks, by seed."""
     name = pair if isinstance(pair, str) else pair.name
     return {row["seed"]: row[what] for row in only(rows, kind="network", pair=name, arm=arm)}
 

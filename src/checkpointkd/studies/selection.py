@@ -77,7 +77,8 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         "included, so that a regret can be below 0. The interval takes pairs and seeds for independent, which they are "
         "not quite. Rank correlation (Spearman): of a rule's scores of the checkpoints, or of what the first lessons "
         f"from them say with α = {scale.alphas[0]:g}, with the mean accuracies of their students of the same α; from "
-        "three checkpoints on. Better than T full: than its student of the same α, for probing and no teacher of α = "
+        "three checkpoints on; lessons are held from few of them, so that this column doesn't compare the two. "
+        "Better than T full: than its student of the same α, for probing and no teacher of α = "
         f"{scale.alphas[0]:g}, in how many of the cases where it isn't the same student."
     )
     tables = [Table("Regret of the rules", columns, lines, note), _choices(scale, rows)]
@@ -92,12 +93,13 @@ def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, dict[int, 
     """By how many points an arm's student is behind that of the best teacher, for each pair, by seed.
 
     The best teacher is named by the students of the other seeds, on the selection images; where the scale has but one
-    seed by the same.
+    seed by the same. Of several that are equally good there the mean counts.
     """
     found = {}
     for pair in scale.pairs:
         tried = {one: by_seed(rows, pair, one) for one in _tried(rows, pair)}
         selected = {one: by_seed(rows, pair, one, "selection_accuracy") for one in tried}
+        runs = {one: by_seed(rows, pair, one, "run") for one in tried}
         seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
         if len(seeds) < min(2, scale.seeds):
             continue
@@ -105,9 +107,11 @@ def regrets(scale: Scale, rows: Sequence[Row], arm: str) -> dict[str, dict[int, 
         behind = {}
         for seed in seeds:
             others = [one for one in seeds if one != seed] or seeds
-            best = max(tried, key=lambda one: fmean(selected[one][other] for other in others))
+            means = {one: round(fmean(selected[one][other] for other in others), 9) for one in tried}
+            best = [one for one in tried if means[one] == max(means.values())]
+            of_best = {runs[one][seed]: tried[one][seed] for one in best}  # several arms may be one student
             if seed in mine:
-                behind[seed] = tried[best][seed] - mine[seed]
+                behind[seed] = fmean(of_best.values()) - mine[seed]
         if behind:
             found[pair.name] = behind
     return found
