@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import checkpointkd as ckd
-from checkpointkd import runs
+from checkpointkd import probing, runs
 from checkpointkd.cli import main
-from checkpointkd.errors import UserError
+from checkpointkd.errors import Diverged, UserError
 from checkpointkd.probing import (
     ALONE,
     LESSON,
@@ -266,6 +266,23 @@ def test_a_tie_with_no_teacher_is_the_teachers():
     assert "is not surely better than no teacher" in tie.warnings[0]
     sure = _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], [], [30])
     assert (sure.epochs, sure.warnings) == ((), ())
+
+
+def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, tmp_path: Path, monkeypatch):
+    asked, hold = [], probing.distil
+
+    def lose(student, taught, *, out, **settings):
+        asked.append(out.name)
+        assert settings["precision"] == "fp32"
+        if out.name.startswith("20-"):
+            raise Diverged("the loss stopped being a number")
+        return hold(student, taught, out=out, **settings)
+
+    monkeypatch.setattr(probing, "distil", lose)
+    found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "alpha": [0.5], "epochs": 1, "budget": 12})
+    assert "20-alpha-0.5-1-epochs" in asked
+    assert len(set(asked)) == len(asked), "neighbours of the best were tried, but not the one that was lost"
+    assert {one["epochs"][0] for one in found.lessons if len(one["epochs"]) == 1} == {4, 8, 12, 16, 24}
 
 
 def test_longer_lessons_decide_only_between_two():

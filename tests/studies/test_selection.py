@@ -61,6 +61,15 @@ def test_the_best_is_named_by_the_other_seeds():
     assert regrets(SCALE, ROWS, "mcmi, 0.5") == {}
 
 
+def test_of_equally_good_teachers_the_mean_counts():
+    """However many rules name one of them."""
+    two = {"teachers": [["t", 0, 10], ["t", 0, 20]], "alpha": 0.5}
+    rows = list(ROWS)
+    for arm in ("two, 0.5", "mcmi, 0.5"):
+        rows += _students(arm, [40.0, 41.0, 42.0], selection=[60.0, 64.0, 64.0], **two)
+        assert regrets(SCALE, rows, "full, 0.5") == {PAIR.name: {0: (58 + 40) / 2 - 58, 1: 61 - 62, 2: 59 - 63}}
+
+
 def test_the_table_says_cost_and_correlation():
     found = results(SCALE, ROWS)
     lines = {line[0]: line for line in found.tables[0].rows}
