@@ -29,12 +29,14 @@ def _run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_help_answers_at_once_and_without_torch():
-    times = []
-    for _ in range(5):
+    ours, torchs = [], []  # in turn: machines are busy at times
+    for _ in range(3):
         began = time.perf_counter()
         assert _run("--help").returncode == 0
-        times.append(time.perf_counter() - began)
-    assert statistics.median(times) < 0.5
+        ours.append(time.perf_counter() - began)
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        torchs.append(time.perf_counter() - began - ours[-1])
+    assert statistics.median(ours) < 0.5 * statistics.median(torchs)
     code = "import sys, checkpointkd.cli as c; c.main(['train', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
