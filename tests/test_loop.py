@@ -57,7 +57,8 @@ def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path)
     golden = json.loads(GOLDEN.read_text())
     assert now.keys() == golden.keys()
     for name, values in golden.items():
-        assert now[name] == pytest.approx(values, rel=2e-3), name
+        # Eight steps of a decoder: where a processor sums in another order, information moved by 0.0015 nats.
+        assert now[name] == pytest.approx(values, rel=2e-3, abs=5e-3 if name == "information" else None), name
 
 
 def test_training_learns():

@@ -58,6 +58,10 @@ def teacher(_ripe: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def _probed(_ripe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("probed")
+    begun = path / "probe" / "lessons" / "none-10-epochs" / "run.json"  # of an asking that was killed at its start
+    begun.parent.mkdir(parents=True)
+    begun.write_text('{"precision": "bf16"}')
+    (path / "probe" / "race.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "load_test", lambda *_, **__: pytest.fail("a lesson looked at the test images"))
         ckd.select(shutil.copytree(_ripe, path / "teacher"), out=path / "probe", **SHORT)
@@ -88,6 +92,7 @@ def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, prob
         result = run.result()
         assert result is not None
         assert result["selection"]["accuracy"] == pytest.approx(lesson["accuracy"])
+        assert run.run["precision"] == "fp32", "as was asked, not as what had begun there"
         assert run.run["recipe"]["epochs"] == lesson["lesson_epochs"], "its learning rate falls to the end"
 
 
