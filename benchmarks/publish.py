@@ -6,6 +6,7 @@ python benchmarks/publish.py studies/small docs/results/small
 from __future__ import annotations
 
 import argparse
+import gzip
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from checkpointkd.errors import require
 from checkpointkd.reports import collect, settings_words
 from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
 from checkpointkd.reports.stills import stills
+
+LONG = 100_000  # bytes
 
 
 def main() -> None:
@@ -34,11 +37,19 @@ def main() -> None:
     lines += dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)
     lines += ["", *(line for note in collected.notes for line in (f"> {note}", ""))]
     for study in collected.studies:
-        shutil.copy(options.studies / study["study"] / "rows.jsonl", options.out / f"{study['study']}.jsonl")
+        _rows(options.studies / study["study"] / "rows.jsonl", options.out / f"{study['study']}.jsonl")
         lines += _section(study, options.out)
     lines += ["## Where this comes from", ""]
     lines += [f"- {name}: {value}" for name, value in collected.provenance.items()]
     (options.out / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def _rows(rows: Path, out: Path) -> None:
+    """Compressed where they are long, as those with maps of 100 classes are."""
+    if rows.stat().st_size <= LONG:
+        shutil.copy(rows, out)
+        return
+    out.with_name(f"{out.name}.gz").write_bytes(gzip.compress(rows.read_bytes(), mtime=0))
 
 
 def _section(study: dict[str, Any], out: Path) -> list[str]:

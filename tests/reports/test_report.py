@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,6 +17,7 @@ from checkpointkd.errors import UserError
 from checkpointkd.reports import Arm, collect, conclusions, difference
 from checkpointkd.reports.drawing import draw
 from checkpointkd.reports.figures import curves_charts, plane_chart, points_of, search_chart, students_charts
+from checkpointkd.reports.stills import stills
 
 
 @pytest.fixture
@@ -150,6 +152,14 @@ def test_names_are_shown_as_text(teacher_run: Path):
     page = ckd.report(hostile.parent).read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+def test_names_of_any_kind_are_text_in_an_svg():
+    name = 'bell\x07\x1b[1m & <b>"'
+    chart = Chart(title="", x_title=name, y_title="y", series=[Series(name=name, x=[1, 2], y=[1, 2])] * 2)
+    svg = dict(stills(chart))["svg"]
+    texts = [one.text for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count(r'bell\x07\x1b[1m & <b>"') == 3, "the axis and the legend's two"
 
 
 def test_nothing_to_report_on_is_said(tmp_path: Path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..charts import Chart, Figure, Heatmaps, Series
+from ..errors import printable
 from .drawing import OKABE_ITO
 
 log = logging.getLogger("checkpointkd")
@@ -17,7 +18,8 @@ KINDS = ("svg", "png", "pdf")
 MARKERS = {"circle": "o", "star": "*", "diamond": "D", "x": "x"}
 STYLE: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "legend.frameon": False, "savefig.bbox": "tight", "svg.hashsalt": "checkpointkd", "savefig.dpi": 200,
+    "legend.frameon": False, "savefig.bbox": "tight", "svg.hashsalt": "checkpointkd", "svg.fonttype": "none",
+    "savefig.dpi": 200,
     "text.usetex": False, "text.parse_math": False,
 }  # fmt: skip
 
@@ -65,6 +67,8 @@ def _chart(drawn: Any, chart: Chart) -> None:
             if ticks:
                 axis.set_ticks(ticks)
                 axis.minorticks_off()
+    if not chart.log_x and all(float(x).is_integer() for one in chart.series for x in one.x):
+        axes.xaxis.get_major_locator().set_params(integer=True)  # there is no epoch 1.5
     if len(chart.series) > 1:
         drawn.legend(loc="outside lower center", ncols=2)
 
@@ -120,7 +124,8 @@ def _heatmaps(drawn: Any, figure: Heatmaps) -> None:
 
 
 def _short(text: str, most: int = 60) -> str:
-    """What there is room for."""
+    """What there is room for, without what XML forbids."""
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
