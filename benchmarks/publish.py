@@ -19,7 +19,8 @@ from checkpointkd.reports import collect, settings_words
 from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
 from checkpointkd.reports.stills import stills
 
-LONG = 100_000  # bytes
+LONG = 400_000  # bytes
+ORIGIN = "## Where this comes from"
 
 
 def main() -> None:
@@ -29,19 +30,26 @@ def main() -> None:
     options = parser.parse_args()
     collected = collect(options.studies)
     require(len(collected.studies) > 0, f"no study in {options.studies}")
-    shutil.rmtree(options.out, ignore_errors=True)
-    options.out.mkdir(parents=True)
+    page = options.out / "README.md"
+    ours = not options.out.exists() or (page.exists() and ORIGIN in page.read_text(encoding="utf-8").splitlines())
+    require(ours, f"{options.out} is no page of published studies; choose another folder")
+    made = options.out.with_name(f"{options.out.name}.new")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
     several = len(collected.studies) > 1
     title = "The paper's experiments" if several else collected.studies[0]["title"]
     lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
     lines += dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)
     lines += ["", *(line for note in collected.notes for line in (f"> {note}", ""))]
+    lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
     for study in collected.studies:
-        _rows(options.studies / study["study"] / "rows.jsonl", options.out / f"{study['study']}.jsonl")
-        lines += _section(study, options.out)
-    lines += ["## Where this comes from", ""]
+        _rows(options.studies / study["study"] / "rows.jsonl", made / f"{study['study']}.jsonl")
+        lines += _section(study, made)
+    lines += [ORIGIN, ""]
     lines += [f"- {name}: {value}" for name, value in collected.provenance.items()]
-    (options.out / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (made / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    shutil.rmtree(options.out, ignore_errors=True)
+    made.rename(options.out)
 
 
 def _rows(rows: Path, out: Path) -> None:
@@ -60,7 +68,7 @@ def _section(study: dict[str, Any], out: Path) -> list[str]:
         claims = [claim_from(stored) for stored in study["claims"]]
         lines += [*_table(*claim_rows(claims)), ""]
         lines += [f"[{number}] {caveat[0].upper()}{caveat[1:]}.  " for number, caveat in enumerate(caveats(claims), 1)]
-        lines += ["", CLAIMS_NOTE, ""]
+        lines += [""]
     for number, stored in enumerate(study["figures"], start=1):
         figure = from_plain(stored)
         name = f"{study['study']}-{number}-{anchor(figure.title)}.svg"

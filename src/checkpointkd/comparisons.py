@@ -142,13 +142,17 @@ def claim_of(
 def corrected(claims: Sequence[Claim]) -> list[Claim]:
     """The claims, with the p of each corrected for how many there are (Holm, Scandinavian Journal of Statistics 1979).
 
+    Those that can't be tested yet count, or what is supported today could be undecided when they are; those that have
+    nothing to test, being of the same students, don't.
+
     >>> three = [Claim("", "", "", "", 3, effect=1.0, p=p) for p in (0.01, 0.04, 0.03)]
     >>> [round(claim.p_corrected, 3) for claim in corrected(three)]
     [0.03, 0.06, 0.06]
     """
-    tested = sorted((one.p, number) for number, one in enumerate(claims) if one.p is not None)
+    tested = sorted((one.p, number) for number, one in enumerate(claims) if one.p is not None and not one.same)
     found, least = list(claims), 0.0
+    many = sum(not one.same for one in claims)
     for rank, (p, number) in enumerate(tested):
-        least = max(least, min(1.0, p * (len(tested) - rank)))
+        least = max(least, min(1.0, p * (many - rank)))
         found[number] = replace(claims[number], p_corrected=least)
     return found

@@ -475,6 +475,8 @@ def _begin(race: Race) -> dict[str, Any]:
         shown = ", ".join(sorted(strangers)[:3])
         require(not strangers, f"{race.out} holds something else ({shown}); choose another --out")
     there = files.read_json(path) if path.exists() and begun else described
+    if isinstance(there, dict):
+        there.setdefault("precision", race.precision)  # which earlier versions didn't note
     sound = isinstance(there, dict) and there.keys() == described.keys() and isinstance(there["teachers"], list)
     require(sound, f"{path} is damaged; remove {race.out}, and the lessons are held anew")
     if all(one in described["teachers"] for one in there["teachers"]) and there["teachers"]:

@@ -16,7 +16,7 @@ ClassOrder = Literal["auto", "superclass", "similarity", "given"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Estimator = Literal["decoder", "ridge"]
 UNITS: dict[str, str] = {  # of I(X;F), by estimator
-    "decoder": "nats a pixel of excess reconstruction loss, negative: a proxy, no estimate in nats",
+    "decoder": "minus the excess reconstruction loss a pixel: a proxy, no estimate in nats",
     "ridge": "nats a patch, by the Gaussian reading of a linear decoder",
 }
 KINDS_OF_CORRELATION = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}
@@ -300,7 +300,7 @@ class ProbeSettings:
 
     def epochs(self, student_epochs: int) -> int:
         """The budget in epochs of a student that has so many."""
-        return int(self.budget) if self.in_epochs else math.floor(float(self.budget) * student_epochs + 1e-9)
+        return int(self.budget) if self.in_epochs else math.floor(float(self.budget) * student_epochs + 1e-6)
 
     @property
     def in_epochs(self) -> bool:

@@ -156,7 +156,12 @@ def settings_words(scale: dict[str, Any]) -> str:
 
 def _findings(claims: list[Claim]) -> dict[str, list[str]]:
     """The main claims, whatever became of them; the rest that is decided; how many aren't."""
-    claims = list({(one.text, one.where): one for one in claims}.values())
+    weakest: dict[tuple[str, str], Claim] = {}  # two studies may have the same claim, each among others
+    for one in claims:
+        held = weakest.setdefault((one.text, one.where), one)
+        if held.p_corrected is not None and (one.p_corrected is None or one.p_corrected > held.p_corrected):
+            weakest[one.text, one.where] = one
+    claims = list(weakest.values())
     main = [one for one in claims if one.where == AVERAGE]
     found: dict[str, list[str]] = {}
     if main:
@@ -173,7 +178,7 @@ def _findings(claims: list[Claim]) -> dict[str, list[str]]:
             *(f"{caveat[0].upper()}{caveat[1:]}." for caveat in cautions),
             "p is corrected for the number of claims of each study, not of all of them together.",
         ]
-    undecided = sum(one.n > 0 and one.word == "undecided" for one in claims)
+    undecided = sum(one.n > 0 and one.word == "undecided" and not one.same for one in claims)
     if undecided:
         found[f"Undecided: {undecided} of {counted(len(claims), 'claim')}"] = ["The tables of claims below show them."]
     missing = sum(one.n == 0 for one in claims)

@@ -80,7 +80,7 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
         x_title="epoch of the teacher",
         y_title="test accuracy of the student, %",
         series=series,
-        caption="Bars and band: one standard deviation over seeds.",
+        caption="Bars and band: one standard deviation over seeds, none of one seed.",
         alt=f"Test accuracy of {pair.student} by the epoch of its teacher, beside training without a teacher",
     )
 

@@ -86,7 +86,7 @@ def _chart(rows: Sequence[Row], pair: Pair, there: list[tuple[str, int]], what: 
         x_title="k, teachers",
         y_title=y_title,
         series=series,
-        caption="Bars: one standard deviation over seeds." if what == "accuracy" else
+        caption="Bars: one standard deviation over seeds, none of one seed." if what == "accuracy" else
         "A checkpoint costs its run up to its epoch, a run counted once.",
         alt=f"{what} against the number of teachers, for Snapshot and Full Ensembles",
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean, variance
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..comparisons import Claim, claim, claim_of
 from ..reports.figures import curves_chart
 from .figure7 import curve_pairs
 from .lab import Lab
-from .rows import ARMS, ONE_RUN, Results, Row, images_note, only, spread
+from .rows import ARMS, ONE_RUN, Results, Row, counted_spread, images_note, only
 from .scales import Pair, Scale
 from .work import Part, Scoring, single, students, teacher
 
@@ -118,9 +119,10 @@ def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
             first = ", the first that was saved: an earlier rise can't show" if "over first" in arm else ""
             picked = f"{'s' * (len(one['epochs']) > 1)} {' or '.join(map(str, one['epochs']))}"
             caveat = f"epoch{picked}, picked on other images, against epoch {one['against']}{first}; {caveat}"
-        claims.append(claim_of(text, pair.name, one["mean"], one["error"], one["n"], unit=unit, units="image",
-                               degrees=one["degrees"],
-                               caveat=caveat))  # fmt: skip
+        made = claim_of(text, pair.name, one["mean"], one["error"], one["n"], unit=unit, units="image",
+                        degrees=one["degrees"], caveat=caveat)  # fmt: skip
+        # what came before the first checkpoint may have been lower: no fall after it refutes a rise
+        claims.append(replace(made, p=None) if "over first" in arm and one["mean"] < 0 else made)
     pairs = [
         ("4. Students of the full teacher keep less of the image than students without one", "alone", "full"),
         ("4. Students of the half-way teacher keep more of the image than those of the full one", "half", "full"),
@@ -141,7 +143,7 @@ def _larger(rows: Sequence[Row], pair: Pair) -> Claim:
         row for row in only(rows, kind="point", pair=pair.name, arm="teacher") if row["epoch"] == row["epochs"]
     ]
     if len(alone) < 2 or not of_teacher:
-        return claim_of(text, pair.name, math.nan, math.nan, 0, unit=UNIT, units="seed", caveat=ONE_RUN)
+        return claim_of(text, pair.name, math.nan, math.nan, 0, unit=UNIT, units="seed")
     (row,) = of_teacher
     fits = row["fits"]
     of_fits = (row["information_sd"] or 0.0) ** 2 / fits
@@ -152,7 +154,7 @@ def _larger(rows: Sequence[Row], pair: Pair) -> Claim:
     ]
     error, degrees = _together(parts)
     return claim_of(text, pair.name, row["information"] - fmean(alone), error, len(alone), unit=UNIT, units="seed",
-                    degrees=degrees, caveat=ONE_RUN)  # fmt: skip
+                    degrees=degrees, caveat="of one teacher run: another one's I(X;F) may differ by more")  # fmt: skip
 
 
 def last_information(rows: Sequence[Row], pair: Pair, arm: str, what: str = "information") -> dict[int, float]:
@@ -174,11 +176,12 @@ def last_points(scale: Scale, rows: Sequence[Row]) -> Table:
         points = only(rows, kind="point", pair=pair.name, arm="teacher")
         arms = dict.fromkeys(row["arm"] for row in rows if row["kind"] == "point" and row["pair"] == pair.name)
         for arm in arms:
-            accuracy = spread(list(last_information(rows, pair, arm, "accuracy").values()))
+            accuracy = list(last_information(rows, pair, arm, "accuracy").values())
             information = list(last_information(rows, pair, arm).values())
+            of = replace(scale, seeds=1) if arm == "teacher" else scale
             distance = _distance(rows, pair, arm, points) if arm in ("full", "half") else None
             lines.append([f"{pair.name}: {'teacher' if arm == 'teacher' else ARMS[arm]}",
-                          spread(information, digits=4), accuracy,
+                          counted_spread(of, information, digits=4), counted_spread(of, accuracy),
                           "" if distance is None else f"{distance:.2f}"])  # fmt: skip
     note = (
         "I(X;F) is minus the decoder's excess loss a pixel, a proxy, and I(Y;F) the accuracy, on the selection images. "

@@ -27,6 +27,10 @@ ARMS = {
     "EN1": "EN₁ = T₁ full + T₂ full", "EN2": "EN₂ = T₁ half-way + T₂ full", "EN3": "EN₃ = T₁ half-way + T₁ full",
 }  # fmt: skip
 ONE_RUN = "rests on one teacher run: another run's students may differ by more than seeds do"
+OWN = (
+    "of one run each, by errors over images as if the two were measured on different ones, which makes the interval "
+    "too wide; other runs may differ by more"
+)
 
 
 @dataclass(frozen=True)
@@ -215,11 +219,9 @@ def compared(
     return claims
 
 
-def own_claims(
-    scale: Scale, rows: Sequence[Row], text: str, arm: str, other: str, *, caveat: str = ONE_RUN, paper: str
-) -> list[Claim]:
-    """That one measurement of teachers is more accurate than another, for each teacher, by their errors over images as
-    if these were independent, which makes the interval too wide. The paper has them as `paper` of both arms."""
+def own_claims(scale: Scale, rows: Sequence[Row], text: str, arm: str, other: str, *, paper: str) -> list[Claim]:
+    """That one measurement of teachers is more accurate than another, for each teacher; the paper has them as `paper`
+    of both arms."""
     claims = {}
     for pair in scale.pairs:
         found = [only(rows, kind="measured", pair=pair.name, arm=name) for name in (arm, other)]
@@ -232,7 +234,8 @@ def own_claims(
             gap, images = one["accuracy"] - two["accuracy"], one["images"]
             error = math.hypot(one["accuracy_se"], two["accuracy_se"])
         claims.setdefault(
-            pair.teacher, claim_of(text, pair.teacher, gap, error, images, units="image", paper=effect, caveat=caveat)
+            pair.teacher,
+            claim_of(text, pair.teacher, gap, error, images, units="image", paper=effect, caveat=OWN),
         )
     return list(claims.values())
 
@@ -244,8 +247,12 @@ def published(scale: Scale, pair: Pair) -> dict[str, float]:
 
 def cell(scale: Scale, rows: Sequence[Row], pair: Pair, arm: str) -> str:
     """Mean ± standard deviation of an arm's accuracies, and of how many, where some are missing."""
-    values = list(by_seed(rows, pair, arm).values())
-    return spread(values) + (f" (n = {len(values)})" if 0 < len(values) < scale.seeds else "")
+    return counted_spread(scale, list(by_seed(rows, pair, arm).values()))
+
+
+def counted_spread(scale: Scale, values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation over seeds, and of how many, where some are missing."""
+    return spread(values, digits) + (f" (n = {len(values)})" if 0 < len(values) < scale.seeds else "")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

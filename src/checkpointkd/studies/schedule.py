@@ -43,7 +43,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
                 *(str(best_by_sum(points) or "undecided") if points else "—" for points in planes),
             ])  # fmt: skip
         if known := published(scale, pair):
-            shown = [f"{known[name]:.2f}" if name in known else "" for name in ("teacher, half", "teacher")]
+            shown = [f"{known[name]:.2f}" if name in known else "" for name in ("teacher, half", "teacher, full")]
             chosen = CHOSEN.get(pair.teacher, "") if scale.dataset == "cifar100" else ""
             lines.append([f"{pair.teacher}, the paper", *shown, f"{chosen}", ""])
     columns = ["teacher, recipe (schedule)", "half-way, %", "full, %", "chosen by the decoder, epoch",
@@ -78,7 +78,7 @@ def _chart(scale: Scale, rows: Sequence[Row], pair: Pair) -> Chart:
     if series and "teacher, half" in known:
         series.append(
             Series(name="the paper", x=[scale.teacher_epochs / 2, scale.teacher_epochs], style="points", symbol="star",
-                   y=[known["teacher, half"], known["teacher"]], colour=3)
+                   y=[known["teacher, half"], known["teacher, full"]], colour=3)
         )  # fmt: skip
     return Chart(
         title=f"{pair.teacher}: accuracy by epoch and schedule",

@@ -12,7 +12,7 @@ from ..comparisons import Claim, claim, paired
 from ..errors import counted
 from ..selection import RULES
 from .lab import Lab
-from .rows import Results, Row, by_seed, gaps, only, settings_note, spread
+from .rows import Results, Row, by_seed, gaps, gaps_on_average, only, settings_note, spread
 from .scales import Pair, Scale
 from .work import Distillation, Following, Part, Picked, Probing, Training, snapshot, swept, teacher
 
@@ -281,23 +281,14 @@ def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[in
 def _claims(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> list[Claim]:
     """Probing against the best rule that looks at the teacher, named in hindsight, and against no teacher."""
     claims = []
-    where = f"{len(scale.pairs)} pairs of teacher and student"
-    rules = [arm for arm in found if not arm.startswith("auto") and arm.partition(",")[0] not in ("alone", "two")]
-    mean = {arm: fmean(_all(found[arm])) for arm in found}
+    where = f"the average of {len(scale.pairs)} pairs of teacher and student"
+    mean = {arm: fmean(_all(several)) for arm, several in found.items() if len(several) == len(scale.pairs)}
+    rules = [arm for arm in mean if not arm.startswith("auto") and arm.partition(",")[0] not in ("alone", "two")]
     best = min(rules, key=lambda arm: mean[arm], default=None)
-    for arm in [arm for arm in found if arm.startswith("auto")]:
-        for other, words in ((best, "the best of the other rules"), ("alone", NONE)):
-            if other is None or other not in found:
-                continue
-            better = [
-                found[other][pair][seed] - mine
-                for pair in found[arm].keys() & found[other].keys()
-                for seed, mine in found[arm][pair].items()
-                if seed in found[other][pair]
-            ]
-            named = f"{words} ({_label(other)})" if other != "alone" else words
-            claims.append(
-                claim(f"Students that {_label(arm)} advises are better than those of {named}", where, better,
-                      units="student", caveat="teachers are of one run each; seeds of one pair are not independent")
-            )  # fmt: skip
+    hindsight = "the best of the other rules, named in hindsight" + (f" ({_label(best)})" if best else "")
+    for arm in [f"auto, {budget}" for budget in scale.budgets]:
+        for other, words in ((best, hindsight), ("alone", NONE)):
+            better = gaps_on_average(rows, scale.pairs, arm, other) if other else []
+            text = f"Students that {_label(arm)} advises are better than those of {words}"
+            claims.append(claim(text, where, better, caveat="teachers are of one run each"))
     return claims

@@ -47,7 +47,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             "—" if arm is None else f"{cell(scale, rows, pair, arm)} ({_epoch(rows, pair, arm)})",
         ])  # fmt: skip
         if known := published(scale, pair):
-            order = ("teacher", "teacher, half", "alone", "full", "half", "best in hindsight")
+            order = ("teacher, full", "teacher, half", "alone", "full", "half", "best in hindsight")
             lines.append([f"{pair.name}, the paper", *(f"{known[one]:.2f}" if one in known else "" for one in order)])
     columns = ["teacher → student", "T full", "T half-way", "S alone", "S from T full", "S from T half-way",
                "S from the best intermediate T"]  # fmt: skip
@@ -113,7 +113,7 @@ def _epoch(rows: Sequence[Row], pair: Pair, arm: str) -> str:
     epoch = only(rows, kind="network", pair=pair.name, arm=arm)[0]["teachers"][0][2]
     arms = [one for one in swept(pair) if one != "full"]
     there = sum(bool(by_seed(rows, pair, one)) for one in arms)
-    return f"epoch {epoch}" + (f", of {there} of {len(arms)}" if there < len(arms) else "")
+    return f"epoch {epoch}" + (f", the best of {there}; {len(arms) - there} are missing" if there < len(arms) else "")
 
 
 def _sweeps(scale: Scale) -> str:

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from ..charts import Table
 from .published import CHOSEN
-from .rows import Results, Row, compared, images_note, measured, only, settings_note, teachers_accuracy, with_paper
+from .rows import (
+    Results,
+    Row,
+    compared,
+    images_note,
+    measured,
+    only,
+    published,
+    settings_note,
+    teachers_accuracy,
+    with_paper,
+)
 from .scales import Scale
 from .work import Part, Picked, single, students, teacher
 
@@ -29,6 +40,9 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         epoch = f", epoch {found[0]['teachers'][0][2]}" if found else ""
         accuracies = [teachers_accuracy(rows, pair, which) for which in ARMS]
         lines.append([pair.teacher, *accuracies[:-1], f"{accuracies[-1]}{epoch}"])
+        if known := published(scale, pair):
+            shown = [known.get(f"teacher, {which}") for which in ARMS]
+            lines.append([f"{pair.teacher}, the paper", *("" if one is None else f"{one:.2f}" for one in shown)])
     lines = [line for number, line in enumerate(lines) if line not in lines[:number]]
     theirs = [f"{name}: epoch {CHOSEN[name]} of 200" for name in dict.fromkeys(pair.teacher for pair in scale.pairs)
               if scale.dataset == "cifar100" and name in CHOSEN]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,8 @@ def say_if_found_otherwise(teachers: Sequence[str], student: str, settings: KDSe
             continue
         there, here = [found.get("student")], [student]
         if settings is not None:
-            there += [f"alpha {found.get('alpha')!r}", f"tau {found.get('tau')!r}"]
-            here += [f"alpha {settings.alpha!r}", f"tau {float(settings.tau)!r}"]
+            there += [f"{name} {float(found.get(name, math.nan))!r}" for name in ("alpha", "tau")]
+            here += [f"alpha {float(settings.alpha)!r}", f"tau {float(settings.tau)!r}"]
         if there != here:
             log.warning("%s was found for %s, and here it teaches %s", teacher, ", ".join(map(str, there)),
                         ", ".join(here))  # fmt: skip
