@@ -52,6 +52,7 @@ STEPS = 100  # in less than that a student learns too little to tell teachers ap
 LEAST = 3  # lessons: without a teacher, of the last checkpoint, of another
 WHOLE = 8  # lessons that a race has before it spends what is left on longer ones
 LONGER = 2  # so many have a lesson of twice the length, in the end
+DOUBT = 0.2  # of what teaching gains: leads over the last checkpoint differ by half of it from seed to seed
 CHECKPOINTS = 0.7  # of the lessons that are left after the one without a teacher go to checkpoints alone, at most
 
 
@@ -333,10 +334,27 @@ def _hold_what_is_there(
 
 
 def _best(held: Sequence[Outcome]) -> list[Outcome]:
-    """The lessons of the greatest length that two or more have, the best first, then the others."""
+    """The lessons of the greatest length that two or more have, the best first, then the others.
+
+    The last checkpoint alone comes before other teachers that are ahead of it by less than chance may be (`DOUBT`):
+    short lessons favour softer teachers, which are earlier ones and several together.
+    """
     lengths = Counter(one.epochs for one in held)
     decides = max((length for length, several in lengths.items() if several > 1), default=max(lengths))
-    return sorted(held, key=lambda one: (one.epochs != decides, -one.information))
+    ranked = sorted(held, key=lambda one: (one.epochs != decides, -one.information))
+    taught = [one for one in ranked if one.epochs == decides and one.candidate.epochs]
+    last = max((max(one.candidate.epochs) for one in held if one.candidate.epochs), default=None)
+    plain = next((one for one in taught if one.candidate.epochs == (last,)), None)
+    if plain is not None and 0 < taught[0].information - plain.information < DOUBT * _gain(held):
+        ranked.remove(plain)
+        ranked.insert(ranked.index(taught[0]), plain)
+    return ranked
+
+
+def _gain(held: Sequence[Outcome]) -> float:
+    """By how many nats the best student is ahead of the one without a teacher, after lessons as long as its."""
+    alone = next(one for one in held if one.candidate == ALONE)
+    return max(one.information for one in held if one.epochs == alone.epochs) - alone.information
 
 
 def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence[int]) -> Probed:
@@ -352,6 +370,13 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
             f"{counted(best.epochs, 'epoch')}; without one it did not surely know more, which short lessons favour"
         )
         best = able[0]
+    ahead = max((one for one in able if one.epochs == best.epochs), key=lambda one: one.information, default=best)
+    doubted = ahead.candidate.words(unit) if best.candidate.epochs and ahead.information > best.information else ""
+    if doubted:
+        reason = (
+            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last one's student knew"
+            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last checkpoint's student knew"
+        )
     longest = [one for one in held if one.epochs == best.epochs]
     wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)
     share = {one.candidate: float((wins_R == number).mean()) for number, one in enumerate(longest)}
@@ -367,7 +392,7 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
         f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
         "is within the noise of the images"
         for name, one in behind.items()
-        if one["low"] <= 0 and name != "the last checkpoint"
+        if one["low"] <= 0 and name != "the last checkpoint" and one["who"] != doubted
     ]
     return Probed(
         student=race.student,
