@@ -53,11 +53,12 @@ def main() -> None:
 
 
 def _rows(rows: Path, out: Path) -> None:
-    """Compressed where they are long, as those with maps of 100 classes are."""
-    if rows.stat().st_size <= LONG:
-        shutil.copy(rows, out)
-        return
-    out.with_name(f"{out.name}.gz").write_bytes(gzip.compress(rows.read_bytes(), mtime=0))
+    """Without the folder's own path; compressed where they are long, as those with maps of 100 classes are."""
+    text = rows.read_text(encoding="utf-8").replace(f"{rows.parents[1].resolve()}/", "").encode()
+    if len(text) <= LONG:
+        out.write_bytes(text)
+    else:
+        out.with_name(f"{out.name}.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
 def _section(study: dict[str, Any], out: Path) -> list[str]:

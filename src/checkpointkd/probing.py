@@ -362,11 +362,11 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
     unit, last = race.trajectory.unit, max(epochs)
     ranked = _best(held)
     best = ranked[0]
-    reason = f"after lessons of {counted(best.epochs, 'epoch')} its student knew most of the labels"
+    reason = f"after lessons of {counted(best.epochs, 'epoch')} its student knew more of the labels than the others'"
     able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
     if best.candidate == ALONE and able and able[0].epochs == best.epochs and _behind(best, able[0], unit)["low"] <= 0:
         reason = (
-            f"of those with a teacher its student knew most of the labels after lessons of "
+            f"of those with a teacher its student knew the most of the labels after lessons of "
             f"{counted(best.epochs, 'epoch')}; without one it did not surely know more, which short lessons favour"
         )
         best = able[0]
@@ -374,8 +374,8 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
     doubted = ahead.candidate.words(unit) if best.candidate.epochs and ahead.information > best.information else ""
     if doubted:
         reason = (
-            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last one's student knew"
-            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last checkpoint's student knew"
+            f"after lessons of {counted(best.epochs, 'epoch')} the student of {doubted} knew more of the labels by less "
+            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last checkpoint's knew"
         )
     longest = [one for one in held if one.epochs == best.epochs]
     wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)

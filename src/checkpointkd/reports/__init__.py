@@ -171,7 +171,7 @@ def _findings(claims: list[Claim]) -> dict[str, list[str]]:
     for word in ("supported", "not supported"):
         said = [f"{one.text} ({one.where}): {one.cells()[0]}" for one in claims if one not in main and one.word == word]
         if said:
-            found[f"{word.capitalize()} besides"] = said
+            found[f"Also {word}"] = said
     cautions = dict.fromkeys(one.caveat for one in claims if one.caveat and (one in main or one.word != "undecided"))
     if cautions:
         found["What to know of these"] = [

@@ -140,6 +140,8 @@ def collect(folder: Path) -> Collected:
             runs.append(run)
         except UserError as error:
             notes.append(f"left out: {error}")
+    if (folder / "studies.json").exists() and not studies:
+        notes.append("not finished: studies, of which these are the first runs; the same `checkpointkd study` goes on")
     why = f" ({notes[0]})" if notes else ""
     require(
         bool(runs or searches or probings or studies),

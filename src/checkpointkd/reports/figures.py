@@ -57,7 +57,8 @@ def plane_chart(name: str, points: Sequence[Point], *, chosen: Sequence[int], un
         x_title="I(X;F), normalised",
         y_title="I(Y;F), normalised",
         series=series,
-        caption=f"Up and to the right is better: Algorithm 1 chooses the largest sum. Numbers are {unit}s.",
+        caption=f"Up and to the right is better: Algorithm 1 chooses the largest sum; a star may be another rule's "
+        f"choice, or probing's. Numbers are {unit}s.",
         alt=f"The checkpoints of {name} by normalised I(X;F) and I(Y;F)",
     )
 

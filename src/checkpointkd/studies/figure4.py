@@ -114,7 +114,7 @@ def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
     for text, arm, unit in teachers:
         found = only(rows, kind="gap", pair=pair.name, arm=arm)
         one = found[0] if found else {"mean": math.nan, "error": math.nan, "degrees": 1.0, "n": 0}
-        caveat = "of one run: another run's curve may differ by more than images do"
+        caveat = "rests on one run: another run's curve may differ by more than the interval, which is over images"
         if found and ("over first" in arm or "over last" in arm or "best earlier" in arm):
             first = ", the first that was saved: an earlier rise can't show" if "over first" in arm else ""
             picked = f"{'s' * (len(one['epochs']) > 1)} {' or '.join(map(str, one['epochs']))}"
@@ -154,7 +154,7 @@ def _larger(rows: Sequence[Row], pair: Pair) -> Claim:
     ]
     error, degrees = _together(parts)
     return claim_of(text, pair.name, row["information"] - fmean(alone), error, len(alone), unit=UNIT, units="seed",
-                    degrees=degrees, caveat="of one teacher run: another one's I(X;F) may differ by more")  # fmt: skip
+                    degrees=degrees, caveat="rests on one teacher run: another may differ by more")  # fmt: skip
 
 
 def last_information(rows: Sequence[Row], pair: Pair, arm: str, what: str = "information") -> dict[int, float]:

@@ -28,8 +28,8 @@ ARMS = {
 }  # fmt: skip
 ONE_RUN = "rests on one teacher run: another run's students may differ by more than seeds do"
 OWN = (
-    "of one run each, by errors over images as if the two were measured on different ones, which makes the interval "
-    "too wide; other runs may differ by more"
+    "rests on one run each, and on errors over images as if the two were measured on different ones, which makes the "
+    "interval too wide; other runs may differ by more"
 )
 
 

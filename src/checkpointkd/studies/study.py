@@ -293,7 +293,7 @@ def _estimate(lab: Lab, works: Sequence[Work], done: Callable[[Work], bool]) -> 
     words = (
         f"{len(needed) - len(left)} of {counted(len(needed), 'piece')} of work are done; to do: "
         f"{counted(teachers, 'teacher')}, {counted(len(runs) - teachers, 'student')}, {searches}"
-        f"{counted(len(left) - len(runs) - count, 'measurement')}: as steps took when they were measured, at least "
+        f"{counted(len(left) - len(runs) - count, 'measurement')}: as steps took when they were measured, about "
         f"{_hours(seconds)} on this machine, one after the other; "
         f"{megabytes / 1e3:.1f} GB of checkpoints, up to {tables:.1f} GB of tables"
     )
@@ -325,13 +325,17 @@ def _ask(words: str) -> None:
 
 
 def _refuse_another(out: Path, scale: Scale, data: Data) -> None:
-    """Raise UserError where the studies of another scale or of other data are: they would share a page and tables."""
+    """Raise UserError where the studies of another scale or of other data are, which would share a page and tables, or
+    something else is, which a page of studies would hide."""
     from .. import files
     from .lab import read_checked
 
     path = out / "studies.json"
     ours = {"scale": scale.name, "dataset": scale.dataset, "images": data.identity["sha256"]}
     if not path.exists():
+        strangers = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+        shown = ", ".join(sorted(strangers)[:3])
+        require(not strangers, f"{out} holds something else ({shown}); choose another --out")
         files.write_json(path, ours)
         return
     there = read_checked(path, lambda found: found.keys() == ours.keys())

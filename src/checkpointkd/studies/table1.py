@@ -113,7 +113,7 @@ def _epoch(rows: Sequence[Row], pair: Pair, arm: str) -> str:
     epoch = only(rows, kind="network", pair=pair.name, arm=arm)[0]["teachers"][0][2]
     arms = [one for one in swept(pair) if one != "full"]
     there = sum(bool(by_seed(rows, pair, one)) for one in arms)
-    return f"epoch {epoch}" + (f", the best of {there}; {len(arms) - there} are missing" if there < len(arms) else "")
+    return f"epoch {epoch}" + (f", the best of {there}; {len(arms) - there} missing" if there < len(arms) else "")
 
 
 def _sweeps(scale: Scale) -> str:

@@ -39,7 +39,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         found = only(rows, kind="network", pair=pair.name, arm="best")
         epoch = f", epoch {found[0]['teachers'][0][2]}" if found else ""
         accuracies = [teachers_accuracy(rows, pair, which) for which in ARMS]
-        lines.append([pair.teacher, *accuracies[:-1], f"{accuracies[-1]}{epoch}"])
+        lines.append([pair.teacher, *accuracies[:-1], accuracies[-1] + epoch * (accuracies[-1] != "—")])
         if known := published(scale, pair):
             shown = [known.get(f"teacher, {which}") for which in ARMS]
             lines.append([f"{pair.teacher}, the paper", *("" if one is None else f"{one:.2f}" for one in shown)])

@@ -72,7 +72,8 @@ def look(path: Path | str) -> Folder:
         else:
             found.append(checkpoint)
     if not found:
-        elsewhere = sorted({file.parent for file in root.rglob("*") if file.suffix in ENDINGS}) if root.is_dir() else []
+        below = {file.parent for file in root.rglob("*") if file.suffix in ENDINGS} if root.is_dir() else set()
+        elsewhere = sorted(below, key=lambda folder: (len(folder.parts), folder))  # a run before its lessons and trials
         hint = f"; there are some in {', '.join(map(str, elsewhere[:3]))}" if elsewhere and not left_out else ""
         why = f" ({'; '.join(left_out[:3])})" if left_out else ""
         raise UserError(f"there are no checkpoints in {path}{why}{hint}")
