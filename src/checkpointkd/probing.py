@@ -374,7 +374,7 @@ def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence
     doubted = ahead.candidate.words(unit) if best.candidate.epochs and ahead.information > best.information else ""
     if doubted:
         reason = (
-            f"after lessons of {counted(best.epochs, 'epoch')} the student of {doubted} knew more of the labels by less "
+            f"after lessons of {counted(best.epochs, 'epoch')} the student of {doubted} was ahead by less "
             f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last checkpoint's knew"
         )
     longest = [one for one in held if one.epochs == best.epochs]

@@ -218,9 +218,10 @@ def test_bad_input_is_told_in_one_sentence(arguments: list[str], words: str, tmp
         *(("studies.json", text) for text in ("[]", "{}", "no JSON", '{"scale": 3}')),
     ],
 )
-def test_damaged_files_are_named(name: str, damage: str, tmp_path: Path, capsys):
+def test_damaged_files_are_named(name: str, damage: str, smoke: Path, tmp_path: Path, capsys):
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
+    shutil.copy(smoke / "studies.json", path.parent)
     path.write_text(damage)
     assert main(["study", "table1", "--scale", "smoke", "--out", str(tmp_path / "out")]) == 2
     assert f"{path} is damaged" in capsys.readouterr().err
@@ -287,6 +288,22 @@ def test_one_folder_holds_one_scale(smoke: Path, tmp_path: Path, capsys, cifar10
     shutil.copy(smoke / "studies.json", tmp_path)
     assert main(["study", "table1", "--scale", "small", "--data", f"cifar100:{cifar100}", "--out", str(tmp_path)]) == 2
     assert "holds studies of the scale smoke; choose another --out" in capsys.readouterr().err
+
+
+def test_a_folder_with_something_else_is_left_alone(teacher_run: Path, capsys):
+    """The page of a study would stand for all that is there."""
+    folder = teacher_run.parent
+    before = sorted(folder.rglob("*"))
+    assert main(["study", "table1", "--scale", "smoke", "--out", str(folder)]) == 2
+    assert f"{folder} holds something else (teacher); choose another --out" in capsys.readouterr().err
+    assert [path for path in sorted(folder.rglob("*")) if not path.name.startswith(".lock")] == before
+
+
+def test_a_report_before_the_first_study_is_done_says_so(smoke: Path, tmp_path: Path):
+    shutil.copy(smoke / "studies.json", tmp_path)
+    run = next(smoke.glob("runs/wrn_16_2-teacher-seed0-*"))
+    shutil.copytree(run, tmp_path / "runs" / run.name)
+    assert "not finished: studies" in ckd.report(tmp_path).read_text(encoding="utf-8")
 
 
 def _start(out: Path) -> subprocess.Popen:
