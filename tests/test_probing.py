@@ -12,29 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 
 import checkpointkd as ckd
 from checkpointkd import probing, runs
 from checkpointkd.cli import main
 from checkpointkd.errors import Diverged, UserError
-from checkpointkd.probing import (
-    ALONE,
-    LESSON,
-    LONGER,
-    Candidate,
-    Outcome,
-    _behind,
-    _best,
-    _found,
-    lessons_within,
-    near,
-    spread,
-)
+from checkpointkd.lessons import LONGER
 from checkpointkd.trajectory.addresses import ensemble_of, resolve
 
 SHORT = {"student": "wrn_10_1", "epochs": 20, "batch_size": 20, "precision": "fp32", "budget": "70",
@@ -72,22 +57,6 @@ def _probed(_ripe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def probe(_probed: Path, tmp_path: Path) -> Path:
     """The folder of a finished race of `SHORT`, whose lessons the same command finds; the test may change it."""
     return Path(shutil.copytree(_probed, tmp_path / "probe"))
-
-
-@pytest.fixture
-def race() -> Any:
-    """As much of a race as what follows from its lessons needs."""
-
-    class Run(dict):
-        unit = "epoch"
-
-    return SimpleNamespace(
-        trajectory=Run({30: None}), student="s", recipe=SimpleNamespace(epochs=9), settings=SimpleNamespace(tau=5.0)
-    )
-
-
-def _lesson(epochs: tuple[int, ...], information: float, *, alpha: float = 0.5, length: int = 3) -> Outcome:
-    return Outcome(Candidate(epochs, alpha) if epochs else ALONE, length, information, 0.5, np.full(4, -information))
 
 
 def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, probe: Path):
@@ -232,24 +201,6 @@ def test_other_lessons_and_other_things_are_refused(teacher: Path, tmp_path: Pat
             ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1, option: value})
 
 
-def test_checkpoints_are_spread_with_the_last_first():
-    assert spread([10, 20, 30, 40], 3) == [40, 20, 30]
-    assert spread([10, 20], 9) == [20, 10]
-    for many in range(1, 30):
-        whole = spread(range(1, many + 1), many)
-        assert sorted(whole) == list(range(1, many + 1))
-        assert whole[0] == many
-        assert all(spread(range(1, many + 1), count) == whole[:count] for count in range(1, many)), "only more of them"
-
-
-def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours():
-    lessons = [_lesson((), 2.0), _lesson((40,), 1.0), _lesson((20,), 1.5)]
-    proposed = near(lessons, [10, 20, 30, 40], (0.5, 0.1))
-    assert next(proposed) == Candidate((20,), 0.1)
-    lessons.append(_lesson((20,), 1.6, alpha=0.1))
-    assert list(proposed) == [Candidate((20, 40), 0.1), Candidate((10,), 0.1), Candidate((30,), 0.1)]
-
-
 def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, probe: Path, tmp_path: Path):
     found = ckd.select(teacher, out=probe, **SHORT)
     page = ckd.report(tmp_path).read_text()
@@ -264,21 +215,6 @@ def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, pr
     page = ckd.report(tmp_path).read_text()
     assert "damaged: no lessons left it" in page
     assert "Which teacher for" not in page
-
-
-def test_a_tie_with_no_teacher_is_the_teachers(race: Any):
-    """Short lessons favour labels alone, so that is chosen only where it is surely better."""
-
-    def lesson(candidate, loss):
-        return Outcome(candidate, 3, 2 - float(np.mean(loss)), 0.5, np.array(loss))
-
-    taught = Candidate((30,), 0.5)
-    noisy, worse = [0.5, 1.5, 0.4, 1.7], [1.0, 1.8, 0.9, 2.0]
-    tie = _found(race, [lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)], [], [30])
-    assert tie.epochs == (30,)
-    assert "is not surely better than no teacher" in tie.warnings[0]
-    sure = _found(race, [lesson(ALONE, noisy), lesson(taught, worse)], [], [30])
-    assert (sure.epochs, sure.warnings) == ((), ())
 
 
 def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, tmp_path: Path, monkeypatch):
@@ -296,31 +232,6 @@ def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, 
     assert "20-alpha-0.5-1-epochs" in asked
     assert len(set(asked)) == len(asked), "neighbours of the best were tried, but not the one that was lost"
     assert {one["epochs"][0] for one in found.lessons if len(one["epochs"]) == 1} == {4, 8, 12, 16, 24}
-
-
-@pytest.mark.parametrize(("ahead", "chosen"), [(1.07, (30,)), (1.09, (15, 30))])
-def test_in_doubt_the_last_checkpoint_teaches(ahead: float, chosen: tuple[int, ...], race: Any):
-    """Of 0.27 or 0.29 nats that teaching gains a fifth is 0.054 or 0.058; images explain nothing of either lead."""
-    held = [_lesson((), 0.8), _lesson((30,), 1.02), _lesson((15,), 1.03), _lesson((15, 30), ahead)]
-    assert _best(held)[0].candidate.epochs == chosen
-    assert [one.candidate.epochs for one in _best(held)[1:]].count(chosen) == 0
-    found = _found(race, held, [], [15, 30])
-    assert found.epochs == chosen
-    assert ("may be chance" in found.reason) == (chosen == (30,))
-    assert found.warnings == (), "the reason has it"
-    whole = [*held, _lesson((30,), 1.22, length=6), _lesson((15, 30), ahead + 0.2, length=6)]
-    assert _best(whole)[0].candidate.epochs == chosen, "lessons of another length are doubted alike"
-    assert _best([_lesson((), 1.1), *held[1:]])[0].candidate == ALONE, "where teaching gains nothing"
-
-
-def test_longer_lessons_decide_only_between_two():
-    """One of the two may be lost."""
-    lost, other = Candidate((20,), 0.5), Candidate((30,), 0.5)
-    short = [Outcome(ALONE, 3, 0.1, 0.5, np.zeros(4)), Outcome(lost, 3, 0.5, 0.5, np.zeros(4)),
-             Outcome(other, 3, 0.3, 0.5, np.zeros(4))]  # fmt: skip
-    longer = [Outcome(other, 6, 0.6, 0.5, np.zeros(4)), Outcome(lost, 6, 0.4, 0.5, np.zeros(4))]
-    assert _best(short)[0].candidate == _best([*short, longer[0]])[0].candidate == lost
-    assert _best([*short, *longer])[0].candidate == other
 
 
 def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path, tmp_path: Path):
@@ -414,23 +325,3 @@ def test_a_damaged_selection_stands_in_nobodys_way(teacher: Path, tmp_path: Path
     (teacher / "selection.json").write_text("[]")
     found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "epochs": 1, "budget": 3})
     assert ckd.inspect(teacher)["selected"] == list(found.epochs)
-
-
-def test_the_interval_is_that_of_paired_images():
-    rng = np.random.default_rng(0)
-    inside, mean = 0, 0.05
-    for _ in range(400):
-        common = rng.exponential(size=200)
-        best = Outcome(ALONE, 3, 0.0, 0.5, common)
-        other = Outcome(Candidate((1,), 0.5), 3, 0.0, 0.5, common + rng.normal(mean, 0.3, size=200))
-        found = _behind(best, other, "epoch")
-        inside += found["low"] <= mean <= found["high"]
-    assert 0.92 < inside / 400 < 0.98
-
-
-def test_how_long_lessons_are_and_how_many():
-    from checkpointkd.settings import ProbeSettings
-
-    assert lessons_within(ProbeSettings(budget="1.0"), 200, 700) == (round(LESSON * 200), 6) == (30, 6)
-    assert lessons_within(ProbeSettings(budget="1.0"), 20, 25) == (4, 5), "a hundred steps at least"
-    assert lessons_within(ProbeSettings(budget=9), 2, 5) == (2, 4), "never longer than the whole"

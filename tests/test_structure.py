@@ -10,7 +10,7 @@ import checkpointkd
 LAYERS = [
     "errors", "settings", "recipes", "randomness", "files", "pieces",
     "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
-    "information", "selection", "correlation", "comparisons", "charts", "reports",
+    "information", "selection", "lessons", "correlation", "comparisons", "charts", "reports",
     "runs", "portable", "distillation", "tuning", "probing", "verbs",
     "studies", "progress", "texts", "cli",
 ]  # fmt: skip

@@ -8,10 +8,8 @@ that puts teachers in the order in which whole distillations do: docs/selection.
 
 First comes the student without a teacher, then checkpoints from all over the trajectory, then what lies near the best:
 other weights of the labels, the best two together, its neighbours. With a larger budget the best two have lessons of
-twice the length in the end. A lesson is a run's folder, so a race that was stopped continues, and one with a larger
-budget uses what is there.
-
-Letters in names: N images, R bootstrap resamples, L lessons.
+twice the length in the end. How many there are, and what follows from them, is lessons.py. A lesson is a run's folder,
+so a race that was stopped continues, and one with a larger budget uses what is there.
 """
 
 from __future__ import annotations
@@ -19,14 +17,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import files
@@ -34,10 +30,24 @@ from .data import Data
 from .distillation import distil, prepare
 from .errors import Diverged, counted, require
 from .information import fitted_losses, label_entropy
+from .lessons import (
+    ALONE,
+    BATCH,
+    CHECKPOINTS,
+    LONGER,
+    WHOLE,
+    Candidate,
+    Outcome,
+    Probed,
+    best_first,
+    lessons_within,
+    near,
+    spread,
+    verdict,
+)
 from .loop import measure, predict
 from .losses import Supervised
 from .runs import carry_out
-from .selection import resamples
 from .settings import KDSettings, PrecisionChoice, ProbeSettings, Progress, Recipe, TeachingSettings, differences
 from .trajectory import Address, RunFolder, Trajectory, fresh_network, open_trajectory, provenance, refuse_inside_run
 from .tuning import command_of
@@ -46,51 +56,6 @@ log = logging.getLogger("checkpointkd")
 
 RESULT = "probed.json"
 LESSONS = "lessons"
-LESSON = 0.15  # of the student's epochs: from a tenth the order of teachers is another (docs/selection.md)
-BATCH = 0.5  # of the recipe's batch: twice the steps in the same epochs
-STEPS = 100  # in less than that a student learns too little to tell teachers apart
-LEAST = 3  # lessons: without a teacher, of the last checkpoint, of another
-WHOLE = 8  # lessons that a race has before it spends what is left on longer ones
-LONGER = 2  # so many have a lesson of twice the length, in the end
-DOUBT = 0.2  # of what teaching gains: leads over the last checkpoint differ by half of it from seed to seed
-CHECKPOINTS = 0.7  # of the lessons that are left after the one without a teacher go to checkpoints alone, at most
-
-
-@dataclass(frozen=True, order=True)
-class Candidate:
-    """Checkpoints that may teach together, by epoch; none: no teacher. And the weight of the labels."""
-
-    epochs: tuple[int, ...]
-    alpha: float
-
-    def words(self, unit: str = "epoch") -> str:
-        """As people are told of it.
-
-        >>> Candidate((15, 30), 0.5).words(), Candidate((), 1.0).words()
-        ('epochs 15 + 30, alpha 0.5', 'no teacher')
-        """
-        if not self.epochs:
-            return "no teacher"
-        several = "s" if len(self.epochs) > 1 else ""
-        return f"{unit}{several} {' + '.join(map(str, self.epochs))}, alpha {self.alpha!r}"
-
-    @property
-    def folder(self) -> str:
-        return f"{'+'.join(map(str, self.epochs))}-alpha-{self.alpha!r}" if self.epochs else "none"
-
-
-ALONE = Candidate((), 1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a candidate's student knows after a lesson; `loss_N` is each selection image's cross-entropy."""
-
-    candidate: Candidate
-    epochs: int
-    information: float  # nats
-    accuracy: float
-    loss_N: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,57 +73,6 @@ class Race:
     device: torch.device
     told: dict[str, Any] = field(default_factory=dict)  # what the user said, for the command that uses what was found
     progress: Progress | None = None
-
-
-@dataclass(frozen=True)
-class Probed:
-    """Which teacher was found to be best for a student: `epochs` of the checkpoints that teach together, () for none.
-
-    `lessons` is what was tried, in that order, each with its student's `information` in nats, whether it was `chosen`
-    and, for those of the greatest length, the share of resamples of the images in which it is best (`probability`, else
-    None). `behind` says
-    by how many nats the student without a teacher, that of the last checkpoint and the runner-up were behind after
-    lessons of one length: `mean`, `low` and `high`, a 95 % interval over images. There is one lesson of each, so that
-    another seed's may differ by more, and the best is named on the same images, which flatters it. `skipped` are
-    checkpoints less accurate than the student after its lesson alone. `command` uses what was found.
-    """
-
-    student: str
-    epochs: tuple[int, ...]
-    alpha: float
-    tau: float
-    reason: str
-    lessons: list[dict[str, Any]]
-    behind: dict[str, dict[str, Any]]
-    skipped: list[int]
-    spent_epochs: int
-    student_epochs: int
-    unit: str = "epoch"
-    rule: str = "auto"
-    command: str = ""
-    warnings: tuple[str, ...] = ()
-
-
-def lessons_within(settings: ProbeSettings, student_epochs: int, steps_an_epoch: int) -> tuple[int, int]:
-    """How long a lesson is, in epochs, and how many of them the budget buys; raises UserError for too few.
-
-    In an epoch of a lesson there are so many steps.
-
-    >>> lessons_within(ProbeSettings(), 200, 704)
-    (30, 6)
-    """
-    length = min(student_epochs, max(1, round(LESSON * student_epochs), math.ceil(STEPS / steps_an_epoch)))
-    budget = settings.epochs(student_epochs)
-    count = budget // length
-    why = f" (a lesson takes {STEPS} steps or more)" if length > max(1, round(LESSON * student_epochs)) else ""
-    require(
-        count >= LEAST,
-        f"a budget of {counted(budget, 'epoch')} buys {counted(count, 'lesson')} of {counted(length, 'epoch')}{why}, "
-        f"and at least {LEAST} are needed: without a teacher, of the last checkpoint, and of another or with another "
-        f"alpha; give --budget {LEAST * length} or more, in epochs"
-        f"{', or a share of one whole distillation, as in 1.0' * settings.in_epochs}",
-    )
-    return length, count
 
 
 def probe(race: Race) -> Probed:
@@ -212,53 +126,21 @@ def probe(race: Race) -> Probed:
                 room -= 1
             _hold(race, candidate, length, held, count)
         _hold_what_is_there(race, there, length, held, count)
-        best = [outcome.candidate for outcome in _best(held)[:LONGER]]
+        best = [outcome.candidate for outcome in best_first(held)[:LONGER]]
         missing = sum((candidate, 2 * length) not in there for candidate in best)
         if fits and 2 * (missing + doubled) <= count - len(held):
             for candidate in best:
                 _hold(race, candidate, 2 * length, held, count)
         _hold_what_is_there(race, there, 2 * length, held, count)
-        found = _found(race, held, skipped, epochs)
+        found = verdict(
+            held, student=race.student, student_epochs=race.recipe.epochs, tau=settings.tau, skipped=skipped,
+            last=max(epochs), unit=trajectory.unit,
+        )  # fmt: skip
         found = replace(found, command=_command(race, found))
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
         if race.progress is not None:
             race.progress(str(race.out), count, count)
     return found
-
-
-def spread(epochs: Sequence[int], count: int) -> list[int]:
-    """So many of the epochs, all over the training: the last, the middle one, and what halves what is between them, the
-    later first, so that a greater number has those of a smaller one.
-
-    >>> spread([3, 6, 9, 12, 15, 18, 21, 24], 4), spread([3, 6], 5), spread([3, 6], 1)
-    ([24, 12, 18, 6], [6, 3], [6])
-    """
-    found: dict[int, None] = {}
-    parts = 1
-    while len(found) < min(count, len(epochs)):
-        for number in range(parts, 0, -1):
-            found[epochs[max(1, round(number * len(epochs) / parts)) - 1]] = None
-        parts *= 2
-    return list(found)[:count]
-
-
-def near(held: Sequence[Outcome], able: Sequence[int], alphas: Sequence[float]) -> Iterator[Candidate]:
-    """What to try when the checkpoints are known: with the best of them the other weights of the labels; with the
-    weight that is best then, the two best together, and its neighbours, as long as there are any."""
-    single = [one for one in _best(held) if one.candidate.epochs]
-    if not single:  # all were lost
-        return
-    best = single[0].candidate
-    for alpha in alphas[1:]:
-        yield replace(best, alpha=alpha)
-    alpha = next(one.candidate for one in _best(held) if one.candidate.epochs == best.epochs).alpha
-    if len(single) > 1:
-        yield Candidate(tuple(sorted(best.epochs + single[1].candidate.epochs)), alpha)
-    tried = {one.candidate.epochs for one in held}
-    where = able.index(best.epochs[0])
-    for neighbour in sorted(able, key=lambda epoch: abs(able.index(epoch) - where)):
-        if (neighbour,) not in tried:
-            yield Candidate((neighbour,), alpha)
 
 
 def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], count: int) -> Outcome | None:
@@ -308,7 +190,7 @@ def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], co
     log.info(
         "lesson %d, %s, %s: %.3f nats (%.1f %%); ahead: %s",
         len(held), candidate.words(unit), counted(epochs, "epoch"), information, 100 * outcome.accuracy,
-        _best(held)[0].candidate.words(unit),
+        best_first(held)[0].candidate.words(unit),
     )  # fmt: skip
     return outcome
 
@@ -333,94 +215,6 @@ def _hold_what_is_there(
             _hold(race, candidate, epochs, held, count)
 
 
-def _best(held: Sequence[Outcome]) -> list[Outcome]:
-    """The lessons of the greatest length that two or more have, the best first, then the others.
-
-    The last checkpoint alone comes before other teachers that are ahead of it by less than chance may be (`DOUBT`):
-    short lessons favour softer teachers, which are earlier ones and several together.
-    """
-    lengths = Counter(one.epochs for one in held)
-    decides = max((length for length, several in lengths.items() if several > 1), default=max(lengths))
-    ranked = sorted(held, key=lambda one: (one.epochs != decides, -one.information))
-    taught = [one for one in ranked if one.epochs == decides and one.candidate.epochs]
-    last = max((max(one.candidate.epochs) for one in held if one.candidate.epochs), default=None)
-    plain = next((one for one in taught if one.candidate.epochs == (last,)), None)
-    if plain is not None and 0 < taught[0].information - plain.information < DOUBT * _gain(held):
-        ranked.remove(plain)
-        ranked.insert(ranked.index(taught[0]), plain)
-    return ranked
-
-
-def _gain(held: Sequence[Outcome]) -> float:
-    """By how many nats the best student is ahead of the one without a teacher, after lessons as long as its."""
-    alone = next(one for one in held if one.candidate == ALONE)
-    return max(one.information for one in held if one.epochs == alone.epochs) - alone.information
-
-
-def _found(race: Race, held: list[Outcome], skipped: list[int], epochs: Sequence[int]) -> Probed:
-    """What the lessons amount to; `epochs` are the race's."""
-    unit, last = race.trajectory.unit, max(epochs)
-    ranked = _best(held)
-    best = ranked[0]
-    reason = f"after lessons of {counted(best.epochs, 'epoch')} its student knew more of the labels than the others'"
-    able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
-    if best.candidate == ALONE and able and able[0].epochs == best.epochs and _behind(best, able[0], unit)["low"] <= 0:
-        reason = (
-            f"of those with a teacher its student knew the most of the labels after lessons of "
-            f"{counted(best.epochs, 'epoch')}; without one it did not surely know more, which short lessons favour"
-        )
-        best = able[0]
-    ahead = max((one for one in able if one.epochs == best.epochs), key=lambda one: one.information, default=best)
-    doubted = ahead.candidate.words(unit) if best.candidate.epochs and ahead.information > best.information else ""
-    if doubted:
-        reason = (
-            f"after lessons of {counted(best.epochs, 'epoch')} the student of {doubted} was ahead by less "
-            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last checkpoint's knew"
-        )
-    longest = [one for one in held if one.epochs == best.epochs]
-    wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)
-    share = {one.candidate: float((wins_R == number).mean()) for number, one in enumerate(longest)}
-    mine = {one.epochs: one for one in held if one.candidate == best.candidate}
-    others = [one for one in ranked if one.candidate != best.candidate and one.epochs in mine]
-    rivals = {
-        "no teacher": [one for one in others if one.candidate == ALONE],
-        "the last checkpoint": [one for one in others if one.candidate.epochs == (last,) != best.candidate.epochs],
-        "the runner-up": others,
-    }
-    behind = {name: _behind(mine[several[0].epochs], several[0], unit) for name, several in rivals.items() if several}
-    warnings = [
-        f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
-        "is within the noise of the images"
-        for name, one in behind.items()
-        if one["low"] <= 0 and name != "the last checkpoint" and one["who"] != doubted
-    ]
-    return Probed(
-        student=race.student,
-        epochs=best.candidate.epochs,
-        alpha=best.candidate.alpha,
-        tau=race.settings.tau,
-        reason=f"{reason}: {best.information:.3f} nats",
-        lessons=[
-            {
-                "epochs": list(one.candidate.epochs),
-                "alpha": one.candidate.alpha,
-                "lesson_epochs": one.epochs,
-                "information": one.information,
-                "accuracy": one.accuracy,
-                "chosen": one.candidate == best.candidate,
-                "probability": share[one.candidate] if one.epochs == best.epochs else None,
-            }
-            for one in held
-        ],
-        behind=behind,
-        skipped=skipped,
-        spent_epochs=sum(one.epochs for one in held),
-        student_epochs=race.recipe.epochs,
-        unit=unit,
-        warnings=tuple(dict.fromkeys(warnings)),
-    )
-
-
 def _command(race: Race, found: Probed) -> str:
     """The command that trains the student as was found."""
     told = race.told
@@ -440,19 +234,6 @@ def _command(race: Race, found: Probed) -> str:
         }
     precision = None if race.precision == "auto" else race.precision
     return command_of(words, {**told, **more, "precision": precision})
-
-
-def _behind(best: Outcome, other: Outcome, unit: str) -> dict[str, Any]:
-    """By how many nats another lesson's student is behind, with a 95 % interval over the images."""
-    gap_N = other.loss_N - best.loss_N
-    mean, error = float(gap_N.mean()), float(gap_N.std() / len(gap_N) ** 0.5)
-    return {
-        "who": other.candidate.words(unit),
-        "lesson_epochs": other.epochs,
-        "mean": mean,
-        "low": mean - 1.96 * error,
-        "high": mean + 1.96 * error,
-    }
 
 
 def _accuracies(race: Race, epochs: Sequence[int]) -> dict[int, float]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from ..data import Data
     from ..information import Plane
+    from ..lessons import Probed
     from ..models import Network
-    from ..probing import Probed
     from ..selection import Choice
     from ..trajectory import Trajectory
 

@@ -1,0 +1,105 @@
+"""What lessons tell: which teacher they show to be best, in doubt and beyond it, and how many there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from checkpointkd.lessons import (
+    ALONE,
+    LESSON,
+    Candidate,
+    Outcome,
+    Probed,
+    behind_by,
+    best_first,
+    lessons_within,
+    near,
+    spread,
+    verdict,
+)
+from checkpointkd.settings import ProbeSettings
+
+
+def _lesson(epochs: tuple[int, ...], information: float, *, alpha: float = 0.5, length: int = 3) -> Outcome:
+    return Outcome(Candidate(epochs, alpha) if epochs else ALONE, length, information, 0.5, np.full(4, -information))
+
+
+def test_checkpoints_are_spread_with_the_last_first():
+    assert spread([10, 20, 30, 40], 3) == [40, 20, 30]
+    assert spread([10, 20], 9) == [20, 10]
+    for many in range(1, 30):
+        whole = spread(range(1, many + 1), many)
+        assert sorted(whole) == list(range(1, many + 1))
+        assert whole[0] == many
+        assert all(spread(range(1, many + 1), count) == whole[:count] for count in range(1, many)), "only more of them"
+
+
+def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours():
+    lessons = [_lesson((), 2.0), _lesson((40,), 1.0), _lesson((20,), 1.5)]
+    proposed = near(lessons, [10, 20, 30, 40], (0.5, 0.1))
+    assert next(proposed) == Candidate((20,), 0.1)
+    lessons.append(_lesson((20,), 1.6, alpha=0.1))
+    assert list(proposed) == [Candidate((20, 40), 0.1), Candidate((10,), 0.1), Candidate((30,), 0.1)]
+
+
+def _verdict(held: list[Outcome]) -> Probed:
+    return verdict(held, student="s", student_epochs=9, tau=5.0, skipped=[], last=30, unit="epoch")
+
+
+def test_a_tie_with_no_teacher_is_the_teachers():
+    """Short lessons favour labels alone, so that is chosen only where it is surely better."""
+
+    def lesson(candidate, loss):
+        return Outcome(candidate, 3, 2 - float(np.mean(loss)), 0.5, np.array(loss))
+
+    taught = Candidate((30,), 0.5)
+    noisy, worse = [0.5, 1.5, 0.4, 1.7], [1.0, 1.8, 0.9, 2.0]
+    tie = _verdict([lesson(ALONE, [0.9, 1.0, 1.0, 1.1]), lesson(taught, noisy)])
+    assert tie.epochs == (30,)
+    assert "is not surely better than no teacher" in tie.warnings[0]
+    sure = _verdict([lesson(ALONE, noisy), lesson(taught, worse)])
+    assert (sure.epochs, sure.warnings) == ((), ())
+
+
+@pytest.mark.parametrize(("ahead", "chosen"), [(1.07, (30,)), (1.09, (15, 30))])
+def test_in_doubt_the_last_checkpoint_teaches(ahead: float, chosen: tuple[int, ...]):
+    """Of 0.27 or 0.29 nats that teaching gains a fifth is 0.054 or 0.058; images explain nothing of either lead."""
+    held = [_lesson((), 0.8), _lesson((30,), 1.02), _lesson((15,), 1.03), _lesson((15, 30), ahead)]
+    assert best_first(held)[0].candidate.epochs == chosen
+    assert [one.candidate.epochs for one in best_first(held)[1:]].count(chosen) == 0
+    found = _verdict(held)
+    assert found.epochs == chosen
+    assert ("may be chance" in found.reason) == (chosen == (30,))
+    assert found.warnings == (), "the reason has it"
+    whole = [*held, _lesson((30,), 1.22, length=6), _lesson((15, 30), ahead + 0.2, length=6)]
+    assert best_first(whole)[0].candidate.epochs == chosen, "lessons of another length are doubted alike"
+    assert best_first([_lesson((), 1.1), *held[1:]])[0].candidate == ALONE, "where teaching gains nothing"
+
+
+def test_longer_lessons_decide_only_between_two():
+    """One of the two may be lost."""
+    lost, other = Candidate((20,), 0.5), Candidate((30,), 0.5)
+    short = [Outcome(ALONE, 3, 0.1, 0.5, np.zeros(4)), Outcome(lost, 3, 0.5, 0.5, np.zeros(4)),
+             Outcome(other, 3, 0.3, 0.5, np.zeros(4))]  # fmt: skip
+    longer = [Outcome(other, 6, 0.6, 0.5, np.zeros(4)), Outcome(lost, 6, 0.4, 0.5, np.zeros(4))]
+    assert best_first(short)[0].candidate == best_first([*short, longer[0]])[0].candidate == lost
+    assert best_first([*short, *longer])[0].candidate == other
+
+
+def test_the_interval_is_that_of_paired_images():
+    rng = np.random.default_rng(0)
+    inside, mean = 0, 0.05
+    for _ in range(400):
+        common = rng.exponential(size=200)
+        best = Outcome(ALONE, 3, 0.0, 0.5, common)
+        other = Outcome(Candidate((1,), 0.5), 3, 0.0, 0.5, common + rng.normal(mean, 0.3, size=200))
+        found = behind_by(best, other, "epoch")
+        inside += found["low"] <= mean <= found["high"]
+    assert 0.92 < inside / 400 < 0.98
+
+
+def test_how_long_lessons_are_and_how_many():
+    assert lessons_within(ProbeSettings(budget="1.0"), 200, 700) == (round(LESSON * 200), 6) == (30, 6)
+    assert lessons_within(ProbeSettings(budget="1.0"), 20, 25) == (4, 5), "a hundred steps at least"
+    assert lessons_within(ProbeSettings(budget=9), 2, 5) == (2, 4), "never longer than the whole"
