@@ -158,7 +158,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence: str, tea
     assert not (tmp_path / "new").exists()
 
 
-def test_interrupted_it_says_how_to_go_on_and_does(tmp_path: Path):
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_says_how_to_go_on(how: signal.Signals, code: int, tmp_path: Path):
     arguments = [
         "train",
         "wrn_16_2",
@@ -177,9 +178,9 @@ def test_interrupted_it_says_how_to_go_on_and_does(tmp_path: Path):
     while not (tmp_path / "run" / "state.bin").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert error.endswith("stopped; what is saved is kept, and the same command again goes on from there\n")
     assert "Traceback" not in error
 

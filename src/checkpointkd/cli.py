@@ -1,6 +1,7 @@
 """The command: the verbs, from the same signatures, with words for people and JSON for programs.
 
-Exit codes: 0 done, 2 the user's mistake (one sentence on standard error), 130 interrupted, 1 our bug.
+Exit codes: 0 done, 1 our bug, 2 the user's mistake (one sentence on standard error), 130 stopped by Ctrl-C, 143 by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json as json_module
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -142,9 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
             " ".join(str(error).split())
             + " (`checkpointkd --help` lists the commands, `checkpointkd COMMAND --help` its options)"
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nstopped; what is saved is kept, and the same command again goes on from there", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except PermissionError as error:  # wherever it was met
         return _complain(f"{error.filename}: {error.strerror}")
     except BrokenPipeError:  # the reader of our output went away, as `| head` does

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ from rich.table import Column
 
 QUIET_SECONDS = (10.0, 300.0)  # between two lines where there is no terminal: at first, and later at most
 SLOWER = 1.3  # from line to line
+STOPS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # Ctrl-C; a batch system
 
 
 class Bars:
@@ -34,30 +36,32 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._shares: dict[str, int] = {}
         self._said, self._quiet = time.monotonic(), QUIET_SECONDS[0]
-        self._stopped = False
+        self._stopped: int | None = None  # the signal by which
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Bars:
-        self._handler = signal.getsignal(signal.SIGINT)
-        if self._handler is signal.default_int_handler and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._stop)
+        for number, usual in STOPS.items():
+            if signal.getsignal(number) is usual and threading.current_thread() is threading.main_thread():
+                self._handlers[number] = signal.signal(number, self._stop)
         if self.console.is_terminal:
             self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if signal.getsignal(signal.SIGINT) == self._stop:
-            signal.signal(signal.SIGINT, self._handler)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._stop:
+                signal.signal(number, handler)
         if self.console.is_terminal:
             self._progress.stop()
 
-    def _stop(self, *_: object) -> None:
-        """Ctrl-C: raised here, and again at the next step, should a library's callback have swallowed it."""
-        self._stopped = True
-        raise KeyboardInterrupt
+    def _stop(self, number: int, *_: object) -> None:
+        """Raised here, and again at the next step, should a library's callback have swallowed it."""
+        self._stopped = number
+        raise KeyboardInterrupt(number)
 
     def __call__(self, task: str, done: int, total: int) -> None:
         if self._stopped:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self._stopped)
         if not self.console.is_terminal:
             self._shares[task] = 100 * done // total
             if time.monotonic() - self._said >= self._quiet:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 
 from ..errors import require
 from ..settings import DataSettings, Progress
@@ -24,6 +23,8 @@ TEST_IMAGES = 599
 def digits(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     """The data set `digits`; it has no path."""
     require(path is None, f"the digits are part of scikit-learn and have no path; say `digits`, not `digits:{path}`")
+    from sklearn.datasets import load_digits  # takes as long to import as PyTorch, and other data need none of it
+
     bunch: Any = load_digits()
     pixels_NCHW = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels_N = torch.from_numpy(bunch.target).long()
