@@ -33,7 +33,8 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A figure with two axes. `contour` gives heights at points, (x, y, z), between which lines are drawn."""
+    """A figure with two axes. `x_names` are what stands at x = 0, 1 … instead of numbers. `contour` gives heights at
+    points, (x, y, z), between which lines are drawn."""
 
     title: str
     x_title: str
@@ -45,6 +46,7 @@ class Chart:
     log_y: bool = False
     x_ticks: list[float] | None = None
     y_ticks: list[float] | None = None
+    x_names: list[str] | None = None
     contour: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
     contour_title: str = ""
 
@@ -59,10 +61,11 @@ class Chart:
         shown = any(one.hover for one in self.series)
         for one in self.series:
             if one.style != "edge":
+                places = [self.x_names[int(x)] for x in one.x] if self.x_names else one.x
                 errors = one.error or [None] * len(one.x)
                 said = [[text.replace("<br>", "; ")] * shown for text in one.hover or [""] * len(one.x)]
                 rows += [[one.name, x, y, error, *text] for x, y, error, text in
-                         zip(one.x, one.y, errors, said, strict=True)]  # fmt: skip
+                         zip(places, one.y, errors, said, strict=True)]  # fmt: skip
         return ["series", self.x_title, self.y_title, "±", *["point"] * shown], rows
 
 
@@ -144,7 +147,10 @@ def _check_chart(chart: Chart) -> None:
         _numbers(*(ticks or []))
         for one in chart.series if is_log else ():
             _numbers(*getattr(one, axis), least=1e-12)
+    _texts(*(chart.x_names or []))
     for one in chart.series:
+        if chart.x_names is not None and not all(x in range(len(chart.x_names)) for x in one.x):
+            raise ValueError("a place without a name")
         _texts(one.name, *(one.hover or []), *(one.words or []))
         _lists(len(one.x), one.x, one.y, one.error, one.hover, one.words)
         _numbers(*one.x, *one.y)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import checkpointkd as ckd
+from checkpointkd.charts import Chart, from_plain, to_plain
 from checkpointkd.studies.scales import Pair, Scale
 from checkpointkd.studies.scales import smoke as smoke_scale
 from checkpointkd.studies.selection import regrets, results
@@ -82,6 +83,22 @@ def test_the_table_says_cost_and_correlation():
     assert paper[-2:] == ["0.50", "0.00"]
     claim = next(one for one in found.claims if "no teacher" in one.text)
     assert claim.effect == pytest.approx((8 + 11 + 0) / 3)
+
+
+def test_the_figures_show_each_rule_once():
+    by_rule, by_cost = results(SCALE, ROWS).figures
+    assert isinstance(by_rule, Chart)
+    assert by_rule.x_names == ["full", "half", "Algorithm 1", "probing, budget 1.0", "no teacher"], "the least first"
+    shown = [(series, rule, round(regret, 2)) for series, rule, regret, *_ in by_rule.table()[1]]
+    other = "no teacher, and probing, which finds α"
+    assert shown == [
+        ("α = 0.5", "full", -1.67), ("α = 0.5", "half", -0.67), ("α = 0.5", "Algorithm 1", -0.67),
+        (other, "probing, budget 1.0", 2.0), (other, "no teacher", 8.33),
+    ]  # fmt: skip
+    assert isinstance(by_cost, Chart)
+    assert sorted(round(regret, 2) for *_, regret, _, _ in by_cost.table()[1]) == [-1.67, -0.67, -0.67, 2.0, 8.33]
+    with pytest.raises(ValueError, match="a place without a name"):
+        from_plain({**to_plain(by_rule), "x_names": by_rule.x_names[:4]})
 
 
 def test_advice_is_followed(smoke: Path):

@@ -36,6 +36,10 @@ def _chart(chart: Chart) -> go.Figure:
     for axis, is_log, ticks in (("xaxis", chart.log_x, chart.x_ticks), ("yaxis", chart.log_y, chart.y_ticks)):
         if is_log:
             drawn.update_layout({axis: {"type": "log", "tickvals": ticks}})
+    if chart.x_names:
+        names = [_text(name) for name in chart.x_names]
+        drawn.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-60)
+        drawn.update_layout(legend={"y": 1.02, "yanchor": "bottom"})  # the names need the room below
     return drawn
 
 

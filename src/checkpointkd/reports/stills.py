@@ -34,7 +34,8 @@ def stills(figure: Figure) -> Iterator[tuple[str, bytes]]:
         return
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # names may be in any script
-        drawn = Drawn(figsize=(7.2, 2.9) if isinstance(figure, Heatmaps) else (4.8, 3.2), layout="constrained")
+        size = (7.2, 2.9) if isinstance(figure, Heatmaps) else (4.8, 4.4 if figure.x_names else 3.2)
+        drawn = Drawn(figsize=size, layout="constrained")
         if isinstance(figure, Heatmaps):
             _heatmaps(drawn, figure)
         else:
@@ -67,7 +68,10 @@ def _chart(drawn: Any, chart: Chart) -> None:
             if ticks:
                 axis.set_ticks(ticks)
                 axis.minorticks_off()
-    if not chart.log_x and all(float(x).is_integer() for one in chart.series for x in one.x):
+    if chart.x_names:
+        names = [_short(name, 40) for name in chart.x_names]
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    elif not chart.log_x and all(float(x).is_integer() for one in chart.series for x in one.x):
         axes.xaxis.get_major_locator().set_params(integer=True)  # there is no epoch 1.5
     if len(chart.series) > 1:
         drawn.legend(loc="outside lower center", ncols=2)

@@ -84,7 +84,7 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
     tables = [Table("Regret of the rules", columns, lines, note), _choices(scale, rows)]
     return Results(
         tables=tables,
-        figures=[_chart(scale, rows, found)] if found else [],
+        figures=[_by_rule(scale, found), _by_cost(scale, rows, found)] if found else [],
         claims=_claims(scale, rows, found),
     )
 
@@ -142,10 +142,20 @@ def _arms(scale: Scale) -> list[str]:
     ]
 
 
-def _label(arm: str) -> str:
+def _alpha(arm: str) -> str | None:
+    """The weight of the labels that an arm's name says; None for no teacher's and probing's."""
+    name, _, rest = arm.partition(", ")
+    return rest if rest and name != "auto" else None
+
+
+def _rule(arm: str) -> str:
     words = {"alone": NONE, "paper": "Algorithm 1", "two": TWO, "auto": "probing"}
     name, _, rest = arm.partition(", ")
-    return words.get(name, name) + (f", α = {rest}" if rest and name != "auto" else f", budget {rest}" if rest else "")
+    return words.get(name, name) + f", budget {rest}" * (name == "auto")
+
+
+def _label(arm: str) -> str:
+    return _rule(arm) + (f", α = {_alpha(arm)}" if _alpha(arm) else "")
 
 
 def _cost(rows: Sequence[Row], arm: str) -> float:
@@ -177,8 +187,7 @@ def _line(scale: Scale, rows: Sequence[Row], arm: str, found: dict[str, dict[int
 
 def _full(scale: Scale, arm: str) -> str:
     """The last checkpoint's student of the same α."""
-    name, _, alpha = arm.partition(", ")
-    return f"full, {alpha}" if alpha and name != "auto" else f"full, {scale.alphas[0]:g}"
+    return f"full, {_alpha(arm) or format(scale.alphas[0], 'g')}"
 
 
 def _against(rows: Sequence[Row], pair: str, arm: str, other: str) -> list[float]:
@@ -200,7 +209,7 @@ def _correlations(scale: Scale, rows: Sequence[Row], arm: str) -> list[float]:
         else:
             choices = only(rows, kind="choice", pair=pair.name, rule=name)
             several = [{int(epoch): score for epoch, score in choice["scores"].items()} for choice in choices]
-        truth = _by_epoch(rows, pair, float(rest) if rest and name != "auto" else scale.alphas[0])
+        truth = _by_epoch(rows, pair, float(_alpha(arm) or scale.alphas[0]))
         for scores in several:
             both = [key for key in scores if key in truth]
             if len(both) > 2 and len({scores[key] for key in both}) > 1:
@@ -251,7 +260,41 @@ def _advice(row: Row) -> str:
     return f"{' + '.join(map(str, row['epochs']))}, {row['alpha']:g}" if row["epochs"] else "none"
 
 
-def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> Chart:
+def _by_rule(scale: Scale, found: dict[str, dict[str, dict[int, float]]]) -> Chart:
+    """Mean regret of each rule, the least first, with each weight of the labels."""
+    every = {arm: paired(_all(several)) for arm, several in found.items()}
+    ordered = sorted(every, key=lambda arm: every[arm].mean)
+    names = list(dict.fromkeys(_rule(arm) for arm in ordered))
+    series = []
+    for alpha in [*(f"{alpha:g}" for alpha in scale.alphas), None]:  # None: no rule's own
+        arms = [arm for arm in ordered if _alpha(arm) == alpha]
+        series.append(
+            Series(
+                name="no teacher, and probing, which finds α" if alpha is None else f"α = {alpha}",
+                x=[names.index(_rule(arm)) for arm in arms],
+                y=[every[arm].mean for arm in arms],
+                error=[0.0 if math.isnan(every[arm].half_width) else every[arm].half_width for arm in arms],
+                hover=[f"{_label(arm)}: {every[arm].mean:.2f} points" for arm in arms],
+                style="points",
+                symbol="diamond" if alpha is None else "circle",
+            )
+        )
+    return Chart(
+        title="Regret of the rules",
+        x_title="rule",
+        y_title="points behind the best teacher's student",
+        x_names=names,
+        series=[one for one in series if one.x],
+        caption=_whose(scale),
+        alt="Mean regret of each rule, with each weight of the labels",
+    )
+
+
+def _whose(scale: Scale) -> str:
+    return f"Bars: 95 % intervals over {len(scale.pairs)} pairs and {scale.seeds} seeds."
+
+
+def _by_cost(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> Chart:
     """Mean regret against cost; rules that look at the teacher alone cost no distillation."""
     series = []
     for name, prefix in (("rules that look at the teacher", ""), ("probing", "auto")):
@@ -273,7 +316,7 @@ def _chart(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[in
         x_title="cost of choosing, whole distillations",
         y_title="points behind the best teacher's student",
         series=[one for one in series if one.x],
-        caption=f"Bars: 95 % intervals over {len(scale.pairs)} pairs and {scale.seeds} seeds.",
+        caption=_whose(scale),
         alt="Mean regret of each rule by what choosing costs",
     )
 
