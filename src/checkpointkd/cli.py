@@ -140,6 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except cyclopts.CycloptsError as error:
+        wanted = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
+        if wanted is not None and not wanted.tokens and not error.unused_tokens:
+            verb = "checkpointkd " + " ".join(error.command_chain or ())
+            return _complain(f"`{verb}` needs {wanted.name}; `{verb} --help` says what it is")
         return _complain(
             " ".join(str(error).split())
             + " (`checkpointkd --help` lists the commands, `checkpointkd COMMAND --help` its options)"
