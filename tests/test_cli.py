@@ -104,7 +104,7 @@ def few_classes(**sizes: int) -> torch.nn.Module:
 
 MISTAKES = [
     (["trian"], r'Unknown command "trian"\. Did you mean "train"\?'),
-    (["train", "wrn_10_1", "--data", "digits"], r"`checkpointkd train` needs --out; `checkpointkd train --help` says what it is"),
+    (["train", "wrn_10_1", "--data", "digits"], r"`checkpointkd train` needs --out; `checkpointkd train --help` says"),
     (["train", "wrn_10_1", "--data", "digits", "--out", ""], "--out has an empty value"),
     (["train", "wrn_10_1", "--data", "digits", "--out="], "--out= has an empty value"),
     (["evaluate", ""], "evaluate has an empty value"),

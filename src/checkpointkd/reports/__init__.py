@@ -99,8 +99,9 @@ def _runs_page(collected: Collected) -> Page:
             title=f"Which teacher for {found['found']['student']}: {name}",
             words=[
                 *probing_words(found["found"]),
-                f"Lessons of seed {found['seed']}. To train the student: {found['found']['command']}",
+                f"Lessons of seed {found['seed']}. To train the student:",
             ],
+            command=found["found"]["command"],
             notes=found["found"]["warnings"],
             tables=[_lessons_table(found["found"])],
         )

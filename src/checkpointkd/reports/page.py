@@ -36,10 +36,11 @@ MARK = "made by checkpointkd.txt"  # in the folder beside a page: it is ours, an
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page: words first, then notes of what is missing, tables, claims, figures."""
+    """A part of a page: words first, then a command to be copied, notes of what is missing, tables, claims, figures."""
 
     title: str
     words: Sequence[str] = ()
+    command: str = ""
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     claims: Sequence[Claim] = ()
