@@ -39,7 +39,7 @@ def _chart(chart: Chart) -> go.Figure:
     if chart.x_names:
         names = [_text(name) for name in chart.x_names]
         drawn.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-60)
-        drawn.update_layout(legend={"y": 1.02, "yanchor": "bottom"})  # the names need the room below
+        drawn.update_layout(height=560, legend={"y": 1.02, "yanchor": "bottom"})  # the names need the room below
     return drawn
 
 
