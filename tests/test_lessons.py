@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -37,14 +39,22 @@ def test_checkpoints_are_spread_with_the_last_first():
 
 def test_near_the_best_the_weight_comes_first_then_two_together_then_neighbours():
     lessons = [_lesson((), 2.0), _lesson((40,), 1.0), _lesson((20,), 1.5)]
-    proposed = near(lessons, [10, 20, 30, 40], (0.5, 0.1))
+    proposed = near(lessons, [10, 20, 30, 40], (0.5, 0.1), 40)
     assert next(proposed) == Candidate((20,), 0.1)
     lessons.append(_lesson((20,), 1.6, alpha=0.1))
     assert list(proposed) == [Candidate((20, 40), 0.1), Candidate((10,), 0.1), Candidate((30,), 0.1)]
 
 
-def _verdict(held: list[Outcome]) -> Probed:
-    return verdict(held, student="s", student_epochs=9, tau=5.0, skipped=[], last=30, unit="epoch")
+def _verdict(held: list[Outcome], **more: Any) -> Probed:
+    given: dict[str, Any] = {
+        "student": "s",
+        "student_epochs": 9,
+        "tau": 5.0,
+        "skipped": [],
+        "last": 30,
+        "unit": "epoch",
+    }
+    return verdict(held, **{**given, **more})
 
 
 def test_a_tie_with_no_teacher_is_the_teachers():
@@ -66,15 +76,51 @@ def test_a_tie_with_no_teacher_is_the_teachers():
 def test_in_doubt_the_last_checkpoint_teaches(ahead: float, chosen: tuple[int, ...]):
     """Of 0.27 or 0.29 nats that teaching gains a fifth is 0.054 or 0.058; images explain nothing of either lead."""
     held = [_lesson((), 0.8), _lesson((30,), 1.02), _lesson((15,), 1.03), _lesson((15, 30), ahead)]
-    assert best_first(held)[0].candidate.epochs == chosen
-    assert [one.candidate.epochs for one in best_first(held)[1:]].count(chosen) == 0
+    assert best_first(held, 30)[0].candidate.epochs == chosen
+    assert [one.candidate.epochs for one in best_first(held, 30)[1:]].count(chosen) == 0
     found = _verdict(held)
     assert found.epochs == chosen
     assert ("may be chance" in found.reason) == (chosen == (30,))
     assert found.warnings == (), "the reason has it"
     whole = [*held, _lesson((30,), 1.22, length=6), _lesson((15, 30), ahead + 0.2, length=6)]
-    assert best_first(whole)[0].candidate.epochs == chosen, "lessons of another length are doubted alike"
-    assert best_first([_lesson((), 1.1), *held[1:]])[0].candidate == ALONE, "where teaching gains nothing"
+    assert best_first(whole, 30)[0].candidate.epochs == chosen, "lessons of another length are doubted alike"
+    assert best_first([_lesson((), 1.1), *held[1:]], 30)[0].candidate == ALONE, "where teaching gains nothing"
+
+
+def test_doubt_says_which_two_have_longer_lessons():
+    """The second is ahead of the last checkpoint by 0.005 of 0.2 nats: too little to be tried on in its place."""
+    held = [_lesson((), 0.5), _lesson((30,), 0.615), _lesson((10,), 0.7), _lesson((20,), 0.62)]
+    assert [one.candidate.epochs for one in best_first(held, 30)[:2]] == [(10,), (30,)]
+    sure = [*held[:3], _lesson((20,), 0.66)]
+    assert [one.candidate.epochs for one in best_first(sure, 30)[:2]] == [(10,), (20,)]
+
+
+@pytest.mark.parametrize("gone", ["lost", "skipped"])
+def test_doubt_is_for_no_other_than_the_last(gone: str):
+    held = [_lesson((), 0.5), _lesson((20,), 0.7), _lesson((10,), 0.71)]
+    more: dict[str, Any] = {"lost": [(Candidate((30,), 0.5), 3)]} if gone == "lost" else {"skipped": [30]}
+    found = _verdict(held, **more)
+    assert found.epochs == (10,)
+    assert "may be chance" not in found.reason
+    assert found.spent_epochs == (12 if gone == "lost" else 9)
+    assert any("epoch 30, alpha 0.5 diverged" in warning for warning in found.warnings) == (gone == "lost")
+
+
+@pytest.mark.parametrize(("noise", "chosen"), [(0.5, (30,)), (0.001, (20,))])
+def test_where_no_teacher_is_ahead_the_last_is_advised_unless_another_is_surely_better(
+    noise: float, chosen: tuple[int, ...]
+):
+    """Lessons that show no gain from teaching can't tell by how much a lead counts; the images can."""
+    sign = np.array([1, -1, 1, -1])
+
+    def lesson(epochs, loss_N):
+        return Outcome(Candidate(epochs, 0.5) if epochs else ALONE, 3, 2 - float(loss_N.mean()), 0.5, loss_N)
+
+    alone = lesson((), 1 + 0.3 * sign)
+    held = [alone, lesson((20,), 1.001 + 0 * sign), lesson((30,), 1.02 + noise * sign)]
+    found = _verdict(held)
+    assert found.epochs == chosen
+    assert ("than the last checkpoint's" in found.reason) == (chosen == (30,))
 
 
 def test_longer_lessons_decide_only_between_two():
@@ -83,8 +129,8 @@ def test_longer_lessons_decide_only_between_two():
     short = [Outcome(ALONE, 3, 0.1, 0.5, np.zeros(4)), Outcome(lost, 3, 0.5, 0.5, np.zeros(4)),
              Outcome(other, 3, 0.3, 0.5, np.zeros(4))]  # fmt: skip
     longer = [Outcome(other, 6, 0.6, 0.5, np.zeros(4)), Outcome(lost, 6, 0.4, 0.5, np.zeros(4))]
-    assert best_first(short)[0].candidate == best_first([*short, longer[0]])[0].candidate == lost
-    assert best_first([*short, *longer])[0].candidate == other
+    assert best_first(short, 40)[0].candidate == best_first([*short, longer[0]], 40)[0].candidate == lost
+    assert best_first([*short, *longer], 40)[0].candidate == other
 
 
 def test_the_interval_is_that_of_paired_images():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ import checkpointkd as ckd
 from checkpointkd import probing, runs
 from checkpointkd.cli import main
 from checkpointkd.errors import Diverged, UserError
-from checkpointkd.lessons import LONGER
+from checkpointkd.lessons import DOUBT, LONGER
 from checkpointkd.trajectory.addresses import ensemble_of, resolve
 
 SHORT = {"student": "wrn_10_1", "epochs": 20, "batch_size": 20, "precision": "fp32", "budget": "70",
@@ -63,10 +64,15 @@ def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, prob
     """Of the latter `_probed` makes sure."""
     found = ckd.select(teacher, out=probe, **SHORT)
     longest = max(lesson["lesson_epochs"] for lesson in found.lessons)
-    best = max((one for one in found.lessons if one["lesson_epochs"] == longest), key=lambda one: one["information"])
+    nats = [one["information"] for one in found.lessons if one["lesson_epochs"] == found.lessons[0]["lesson_epochs"]]
+    credit = DOUBT * (max(nats) - nats[0])
+    best = max(
+        (one for one in found.lessons if one["lesson_epochs"] == longest),
+        key=lambda one: one["information"] + credit * (one["epochs"] == [24]),
+    )
     (chosen,) = (one for one in found.lessons if one["chosen"] and one["lesson_epochs"] == longest)
     assert (list(found.epochs), found.alpha) == (chosen["epochs"], chosen["alpha"])
-    assert chosen == best or chosen["epochs"] == [24], "or in doubt the last"
+    assert chosen == best, "of all, with what the last is credited with"
     assert found.lessons[0]["epochs"] == [], "no teacher comes first"
     assert [max(ckd.open_trajectory(teacher))] in [one["epochs"] for one in found.lessons]
     assert any(len(one["epochs"]) == 2 for one in found.lessons), "two of them together"
@@ -195,7 +201,7 @@ def test_other_lessons_and_other_things_are_refused(teacher: Path, tmp_path: Pat
     for option, value, sentence in (
         ("seed", 7, "seed 0 there, 7 here"),
         ("precision", "bf16", "precision 'fp32' there, 'bf16' here"),
-        ("batch_size", 30, "recipe batch_size 10 there, 15 here"),
+        ("batch_size", 30, "recipe batch_size 20 there, 30 here"),
     ):
         with pytest.raises(UserError, match=rf"holds another race \({sentence}\)"):
             ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "budget": "3.0", "epochs": 1, option: value})
@@ -233,6 +239,22 @@ def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, 
     assert "20-alpha-0.5-1-epochs" in asked
     assert len(set(asked)) == len(asked), "neighbours of the best were tried, but not the one that was lost"
     assert {one["epochs"][0] for one in found.lessons if len(one["epochs"]) == 1} == {4, 8, 12, 16, 24}
+    assert found.spent_epochs == 1 + len(asked) <= 12, "what was lost has cost as much"
+    assert any("epoch 20, alpha 0.5 diverged" in warning for warning in found.warnings)
+    before = list(asked)
+    again = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "alpha": [0.5], "epochs": 1, "budget": 12})
+    assert "20-alpha-0.5-1-epochs" not in asked[len(before) :], "nor when the race goes on"
+    assert (again.epochs, again.spent_epochs) == (found.epochs, found.spent_epochs)
+
+
+def test_where_every_lesson_is_lost_nothing_is_chosen(teacher: Path, tmp_path: Path, monkeypatch):
+    def lose(*_: Any, **__: Any):
+        raise Diverged("the loss stopped being a number")
+
+    monkeypatch.setattr(probing, "distil", lose)
+    with pytest.raises(UserError, match=r"every lesson from .* diverged, so nothing says which checkpoint should"):
+        ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "epochs": 1, "budget": 12})
+    assert not (teacher / "selection.json").exists()
 
 
 def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path, tmp_path: Path):

@@ -22,6 +22,7 @@ from .settings import ProbeSettings
 LESSON = 0.15  # of the student's epochs: from a tenth the order of teachers is another (docs/selection.md)
 BATCH = 0.5  # of the recipe's batch: twice the steps in the same epochs
 STEPS = 100  # in less than that a student learns too little to tell teachers apart
+PLAN = 2  # raised with what lessons are held or what follows from them: studies then hold theirs anew
 LEAST = 3  # lessons: without a teacher, of the last checkpoint, of another
 WHOLE = 8  # lessons that a race has before it spends what is left on longer ones
 LONGER = 2  # so many have a lesson of twice the length, in the end
@@ -133,16 +134,16 @@ def spread(epochs: Sequence[int], count: int) -> list[int]:
     return list(found)[:count]
 
 
-def near(held: Sequence[Outcome], able: Sequence[int], alphas: Sequence[float]) -> Iterator[Candidate]:
+def near(held: Sequence[Outcome], able: Sequence[int], alphas: Sequence[float], last: int) -> Iterator[Candidate]:
     """What to try when the checkpoints are known: with the best of them the other weights of the labels; with the
     weight that is best then, the two best together, and its neighbours, as long as there are any."""
-    single = [one for one in best_first(held) if one.candidate.epochs]
+    single = [one for one in best_first(held, last) if one.candidate.epochs]
     if not single:  # all were lost
         return
     best = single[0].candidate
     for alpha in alphas[1:]:
         yield replace(best, alpha=alpha)
-    alpha = next(one.candidate for one in best_first(held) if one.candidate.epochs == best.epochs).alpha
+    alpha = next(one.candidate for one in best_first(held, last) if one.candidate.epochs == best.epochs).alpha
     if len(single) > 1:
         yield Candidate(tuple(sorted(best.epochs + single[1].candidate.epochs)), alpha)
     tried = {one.candidate.epochs for one in held}
@@ -152,22 +153,18 @@ def near(held: Sequence[Outcome], able: Sequence[int], alphas: Sequence[float]) 
             yield Candidate((neighbour,), alpha)
 
 
-def best_first(held: Sequence[Outcome]) -> list[Outcome]:
+def best_first(held: Sequence[Outcome], last: int) -> list[Outcome]:
     """The lessons of the greatest length that two or more have, the best first, then the others.
 
-    The last checkpoint alone comes before other teachers that are ahead of it by less than chance may be (`DOUBT`):
-    short lessons favour softer teachers, which are earlier ones and several together.
+    The last checkpoint alone, of epoch `last`, is credited with `DOUBT` of what teaching gains: short lessons favour
+    softer teachers, which are earlier ones and several together.
     """
     lengths = Counter(one.epochs for one in held)
     decides = max((length for length, several in lengths.items() if several > 1), default=max(lengths))
-    ranked = sorted(held, key=lambda one: (one.epochs != decides, -one.information))
-    taught = [one for one in ranked if one.epochs == decides and one.candidate.epochs]
-    last = max((max(one.candidate.epochs) for one in held if one.candidate.epochs), default=None)
-    plain = next((one for one in taught if one.candidate.epochs == (last,)), None)
-    if plain is not None and 0 < taught[0].information - plain.information < DOUBT * _gain(held):
-        ranked.remove(plain)
-        ranked.insert(ranked.index(taught[0]), plain)
-    return ranked
+    credit = DOUBT * _gain(held)
+    return sorted(
+        held, key=lambda one: (one.epochs != decides, -one.information - credit * (one.candidate.epochs == (last,)))
+    )
 
 
 def _gain(held: Sequence[Outcome]) -> float:
@@ -177,36 +174,50 @@ def _gain(held: Sequence[Outcome]) -> float:
 
 
 def verdict(
-    held: list[Outcome], *, student: str, student_epochs: int, tau: float, skipped: list[int], last: int, unit: str
+    held: list[Outcome],
+    *,
+    student: str,
+    student_epochs: int,
+    tau: float,
+    skipped: list[int],
+    last: int,
+    unit: str,
+    lost: Sequence[tuple[Candidate, int]] = (),
 ) -> Probed:
-    """What the lessons amount to; `last` is the epoch of the trajectory's last checkpoint, `skipped` had no lesson."""
-    ranked = best_first(held)
-    best = ranked[0]
-    reason = f"after lessons of {counted(best.epochs, 'epoch')} its student knew more of the labels than the others'"
+    """What the lessons amount to; `last` is the epoch of the trajectory's last checkpoint, `skipped` had no lesson, the
+    lessons of `lost` diverged, and their epochs count as whole."""
+    ranked = best_first(held, last)
+    best, lessons = ranked[0], f"lessons of {counted(ranked[0].epochs, 'epoch')}"
+    reason = f"after {lessons} its student knew more of the labels than the others'"
     able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
-    if (
-        best.candidate == ALONE
-        and able
-        and able[0].epochs == best.epochs
-        and behind_by(best, able[0], unit)["low"] <= 0
-    ):
+    able = [one for one in able if one.epochs == best.epochs]
+    plain = next((one for one in able if one.candidate.epochs == (last,)), None)
+    ahead = max(able, key=lambda one: one.information, default=best)
+    doubted = ""
+    if best.candidate == ALONE and able and behind_by(best, ahead, unit)["low"] <= 0:
+        best = ahead
         reason = (
-            f"of those with a teacher its student knew the most of the labels after lessons of "
-            f"{counted(best.epochs, 'epoch')}; without one it did not surely know more, which short lessons favour"
+            f"of those with a teacher its student knew the most of the labels after {lessons}; without one it did not "
+            "surely know more, which short lessons favour"
         )
-        best = able[0]
-    ahead = max((one for one in able if one.epochs == best.epochs), key=lambda one: one.information, default=best)
-    doubted = ahead.candidate.words(unit) if best.candidate.epochs and ahead.information > best.information else ""
-    if doubted:
+        if plain not in (None, ahead) and all(behind_by(one, plain, unit)["low"] <= 0 for one in (ranked[0], ahead)):
+            best = plain
+            reason = (
+                f"after {lessons} neither the student without a teacher nor another teacher's surely knew more of the "
+                "labels than the last checkpoint's"
+            )
+    elif plain is best and ahead.information > best.information:
+        doubted = ahead.candidate.words(unit)
         reason = (
-            f"after lessons of {counted(best.epochs, 'epoch')} the student of {doubted} was ahead by less "
-            f"than {100 * DOUBT:.0f} % of what teaching gains, which may be chance; the last checkpoint's knew"
+            f"after {lessons} the student of {doubted} was ahead by less than {100 * DOUBT:.0f} % of what teaching "
+            "gains, which may be chance; the last checkpoint's knew"
         )
     longest = [one for one in held if one.epochs == best.epochs]
     wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)
     share = {one.candidate: float((wins_R == number).mean()) for number, one in enumerate(longest)}
     mine = {one.epochs: one for one in held if one.candidate == best.candidate}
-    others = [one for one in ranked if one.candidate != best.candidate and one.epochs in mine]
+    others = [one for one in held if one.candidate != best.candidate and one.epochs in mine]
+    others.sort(key=lambda one: (-one.epochs, -one.information))
     rivals = {
         "no teacher": [one for one in others if one.candidate == ALONE],
         "the last checkpoint": [one for one in others if one.candidate.epochs == (last,) != best.candidate.epochs],
@@ -214,6 +225,9 @@ def verdict(
     }
     behind = {name: behind_by(mine[several[0].epochs], several[0], unit) for name, several in rivals.items() if several}
     warnings = [
+        f"the lesson from {candidate.words(unit)} diverged, {counted(epochs, 'epoch')} long"
+        for candidate, epochs in lost
+    ] + [
         f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
         "is within the noise of the images"
         for name, one in behind.items()
@@ -239,7 +253,7 @@ def verdict(
         ],
         behind=behind,
         skipped=skipped,
-        spent_epochs=sum(one.epochs for one in held),
+        spent_epochs=sum(one.epochs for one in held) + sum(epochs for _, epochs in lost),
         student_epochs=student_epochs,
         unit=unit,
         warnings=tuple(dict.fromkeys(warnings)),

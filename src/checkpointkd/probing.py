@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from .loop import measure, predict
 from .losses import Supervised
 from .runs import carry_out
 from .settings import KDSettings, PrecisionChoice, ProbeSettings, Progress, Recipe, TeachingSettings, differences
+from .teacher import above_chance
 from .trajectory import Address, RunFolder, Trajectory, fresh_network, open_trajectory, provenance, refuse_inside_run
 from .tuning import command_of
 
@@ -56,6 +58,7 @@ log = logging.getLogger("checkpointkd")
 
 RESULT = "probed.json"
 LESSONS = "lessons"
+LOST = "lost.json"  # in the folder of a lesson that diverged
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,8 +86,8 @@ def probe(race: Race) -> Probed:
     """
     trajectory, settings = race.trajectory, race.settings
     require(len(trajectory) > 0, f"the run in {trajectory.source} has saved no checkpoint yet")
-    race = replace(race, recipe=replace(race.recipe, batch_size=max(1, round(BATCH * race.recipe.batch_size))))
-    steps = math.ceil(len(race.data.train) / race.recipe.batch_size)
+    batch = max(1, round(BATCH * race.recipe.batch_size))
+    steps = math.ceil(len(race.data.train) / batch)
     length, count = lessons_within(settings, race.recipe.epochs, steps)
     refuse_inside_run(race.out)
     mean, std = race.data.train.channel_statistics()
@@ -92,6 +95,7 @@ def probe(race: Race) -> Probed:
     fresh_network(known)  # an unknown student leaves no race behind
     with files.locked(race.out):
         described = _begin(race)
+        race = replace(race, recipe=replace(race.recipe, batch_size=batch))
         epochs = [one["epoch"] for one in described["teachers"]]
         there = _there(race)
         short = sum(lesson_epochs == length for _, lesson_epochs in there)
@@ -99,8 +103,10 @@ def probe(race: Race) -> Probed:
         fits = 2 * length <= race.recipe.epochs  # twice as long
         longer = LONGER if fits and count - 2 * (LONGER + doubled) >= max(WHOLE, short) else 0
         held: list[Outcome] = []
+        lost: dict[tuple[Candidate, int], None] = {}
+        hold = partial(_hold, race, held=held, lost=lost, count=count, last=epochs[-1])
         log.info("up to %s for %s; %s each", counted(count, "lesson"), race.student, counted(length, "epoch"))
-        alone = _hold(race, ALONE, length, held, count)
+        alone = hold(ALONE, length)
         assert alone is not None
         left = count - 2 * (longer + doubled) - 1
         room = max(0, left + 1 - max(1, short)) if longer or not doubled else 0  # new ones may need new longer ones
@@ -116,7 +122,7 @@ def probe(race: Race) -> Probed:
         many = min(round(CHECKPOINTS * left), left - len(settings.alphas))  # there is room for the weights and for two
         singles = [Candidate((epoch,), settings.alphas[0]) for epoch in spread(able, max(min(2, left), many))]
         tried = set()  # a lesson that was lost isn't held
-        for candidate in chain(singles, near(held, able, settings.alphas)):
+        for candidate in chain(singles, near(held, able, settings.alphas, epochs[-1])):
             if candidate in tried:
                 continue
             tried.add(candidate)
@@ -124,28 +130,44 @@ def probe(race: Race) -> Probed:
                 if room == 0:
                     continue
                 room -= 1
-            _hold(race, candidate, length, held, count)
-        _hold_what_is_there(race, there, length, held, count)
-        best = [outcome.candidate for outcome in best_first(held)[:LONGER]]
+            hold(candidate, length)
+        _hold_what_is_there(hold, there, length)
+        if not any(one.candidate.epochs for one in held):
+            raise Diverged(
+                f"every lesson from {trajectory.source} diverged, so nothing says which checkpoint should teach; give "
+                "a smaller --learning-rate, and another --out"
+            )
+        best = [outcome.candidate for outcome in best_first(held, epochs[-1])[:LONGER]]
         missing = sum((candidate, 2 * length) not in there for candidate in best)
-        if fits and 2 * (missing + doubled) <= count - len(held):
+        if fits and 2 * (missing + doubled) <= count - len(held) - len(lost):
             for candidate in best:
-                _hold(race, candidate, 2 * length, held, count)
-        _hold_what_is_there(race, there, 2 * length, held, count)
+                hold(candidate, 2 * length)
+        _hold_what_is_there(hold, there, 2 * length)
         found = verdict(
             held, student=race.student, student_epochs=race.recipe.epochs, tau=settings.tau, skipped=skipped,
-            last=max(epochs), unit=trajectory.unit,
+            last=epochs[-1], unit=trajectory.unit, lost=list(lost),
         )  # fmt: skip
-        found = replace(found, command=_command(race, found))
+        found = replace(found, command=_command(race, found, accuracies))
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
         if race.progress is not None:
             race.progress(str(race.out), count, count)
     return found
 
 
-def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], count: int) -> Outcome | None:
+def _hold(
+    race: Race,
+    candidate: Candidate,
+    epochs: int,
+    *,
+    held: list[Outcome],
+    lost: dict[tuple[Candidate, int], None],
+    count: int,
+    last: int,
+) -> Outcome | None:
     """Hold a lesson, or find it held, and add it to the others; one that diverges with a teacher is lost."""
     unit = race.trajectory.unit
+    if (candidate, epochs) in {*((one.candidate, one.epochs) for one in held), *lost}:
+        return None
     folder = race.out / LESSONS / f"{candidate.folder}-{epochs}-epochs"
     recipe = race.recipe.lasting(epochs)
     first = race.out / LESSONS / f"{ALONE.folder}-{held[0].epochs if held else epochs}-epochs"
@@ -175,9 +197,13 @@ def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], co
         )  # fmt: skip
         settings = KDSettings(alpha=candidate.alpha, tau=race.settings.tau)
         try:
+            if (folder / LOST).exists():
+                raise Diverged("it diverged")
             run = distil(race.student, taught, method="kd", settings=settings, table_limit=race.table_limit, **common)
         except Diverged as error:
             log.warning("the lesson from %s is lost: %s", candidate.words(unit), error)
+            files.write_json(folder / LOST, {"epochs": candidate.epochs, "alpha": candidate.alpha, "lesson": epochs})
+            lost[candidate, epochs] = None
             return None
     labels_N = race.data.selection.labels_N
     logits_NK = predict(run.full.network(race.device), race.data.selection)
@@ -190,38 +216,39 @@ def _hold(race: Race, candidate: Candidate, epochs: int, held: list[Outcome], co
     log.info(
         "lesson %d, %s, %s: %.3f nats (%.1f %%); ahead: %s",
         len(held), candidate.words(unit), counted(epochs, "epoch"), information, 100 * outcome.accuracy,
-        best_first(held)[0].candidate.words(unit),
+        best_first(held, last)[0].candidate.words(unit),
     )  # fmt: skip
     return outcome
 
 
 def _there(race: Race) -> dict[tuple[Candidate, int], None]:
-    """The lessons that have been held already, and their lengths."""
+    """The lessons that have been held already, those that were lost included, and their lengths."""
     found: dict[tuple[Candidate, int], None] = {}
     for result in sorted((race.out / LESSONS).glob("*/result.json")):
         run = open_trajectory(result.parent).run
         epochs = tuple(one["epoch"] for one in run.get("teachers", []))
         found[Candidate(epochs, run["kd"]["alpha"]) if epochs else ALONE, run["recipe"]["epochs"]] = None
+    for path in sorted((race.out / LESSONS).glob(f"*/{LOST}")):
+        lost = files.read_json(path)
+        found[Candidate(tuple(lost["epochs"]), lost["alpha"]), lost["lesson"]] = None
     return found
 
 
-def _hold_what_is_there(
-    race: Race, there: dict[tuple[Candidate, int], None], length: int, held: list[Outcome], count: int
-) -> None:
+def _hold_what_is_there(hold: Callable[..., object], there: dict[tuple[Candidate, int], None], length: int) -> None:
     """Count lessons that another budget had room for, too."""
-    known = {(one.candidate, one.epochs) for one in held}
     for candidate, epochs in there:
-        if epochs == length and (candidate, epochs) not in known:
-            _hold(race, candidate, epochs, held, count)
+        if epochs == length:
+            hold(candidate, epochs)
 
 
-def _command(race: Race, found: Probed) -> str:
+def _command(race: Race, found: Probed, accuracies: dict[int, float]) -> str:
     """The command that trains the student as was found."""
     told = race.told
     if found.epochs:
         addresses = [f"{race.trajectory.source}@{epoch}" for epoch in found.epochs]
         words = ["distill", race.student, "--teachers", *addresses]
-        weak = bool({*found.epochs} & {*found.skipped})  # which may mean: right no more often than by guessing
+        _, clearly = above_chance(race.data.selection.labels_N)
+        weak = min(accuracies[epoch] for epoch in found.epochs) < clearly
         more = {"alpha": found.alpha, "tau": found.tau, "weak_teacher": weak}
     else:
         identity = race.data.identity
@@ -229,6 +256,7 @@ def _command(race: Race, found: Probed) -> str:
         words = ["train", race.student]
         more = {
             "data": told.get("data") or f"{identity['data']}{source}",
+            "table_limit": None,
             "protocol": None if identity["protocol"] == "holdout" else identity["protocol"],
             **{name: identity[name] for name in ("train_images", "image_size", "flip")},
         }

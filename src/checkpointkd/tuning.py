@@ -436,7 +436,7 @@ def command_of(words: Sequence[str], told: dict[str, Any]) -> str:
     'checkpointkd train wrn_10_1 --data digits --epochs 5 --out OUT'
     """
     usual = {"method": "kd", "average": KDSettings.average, "tau_squared": True, "route": "together", "seed": 0}
-    usual |= {"adapt": False, "weak_teacher": False}
+    usual |= {"adapt": False, "weak_teacher": False, "table_limit": 20.0, "device": "auto"}
     words = ["checkpointkd", *words]
     for name, value in told.items():
         if value is None or value == usual.get(name):

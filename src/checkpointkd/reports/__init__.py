@@ -309,12 +309,13 @@ def probing_words(found: dict[str, Any]) -> list[str]:
     behind = found["behind"]
     for one in {(gap["who"], gap["lesson_epochs"]): gap for gap in behind.values()}.values():
         also = [name for name, gap in behind.items() if gap == one and name != one["who"]]
-        where, sign = ("behind by", 1) if one["mean"] >= 0 else ("ahead, not surely, by", -1)
+        where, sign = ("behind by", 1) if one["mean"] >= 0 else ("ahead by", -1)
         low, high = sorted((sign * one["low"], sign * one["high"]))
         names = f"{one['who']}{', ' + ' and '.join(also) + ',' if also else ''}"
         lines.append(
             f"{names} is {where} {sign * one['mean']:.3f} nats "
-            f"({low:.3f} to {high:.3f}) after {counted(one['lesson_epochs'], 'epoch')}"
+            f"({low:.3f} to {high:.3f}{', by these images alone' * (sign < 0 < low)}) after "
+            f"{counted(one['lesson_epochs'], 'epoch')}"
         )
     if found["skipped"]:
         skipped = ", ".join(map(str, found["skipped"]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from .. import files, verbs
 from ..errors import require
+from ..lessons import PLAN
 from ..recipes import recipe as recipe_of
 from ..reports import is_probing
 from ..settings import (
@@ -372,7 +373,7 @@ class Lab:
             }
             if isinstance(work, Probing):
                 probing = [self.folder(work.run).name, asdict(self.probe_settings(work)), list(self.run(work.run))]
-                return {**what, "probing": probing}
+                return {**what, "probing": probing, "plan": PLAN}
             if not isinstance(work, Search):
                 what |= {"every": self._every(work), "seed": work.seed}
                 what |= {"half": True} if scale.half_checkpoints else {}

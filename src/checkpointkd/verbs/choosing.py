@@ -336,6 +336,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     made_with = None
     if student is not None:
         require(rule in (None, AUTO), f"--rule {rule} looks at no student; leave one of them out")
+        require(estimator == "decoder", "--estimator is for rules, which look at no student; leave one of them out")
         require(out is not None, "a student's lessons need --out, a folder to keep them in")
         assert out is not None
         settings = ProbeSettings(
@@ -432,7 +433,7 @@ def _probe(
             precision=precision,
             table_limit=table_limit,
             device=device_of(device),
-            told=given,
+            told={**given, "table_limit": table_limit, "device": device},
             progress=progress,
         )
     )
