@@ -91,6 +91,8 @@ def test_doubt_says_which_two_have_longer_lessons():
     """The second is ahead of the last checkpoint by 0.005 of 0.2 nats: too little to be tried on in its place."""
     held = [_lesson((), 0.5), _lesson((30,), 0.615), _lesson((10,), 0.7), _lesson((20,), 0.62)]
     assert [one.candidate.epochs for one in best_first(held, 30)[:2]] == [(10,), (30,)]
+    runner_up = _verdict(held).behind["the runner-up"]
+    assert runner_up["who"] == "epoch 20, alpha 0.5", "by what its student knows, nothing added"
     sure = [*held[:3], _lesson((20,), 0.66)]
     assert [one.candidate.epochs for one in best_first(sure, 30)[:2]] == [(10,), (20,)]
 
@@ -106,11 +108,12 @@ def test_doubt_is_for_no_other_than_the_last(gone: str):
     assert any("epoch 30, alpha 0.5 diverged" in warning for warning in found.warnings) == (gone == "lost")
 
 
-@pytest.mark.parametrize(("noise", "chosen"), [(0.5, (30,)), (0.001, (20,))])
+@pytest.mark.parametrize(("noise", "chosen"), [(0.5, (30,)), (0.001, (20,)), (0.3, (20,))])
 def test_where_no_teacher_is_ahead_the_last_is_advised_unless_another_is_surely_better(
     noise: float, chosen: tuple[int, ...]
 ):
-    """Lessons that show no gain from teaching can't tell by how much a lead counts; the images can."""
+    """Lessons that show no gain from teaching can't tell by how much a lead counts; the images can. With a noise of 0.3,
+    that of the student without a teacher, the latter is surely better than the last checkpoint's."""
     sign = np.array([1, -1, 1, -1])
 
     def lesson(epochs, loss_N):
