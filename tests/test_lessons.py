@@ -112,8 +112,8 @@ def test_doubt_is_for_no_other_than_the_last(gone: str):
 def test_where_no_teacher_is_ahead_the_last_is_advised_unless_another_is_surely_better(
     noise: float, chosen: tuple[int, ...]
 ):
-    """Lessons that show no gain from teaching can't tell by how much a lead counts; the images can. With a noise of 0.3,
-    that of the student without a teacher, the latter is surely better than the last checkpoint's."""
+    """Lessons that show no gain from teaching can't tell by how much a lead counts; the images can. With a noise of
+    0.3, which the student without a teacher has, that one is surely better than the last checkpoint's."""
     sign = np.array([1, -1, 1, -1])
 
     def lesson(epochs, loss_N):
