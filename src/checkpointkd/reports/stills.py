@@ -112,7 +112,7 @@ def _heatmaps(drawn: Any, figure: Heatmaps) -> None:
             if is_difference
             else {"cmap": "cividis", "vmin": lowest, "vmax": 1}
         )
-        shown = axes.imshow(values, interpolation="nearest", **scale)
+        shown = axes.imshow(values, interpolation="none", **scale)  # files hold one pixel a cell
         axes.grid(False)
         axes.set_title(_short(name, 32), fontsize=8)
         axes.set(xticks=[], yticks=[])
