@@ -18,7 +18,7 @@ KINDS = ("svg", "png", "pdf")
 MARKERS = {"circle": "o", "star": "*", "diamond": "D", "x": "x"}
 STYLE: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "legend.frameon": False, "savefig.bbox": "tight", "svg.hashsalt": "checkpointkd", "svg.fonttype": "none",
+    "legend.frameon": False, "svg.hashsalt": "checkpointkd", "svg.fonttype": "none",
     "savefig.dpi": 200,
     "text.usetex": False, "text.parse_math": False,
 }  # fmt: skip
@@ -40,6 +40,9 @@ def stills(figure: Figure) -> Iterator[tuple[str, bytes]]:
             _heatmaps(drawn, figure)
         else:
             _chart(drawn, figure)
+        layout: Any = drawn.get_layout_engine()
+        layout.execute(drawn)
+        drawn.set_layout_engine("none")  # once for all kinds
         for kind in KINDS:
             written = io.BytesIO()
             # without the date, equal figures are equal files
