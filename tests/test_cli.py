@@ -54,13 +54,13 @@ def test_the_help_lists_every_command():
     assert re.findall(r"^│ (\w+) ", shown, re.M) == COMMANDS
 
 
-def test_by_hand_each_a_command_of_its_own(tmp_path: Path):
+def test_by_hand_each_a_command_of_its_own(tmp_path: Path, capfd):
     """The whole story, as JSON: one object on standard output and nothing else there."""
 
     def ask(*arguments: object):
-        done = _run(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        code, said = main([*map(str, arguments), "--json"]), capfd.readouterr()
+        assert code == 0, said.err
+        return json.loads(said.out)
 
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     small = ["--epochs", 4, "--train-images", 100]
