@@ -90,7 +90,7 @@ model, out = sys.argv[1:3]
 def tell(task, done, total):
     print(done, flush=True)
     time.sleep(0.01)
-ckd.train(model, data="digits", train_images=60, epochs=24, save_every=6, out=out, progress=tell)
+ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=out, progress=tell)
 """
 
 
@@ -98,7 +98,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
     """SIGKILL between and within epochs, several times over; the end is that of an undisturbed run, whose network draws
     as it trains. One that doesn't is killed in test_faults.py."""
     model = "tests.test_loop:DropoutNet"
-    undisturbed = ckd.train(model, data="digits", train_images=60, epochs=24, save_every=6, out=tmp_path / "whole")
+    undisturbed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "whole")
     draw = random.Random(0)
     kills = 0
     for _ in range(40):
@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
             [sys.executable, "-c", TRAINER, model, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        for _ in range(draw.randint(3, 12)):  # some steps; two are an epoch
+        for _ in range(draw.randint(2, 8)):  # some steps; two are an epoch
             process.stdout.readline()
         time.sleep(draw.random() * 0.02)
         if process.poll() is None:
@@ -115,14 +115,14 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
         process.communicate()
         if (tmp_path / "killed" / "result.json").exists():
             break
-    resumed = ckd.train(model, data="digits", train_images=60, epochs=24, save_every=6, out=tmp_path / "killed")
-    assert kills >= 4, "the run was hardly disturbed"
+    resumed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "killed")
+    assert kills >= 3, "the run was hardly disturbed"
     for epoch in undisturbed:
         assert resumed[epoch].path.read_bytes() == undisturbed[epoch].path.read_bytes(), f"epoch {epoch}"
     timeless = [[{**row, "seconds": 0} for row in run.rows()] for run in (resumed, undisturbed)]
     assert timeless[0] == timeless[1]
     assert resumed.result()["test"] == undisturbed.result()["test"]  # type: ignore[index]
-    assert list(resumed) == [6, 12, 18, 24]
+    assert list(resumed) == [3, 6, 9, 12]
 
 
 class BreaksAt(nn.Module):
