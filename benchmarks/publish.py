@@ -15,7 +15,7 @@ from typing import Any
 from checkpointkd.charts import from_plain
 from checkpointkd.comparisons import claim_from
 from checkpointkd.errors import require
-from checkpointkd.reports import collect, settings_words
+from checkpointkd.reports import collect, notes_of_all, settings_words
 from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
 from checkpointkd.reports.stills import stills
 
@@ -40,11 +40,12 @@ def main() -> None:
     title = "The paper's experiments" if several else collected.studies[0]["title"]
     lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
     lines += dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)
-    lines += ["", *(line for note in collected.notes for line in (f"> {note}", ""))]
+    of_all = notes_of_all(collected.studies)
+    lines += ["", *(line for note in [*of_all, *collected.notes] for line in (f"> {note}", ""))]
     lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
     for study in collected.studies:
         _rows(options.studies / study["study"] / "rows.jsonl", made / f"{study['study']}.jsonl")
-        lines += _section(study, made)
+        lines += _section({**study, "notes": [note for note in study["notes"] if note not in of_all]}, made)
     lines += [ORIGIN, ""]
     lines += [f"- {name}: {value}" for name, value in collected.provenance.items()]
     (made / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -49,6 +49,11 @@ def _with(*ps: float | None) -> list[Claim]:
     return [Claim("", "", "points", "seed", 5, effect=1.0, half_width=0.5, p=p) for p in ps]
 
 
+def test_what_no_number_of_images_could_show_is_not_called_undecided():
+    (one,) = corrected(_with(None))
+    assert (one.word, one.verdict) == ("undecided", "can't show here")
+
+
 def test_holm_s_correction():
     """Sorted 0.01, 0.02, 0.03, 0.04, and one that can't be tested yet: times 5, 4, 3, 2, never less than before."""
     found = [one.p_corrected for one in corrected(_with(0.04, None, 0.01, 0.03, 0.02))]

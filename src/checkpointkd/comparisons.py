@@ -53,9 +53,10 @@ def paired(gaps: Sequence[float]) -> Paired:
 class Claim:
     """Something that the paper says, and what is found here: `effect` is above 0 where it is as the paper says.
 
-    `p` is of no effect, two-sided; `p_corrected` by Holm for all claims of the study. `units` says what n counts, in
-    the singular, `paper` is the paper's own effect, where it gives one. `caveat` is what the interval doesn't see;
-    `same` where both sides are the same students, so that there is nothing to test.
+    `p` is of no effect, two-sided, None where the effect can be no evidence; `p_corrected` by Holm for all claims of
+    the study. `units` says what n counts, in the singular, `paper` is the paper's own effect, where it gives one.
+    `caveat` is what the interval doesn't see; `same` where both sides are the same students, so that there is nothing
+    to test.
     """
 
     text: str
@@ -79,17 +80,19 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The word, and where it is undecided, at which n."""
+        """The word, and where it is undecided, at which n, or that no n could decide it (the caveat says why)."""
         if self.n == 0:
             return "not run yet"
         if self.same:
             return "the same students"
+        if self.p is None and self.half_width is not None:
+            return "can't show here"
         return f"undecided at n = {self.n}" if self.word == "undecided" else self.word
 
     def cells(self) -> list[str]:
         """The effect with its interval, the paper's, the corrected p and the verdict, as a table shows them."""
         digits = 2 if self.unit == "points" else 4
-        effect = "" if self.effect is None else f"{self.effect:+.{digits}f}"
+        effect = "" if self.effect is None else f"{self.effect + ROUNDING:+.{digits}f}"
         if self.half_width is not None:
             effect += f" ± {self.half_width:.{digits}f}"
         of = f" {self.unit}, {counted(self.n, self.units)}" if effect else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "correlation_rows",
     "difference",
     "is_probing",
+    "notes_of_all",
     "probing_words",
     "refuse_others",
     "settings_words",
@@ -121,8 +123,7 @@ def _runs_page(collected: Collected) -> Page:
 
 
 def _studies_page(collected: Collected) -> Page:
-    said = [note for study in collected.studies for note in study["notes"]]
-    of_all = [note for note in dict.fromkeys(said) if said.count(note) == len(collected.studies)]
+    of_all = notes_of_all(collected.studies)
     claims = [[claim_from(stored) for stored in study["claims"]] for study in collected.studies]
     return Page(
         title=f"The paper's experiments on checkpoints as teachers: {collected.folder.resolve().name}",
@@ -142,6 +143,12 @@ def _studies_page(collected: Collected) -> Page:
         ],
         provenance=collected.provenance,
     )
+
+
+def notes_of_all(studies: Sequence[dict[str, Any]]) -> list[str]:
+    """What is noted of every study, which is said once."""
+    said = [note for study in studies for note in study["notes"]]
+    return [note for note in dict.fromkeys(said) if said.count(note) == len(studies)]
 
 
 def settings_words(scale: dict[str, Any]) -> str:

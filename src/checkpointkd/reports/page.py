@@ -28,8 +28,9 @@ CLAIMS_NOTE = (
     "A positive effect agrees with the claim. p is two-sided: of differences paired by seed where seeds are counted, "
     "by the errors over images where images are. It is corrected for the number of these claims, those not run yet "
     "included (Holm); intervals are not. Supported and not supported, which is that the opposite was found, need a "
-    "corrected p below 0.05 and three seeds or more; undecided: the difference could be chance, or be in either "
-    "direction."
+    "corrected p below 0.05 and, where seeds are counted, three or more: of two nothing is decided, whatever they say. "
+    "Where images are counted, the word is about these very checkpoints, of one training each. Undecided: the "
+    "difference could be chance, or be in either direction."
 )
 MARK = "made by checkpointkd.txt"  # in the folder beside a page: it is ours, and may be written anew
 

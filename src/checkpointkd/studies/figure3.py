@@ -34,10 +34,11 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
                       f"{seconds:,.0f}"])  # fmt: skip
     columns = ["teachers", "students' accuracy, %", "n", "epochs, teachers and student", "seconds"]
     note = (
-        f"{settings_note(scale)} Seconds are those of the runs as they were, beside others where several ran at once."
+        f"{settings_note(scale)} Seconds are those of the runs as they were, beside others where several ran at once, "
+        "and with more or less of the teachers' answers kept from runs before: small differences tell nothing."
     )
-    left_out = [k for k in scale.snapshot_sizes if k not in scale.full_sizes]
     notes = []
+    left_out = [k for k in scale.snapshot_sizes if k not in scale.full_sizes]
     if left_out:
         notes.append(f"Full Ensembles of k = {', '.join(map(str, left_out))} need as many teachers, and are no part of "
                      f"the scale {scale.name!r}.")  # fmt: skip

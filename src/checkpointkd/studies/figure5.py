@@ -52,8 +52,8 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
         claims = [_claim(scale, name, math.nan, math.nan, 0) for name in names]
     note = (
         "Mean similarity is how bright the map is beside its diagonal, which the paper reads as diversity; diversity "
-        "is how widely pairs of classes differ. 95 % intervals by bootstrap over the images. "
-        + images_note(scale, "test")
+        "is how widely pairs of classes differ. 95 % intervals by bootstrap over the images. What noise in the images "
+        f"adds is taken off the numbers, not off the maps. {images_note(scale, 'test')}"
     )
     table = Table("How alike different classes are", ["", "half-way", "full"], lines, note)
     return Results(tables=[table], figures=figures, claims=claims)

@@ -50,8 +50,9 @@ def results(scale: Scale, rows: Sequence[Row]) -> Results:
             ]  # fmt: skip
         columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalised", "I(Y;F) normalised", "sum", "I(X;F) by ridge"]
         note = (
-            "I(X;F): minus the decoder's excess loss a pixel, a proxy; by ridge, in nats a patch. "
-            f"{images_note(scale, 'selection')}{_agreement(points, by_ridge)}{_theirs(scale, pair)}"
+            f"I(X;F): minus the excess loss a pixel of decoders of {scale.decoder_steps} steps, {scale.decoder_seeds} "
+            f"fits, a proxy; by ridge, in nats a patch{_of_images(by_ridge)}. {images_note(scale, 'selection')}"
+            f"{_agreement(points, by_ridge)}{_theirs(scale, pair)}"
         )
         tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines, note))
         best = best_by_sum(by_ridge)
@@ -71,6 +72,12 @@ def best_by_sum(points: Sequence[Row]) -> int | None:
         return None
     x, y = (normalised(np.array([point[name] for point in points], float)) for name in ("information", "accuracy"))
     return points[int((x + y).argmax())]["epoch"]
+
+
+def _of_images(by_ridge: Sequence[Row]) -> str:
+    """On how many of the images ridge was measured, its accuracies too."""
+    known = {point["images"] for point in by_ridge}
+    return f", on {known.pop():,} of the images, as are the accuracies of its figure" if known else ""
 
 
 def _theirs(scale: Scale, pair: Pair) -> str:

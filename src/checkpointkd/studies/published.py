@@ -1,7 +1,7 @@
 """The paper's own numbers, in percent, to stand beside ours (Tables 1, 2 and 3; means of five runs).
 
-(The caption of Table 2 gives EN₂ and EN₃ the same definition; its text fixes them as they are here. Three of that
-table's printed averages fit none of its columns, and are left out.)
+(The caption of Table 2 gives EN₂ and EN₃ the same definition; its text fixes them as they are here. Four of that
+table's printed averages don't fit its columns, and are left out.)
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..charts import Figure, Table
-from ..comparisons import AVERAGE, Claim, claim, claim_of
+from ..comparisons import AVERAGE, ROUNDING, Claim, claim, claim_of
 from ..errors import counted
 from ..settings import KINDS_OF_CORRELATION
 from .lab import Lab
@@ -26,9 +26,9 @@ ARMS = {
     "alone": "no teacher", "uniform": "u, the uniform teacher", "full": "T full", "half": "T half-way", "best": "T*",
     "EN1": "EN₁ = T₁ full + T₂ full", "EN2": "EN₂ = T₁ half-way + T₂ full", "EN3": "EN₃ = T₁ half-way + T₁ full",
 }  # fmt: skip
-ONE_RUN = "rests on one teacher run: another run's students may differ by more than seeds do"
+ONE_RUN = "rests on one run of each teacher: another run's students may differ by more than seeds do"
 OWN = (
-    "rests on one run each, and on errors over images as if the two were measured on different ones, which makes the "
+    "rests on these very runs, and on errors over images as if both were measured on different ones, which makes the "
     "interval too wide; other runs may differ by more"
 )
 
@@ -136,6 +136,7 @@ def _points(lab: Lab, part: Part, work: Scoring) -> list[Row]:
             "information_se": point.image_information_se,
             "information_sd": point.image_information_sd,
             "fits": len(plane.information_ASN[0]),
+            "images": plane.images["right"].shape[-1],
             "chosen": point.epoch == chosen,
             "file": f"{run.path.name}/{run[point.epoch].path.name}",
         }
@@ -258,12 +259,13 @@ def counted_spread(scale: Scale, values: Sequence[float], digits: int = 2) -> st
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation, as far as there are values.
 
-    >>> spread([1.0, 2.0, 3.0]), spread([1.0]), spread([])
-    ('2.00 ± 1.00', '1.00', '—')
+    >>> spread([1.0, 2.0, 3.0]), spread([1.0]), spread([]), spread([33.82, 33.87])
+    ('2.00 ± 1.00', '1.00', '—', '33.85 ± 0.04')
     """
     if not values:
         return "—"
-    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+    # halves up, though they be a little less in binary: of two seeds they are common
+    return f"{fmean(values) + ROUNDING:.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def teachers_accuracy(rows: Sequence[Row], pair: Pair, which: str) -> str:
@@ -283,11 +285,11 @@ def with_paper(rows: Sequence[Row], scale: Scale, arms: Sequence[str], title: st
     if len(scale.pairs) > 1:
         found = [[by_seed(rows, pair, arm).values() for pair in scale.pairs] for arm in arms]
         whole = [all(len(one) == scale.seeds for one in each) for each in found]
-        means = [f"{fmean(map(fmean, each)):.2f}" if there else "—" for each, there in zip(found, whole, strict=True)]
+        means = [spread([fmean(map(fmean, each))]) if there else "—" for each, there in zip(found, whole, strict=True)]
         lines.append(["average of the pairs", *means])
         theirs = [[published(scale, pair).get(arm) for pair in scale.pairs] for arm in arms]
         if any(None not in each for each in theirs):
-            shown = ["" if None in each else f"{fmean(each) + 1e-9:.2f}" for each in theirs]  # type: ignore[arg-type]
+            shown = ["" if None in each else spread([fmean(each)]) for each in theirs]  # type: ignore[arg-type]
             lines.append(["average of these pairs, the paper", *shown])
     return Table(title, ["teacher → student", *(ARMS.get(arm, f"T at {arm}") for arm in arms)], lines, note)
 

@@ -155,9 +155,9 @@ def small() -> Scale:
         train_images=10_000,
         full_sizes=(1, 2, 4),
         schedules=("cifar100-small", "cifar100-step"),
-        note="The scale small has a fifth of the images, a seventh of the epochs and smaller networks than the paper. "
-        "Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe where the "
-        "paper's is mature: what the paper observes late in training can't show here.",
+        note="The scale small has a fifth of the images, a seventh of the teachers' epochs and smaller networks than "
+        "the paper. Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe "
+        "where the paper's is mature: what the paper observes late in training can't show here.",
     )
 
 
