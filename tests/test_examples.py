@@ -21,7 +21,7 @@ def test_the_quickstart_tells_the_whole_story(tmp_path: Path):
     source = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 50, "one screen"
     command = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     accuracies = re.findall(r"^(no teacher|full|chosen|half \+ full) +(\d+\.\d)%$", done.stdout, re.M)
     assert len(accuracies) == 4
@@ -31,7 +31,7 @@ def test_the_quickstart_tells_the_whole_story(tmp_path: Path):
 
 def test_your_own_checkpoints_are_taken_as_they_are(tmp_path: Path):
     command = [sys.executable, str(ROOT / "examples" / "your_own_checkpoints.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     measured = [float(share) for share in re.findall(r"^epoch +\d+: (\d+\.\d)%", done.stdout, re.M)]
     assert len(measured) == 5
