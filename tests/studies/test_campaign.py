@@ -120,12 +120,13 @@ def test_the_other_schedule_s_teacher_is_another_run(smoke: Path):
 def test_both_estimators_stand_in_figure_7():
     of = {"pair": WRN_WRN.name}
     arms = {"cifar100, decoder": "teacher", "cifar100, ridge": "teacher, ridge"}
-    rows = [{**row, **of, "arm": arms[row["arm"]], "chosen": row["epoch"] == 100}
+    rows = [{**row, **of, "arm": arms[row["arm"]], "chosen": row["epoch"] == 100, "images": 1000}
             for row in _rows_of_planes() if row["arm"] in arms and row["pair"] == WRN_WRN.name]  # fmt: skip
     found = _module("figure7").results(SCALE, rows)
     table = found.tables[0]
     assert [line[0] for line in table.rows] == ["10", "100, chosen", "200"]
     assert [line[-1] for line in table.rows] == ["0.100", "0.500", "3.000"]
+    assert "by ridge, in nats a patch, on 1,000 of the images" in table.note
     assert "Spearman's rank correlation of both estimators over 3 checkpoints is -1.00" in table.note
     assert "by ridge Algorithm 1 would choose epoch 200" in table.note
     assert [figure.title for figure in found.figures][1] == "The information plane of wrn_40_2, by ridge"
