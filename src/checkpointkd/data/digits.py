@@ -6,12 +6,14 @@ images, ±2.7 points at 90 %; so a quarter (300) does.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from ..errors import require
 from ..settings import DataSettings, Progress
+from .cache import Decoded, decoded_once
 from .images import resident
 from .sets import DataSet
 from .splits import stratified, without
@@ -23,12 +25,8 @@ TEST_IMAGES = 599
 def digits(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
     """The data set `digits`; it has no path."""
     require(path is None, f"the digits are part of scikit-learn and have no path; say `digits`, not `digits:{path}`")
-    from sklearn.datasets import load_digits  # takes as long to import as PyTorch, and other data need none of it
-
-    bunch: Any = load_digits()
-    pixels_NCHW = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
-    labels_N = torch.from_numpy(bunch.target).long()
-    views, classes = Views(pad=1, flip=settings.flip is True), tuple(str(name) for name in bunch.target_names)
+    pixels_NCHW, labels_N = decoded_once(f"digits of scikit-learn {version('scikit-learn')}", _decode)
+    views, classes = Views(pad=1, flip=settings.flip is True), tuple(map(str, range(10)))
     everything = resident(pixels_NCHW, labels_N, what="the digits", classes=classes, views=views, white=16)
     test_M = stratified(labels_N, TEST_IMAGES, seed=0, purpose="test")
     return DataSet(
@@ -38,3 +36,11 @@ def digits(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
         train=lambda: everything.take(without(len(labels_N), test_M)),
         test=lambda: everything.take(test_M),
     )
+
+
+def _decode() -> Decoded:
+    """All 1,797: pixels (1797, 1, 8, 8), uint8 from 0 to 16, and labels."""
+    from sklearn.datasets import load_digits  # takes as long to import as PyTorch, hence once
+
+    bunch: Any = load_digits()
+    return torch.from_numpy(bunch.images).to(torch.uint8)[:, None], torch.from_numpy(bunch.target).long()
