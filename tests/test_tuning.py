@@ -76,7 +76,7 @@ def test_a_search_that_was_stopped_continues(teacher_run: Path, tmp_path: Path, 
     out = tmp_path / "s"
     command = [
         sys.executable, "-m", "checkpointkd.cli", "search", "wrn_10_1", "--teachers", f"{teacher_run}@4", "--out",
-        str(out), "--epochs", "10", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
+        str(out), "--epochs", "6", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
         "4", "--no-prune",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import filelock
@@ -19,3 +20,22 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name in ("selection", "schedule", "all"):
                 ckd.study(name, scale="smoke", out=shared)
     return shared
+
+
+def copied(smoke: Path, out: Path, *studies: str) -> Path:
+    """Its runs and measurements, and the results of these studies only, whose report is quickly written."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if (Path(folder) / name / "study.json").exists() and name not in studies]
+
+    return Path(shutil.copytree(smoke, out, ignore=left_out))
+
+
+def begun(smoke: Path, out: Path) -> Path:
+    """What was measured of the machine, and the first seed's teachers: the rest is to be done."""
+    out.mkdir(exist_ok=True)
+    for name in ("studies.json", "machine.json"):
+        shutil.copy(smoke / name, out)
+    for run in smoke.glob("runs/*-teacher-seed0-*"):
+        shutil.copytree(run, out / "runs" / run.name)
+    return out

@@ -26,6 +26,8 @@ from checkpointkd.studies.scales import smoke as smoke_scale
 from checkpointkd.studies.study import STUDIES, _module
 from checkpointkd.studies.work import Distillation, Picked, Scoring, Training, ordered, single, teacher
 
+from .conftest import begun, copied
+
 SCALES_THERE = [make() for by_data in SCALES.values() for make in by_data.values()]
 MACHINE = {name: {"precision": "fp32", "seconds_a_step": 0.1, "steps_an_epoch": 10, "megabytes": 1.0}
            for scale in SCALES_THERE for pair in scale.pairs for name in (pair.teacher, pair.student)}  # fmt: skip
@@ -89,13 +91,13 @@ def test_tables_hold_the_means_of_their_rows(smoke: Path):
 
 def test_runs_are_shared_and_never_done_twice(smoke: Path, tmp_path: Path):
     """As many folders as there are different runs, though studies ask for them many times over."""
-    smoke = shutil.copytree(smoke, tmp_path / "copy")
     asked = [row["run"] for study in STUDIES for row in _rows(smoke, study, kind="network")]
     students = {path.name for path in (smoke / "runs").iterdir() if "teacher" not in path.name.split("-seed")[0]}
     assert set(asked) == students
     assert len(asked) > 2 * len(students)
     half = _rows(smoke, "figure2", kind="network", arm="half")[0]["run"]
     assert half in [row["run"] for row in _rows(smoke, "table3", kind="network", arm="half")]
+    smoke = copied(smoke, tmp_path / "copy", "table1")
     left = {file: file.stat().st_mtime_ns for file in (smoke / "runs").rglob("*.safetensors")}
     before = _found(smoke, "table1")
     told: list[tuple[str, int, int]] = []
@@ -130,8 +132,7 @@ def test_what_is_one_run_has_one_folder(smoke: Path):
 
 
 def test_a_selection_by_another_rule_does_not_become_the_paper_s_choice(smoke: Path, tmp_path: Path):
-    folder = tmp_path / "copy"
-    shutil.copytree(smoke, folder)
+    folder = copied(smoke, tmp_path / "copy")
     scale = smoke_scale()
     lab = _lab(folder, scale)
     picked = Picked(teacher(scale.pairs[0]), "best")
@@ -233,9 +234,8 @@ def test_damaged_files_are_named(name: str, damage: str, smoke: Path, tmp_path: 
     ("runs", "{}"),
 ])  # fmt: skip
 def test_a_damaged_result_is_named(smoke: Path, tmp_path: Path, kind: str, damage: str, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(smoke, out)
     study = {"measured": "table2", "correlated": "figure5", "runs": "table2"}[kind]
+    out = copied(smoke, tmp_path / "out")
     name = "result.json" if kind == "runs" else f"{kind}.json"
     path = next(one for one in sorted(out.glob(f"{kind}/*/{name}")) if kind != "measured" or "+" in one.parent.name)
     path.write_text(damage)
@@ -247,8 +247,7 @@ def test_a_damaged_result_is_named(smoke: Path, tmp_path: Path, kind: str, damag
 
 
 def test_a_run_that_lost_a_checkpoint_is_named(smoke: Path, tmp_path: Path, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(smoke, out)
+    out = copied(smoke, tmp_path / "out")
     (run,) = out.glob("runs/wrn_16_2-teacher-seed0-*")
     (run / "checkpoints" / "epoch-0006.safetensors").unlink()
     assert main(["study", "table3", "--scale", "smoke", "--out", str(out)]) == 2
@@ -263,8 +262,7 @@ def test_nothing_begins_where_its_page_can_t_be_written(tmp_path: Path, capsys):
 
 
 def test_other_settings_replace_results_and_it_is_said(smoke: Path, tmp_path: Path, caplog):
-    out = tmp_path / "out"
-    shutil.copytree(smoke, out)
+    out = copied(smoke, tmp_path / "out", "figure7")
     ckd.study("figure7", scale="smoke", out=out, seeds=1)
     assert "the results of figure7 are replaced" in caplog.text
     assert "seeds 2 there, 1 here" in caplog.text
@@ -346,10 +344,11 @@ def _wait_for_the_end_of(processes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_it_leaves_no_process_behind(how: signal.Signals, tmp_path: Path):
+def test_killed_it_leaves_no_process_behind(how: signal.Signals, smoke: Path, tmp_path: Path):
     """With two runs at once, and told alone. That the same command goes on to the same rows: test_campaign.py."""
-    process = _start(tmp_path)
-    _wait_for(lambda: any(tmp_path.glob("runs/*/metrics.jsonl")), process)
+    process = _start(begun(smoke, tmp_path))
+    there = len(list(tmp_path.glob("runs/*/metrics.jsonl")))
+    _wait_for(lambda: len(list(tmp_path.glob("runs/*/metrics.jsonl"))) > there, process)
     children = _children(process.pid)
     assert len(children) >= 2
     process.send_signal(how)
@@ -360,10 +359,11 @@ def test_killed_it_leaves_no_process_behind(how: signal.Signals, tmp_path: Path)
     )  # fmt: skip
 
 
-def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
-    out = tmp_path / "interrupted"
+def test_interrupted_it_says_so_and_shows_what_there_is(smoke: Path, tmp_path: Path, capsys):
+    out = begun(smoke, tmp_path / "interrupted")
+    there = _results(out)
     process = _start(out)
-    _wait_for(lambda: _results(out) >= 1, process)
+    _wait_for(lambda: _results(out) > there, process)
     children = _children(process.pid)
     assert main(["study", "table1", "--scale", "smoke", "--out", str(out)]) == 2
     assert "is in use by process" in capsys.readouterr().err, "one folder, one study at a time"
@@ -383,8 +383,7 @@ def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path, capsys):
 
 def test_what_fails_is_named_and_the_rest_is_done(smoke: Path, tmp_path: Path, capsys):
     """One run's folder is taken by something else: all others are done, the table says what is missing."""
-    out = tmp_path / "out"
-    shutil.copytree(smoke, out)
+    out = copied(smoke, tmp_path / "out", "table3")
     row = _rows(out, "table3", kind="network", arm="0.7", seed=1)[0]
     shutil.rmtree(out / "runs" / row["run"])
     (out / "runs" / row["run"]).mkdir()

@@ -82,7 +82,8 @@ def _images_a_second(lab: Lab, model: str, count: int, until: float) -> float:
     barrier, told = context.Barrier(count), context.Queue()
     threads = max(1, (os.cpu_count() or 1) // count)
     processes = [
-        context.Process(target=_train, args=(lab, model, threads, barrier, told), daemon=True) for _ in range(count)
+        context.Process(target=_train, args=(lab, model, threads, barrier, told, SECONDS), daemon=True)
+        for _ in range(count)
     ]
     with deaf_to_interrupts():
         for process in processes:
@@ -108,8 +109,8 @@ def _images_a_second(lab: Lab, model: str, count: int, until: float) -> float:
     return sum(speeds) if len(speeds) == count else 0.0
 
 
-def _train(lab: Lab, model: str, threads: int, barrier: Any, told: Any) -> None:
-    """What each process does: train for a while, when all are ready, and tell how many images a second."""
+def _train(lab: Lab, model: str, threads: int, barrier: Any, told: Any, seconds: float) -> None:
+    """What each process does: train for so long, when all are ready, and tell how many images a second."""
     end_with_parent()
     import torch
 
@@ -122,7 +123,7 @@ def _train(lab: Lab, model: str, threads: int, barrier: Any, told: Any) -> None:
         data, recipe = load_data(lab.data_settings()), recipe_of(lab.scale.student_recipe)
         precision, device = lab.machine[model]["precision"], device_of(lab.device)
         try:
-            steps = steps_in(SECONDS, model, data, recipe, precision=precision, device=device,
+            steps = steps_in(seconds, model, data, recipe, precision=precision, device=device,
                              begin=lambda: barrier.wait(PATIENCE))  # fmt: skip
         except (RuntimeError, MemoryError):  # as many at once have no room
             sys.exit(1)
