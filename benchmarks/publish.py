@@ -47,6 +47,8 @@ def main() -> None:
         _rows(options.studies / study["study"] / "rows.jsonl", made / f"{study['study']}.jsonl")
         lines += _section({**study, "notes": [note for note in study["notes"] if note not in of_all]}, made)
     lines += [ORIGIN, ""]
+    rows = [path.name for path in sorted(made.glob("*.jsonl*"))]
+    lines += [f"- rows: {', '.join(f'[{name}]({name})' for name in rows)}"]
     lines += [f"- {name}: {value}" for name, value in collected.provenance.items()]
     (made / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     shutil.rmtree(options.out, ignore_errors=True)

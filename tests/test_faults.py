@@ -150,7 +150,6 @@ def test_killed_over_and_over_everything_ends_as_if_undisturbed(often: tuple[int
             right, known = theirs.read(torch.arange(rows))
             assert bool((there & known).any())
             assert torch.equal(logits[there & known], right[there & known])
-    assert sum(counts.values()) == sum(often)
     with capsys.disabled():
         print(f"\nkilled {sum(counts.values())} times: {dict(counts)}")
 

@@ -186,32 +186,7 @@ def verdict(
 ) -> Probed:
     """What the lessons amount to; `last` is the epoch of the trajectory's last checkpoint, `skipped` had no lesson, the
     lessons of `lost` diverged, and their epochs count as whole."""
-    ranked = best_first(held, last)
-    best, lessons = ranked[0], f"lessons of {counted(ranked[0].epochs, 'epoch')}"
-    reason = f"after {lessons} its student knew more of the labels than the others'"
-    able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
-    able = [one for one in able if one.epochs == best.epochs]
-    plain = next((one for one in able if one.candidate.epochs == (last,)), None)
-    ahead = max(able, key=lambda one: one.information, default=best)
-    doubted = ""
-    if best.candidate == ALONE and able and behind_by(best, ahead, unit)["low"] <= 0:
-        best = ahead
-        reason = (
-            f"of those with a teacher its student knew the most of the labels after {lessons}; without one it did not "
-            "surely know more, which short lessons favour"
-        )
-        if plain not in (None, ahead) and all(behind_by(one, plain, unit)["low"] <= 0 for one in (ranked[0], ahead)):
-            best = plain
-            reason = (
-                f"after {lessons} neither the student without a teacher nor another teacher's surely knew more of the "
-                "labels than the last checkpoint's"
-            )
-    elif plain is best and ahead.information > best.information:
-        doubted = ahead.candidate.words(unit)
-        reason = (
-            f"after {lessons} the student of {doubted} was ahead by less than {100 * DOUBT:.0f} % of what teaching "
-            "gains, which may be chance; the last checkpoint's knew"
-        )
+    best, reason, doubted = _advised(held, skipped=skipped, last=last, unit=unit)
     longest = [one for one in held if one.epochs == best.epochs]
     wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)
     share = {one.candidate: float((wins_R == number).mean()) for number, one in enumerate(longest)}
@@ -231,7 +206,7 @@ def verdict(
         f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
         "is within the noise of the images"
         for name, one in behind.items()
-        if one["low"] <= 0 and name != "the last checkpoint" and one["who"] != doubted
+        if one["low"] <= 0 <= one["high"] and name != "the last checkpoint" and one["who"] != doubted
     ]
     return Probed(
         student=student,
@@ -258,6 +233,47 @@ def verdict(
         unit=unit,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def finalists(held: Sequence[Outcome], *, skipped: Sequence[int], last: int) -> list[Candidate]:
+    """Which have a lesson of twice the length: the best, and where that is no teacher, the teacher to compare with."""
+    best = [one.candidate for one in best_first(held, last)[:LONGER]]
+    teacher = _advised(held, skipped=skipped, last=last, unit="epoch")[0].candidate
+    return [ALONE, teacher] if best[0] == ALONE != teacher else best
+
+
+def _advised(held: Sequence[Outcome], *, skipped: Sequence[int], last: int, unit: str) -> tuple[Outcome, str, str]:
+    """The lesson that decides, why, and which other was ahead by too little to be believed, if one was."""
+    ranked = best_first(held, last)
+    best, lessons = ranked[0], f"lessons of {counted(ranked[0].epochs, 'epoch')}"
+    most = max((one for one in ranked if one.epochs == best.epochs), key=lambda one: one.information)
+    reason = f"after {lessons} its student knew more of the labels than the others'"
+    able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
+    able = [one for one in able if one.epochs == best.epochs]
+    plain = next((one for one in able if one.candidate.epochs == (last,)), None)
+    ahead = max(able, key=lambda one: one.information, default=best)
+    doubted = ""
+    if most.candidate == ALONE:  # these lessons show no gain from teaching, whatever shorter ones do
+        best = most
+    if best.candidate == ALONE and able and behind_by(best, ahead, unit)["low"] <= 0:
+        best = ahead
+        reason = (
+            f"of those with a teacher its student knew the most of the labels after {lessons}; without one it did not "
+            "surely know more, which short lessons favour"
+        )
+        if plain not in (None, ahead) and all(behind_by(one, plain, unit)["low"] <= 0 for one in (most, ahead)):
+            best = plain
+            reason = (
+                f"after {lessons} neither the student without a teacher nor another teacher's surely knew more of the "
+                "labels than the last checkpoint's"
+            )
+    elif plain is best and ahead.information > best.information:
+        doubted = ahead.candidate.words(unit)
+        reason = (
+            f"after {lessons} the student of {doubted} was ahead by less than {100 * DOUBT:.0f} % of what teaching "
+            "gains, which may be chance; the last checkpoint's knew"
+        )
+    return best, reason, doubted
 
 
 def behind_by(best: Outcome, other: Outcome, unit: str) -> dict[str, Any]:

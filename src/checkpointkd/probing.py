@@ -29,7 +29,7 @@ import torch
 from . import files
 from .data import Data
 from .distillation import distil, prepare
-from .errors import Diverged, counted, require
+from .errors import Diverged, UserError, counted, require
 from .information import fitted_losses, label_entropy
 from .lessons import (
     ALONE,
@@ -41,6 +41,7 @@ from .lessons import (
     Outcome,
     Probed,
     best_first,
+    finalists,
     lessons_within,
     near,
     spread,
@@ -137,7 +138,7 @@ def probe(race: Race) -> Probed:
                 f"every lesson from {trajectory.source} diverged, so nothing says which checkpoint should teach; give "
                 "a smaller --learning-rate, and another --out"
             )
-        best = [outcome.candidate for outcome in best_first(held, epochs[-1])[:LONGER]]
+        best = finalists(held, skipped=skipped, last=epochs[-1])
         missing = sum((candidate, 2 * length) not in there for candidate in best)
         if fits and 2 * (missing + doubled) <= count - len(held) - len(lost):
             for candidate in best:
@@ -164,7 +165,7 @@ def _hold(
     count: int,
     last: int,
 ) -> Outcome | None:
-    """Hold a lesson, or find it held, and add it to the others; one that diverges with a teacher is lost."""
+    """Hold a lesson, or find it held, and add it to the others; one that diverges is lost, but for the first."""
     unit = race.trajectory.unit
     if (candidate, epochs) in {*((one.candidate, one.epochs) for one in held), *lost}:
         return None
@@ -185,26 +186,31 @@ def _hold(
         "announce": False,
         "progress": race.progress,
     }
-    if not candidate.epochs:
-        run = carry_out(
-            race.student, kind="train", data=race.data, device=race.device, objective=Supervised(), **common
-        )
-    else:
-        addresses = [Address(f"{race.trajectory.source}@{e}", race.trajectory[e]) for e in candidate.epochs]
-        taught = prepare(
-            addresses, race.data, teaching=TeachingSettings(), average=KDSettings.average, weak_teacher=True,
-            device=race.device, announce=False,
-        )  # fmt: skip
-        settings = KDSettings(alpha=candidate.alpha, tau=race.settings.tau)
-        try:
-            if (folder / LOST).exists():
-                raise Diverged("it diverged")
+    try:
+        if (folder / LOST).exists():
+            raise Diverged("it diverged")
+        if not candidate.epochs:
+            run = carry_out(
+                race.student, kind="train", data=race.data, device=race.device, objective=Supervised(), **common
+            )
+        else:
+            addresses = [Address(f"{race.trajectory.source}@{e}", race.trajectory[e]) for e in candidate.epochs]
+            taught = prepare(
+                addresses, race.data, teaching=TeachingSettings(), average=KDSettings.average, weak_teacher=True,
+                device=race.device, announce=False,
+            )  # fmt: skip
+            settings = KDSettings(alpha=candidate.alpha, tau=race.settings.tau)
             run = distil(race.student, taught, method="kd", settings=settings, table_limit=race.table_limit, **common)
-        except Diverged as error:
-            log.warning("the lesson from %s is lost: %s", candidate.words(unit), error)
-            files.write_json(folder / LOST, {"epochs": candidate.epochs, "alpha": candidate.alpha, "lesson": epochs})
-            lost[candidate, epochs] = None
-            return None
+    except Diverged as error:
+        if not held:
+            raise Diverged(
+                f"{error}. It was the lesson without a teacher, which all others are compared with: a smaller learning "
+                "rate needs another --out, too"
+            ) from None
+        log.warning("the lesson from %s is lost: %s", candidate.words(unit), error)
+        files.write_json(folder / LOST, {"epochs": candidate.epochs, "alpha": candidate.alpha, "lesson": epochs})
+        lost[candidate, epochs] = None
+        return None
     labels_N = race.data.selection.labels_N
     logits_NK = predict(run.full.network(race.device), race.data.selection)
     loss_N, _ = fitted_losses(logits_NK, labels_N)
@@ -230,7 +236,10 @@ def _there(race: Race) -> dict[tuple[Candidate, int], None]:
         found[Candidate(epochs, run["kd"]["alpha"]) if epochs else ALONE, run["recipe"]["epochs"]] = None
     for path in sorted((race.out / LESSONS).glob(f"*/{LOST}")):
         lost = files.read_json(path)
-        found[Candidate(tuple(lost["epochs"]), lost["alpha"]), lost["lesson"]] = None
+        try:
+            found[Candidate(tuple(lost["epochs"]), lost["alpha"]), lost["lesson"]] = None
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is damaged; delete {path.parent}, and its lesson is held again") from None
     return found
 
 

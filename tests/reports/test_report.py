@@ -62,6 +62,26 @@ def test_students_are_told_by_what_they_learned_from(runs: Path):
     assert collected.provenance["protocol"] == "holdout: 100 images to train, 300 to select"
 
 
+@pytest.mark.parametrize(
+    ("student", "alpha", "marked"), [("wrn_10_1", 0.5, [3]), ("wrn_10_1", 0.1, []), ("x", 0.5, [])]
+)
+def test_what_was_chosen_for_a_student_is_that_student_s(runs: Path, student: str, alpha: float, marked: list[int]):
+    """Both together, taught so: neither of the two alone, nor another's student."""
+    found = {
+        "rule": "auto",
+        "reason": "it was",
+        "made_with": None,
+        "epochs": [2, 4],
+        "student": student,
+        "alpha": alpha,
+    }
+    (runs / "teacher" / "selection.json").write_text(json.dumps(found))
+    arms = collect(runs).arms
+    assert [number for number, arm in enumerate(arms) if arm.chosen] == marked
+    assert [number for number, arm in enumerate(arms) if "chosen by probing" in arm.label] == marked
+    assert arms[3].label.startswith("epoch 2 (half-way) and epoch 4 (full)")
+
+
 def test_figures_draw_what_the_data_say(runs: Path):
     collected = collect(runs)
     (scored,) = collected.scored
@@ -152,6 +172,14 @@ def test_names_are_shown_as_text(teacher_run: Path):
     page = ckd.report(hostile.parent).read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+def test_words_that_would_lie_on_each_other_leave_the_last():
+    points = Series(name="", x=[0.0, 0.999, 1.0], y=[0.0, 1.0, 1.0], words=["10", "20", "30"])
+    chart = Chart(title="", x_title="x", y_title="y", series=[points])
+    svg = dict(stills(chart))["svg"]
+    texts = [one.text for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert ("10" in texts, "20" in texts, "30" in texts) == (True, False, True)
 
 
 def test_names_of_any_kind_are_text_in_an_svg():

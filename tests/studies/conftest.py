@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import checkpointkd as ckd
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the studies; tests may read it only."""
-    shared = tmp_path_factory.getbasetemp().parent / "studies-at-smoke"
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "studies-at-smoke"
     with filelock.FileLock(f"{shared}.lock"):
         if not (shared / "table3" / "study.json").exists():
             for name in ("selection", "schedule", "all"):

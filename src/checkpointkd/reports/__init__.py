@@ -302,7 +302,7 @@ def _students_table(collected: Collected) -> Table:
         accuracy = f"{arm.mean:.2f} ± {arm.sd:.2f}" if arm.n > 1 else f"{arm.mean:.2f}"
         against = difference(arm, baseline).words if baseline is not None and not arm.alone else ""
         rows.append([arm.label, arm.student, accuracy, str(arm.n), against])
-        if "chosen by" in arm.label and len(arm.teachers) == 1:
+        if arm.chosen:
             marked.append(number)
     columns = ["learned from", "network", "accuracy, %", "n", "against no teacher, points"]
     return Table("", columns, rows, STUDENTS_NOTE, marked)

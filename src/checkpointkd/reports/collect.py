@@ -53,6 +53,7 @@ class Arm:
     family: str = field(repr=False)
     smoothing: float = 0.0
     way: str = ""  # how its teachers taught, where that was not plain KD
+    chosen: bool = False  # whether just these teachers were chosen, for this student if they were for one
 
     @property
     def alone(self) -> bool:
@@ -304,6 +305,7 @@ def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:
 
 
 _FAMILY = ("model", "data", "recipe", "precision")  # what students that are compared must have in common
+BY_PROBING = "chosen by probing"
 _TEACHING = ("method", "kd", "teaching", "teachers", "label_smoothing")  # what they learned from
 
 
@@ -341,9 +343,12 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
         smoothing = members[0].run.get("label_smoothing", 0.0)
         alone = f"the uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
         way = _way(members[0].run) if teachers else ""
+        chosen = _chosen(members[0], runs)
         label = (" and ".join(word for _, _, word in known) or alone) + (f", {way}" if way else "")
+        label += f", {chosen}" if chosen == BY_PROBING else ""
         who = tuple((name, epoch) for name, epoch, _ in known)
-        found.append((members[0], Arm(members[0].run["model"], label, who, accuracy, family, smoothing, way)))
+        arm = Arm(members[0].run["model"], label, who, accuracy, family, smoothing, way, chosen != "")
+        found.append((members[0], arm))
     found.sort(key=lambda pair: _order(pair[1]))
     return [_told_apart(run, arm, found) for run, arm in found], notes
 
@@ -417,9 +422,21 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
     if (run.complete or 2 * max(run) >= run.planned_epochs) and epoch == run.half.epoch:
         words.append("half-way")
     selection = run.selection()
-    if selection is not None and epoch in selection["epochs"]:
+    if selection is not None and selection["rule"] != "auto" and epoch in selection["epochs"]:
         words.append(f"chosen by {rule_name(selection['rule'])}")
     return f"{run.unit} {epoch}" + (f" ({', '.join(words)})" if words else "")
+
+
+def _chosen(student: Trajectory, runs: list[Trajectory]) -> str:
+    """By what just these teachers were chosen, in words; by probing, for this student and with this α."""
+    teachers = {one["sha256"] for one in student.run.get("teachers", [])}
+    for run in runs:
+        selection = run.selection() or {"epochs": []}
+        if teachers and teachers == {run[epoch].sha256 for epoch in selection["epochs"]}:
+            found_for = (selection.get("student"), selection.get("alpha"))
+            if selection["rule"] != "auto" or found_for == (student.run["model"], student.run["kd"]["alpha"]):
+                return f"chosen by {rule_name(selection['rule'])}"
+    return ""
 
 
 def rule_name(rule: str) -> str:

@@ -30,7 +30,8 @@ CLAIMS_NOTE = (
     "included (Holm); intervals are not. Supported and not supported, which is that the opposite was found, need a "
     "corrected p below 0.05 and, where seeds are counted, three or more: of two nothing is decided, whatever they say. "
     "Where images are counted, the word is about these very checkpoints, of one training each. Undecided: the "
-    "difference could be chance, or be in either direction."
+    "difference could be chance, or be in either direction. Can't show here: with these checkpoints no number of seeds "
+    "or images could."
 )
 MARK = "made by checkpointkd.txt"  # in the folder beside a page: it is ours, and may be written anew
 

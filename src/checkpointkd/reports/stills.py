@@ -43,6 +43,7 @@ def stills(figure: Figure) -> Iterator[tuple[str, bytes]]:
         layout: Any = drawn.get_layout_engine()
         layout.execute(drawn)
         drawn.set_layout_engine("none")  # once for all kinds
+        _thin_out(drawn)
         for kind in KINDS:
             written = io.BytesIO()
             # without the date, equal figures are equal files
@@ -100,6 +101,16 @@ def _add(axes: Any, one: Series, colour: str) -> None:
         axes.plot(one.x[position], one.y[position], marker="o", markersize=9, color=colour)
     for word, x, y in zip(one.words or [], one.x, one.y, strict=False):
         axes.annotate(_short(word, 12), (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
+
+
+def _thin_out(drawn: Any) -> None:
+    """Of words that would lie on each other the last stays, which is of a later epoch."""
+    for axes in drawn.axes:
+        kept: list[Any] = []
+        for word in reversed(axes.texts):
+            box = word.get_window_extent()
+            word.set_visible(not any(box.overlaps(other) for other in kept))
+            kept += [box] * word.get_visible()
 
 
 def _heatmaps(drawn: Any, figure: Heatmaps) -> None:
