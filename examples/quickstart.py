@@ -7,7 +7,7 @@ import checkpointkd as ckd
 
 # A teacher, and the checkpoints that its training leaves behind.
 teacher = ckd.train(
-    "wrn_16_2", data="digits", train_images=200, epochs=60, save_every=6, seed=0, out="runs/quickstart/teacher"
+    "wrn_16_2", data="digits", train_images=200, epochs=40, save_every=4, seed=0, out="runs/quickstart/teacher"
 )
 
 # Each checkpoint on the information plane (§4.2), and the one that Algorithm 1 picks (§5).
@@ -17,13 +17,13 @@ print(f"Algorithm 1 picks epoch {choice.epoch}: {choice.reason}")
 
 # The same student from nobody, from single checkpoints (Eq. 1), and from a Snapshot Ensemble of two (Eq. 2).
 students = {
-    "no teacher": ckd.train("wrn_10_1", data="digits", train_images=200, epochs=30, out="runs/quickstart/no-teacher"),
-    "full": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@full"], epochs=30, out="runs/quickstart/full"),
-    "chosen": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@best"], epochs=30, out="runs/quickstart/chosen"),
+    "no teacher": ckd.train("wrn_10_1", data="digits", train_images=200, epochs=25, out="runs/quickstart/no-teacher"),
+    "full": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@full"], epochs=25, out="runs/quickstart/full"),
+    "chosen": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@best"], epochs=25, out="runs/quickstart/chosen"),
     "half + full": ckd.distill(
         "wrn_10_1",
         teachers=[f"{teacher.path}@half", f"{teacher.path}@full"],
-        epochs=30,
+        epochs=25,
         out="runs/quickstart/snapshots",
     ),
 }

@@ -25,9 +25,13 @@ SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "b
 
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests leave nothing in the user's cache folder."""
+    """Tests leave nothing in the user's cache folder; what one process decodes, the others need not."""
+    home, base = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp()
+    decoded = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "decoded"
+    decoded.mkdir(exist_ok=True)
+    (home / "decoded").symlink_to(decoded)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHECKPOINTKD_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("CHECKPOINTKD_HOME", str(home))
         yield
 
 
