@@ -206,7 +206,7 @@ def verdict(
         f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
         "is within the noise of the images"
         for name, one in behind.items()
-        if one["low"] <= 0 <= one["high"] and name != "the last checkpoint" and one["who"] != doubted
+        if one["low"] <= 0 and name != "the last checkpoint" and one["who"] != doubted
     ]
     return Probed(
         student=student,
