@@ -291,7 +291,7 @@ def _by_rule(scale: Scale, found: dict[str, dict[str, dict[int, float]]]) -> Cha
 
 
 def _whose(scale: Scale) -> str:
-    return f"Bars: 95 % intervals over {len(scale.pairs)} pairs and {scale.seeds} seeds."
+    return f"Bars: 95 % intervals over {len(scale.pairs)} pairs and {counted(scale.seeds, 'seed')}."
 
 
 def _by_cost(scale: Scale, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> Chart:
