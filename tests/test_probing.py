@@ -74,6 +74,8 @@ def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, prob
     assert (list(found.epochs), found.alpha) == (chosen["epochs"], chosen["alpha"])
     assert chosen == best, "of all, with what the last is credited with"
     assert found.lessons[0]["epochs"] == [], "no teacher comes first"
+    tried = {epoch for one in found.lessons for epoch in one["epochs"]}
+    assert {*found.untried} == {*ckd.open_trajectory(teacher)} - tried - {*found.skipped} != set()
     assert [max(ckd.open_trajectory(teacher))] in [one["epochs"] for one in found.lessons]
     assert any(len(one["epochs"]) == 2 for one in found.lessons), "two of them together"
     assert {one["alpha"] for one in found.lessons if one["epochs"]} == {0.5, 0.1}
@@ -117,9 +119,10 @@ def test_best_for_one_student_is_not_best_for_another(teacher: Path, tmp_path: P
     assert "was found for" not in caplog.text
     ckd.distill("wrn_10_1", out=tmp_path / "weight", **quick)
     assert "@best was found for wrn_10_1, alpha 0.1, tau 5.0, and here it teaches wrn_10_1, alpha 0.5" in caplog.text
+    assert "give --alpha 0.1 --tau 5.0" in caplog.text
     caplog.clear()
     ckd.distill("resnet_8", out=tmp_path / "student", method="at", **quick)
-    assert "@best was found for wrn_10_1, and here it teaches resnet_8" in caplog.text
+    assert "@best was found for wrn_10_1, and here it teaches resnet_8: checkpointkd select" in caplog.text
 
 
 def test_two_that_were_chosen_teach_together_and_none_is_none(teacher: Path):

@@ -77,7 +77,8 @@ class Probed:
     by how many nats the student without a teacher, that of the last checkpoint and the runner-up were behind after
     lessons of one length: `mean`, `low` and `high`, a 95 % interval over images. There is one lesson of each, so that
     another seed's may differ by more, and the best is named on the same images, which flatters it. `skipped` are
-    checkpoints less accurate than the student after its lesson alone. `command` uses what was found.
+    checkpoints less accurate than the student after its lesson alone, `untried` those that the budget had no room for.
+    `command` uses what was found.
     """
 
     student: str
@@ -90,6 +91,7 @@ class Probed:
     skipped: list[int]
     spent_epochs: int
     student_epochs: int
+    untried: tuple[int, ...] = ()
     unit: str = "epoch"
     rule: str = "auto"
     command: str = ""

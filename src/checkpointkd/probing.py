@@ -148,7 +148,9 @@ def probe(race: Race) -> Probed:
             held, student=race.student, student_epochs=race.recipe.epochs, tau=settings.tau, skipped=skipped,
             last=epochs[-1], unit=trajectory.unit, lost=list(lost),
         )  # fmt: skip
-        found = replace(found, command=_command(race, found, accuracies))
+        known = {epoch for candidate, _ in chain(lost, _there(race)) for epoch in candidate.epochs}
+        untried = tuple(epoch for epoch in able if epoch not in known)
+        found = replace(found, untried=untried, command=_command(race, found, accuracies))
         files.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
         if race.progress is not None:
             race.progress(str(race.out), count, count)
@@ -170,6 +172,7 @@ def _hold(
     if (candidate, epochs) in {*((one.candidate, one.epochs) for one in held), *lost}:
         return None
     folder = race.out / LESSONS / f"{candidate.folder}-{epochs}-epochs"
+    kept = ", kept from before" if (folder / "result.json").exists() else ""
     recipe = race.recipe.lasting(epochs)
     first = race.out / LESSONS / f"{ALONE.folder}-{held[0].epochs if held else epochs}-epochs"
     precision = race.precision
@@ -220,8 +223,8 @@ def _hold(
     if race.progress is not None:
         race.progress(str(race.out), min(len(held), count - 1), count)  # whole when it is written down
     log.info(
-        "lesson %d, %s, %s: %.3f nats (%.1f %%); ahead: %s",
-        len(held), candidate.words(unit), counted(epochs, "epoch"), information, 100 * outcome.accuracy,
+        "lesson %d, %s, %s%s: %.3f nats (%.1f %%); ahead: %s",
+        len(held), candidate.words(unit), counted(epochs, "epoch"), kept, information, 100 * outcome.accuracy,
         best_first(held, last)[0].candidate.words(unit),
     )  # fmt: skip
     return outcome

@@ -299,9 +299,8 @@ def _students_table(collected: Collected) -> Table:
     rows, marked = [], []
     for number, arm in enumerate(collected.arms):
         baseline = collected.baseline(arm)
-        accuracy = f"{arm.mean:.2f} ± {arm.sd:.2f}" if arm.n > 1 else f"{arm.mean:.2f}"
         against = difference(arm, baseline).words if baseline is not None and not arm.alone else ""
-        rows.append([arm.label, arm.student, accuracy, str(arm.n), against])
+        rows.append([arm.label, arm.student, arm.words, str(arm.n), against])
         if arm.chosen:
             marked.append(number)
     columns = ["learned from", "network", "accuracy, %", "n", "against no teacher, points"]
@@ -327,6 +326,9 @@ def probing_words(found: dict[str, Any]) -> list[str]:
     if found["skipped"]:
         skipped = ", ".join(map(str, found["skipped"]))
         lines.append(f"less accurate than the student after its lesson without a teacher: {unit} {skipped}")
+    if found.get("untried"):
+        untried = ", ".join(map(str, found["untried"]))
+        lines.append(f"not tried, for which a larger budget would have room: {unit} {untried}")
     share = found["spent_epochs"] / found["student_epochs"]
     lines.append(
         f"the lessons cost {counted(found['spent_epochs'], 'epoch')}, {100 * share:.0f} % of one whole distillation; "

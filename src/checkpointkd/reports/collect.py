@@ -73,6 +73,11 @@ class Arm:
         """Standard deviation over seeds, n − 1 in the denominator; NaN for one seed."""
         return stdev(self.accuracy.values()) if self.n > 1 else math.nan
 
+    @property
+    def words(self) -> str:
+        """Its accuracy as people read it."""
+        return f"{self.mean:.2f} ± {self.sd:.2f}" if self.n > 1 else f"{self.mean:.2f}"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -225,7 +230,12 @@ def is_probing(stored: dict[str, Any]) -> bool:
             numbers += [lesson["probability"]] if lesson["probability"] is not None else []
         for gap in found["behind"].values():
             numbers += [gap[name] for name in ("mean", "low", "high", "lesson_epochs")]
-        several = [found["epochs"], found["skipped"], *(lesson["epochs"] for lesson in found["lessons"])]
+        several = [
+            found["epochs"],
+            found["skipped"],
+            found.get("untried", []),
+            *(lesson["epochs"] for lesson in found["lessons"]),
+        ]
         words = [found["student"], found["unit"], found["reason"], found["command"], *found["warnings"]]
         words += [*found["behind"], *(gap["who"] for gap in found["behind"].values())]
         return (

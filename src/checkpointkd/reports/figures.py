@@ -144,12 +144,12 @@ def students_charts(collected: Collected) -> list[Chart]:
                 x=epochs,
                 y=[arm.mean for arm in single],
                 error=[arm.sd for arm in single],
-                hover=[f"{arm.label}<br>{arm.mean:.2f} ± {arm.sd:.2f} %, n = {arm.n}" for arm in single],
+                hover=[f"{arm.label}<br>{arm.words} %, n = {arm.n}" for arm in single],
                 colour=0,
             )
         )
         for arm in (one for one in arms if len(one.teachers) > 1):
-            hover = [f"{arm.label}<br>{arm.mean:.2f} ± {arm.sd:.2f} %"]
+            hover = [f"{arm.label}<br>{arm.words} %"]
             series.append(
                 Series(name=f"ensemble: {arm.label}", x=[max(epochs)], y=[arm.mean], error=[arm.sd], hover=hover,
                        style="points", symbol="diamond", colour=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -157,16 +158,18 @@ def claim_rows(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as CSV. A spreadsheet would take a text that begins with = or @ for a formula: it gets a quote.
+    """A table as CSV. A spreadsheet would take a text that begins with = or @ for a formula: it gets a quote. What is
+    no number, as the deviation of one seed is, stays empty.
 
-    >>> csv_text(["name", "x"], [["=1+1", 0.5], ["-3", -3]])
-    "name,x\\r\\n'=1+1,0.5\\r\\n-3,-3\\r\\n"
+    >>> csv_text(["name", "x"], [["=1+1", 0.5], ["-3", float("nan")]])
+    "name,x\\r\\n'=1+1,0.5\\r\\n-3,\\r\\n"
     """
     written = io.StringIO()
     out = csv.writer(written)
     for row in [columns, *rows]:
-        formula = [isinstance(cell, str) and re.match(r"[=@\t\r]|[+-][^0-9.]", cell) is not None for cell in row]
-        out.writerow([f"'{cell}" if quoted else cell for cell, quoted in zip(row, formula, strict=True)])
+        known = ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
+        formula = [isinstance(cell, str) and re.match(r"[=@\t\r]|[+-][^0-9.]", cell) is not None for cell in known]
+        out.writerow([f"'{cell}" if quoted else cell for cell, quoted in zip(known, formula, strict=True)])
     return written.getvalue()
 
 

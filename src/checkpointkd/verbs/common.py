@@ -87,5 +87,7 @@ def say_if_found_otherwise(teachers: Sequence[str], student: str, settings: KDSe
             there += [f"{name} {float(found.get(name, math.nan))!r}" for name in ("alpha", "tau")]
             here += [f"alpha {float(settings.alpha)!r}", f"tau {float(settings.tau)!r}"]
         if there != here:
-            log.warning("%s was found for %s, and here it teaches %s", teacher, ", ".join(map(str, there)),
-                        ", ".join(here))  # fmt: skip
+            way = f"checkpointkd select {run} --student {student} finds this one's"
+            way = way if there[0] != here[0] else f"give {' '.join(f'--{one}' for one in there[1:])}"
+            log.warning("%s was found for %s, and here it teaches %s: %s", teacher, ", ".join(map(str, there)),
+                        ", ".join(here), way)  # fmt: skip
