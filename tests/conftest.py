@@ -23,11 +23,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10, "precision": "fp32"}
 
 
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session, one for all processes that test."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _home(tmp_path_factory: pytest.TempPathFactory, together: Path) -> Iterator[None]:
     """Tests leave nothing in the user's cache folder; what one process decodes, the others need not."""
-    home, base = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp()
-    decoded = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "decoded"
+    home, decoded = tmp_path_factory.mktemp("home"), together / "decoded"
     decoded.mkdir(exist_ok=True)
     (home / "decoded").symlink_to(decoded)
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,10 +12,9 @@ import checkpointkd as ckd
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke(together: Path) -> Path:
     """The folder of the studies; tests may read it only."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "studies-at-smoke"
+    shared = together / "studies-at-smoke"
     with filelock.FileLock(f"{shared}.lock"):
         if not (shared / "table3" / "study.json").exists():
             for name in ("selection", "schedule", "all"):
