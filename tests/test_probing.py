@@ -283,13 +283,16 @@ def test_a_larger_budget_goes_on_and_the_best_have_longer_lessons(teacher: Path,
     assert 12 < last.spent_epochs <= 17
 
 
-def test_no_lesson_is_lost_to_another_budget(teacher: Path, tmp_path: Path):
+def test_no_lesson_is_lost_to_another_budget(teacher: Path, tmp_path: Path, caplog):
     """Whatever the budgets in between, all that was held counts, and there is no more of it than the last one pays."""
+    caplog.set_level("INFO", "checkpointkd")
     quick = {**SHORT, "epochs": 1}
     for budget in (5, 8, 6, 9):
         found = ckd.select(teacher, out=tmp_path / "probe", **{**quick, "budget": budget})
         assert len(found.lessons) == len(list((tmp_path / "probe").glob("lessons/*/result.json")))
         assert found.spent_epochs == len(found.lessons) == max(budget, 8 if budget == 6 else 0)
+        assert ("lessons of 8 epochs are there, and all count" in caplog.text) == (budget == 6)
+        caplog.clear()
     assert len({(*one["epochs"], one["alpha"]) for one in found.lessons}) == 9
 
 
@@ -349,7 +352,17 @@ def test_a_race_keeps_its_checkpoints_and_refuses_changed_ones(teacher: Path, tm
         ckd.select(teacher, out=tmp_path / "probe", **small)
 
 
-def test_a_damaged_selection_stands_in_nobodys_way(teacher: Path, tmp_path: Path):
+def test_a_damaged_selection_stands_in_nobodys_way_and_a_sound_one_is_not_overwritten_in_silence(
+    teacher: Path, tmp_path: Path, caplog
+):
+    caplog.set_level("INFO", "checkpointkd")
     (teacher / "selection.json").write_text("[]")
     found = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "epochs": 1, "budget": 3})
     assert ckd.inspect(teacher)["selected"] == list(found.epochs)
+    assert "@best" not in caplog.text
+    ckd.select(teacher, rule="half")
+    assert f"{teacher}@best is epoch 12, by the rule half from now on; it was " in caplog.text
+    assert caplog.text.rstrip().endswith(f"{found.epochs[0]}, for wrn_10_1" if found.epochs else "for wrn_10_1")
+    caplog.clear()
+    ckd.select(teacher, rule="half")
+    assert "@best" not in caplog.text

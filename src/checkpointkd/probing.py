@@ -106,7 +106,12 @@ def probe(race: Race) -> Probed:
         held: list[Outcome] = []
         lost: dict[tuple[Candidate, int], None] = {}
         hold = partial(_hold, race, held=held, lost=lost, count=count, last=epochs[-1])
-        log.info("up to %s for %s; %s each", counted(count, "lesson"), race.student, counted(length, "epoch"))
+        log.info("up to %s for %s; each has %s and batches of %d, whole distillations %d and %d",
+                 counted(count, "lesson"), race.student, counted(length, "epoch"), batch,
+                 described["recipe"]["epochs"], described["recipe"]["batch_size"])  # fmt: skip
+        if (more := short + 2 * doubled) > count:
+            log.info("lessons of %s are there, and all count, though this budget buys fewer",
+                     counted(more * length, "epoch"))  # fmt: skip
         alone = hold(ALONE, length)
         assert alone is not None
         left = count - 2 * (longer + doubled) - 1

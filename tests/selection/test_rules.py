@@ -165,6 +165,18 @@ def test_the_bootstrap_is_unsure_where_the_images_are():
     assert 0 < unsure[20] < 1
 
 
+def test_an_uncertain_choice_is_said_with_its_rival():
+    sure = _choose("best-accuracy", _plane([0.1, 0.1], [0.3, 0.9]))
+    assert not sure.warnings
+    unsure = _choose("best-accuracy", _plane([0.1] * 3, [0.5, 0.3, 0.51], images=100))
+    assert unsure.probability is not None
+    shares = [f"{100 * unsure.probability[epoch]:.0f} %" for epoch in (30, 10)]
+    assert unsure.warnings == (
+        f"the choice is uncertain: in {shares[0]} of 1,000 resamples it is epoch 30, in {shares[1]} 10; `select` with "
+        "--student lets a student try",
+    )
+
+
 def test_an_unknown_rule_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"unknown rule 'pape'; did you mean 'paper'\?"):
         _choose("pape")

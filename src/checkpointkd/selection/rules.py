@@ -17,6 +17,8 @@ from ..loop import calibration_error
 
 RESAMPLES = 1000
 UNRIPE = 0.8  # a chosen teacher below this share of the last one's accuracy is worth a warning
+SURE = 0.8  # a choice made in a smaller share of the resamples is, too
+TRY = "`select` with --student lets a student try"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def paper(candidates: Candidates) -> Choice:
     if accuracy_A[chosen] < UNRIPE * accuracy_A[-1]:
         warnings.append(
             f"the chosen teacher is right on {accuracy_A[chosen]:.1%}, the last on {accuracy_A[-1]:.1%}: on a short "
-            "trajectory such a teacher can be worse than none, above all with a small alpha; compare it with a student"
+            f"trajectory such a teacher can be worse than none, above all with a small alpha; {TRY}"
         )
     details = {"I(X;F) normalised": _by_epoch(plane.epochs, x_A), "I(Y;F) normalised": _by_epoch(plane.epochs, y_A)}
     return _choose("paper", candidates, sum_A, reason, resampled_RA, warnings, details)
@@ -226,6 +228,12 @@ def _choose(
     if resampled_RA is not None:
         share_A = np.bincount(resampled_RA.argmax(1), minlength=len(score_A)) / len(resampled_RA)
         probability = _by_epoch(epochs, share_A)
+        if share_A[order[0]] < SURE:
+            rival = max(order[1:], key=lambda place: share_A[place])
+            warnings.append(
+                f"the choice is uncertain: in {100 * share_A[order[0]]:.0f} % of {RESAMPLES:,} resamples it is "
+                f"{candidates.unit} {epochs[order[0]]}, in {100 * share_A[rival]:.0f} % {epochs[rival]}; {TRY}"
+            )
     return Choice(
         rule=rule,
         epoch=epochs[order[0]],

@@ -368,7 +368,10 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
         choice, made_with = _by_rule(trajectory, "paper" if rule in (None, AUTO) else rule, estimator)
     try:
         with files.locked(trajectory.path):
+            before = _meaning_of_best(trajectory)
             files.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+        if before not in (None, now := _meaning_of_best(trajectory)):
+            log.info("%s@best is %s from now on; it was %s", run, now, before)
     except UserError as error:
         if student is None:
             raise
@@ -376,6 +379,18 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     for warning in choice.warnings:
         log.warning("%s", warning)
     return choice
+
+
+def _meaning_of_best(trajectory: Trajectory) -> str | None:
+    """What @best means now, and whence; None for nothing, also where that is damaged."""
+    try:
+        found = trajectory.selection()
+    except UserError:
+        return None
+    if found is None:
+        return None
+    which = " and ".join(f"{trajectory.unit} {epoch}" for epoch in found["epochs"]) or "no teacher"
+    return f"{which}, {'for ' + found['student'] if 'student' in found else 'by the rule ' + found['rule']}"
 
 
 def _by_rule(trajectory: Trajectory, rule: str, estimator: Estimator) -> tuple[Choice, dict[str, Any] | None]:
