@@ -227,7 +227,8 @@ def test_a_report_shows_the_lessons_and_no_lesson_as_a_student(teacher: Path, pr
     assert "Which teacher for" not in page
 
 
-def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, tmp_path: Path, monkeypatch):
+def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, tmp_path: Path, monkeypatch, caplog):
+    caplog.set_level("INFO", "checkpointkd")
     asked, hold = [], probing.distil
 
     def lose(student, taught, *, out, **settings):
@@ -244,10 +245,15 @@ def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, 
     assert {one["epochs"][0] for one in found.lessons if len(one["epochs"]) == 1} == {4, 8, 12, 16, 24}
     assert found.spent_epochs == 1 + len(asked) <= 12, "what was lost has cost as much"
     assert any("epoch 20, alpha 0.5 diverged" in warning for warning in found.warnings)
+    assert "kept from before" not in caplog.text
     before = list(asked)
     again = ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "alpha": [0.5], "epochs": 1, "budget": 12})
     assert "20-alpha-0.5-1-epochs" not in asked[len(before) :], "nor when the race goes on"
     assert (again.epochs, again.spent_epochs) == (found.epochs, found.spent_epochs)
+    assert caplog.text.count("kept from before") == len(found.lessons)
+    (tmp_path / "probe/lessons/20-alpha-0.5-1-epochs" / probing.LOST).write_text("[]")
+    with pytest.raises(UserError, match=r"lost.json is damaged; delete .*20-alpha-0.5-1-epochs, and its lesson is"):
+        ckd.select(teacher, out=tmp_path / "probe", **{**SHORT, "alpha": [0.5], "epochs": 1, "budget": 12})
 
 
 def test_where_every_lesson_is_lost_nothing_is_chosen(teacher: Path, tmp_path: Path, monkeypatch):
