@@ -117,7 +117,7 @@ MISTAKES = [
     (["train", "wrn_10_1", "--data", "digit", "--out", "{new}"], "unknown data set 'digit'; did you mean 'digits'"),
     (["train", "wrm_10_1", "--data", "digits", "--out", "{new}"], "unknown model 'wrm_10_1'; did you mean 'wrn_D_K'"),
     (["train", "wrn_11_1", "--data", "digits", "--out", "{new}"], r"the depth must be 6n \+ 4"),
-    (["train", "wrn_10_9000", "--data", "digits", "--out", "{new}"], "unknown model 'wrn_10_9000'"),
+    (["train", "wrn_10_9000", "--data", "digits", "--out", "{new}"], r"and the width from 1 to 64"),
     (["train", "wrn_10_1", "--data", "digits", "--recipe", "digit", "--out", "{new}"], "unknown recipe 'digit'"),
     (["train", "wrn_10_1", "--data", "digits", "--save-every", "0", "--out", "{new}"], "must be at least 1"),
     (["train", "wrn_10_1", "--data", "digits", "--train-images", "5", "--out", "{new}"], "can't represent 10 classes"),

@@ -297,7 +297,7 @@ def test_no_lesson_is_lost_to_another_budget(teacher: Path, tmp_path: Path, capl
         found = ckd.select(teacher, out=tmp_path / "probe", **{**quick, "budget": budget})
         assert len(found.lessons) == len(list((tmp_path / "probe").glob("lessons/*/result.json")))
         assert found.spent_epochs == len(found.lessons) == max(budget, 8 if budget == 6 else 0)
-        assert ("lessons of 8 epochs are there, and all count" in caplog.text) == (budget == 6)
+        assert ("lessons of 8 epochs in all are there, and count" in caplog.text) == (budget == 6)
         caplog.clear()
     assert len({(*one["epochs"], one["alpha"]) for one in found.lessons}) == 9
 

@@ -106,11 +106,11 @@ def probe(race: Race) -> Probed:
         held: list[Outcome] = []
         lost: dict[tuple[Candidate, int], None] = {}
         hold = partial(_hold, race, held=held, lost=lost, count=count, last=epochs[-1])
-        log.info("up to %s for %s; each has %s and batches of %d, whole distillations %d and %d",
+        log.info("up to %s for %s, as a rule of %s with batches of %d; a whole distillation has %d, of %d",
                  counted(count, "lesson"), race.student, counted(length, "epoch"), batch,
                  described["recipe"]["epochs"], described["recipe"]["batch_size"])  # fmt: skip
         if (more := short + 2 * doubled) > count:
-            log.info("lessons of %s are there, and all count, though this budget buys fewer",
+            log.info("lessons of %s in all are there, and count, though this budget buys fewer",
                      counted(more * length, "epoch"))  # fmt: skip
         alone = hold(ALONE, length)
         assert alone is not None

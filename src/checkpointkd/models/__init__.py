@@ -39,10 +39,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet_D": ResNet,
     "mobilenetv2_W": MobileNetV2,
 }
+_WHOLE = (r"[0-9]{1,4}", int)
 _NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {
-    "D": (r"[0-9]{1,4}", int),
-    "K": (r"[0-9]{1,2}", int),  # a hundred times as wide would fill the memory
-    "W": (r"[0-9]?\.[0-9]{1,4}|[0-9]", float),
+    "D": _WHOLE,
+    "K": _WHOLE,
+    "W": (r"[0-9]?\.?[0-9]{1,4}", float),
 }
 
 

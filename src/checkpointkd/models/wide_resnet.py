@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from ..errors import require
 
+WIDEST = 64  # a WRN-10 of that width has 300 million parameters
+
 
 class WideResNet(nn.Module):
     """WRN-depth-width: three stages of (depth − 4) / 6 pre-activation blocks with 16, 32 and 64 times width channels.
@@ -23,9 +25,9 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
         require(
-            depth >= 10 and (depth - 4) % 6 == 0 and width >= 1,
-            f"wrn_{depth}_{width} does not exist: the depth must be 6n + 4 (10, 16, 22, 28, 40, ...) and the width at "
-            "least 1",
+            depth >= 10 and (depth - 4) % 6 == 0 and 1 <= width <= WIDEST,
+            f"wrn_{depth}_{width} does not exist: the depth must be 6n + 4 (10, 16, 22, 28, 40, ...) and the width "
+            f"from 1 to {WIDEST}",
         )
         blocks = (depth - 4) // 6
         stages = [16 * width, 32 * width, 64 * width]
