@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
             [sys.executable, "-c", TRAINER, model, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        for _ in range(draw.randint(2, 8)):  # some steps; two are an epoch
+        for _ in range(draw.randint(4, 10)):  # some steps; two are an epoch
             process.stdout.readline()
         time.sleep(draw.random() * 0.02)
         if process.poll() is None:

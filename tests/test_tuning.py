@@ -76,8 +76,8 @@ def test_a_search_that_was_stopped_continues(teacher_run: Path, tmp_path: Path, 
     out = tmp_path / "s"
     command = [
         sys.executable, "-m", "checkpointkd.cli", "search", "wrn_10_1", "--teachers", f"{teacher_run}@4", "--out",
-        str(out), "--epochs", "6", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
-        "4", "--no-prune",
+        str(out), "--epochs", "5", "--batch-size", "5", "--precision", "fp32", "--alpha", "0.1", "0.9", "--tau", "2",
+        "--no-prune",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -96,9 +96,7 @@ def test_a_search_that_was_stopped_continues(teacher_run: Path, tmp_path: Path, 
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["trials"][: len(there)] == there
-    assert sorted((t["values"]["alpha"], t["values"]["tau"]) for t in found["trials"]) == [
-        (0.1, 2.0), (0.1, 4.0), (0.9, 2.0), (0.9, 4.0),
-    ]  # fmt: skip
+    assert sorted((t["values"]["alpha"], t["values"]["tau"]) for t in found["trials"]) == [(0.1, 2.0), (0.9, 2.0)]
     for name, rows in stopped.items():  # nothing is done again, but for an epoch whose state wasn't written yet
         sure = "".join(rows.splitlines(keepends=True)[:-1])
         assert (out / "trials" / name / "metrics.jsonl").read_text().startswith(sure)

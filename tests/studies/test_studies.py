@@ -270,7 +270,7 @@ def test_other_settings_replace_results_and_it_is_said(smoke: Path, tmp_path: Pa
 
 def test_alpha_and_tau_are_searched_for_each_pair(tmp_path: Path):
     """The students are taught with what their search found, which is another for other teachers."""
-    ckd.study("figure3", scale="smoke", out=tmp_path, seeds=1, search=True, teacher_epochs=10, student_epochs=4)
+    ckd.study("figure3", scale="smoke", out=tmp_path, seeds=1, search=True, teacher_epochs=10, student_epochs=2)
     found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("searches/*/search.json")}
     rows = _rows(tmp_path, "figure3", kind="network")
     assert len(rows) == 7
