@@ -71,7 +71,7 @@ class Scale:
 
         >>> scale = smoke().shortened(teacher_epochs=10, student_epochs=None)
         >>> scale.teacher_epochs, scale.save_every, scale.student_epochs
-        (10, 1, 8)
+        (10, 1, 4)
         """
         teachers = self.teacher_epochs if teacher_epochs is None else teacher_epochs
         students = self.student_epochs if student_epochs is None else student_epochs
