@@ -372,3 +372,6 @@ def test_a_damaged_selection_stands_in_nobodys_way_and_a_sound_one_is_not_overwr
     caplog.clear()
     ckd.select(teacher, rule="half")
     assert "@best" not in caplog.text
+    (teacher / "selection.json").write_text(json.dumps({"rule": None, "reason": "", "epochs": [4], "student": None}))
+    ckd.select(teacher, rule="half")
+    assert "by the rule half from now on; it was epoch 4, for None" in caplog.text

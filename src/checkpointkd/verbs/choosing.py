@@ -390,7 +390,7 @@ def _meaning_of_best(trajectory: Trajectory) -> str | None:
     if found is None:
         return None
     which = " and ".join(f"{trajectory.unit} {epoch}" for epoch in found["epochs"]) or "no teacher"
-    return f"{which}, {'for ' + found['student'] if 'student' in found else 'by the rule ' + found['rule']}"
+    return f"{which}, for {found['student']}" if "student" in found else f"{which}, by the rule {found['rule']}"
 
 
 def _by_rule(trajectory: Trajectory, rule: str, estimator: Estimator) -> tuple[Choice, dict[str, Any] | None]:
