@@ -17,7 +17,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from checkpointkd.data import DataSettings, load_data
+from checkpointkd.data import DataConfig, load_data
 from checkpointkd.models import build_network
 from common import write_result
 
@@ -46,7 +46,7 @@ def networks() -> dict[str, dict]:
 
 
 def loading(path: str) -> dict:
-    settings = DataSettings(data=f"cifar100:{path}", protocol="paper")
+    settings = DataConfig(data=f"cifar100:{path}", select_on="test")
     with tempfile.TemporaryDirectory() as home:
         os.environ["CHECKPOINTKD_HOME"] = home
         seconds = []

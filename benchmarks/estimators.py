@@ -19,11 +19,11 @@ import torch
 from scipy.stats import rankdata
 
 import checkpointkd as ckd
-from checkpointkd.data import Images, load_data, settings_of
+from checkpointkd.config import EstimatorConfig, EstimatorName
+from checkpointkd.data import Images, config_of, load_data
 from checkpointkd.information import ESTIMATORS, load_planes, ridge
 from checkpointkd.information.plane import _maps_and_logits
 from checkpointkd.models import last_map_path
-from checkpointkd.settings import Estimator, EstimatorSettings
 from common import write_result
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ from tests.information.channels import channel  # noqa: E402
 SYNTHETIC = (30, 100, 300, 1000, 3000)
 REAL = (250, 500, 1000, 2000, 4000)
 DRAWS = 3
-BOTH: tuple[Estimator, Estimator] = ("decoder", "ridge")
+BOTH: tuple[EstimatorName, EstimatorName] = ("decoder", "ridge")
 
 
 def synthetic() -> dict[str, Any]:
@@ -43,7 +43,7 @@ def synthetic() -> dict[str, Any]:
         estimates = []
         for seed in range(10):
             arguments, truth = channel(fit=fit, measured=1000, noise=0.5, seed=seed)
-            information, _ = ridge(*arguments, settings=EstimatorSettings(estimator="ridge"))
+            information, _ = ridge(*arguments, settings=EstimatorConfig(estimator="ridge"))
             estimates.append(information.mean().item())
             found["truth"] = truth
         found["nats"][fit] = {"mean": fmean(estimates), "sd": stdev(estimates)}
@@ -52,14 +52,14 @@ def synthetic() -> dict[str, Any]:
 
 def real(run: ckd.Trajectory) -> dict[str, Any]:
     """Estimates of the last checkpoint's I(X;F) by numbers of images to fit on, over draws of these images."""
-    data = load_data(settings_of(run.run["data"]))
-    network = run.full.network()
-    path = last_map_path(network.body, data.selection.take(torch.arange(2)).clean())
+    data = load_data(config_of(run.run["data"]))
+    network = run.last.network()
+    path = last_map_path(network.body, data.val.subset(torch.arange(2)).to_float())
 
     def maps(images: Images) -> torch.Tensor:
         return _maps_and_logits(network, images, path)[0][None]
 
-    selection = data.selection.take(torch.arange(2000))
+    selection = data.val.subset(torch.arange(2000))
     measured = maps(selection)
     found: dict[str, Any] = {}
     for name in BOTH:
@@ -67,8 +67,8 @@ def real(run: ckd.Trajectory) -> dict[str, Any]:
             estimates = []
             for draw in range(DRAWS):
                 rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(draw))[:count]
-                fitted_on = data.train.take(rows)
-                settings = EstimatorSettings(estimator=name, seeds=1)
+                fitted_on = data.train.subset(rows)
+                settings = EstimatorConfig(estimator=name, seeds=1)
                 information, _ = ESTIMATORS[name](
                     fitted_on, maps(fitted_on), selection, measured, settings=settings, on_step=None
                 )
@@ -104,12 +104,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
     means, spreads = ([each[name] for each in nats.values()] for name in ("mean", "sd"))
     left.errorbar(list(nats), means, spreads, color="#0072B2", label="ridge", **bars)
     left.axhline(result["synthetic"]["truth"], color="#808080", linestyle="--", label="truth")
-    left.set(xscale="log", xlabel="images fitted on", ylabel="I(X;F), nats", title="a linear-Gaussian channel")
-    for (name, each), colour in zip(result["real"].items(), ("#D55E00", "#0072B2"), strict=True):
+    left.set(xpreset="log", xlabel="images fitted on", ylabel="I(X;F), nats", title="a linear-Gaussian channel")
+    for (name, each), color in zip(result["real"].items(), ("#D55E00", "#0072B2"), strict=True):
         last = abs(each[REAL[-1]]["mean"])
         means, spreads = ([each[count][part] / last for count in REAL] for part in ("mean", "sd"))
-        right.errorbar(REAL, [abs(mean) for mean in means], spreads, color=colour, label=name, **bars)
-    right.set(xscale="log", xlabel="images fitted on", ylabel=f"size, relative to {REAL[-1]} images")
+        right.errorbar(REAL, [abs(mean) for mean in means], spreads, color=color, label=name, **bars)
+    right.set(xpreset="log", xlabel="images fitted on", ylabel=f"size, relative to {REAL[-1]} images")
     right.set_title("WRN-16-2 on CIFAR-100, last epoch")
     for axes, counts in ((left, SYNTHETIC), (right, REAL)):
         axes.set_xticks(counts, [f"{count:,}" for count in counts])

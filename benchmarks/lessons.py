@@ -1,6 +1,6 @@
 """What tells early which teacher is best for a student: against whole students of a finished study of rules.
 
-    checkpointkd study selection --scale ripe --data cifar100:PATH --jobs 2 --out STUDIES
+    checkpointkd reproduce selection --preset ripe --data cifar100:PATH --jobs 2 --out STUDIES
     python benchmarks/lessons.py STUDIES --data cifar100:PATH
 
 Spearman's correlation, over checkpoints that teach one student with the first α, of each measure with the mean test
@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import checkpointkd as ckd
-from checkpointkd.data import Data, load_data, settings_like
-from checkpointkd.files import read_json, read_rows
-from checkpointkd.loop import predict
-from checkpointkd.losses import METHODS, FromLogits, Supervised
-from checkpointkd.settings import KDSettings
-from checkpointkd.teacher import Teacher
-from checkpointkd.trajectory import fresh_network, resolve
+from checkpointkd.checkpoints import build_from_run, resolve
+from checkpointkd.config import KDConfig
+from checkpointkd.data import Data, config_like, load_data
+from checkpointkd.losses import METHODS, LogitDistillation, Supervised
+from checkpointkd.metrics import predict
+from checkpointkd.storage import read_json, read_jsonl
+from checkpointkd.teachers.ensemble import Teacher
 from common import write_result
 
 Key = tuple[int, float]  # epoch, 0 for no teacher, and α
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in (options.studies / "selection" / "rows.jsonl").read_text().splitlines()]
-    scale = read_json(options.studies / "selection" / "study.json")["scale"]
+    scale = read_json(options.studies / "selection" / "experiment.json")["scale"]
     found: dict[str, Any] = {}
     for pair in dict.fromkeys(row["pair"] for row in rows):
         mine = [row for row in rows if row["pair"] == pair]
@@ -82,9 +82,9 @@ def _parts(studies: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dic
     reached: dict[tuple[int, int, int], dict[Key, float]] = {}
     for key, several in _by_key(rows).items():
         for row in several:
-            for one in read_rows(studies / "runs" / row["run"] / "metrics.jsonl"):
-                if "selection_accuracy" in one and one["epoch"] < row["epochs"]:
-                    reached.setdefault((row["seed"], one["epoch"], row["epochs"]), {})[key] = one["selection_accuracy"]
+            for one in read_jsonl(studies / "runs" / row["run"] / "metrics.jsonl"):
+                if "val_accuracy" in one and one["epoch"] < row["epochs"]:
+                    reached.setdefault((row["seed"], one["epoch"], row["epochs"]), {})[key] = one["val_accuracy"]
     for (_, epoch, epochs), scores in sorted(reached.items()):
         yield f"accuracy of whole students after {epoch} of {epochs} epochs", scores
 
@@ -108,23 +108,23 @@ def _untrained(
     """Scores that see the student but train it, if at all, without a teacher."""
     by_key = _by_key(rows)
     alone = ckd.open_trajectory(studies / "runs" / by_key[0, 1.0][0]["run"])
-    loaded = load_data(settings_like(alone.run["data"], data))
+    loaded = load_data(config_like(alone.run["data"], data))
     device = torch.device("cpu")
-    student = alone.full.network(device)
-    student_NK = predict(student, loaded.selection)
-    fresh = fresh_network(alone.run).eval()
+    student = alone.last.network(device)
+    student_NK = predict(student, loaded.val)
+    fresh = build_from_run(alone.run).eval()
     agreement, complexity, gradients = {}, {}, {}
     held_out = _gradient(fresh, loaded, None, None)
     features_ND = _features(student, loaded)
     for key in keys:
         run = ckd.open_trajectory(studies / "runs" / by_key[key][0]["run"])
         teacher = Teacher([resolve(address) for address in run.run["teacher_addresses"]], device=device)
-        logits_NK = teacher.predict(loaded.selection)[0]
+        logits_NK = teacher.predict(loaded.val)[0]
         tau = run.run["kd"]["tau"]
         p_NK, log_q_NK = (logits_NK / tau).softmax(-1), (student_NK / tau).log_softmax(-1)
         agreement[key] = -F.kl_div(log_q_NK, p_NK, reduction="batchmean").item()
         complexity[key] = -_complexity(features_ND, p_NK)
-        mine = _gradient(fresh, loaded, teacher, KDSettings(alpha=key[1], tau=tau))
+        mine = _gradient(fresh, loaded, teacher, KDConfig(alpha=key[1], tau=tau))
         gradients[key] = F.cosine_similarity(mine, held_out, dim=0).item()
     yield "agreement with the student that learned alone", agreement
     yield "supervision complexity, by that student's features", complexity
@@ -136,25 +136,27 @@ def _features(student: torch.nn.Module, data: Data) -> Tensor:
     linear = [module for module in student.modules() if isinstance(module, torch.nn.Linear)][-1]
     seen: list[Tensor] = []
     hook = linear.register_forward_hook(lambda module, given, answer: seen.append(given[0].detach()))
-    predict(student, data.selection)
+    predict(student, data.val)
     hook.remove()
     return F.normalize(torch.cat(seen).double(), dim=-1)
 
 
 def _complexity(features_ND: Tensor, p_NK: Tensor, ridge: float = 1e-3) -> float:
     """√(Yᵀ K⁻¹ Y / N) with a linear kernel (Harutyunyan et al., ICLR 2023; theirs is the tangent kernel)."""
-    centred_NK = p_NK.double() - p_NK.double().mean(0)
+    centerd_NK = p_NK.double() - p_NK.double().mean(0)
     gram_DD = features_ND.T @ features_ND + ridge * torch.eye(features_ND.shape[1], dtype=torch.float64)
-    inside_DK = features_ND.T @ centred_NK
+    inside_DK = features_ND.T @ centerd_NK
     explained = (inside_DK * torch.linalg.solve(gram_DD, inside_DK)).sum()  # Woodbury
-    return math.sqrt(((centred_NK.square().sum() - explained) / ridge / len(p_NK)).item())
+    return math.sqrt(((centerd_NK.square().sum() - explained) / ridge / len(p_NK)).item())
 
 
-def _gradient(network: torch.nn.Module, data: Data, teacher: Teacher | None, settings: KDSettings | None) -> Tensor:
+def _gradient(network: torch.nn.Module, data: Data, teacher: Teacher | None, settings: KDConfig | None) -> Tensor:
     """The gradient on training images of what the student minimises, or of cross-entropy on selection images."""
     weights = list(network.parameters())
-    images = data.selection if teacher is None else data.train
-    objective = Supervised() if teacher is None or settings is None else FromLogits(METHODS["kd"](), teacher, settings)
+    images = data.val if teacher is None else data.train
+    objective = (
+        Supervised() if teacher is None or settings is None else LogitDistillation(METHODS["kd"](), teacher, settings)
+    )
     batches = images.batches(batch_size=250, seed=0, device=torch.device("cpu"), augment=False)
     total = torch.zeros(sum(weight.numel() for weight in weights))
     for batch in batches.epoch(0):

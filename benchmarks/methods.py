@@ -21,12 +21,12 @@ FULL: dict[str, Any] = {"ensemble": "full:1"}
 WAYS: dict[str, dict[str, Any]] = {
     "none": {},
     **{name: {**FULL, "method": name} for name in METHODS},
-    "fsp": {**FULL, "method": "fsp", "adapt": True},
+    "fsp": {**FULL, "method": "fsp", "channel_adapter": True},
     "kd, snapshot:2": {"ensemble": "snapshot:2"},
     "kd, snapshot:2, mean of logits": {"ensemble": "snapshot:2", "average": "logits"},
     "kd, snapshot:5": {"ensemble": "snapshot:5"},
-    "kd, rco over snapshot:5": {"ensemble": "snapshot:5", "route": "rco"},
-    "kd, progressive over all": {"ensemble": "all", "route": "progressive"},
+    "kd, rco over snapshot:5": {"ensemble": "snapshot:5", "teacher_schedule": "rco"},
+    "kd, progressive over all": {"ensemble": "all", "teacher_schedule": "progressive"},
     "kd, batch norm by batch": {**FULL, "teacher_batch_norm": "batch"},
 }
 
@@ -40,9 +40,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(WAYS))
     options = parser.parse_args()
     student = {
-        "data": options.data, "train_images": 10_000, "precision": "bf16", "recipe": "cifar100-small-student",
+        "data": options.data,
+        "train_images": 10_000,
+        "precision": "bf16",
+        "recipe": "cifar100-small-student",
         "save_every": 20,
-    }  # fmt: skip
+    }
     for seed in options.seeds:
         for name in options.only:
             out = f"{options.out}/{name.replace(',', '').replace(':', '').replace(' ', '-')}-seed{seed}"

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from checkpointkd.experiments.context import Context
+from checkpointkd.experiments.presets import paper
+from checkpointkd.experiments.reproduce import PAPER, WORTH, _estimate, _module, by_worth
 from checkpointkd.models import build_network
-from checkpointkd.studies.lab import Lab
-from checkpointkd.studies.scales import paper
-from checkpointkd.studies.study import PAPER, WORTH, _estimate, _module, by_worth
 from common import write_result
 
 CARDS = {  # peak in bf16 without sparsity, operations a second; bandwidth, bytes a second; by NVIDIA's data sheets
@@ -55,8 +55,9 @@ def step_of(model: str) -> dict[str, float]:
     with torch.device("meta"):
         network = _network(model).train()
         images, labels = torch.empty(BATCH, 3, 32, 32), torch.empty(BATCH, dtype=torch.long)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
-                                foreach=True)  # fmt: skip
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True
+    )
     with FlopCounterMode(display=False) as flops, Counting() as counted:
         torch.nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
@@ -79,14 +80,20 @@ def main() -> None:
             for model, one in steps.items()
         }
         floors = {}
-        for kind, bounds in (("one run at a time", ("compute", "memory", "launches")),
-                             ("the card full", ("compute", "memory"))):  # fmt: skip
+        for kind, bounds in (
+            ("one run at a time", ("compute", "memory", "launches")),
+            ("the card full", ("compute", "memory")),
+        ):
             machine = {
-                model: {"precision": "bf16", "seconds_a_step": max(one[bound] for bound in bounds),
-                        "steps_an_epoch": -(-IMAGES // BATCH), "megabytes": 4e-6 * _parameters(model)}
+                model: {
+                    "precision": "bf16",
+                    "seconds_a_step": max(one[bound] for bound in bounds),
+                    "steps_an_epoch": -(-IMAGES // BATCH),
+                    "megabytes": 4e-6 * _parameters(model),
+                }
                 for model, one in times.items()
-            }  # fmt: skip
-            lab = Lab(Path("nowhere"), scale, "cifar100", machine=machine)
+            }
+            lab = Context(Path("nowhere"), scale, "cifar100", machine=machine)
             hours, before = {}, 0.0
             for names in WORTH[:3]:  # what earlier ones have done is not done again
                 upto = {
@@ -97,9 +104,12 @@ def main() -> None:
                 before = estimate["seconds"]
                 runs, gigabytes = estimate["runs"], estimate["gigabytes"]
             floors[kind] = {"hours": hours, "all hours": round(before / 3600, 1), "runs": runs, "gigabytes": gigabytes}
-        found["cards"][card] = {"milliseconds a step": {
-            model: {bound: round(1e3 * value, 3) for bound, value in one.items()} for model, one in times.items()
-        }, **floors}  # fmt: skip
+        found["cards"][card] = {
+            "milliseconds a step": {
+                model: {bound: round(1e3 * value, 3) for bound, value in one.items()} for model, one in times.items()
+            },
+            **floors,
+        }
     write_result("paper-cost", found)
 
 

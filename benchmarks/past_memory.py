@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from checkpointkd.tables import Table, size_of
+from checkpointkd.teachers.logit_cache import LogitFile, size_of
 from common import write_result
 
 IMAGES, VIEWS, CLASSES = 45_000, 162, 100
@@ -34,7 +34,7 @@ def main() -> None:
         paths = [Path(folder) / str(number) / "rows.bin" for number in range(options.teachers)]
         logits_MK = torch.randn(VIEWS * 500, CLASSES)
         for path in paths:
-            table = Table(path, rows=rows, classes=CLASSES)
+            table = LogitFile(path, rows=rows, classes=CLASSES)
             for begin in range(0, rows, len(logits_MK)):
                 table.write(torch.arange(begin, begin + len(logits_MK)), logits_MK)
             del table  # what is mapped can't be dropped
@@ -43,7 +43,7 @@ def main() -> None:
             row_N = torch.arange(IMAGES) * VIEWS + torch.randint(VIEWS, (IMAGES,), generator=_generator(turn))
             for path in paths:
                 _drop(path)
-            tables = [Table(path, rows=rows, classes=CLASSES) for path in paths]
+            tables = [LogitFile(path, rows=rows, classes=CLASSES) for path in paths]
             for temperature in seconds:
                 began = time.perf_counter()
                 for table in tables:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpointkd.charts import from_plain
-from checkpointkd.comparisons import claim_from
-from checkpointkd.errors import require
+from checkpointkd.analysis.statistics import claim_from
+from checkpointkd.errors import UserError
 from checkpointkd.reports import collect, notes_of_all, settings_words
+from checkpointkd.reports.charts import from_plain
 from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
 from checkpointkd.reports.stills import stills
 
@@ -29,10 +29,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     collected = collect(options.studies)
-    require(len(collected.studies) > 0, f"no study in {options.studies}")
+    if not collected.studies:
+        raise UserError(f"no experiment in {options.studies}")
     page = options.out / "README.md"
     ours = not options.out.exists() or (page.exists() and ORIGIN in page.read_text(encoding="utf-8").splitlines())
-    require(ours, f"{options.out} is no page of published studies; choose another folder")
+    if not ours:
+        raise UserError(f"{options.out} is not a page of published experiments: choose another folder")
     made = options.out.with_name(f"{options.out.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)

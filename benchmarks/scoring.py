@@ -22,13 +22,14 @@ from typing import Any, get_args
 import torch
 
 import checkpointkd as ckd
-from checkpointkd.data import DataSettings, load_data
+from checkpointkd.checkpoints import RunDir
+from checkpointkd.config import EstimatorConfig, EstimatorName, Precision
+from checkpointkd.data import DataConfig, load_data
+from checkpointkd.device import pick_device
 from checkpointkd.information import score_trajectory
-from checkpointkd.loop import pick_device, start, step
 from checkpointkd.losses import Supervised
 from checkpointkd.recipes import recipe
-from checkpointkd.settings import Estimator, EstimatorSettings, Precision
-from checkpointkd.trajectory import RunFolder
+from checkpointkd.training.loop import start, step
 from common import write_result
 
 CHECKPOINTS = 20
@@ -44,14 +45,14 @@ def trajectory(model: str, count: int, *, data: str, out: Path, precision: Preci
     run = ckd.train(model, data=data, train_images=500, epochs=1, precision=precision, out=out)
     tensors = run[1].network().state_dict()
     for epoch in range(2, count + 1):
-        RunFolder(out).save_checkpoint(epoch, tensors)
+        RunDir(out).save_checkpoint(epoch, tensors)
     return ckd.open_trajectory(out)
 
 
 def cost(name: str, data: str, folder: Path) -> dict[str, Any]:
     """Seconds of training and of scoring, and their ratio."""
     scale = SCALES[name]
-    loaded = load_data(DataSettings(data=data, train_images=scale["images"]))
+    loaded = load_data(DataConfig(data=data, train_images=scale["images"]))
     chosen = recipe(scale["recipe"])
     device = pick_device("auto")
     run = trajectory(scale["model"], scale["scored"], data=data, out=folder / name, precision="bf16")
@@ -64,17 +65,17 @@ def cost(name: str, data: str, folder: Path) -> dict[str, Any]:
     def train_some() -> None:
         for _ in range(8):
             began = time.perf_counter()
-            step(state, batch, precision="bf16", progress=0.0)
+            step(state, batch, precision="bf16", train_fraction=0.0)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
 
     result: dict[str, Any] = {"model": scale["model"], "checkpoints": CHECKPOINTS, "scored": scale["scored"]}
     scoring = {}
-    for estimator in get_args(Estimator):
+    for estimator in get_args(EstimatorName):
         train_some()  # around each scoring: the machine's speed drifts
         began = time.perf_counter()
-        settings = EstimatorSettings(estimator=estimator)
+        settings = EstimatorConfig(estimator=estimator)
         score_trajectory(run, loaded, settings=settings, device=device)
         scoring[estimator] = (time.perf_counter() - began) * CHECKPOINTS / scale["scored"]
         train_some()

@@ -14,7 +14,7 @@ from typing import Any
 import checkpointkd as ckd
 from common import write_result
 
-TEACHERS = {"none": None, "epoch 12": "@12", "half": "@half", "chosen": "@best", "full": "@full"}
+TEACHERS = {"none": None, "epoch 12": "@12", "half": "@midpoint", "chosen": "@best", "full": "@last"}
 
 
 def main() -> None:
@@ -25,14 +25,14 @@ def main() -> None:
     options = parser.parse_args()
     common = {"data": options.data, "train_images": 10_000, "precision": "bf16"}
     teacher = ckd.train(
-        "wrn_16_2", recipe="cifar100-small", save_every=3, out=f"{options.out}/teacher", progress=_say, **common
+        "wrn_16_2", recipe="cifar100-small", save_every=3, out=f"{options.out}/teacher", on_progress=_say, **common
     )
     result: dict[str, Any] = {
         "command": "python benchmarks/small.py --data cifar100:PATH --out runs/small",
         "teacher": {"model": "wrn_16_2", "epochs": accuracies(teacher), "result": teacher.result()},
     }
     write_result("cifar100-small", result)
-    plane = ckd.score(teacher.path, progress=_say)
+    plane = ckd.score(teacher.path, on_progress=_say)
     choice = ckd.select(teacher.path)
     result["plane"] = [asdict(point) for point in plane.points]
     result |= {"chosen_epoch": choice.epoch, "reason": choice.reason, "students": {"model": "wrn_10_1", "from": {}}}
@@ -41,18 +41,18 @@ def main() -> None:
         for name, address in TEACHERS.items():
             out = f"{options.out}/students/{name.replace(' ', '-')}-seed{seed}"
             if address is None:
-                run = ckd.train("wrn_10_1", out=out, seed=seed, progress=_say, **student)
+                run = ckd.train("wrn_10_1", out=out, seed=seed, on_progress=_say, **student)
             else:
                 teachers = [f"{teacher.path}{address}"]
-                run = ckd.distill("wrn_10_1", teachers=teachers, out=out, seed=seed, progress=_say, **student)
+                run = ckd.distill("wrn_10_1", teachers=teachers, out=out, seed=seed, on_progress=_say, **student)
             result["students"]["from"].setdefault(name, []).append(run.test_accuracy)
             write_result("cifar100-small", result)
 
 
 def accuracies(run: ckd.Trajectory) -> list[dict[str, Any]]:
     """The accuracy on the selection images at each saved epoch."""
-    rows = [row for row in run.rows() if "selection_accuracy" in row]
-    return [{name: row[name] for name in ("epoch", "selection_accuracy", "train_accuracy", "loss")} for row in rows]
+    rows = [row for row in run.rows() if "val_accuracy" in row]
+    return [{name: row[name] for name in ("epoch", "val_accuracy", "train_accuracy", "loss")} for row in rows]
 
 
 def _say(task: str, done: int, total: int) -> None:

@@ -28,15 +28,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpointkd as ckd
-from checkpointkd.data import Batch, Data, DataSettings, Epochs, load_data
-from checkpointkd.loop import fit, pick_device, predict, start, step
-from checkpointkd.losses import METHODS, FromLogits, Supervised
+from checkpointkd.config import KDConfig, Precision
+from checkpointkd.data import Batch, Data, DataConfig, EpochLoader, load_data
+from checkpointkd.device import pick_device
+from checkpointkd.losses import METHODS, LogitDistillation, Supervised
+from checkpointkd.metrics import predict
 from checkpointkd.models import build_network
 from checkpointkd.recipes import recipe
-from checkpointkd.runs import faster_precision
-from checkpointkd.settings import KDSettings, Precision
-from checkpointkd.tables import FILL_BATCH, Taught, taught
-from checkpointkd.teacher import Teacher, teacher_of
+from checkpointkd.teachers.ensemble import Teacher, open_teacher
+from checkpointkd.teachers.logit_cache import FILL_BATCH, CachedTeacherBatches, with_cached_logits
+from checkpointkd.training.loop import fit, start, step
+from checkpointkd.training.run import benchmark_precision
 from common import RESULTS, machine
 
 BATCH = 128
@@ -69,7 +71,7 @@ def wait() -> None:
 class Bench:
     def __init__(self, data: Data, *, images: int, rounds: int, device: torch.device, folder: Path) -> None:
         self.data, self.rounds, self.device, self.folder = data, rounds, device, folder
-        self.images = data.train.take(torch.arange(images))
+        self.images = data.train.subset(torch.arange(images))
         self.mean, self.std = data.train.channel_statistics()
         self.rows: list[dict[str, Any]] = []
 
@@ -79,7 +81,7 @@ class Bench:
     def batches(self) -> Any:
         return self.images.batches(batch_size=BATCH, seed=0, device=self.device)
 
-    def epoch_of(self, name: str, objective: nn.Module, batches: Epochs, precision: Precision) -> Job:
+    def epoch_of(self, name: str, objective: nn.Module, batches: EpochLoader, precision: Precision) -> Job:
         state = start(self.network(name), objective, RECIPE, device=self.device)
 
         def job() -> None:
@@ -92,7 +94,7 @@ class Bench:
         state = start(self.network(name), Supervised(), RECIPE, device=self.device)
         state.model.train()
         batch = next(iter(self.batches().epoch(0)))
-        return lambda: [step(state, batch, precision=precision, progress=0.0) for _ in range(len(self.batches()))]
+        return lambda: [step(state, batch, precision=precision, train_fraction=0.0) for _ in range(len(self.batches()))]
 
     def report(self, what: str, value: float, target: str, kept: bool | None, **more: Any) -> None:
         row = {"what": what, "value": round(value, 3), "target": target, "kept": kept, **more}
@@ -126,15 +128,15 @@ def distilling(bench: Bench, teachers: dict[int, Teacher], precision: Precision,
     plain = bench.epoch_of(name, Supervised(), bench.batches(), precision)
     jobs: dict[str, Job] = {"plain": plain}
     for count, teacher in teachers.items():
-        batches = taught(
+        batches = with_cached_logits(
             bench.batches(), bench.images, teacher, precision=precision, limit=10**11, tell=lambda *_: None
         )
-        assert isinstance(batches, Taught)
+        assert isinstance(batches, CachedTeacherBatches)
         jobs[f"warm {count}"] = bench.epoch_of(
-            name, FromLogits(METHODS["kd"](), teacher, KDSettings()), batches, precision
+            name, LogitDistillation(METHODS["kd"](), teacher, KDConfig()), batches, precision
         )
     jobs["live 1"] = bench.epoch_of(
-        name, FromLogits(METHODS["kd"](), teachers[1], KDSettings()), bench.batches(), precision
+        name, LogitDistillation(METHODS["kd"](), teachers[1], KDConfig()), bench.batches(), precision
     )
     times = in_turn(jobs, rounds=bench.rounds)
     count_of = len(bench.images)
@@ -145,10 +147,14 @@ def distilling(bench: Bench, teachers: dict[int, Teacher], precision: Precision,
     live, warm = times["live 1"] / count_of, times["warm 1"] / count_of
     ratio = (VIEWS_MET * fill + 200 * warm) / (200 * live)
     bench.report(
-        f"{name}: KD filling its table over 200 epochs ÷ live teacher, time", ratio, "≤ 0.85", ratio <= 0.85,
-        fill_images_per_s=round(1 / fill, 1), live_images_per_s=round(1 / live, 1),
+        f"{name}: KD filling its table over 200 epochs ÷ live teacher, time",
+        ratio,
+        "≤ 0.85",
+        ratio <= 0.85,
+        fill_images_per_s=round(1 / fill, 1),
+        live_images_per_s=round(1 / live, 1),
         warm_images_per_s=round(1 / warm, 1),
-    )  # fmt: skip
+    )
     if not common:
         return
     for count, target in ((1, 3.5), (5, 9.0)):
@@ -157,9 +163,12 @@ def distilling(bench: Bench, teachers: dict[int, Teacher], precision: Precision,
         per_image = ours["theirs"] / THEIR_STEPS / BATCH
         ratio = per_image / (ours["ours"] / count_of)
         bench.report(
-            f"{name}: KD from {count} kept teachers ÷ common practice, images/s", ratio, f"≥ {target}", ratio >= target,
+            f"{name}: KD from {count} kept teachers ÷ common practice, images/s",
+            ratio,
+            f"≥ {target}",
+            ratio >= target,
             common_images_per_s=round(1 / per_image, 1),
-        )  # fmt: skip
+        )
         if count == 1:
             against_torchdistill(bench, name, live, warm)
             ratio = per_image / live
@@ -182,10 +191,10 @@ def against_torchdistill(bench: Bench, name: str, live: float, warm: float) -> N
 
 def filling(bench: Bench, teacher: Teacher, precision: Precision) -> Job:
     """Ask the teacher for one batch of missing rows, and keep them: rows of ever new epochs."""
-    images = bench.images.take(torch.arange(FILL_BATCH))
+    images = bench.images.subset(torch.arange(FILL_BATCH))
     batches = images.batches(batch_size=BATCH, seed=1, device=bench.device)
-    kept = taught(batches, images, teacher, precision=precision, limit=10**11, tell=lambda *_: None)
-    assert isinstance(kept, Taught)
+    kept = with_cached_logits(batches, images, teacher, precision=precision, limit=10**11, tell=lambda *_: None)
+    assert isinstance(kept, CachedTeacherBatches)
     views = iter(range(162))
 
     def job() -> None:
@@ -211,7 +220,7 @@ def their_pictures(bench: Bench) -> Any:
             transforms.Normalize(bench.mean, bench.std),
         ]
     )
-    pixels = (bench.images.take(torch.arange(BATCH * THEIR_STEPS)).clean() * 255).round().byte()
+    pixels = (bench.images.subset(torch.arange(BATCH * THEIR_STEPS)).to_float() * 255).round().byte()
     pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pixels]
     labels = bench.images.labels_N.tolist()
 
@@ -254,7 +263,7 @@ def torchdistills(bench: Bench) -> Job:
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
     }
-    size: dict[str, Any] = {"dropout_p": 0.0, "num_classes": 100, "pretrained": False, "progress": False}
+    size: dict[str, Any] = {"dropout_p": 0.0, "num_classes": 100, "pretrained": False, "on_progress": False}
     teacher, student = (wide_resnet(40, width, **size).to(bench.device) for width in (2, 1))
     box: Any = get_distillation_box(
         teacher, student, {"train": their_pictures(bench)}, settings, bench.device, None, False, 1
@@ -306,8 +315,8 @@ def common_practice(bench: Bench, name: str, teachers: int) -> Job:
 def evaluating(bench: Bench) -> None:
     network = bench.network("wrn_40_2").to(bench.device).eval()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    some = bench.images.take(torch.arange(500))
-    images = some.clean().to(bench.device, memory_format=torch.channels_last)
+    some = bench.images.subset(torch.arange(500))
+    images = some.to_float().to(bench.device, memory_format=torch.channels_last)
 
     def forward() -> None:
         with torch.no_grad():
@@ -335,7 +344,7 @@ def compiling(bench: Bench, precisions: dict[str, Precision]) -> None:
         compiled.model.train()
         batch = next(iter(bench.batches().epoch(0)))
         began = time.perf_counter()
-        step(compiled, batch, precision=precisions[name], progress=0.0)
+        step(compiled, batch, precision=precisions[name], train_fraction=0.0)
         wait()
         first = time.perf_counter() - began
         steps = range(len(bench.batches()))
@@ -343,7 +352,7 @@ def compiling(bench: Bench, precisions: dict[str, Precision]) -> None:
         times = in_turn(
             {
                 "eager": bench.bare(name, precision),
-                "compiled": lambda: [step(compiled, batch, precision=precision, progress=0.0) for _ in steps],  # noqa: B023
+                "compiled": lambda: [step(compiled, batch, precision=precision, train_fraction=0.0) for _ in steps],  # noqa: B023
             },
             rounds=bench.rounds,
         )
@@ -421,7 +430,7 @@ def floors(bench: Bench, precisions: dict[str, Precision]) -> dict[str, Any]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             state.model(batch.images_BCHW)
         with BytesMoved() as moved:
-            step(state, batch, precision=precision, progress=0.0)
+            step(state, batch, precision=precision, train_fraction=0.0)
         # Backward is twice forward; the counter's own figure for it is wrong for convolutions in groups.
         flops, nbytes = 3 * counter.get_total_flops() / BATCH, moved.total / BATCH
         found[name] = {
@@ -443,7 +452,7 @@ def main() -> None:
     options = parser.parse_args()
     declare_torchvisions_schemas()
     device = pick_device("auto")
-    data = load_data(DataSettings(data=f"cifar100:{options.cifar100}"))
+    data = load_data(DataConfig(data=f"cifar100:{options.cifar100}"))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(data, images=options.images, rounds=options.rounds, device=device, folder=Path(folder))
         if options.student:
@@ -451,17 +460,22 @@ def main() -> None:
             return
         print(json.dumps(machine()))
         precisions: dict[str, Precision] = {
-            name: faster_precision(bench.network(name), data, RECIPE, device) for name in (*STUDENTS, "wrn_40_2")
+            name: benchmark_precision(bench.network(name), data, RECIPE, device) for name in (*STUDENTS, "wrn_40_2")
         }
         limits = floors(bench, precisions)
         print(json.dumps(limits, indent=1))
         os.environ["CHECKPOINTKD_HOME"] = f"{folder}/home"
         ckd.train(
-            "wrn_40_2", data=f"cifar100:{options.cifar100}", train_images=200, epochs=10, save_every=1,
-            precision=precisions["wrn_40_2"], out=f"{folder}/teacher",
-        )  # fmt: skip
+            "wrn_40_2",
+            data=f"cifar100:{options.cifar100}",
+            train_images=200,
+            epochs=10,
+            save_every=1,
+            precision=precisions["wrn_40_2"],
+            out=f"{folder}/teacher",
+        )
         teachers = {
-            count: teacher_of([f"{folder}/teacher@{epoch + 1}" for epoch in range(count)], device=device)
+            count: open_teacher([f"{folder}/teacher@{epoch + 1}" for epoch in range(count)], device=device)
             for count in ENSEMBLES
         }
         loop(bench, precisions)

@@ -1,4 +1,4 @@
-"""The whole story in one screen: train a teacher, score its checkpoints, choose one, distil from it, compare.
+"""The whole story in one screen: train a teacher, score its checkpoints, choose one, distill from it, compare.
 
 python examples/quickstart.py          # about half a minute on two cores; real digits, no download
 """
@@ -18,11 +18,11 @@ print(f"Algorithm 1 picks epoch {choice.epoch}: {choice.reason}")
 # The same student from nobody, from single checkpoints (Eq. 1), and from a Snapshot Ensemble of two (Eq. 2).
 students = {
     "no teacher": ckd.train("wrn_10_1", data="digits", train_images=200, epochs=25, out="runs/quickstart/no-teacher"),
-    "full": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@full"], epochs=25, out="runs/quickstart/full"),
+    "full": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@last"], epochs=25, out="runs/quickstart/full"),
     "chosen": ckd.distill("wrn_10_1", teachers=[f"{teacher.path}@best"], epochs=25, out="runs/quickstart/chosen"),
     "half + full": ckd.distill(
         "wrn_10_1",
-        teachers=[f"{teacher.path}@half", f"{teacher.path}@full"],
+        teachers=[f"{teacher.path}@midpoint", f"{teacher.path}@last"],
         epochs=25,
         out="runs/quickstart/snapshots",
     ),

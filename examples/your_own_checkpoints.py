@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import checkpointkd as ckd
-from checkpointkd.data import DataSettings, load_data
+from checkpointkd.data import DataConfig, load_data
 
 FOLDER = Path("runs/your-own")
 
@@ -21,10 +21,16 @@ class Net(nn.Module):
     def __init__(self, width: int, num_classes: int, in_channels: int):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, stride=2), nn.BatchNorm2d(width), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x):
@@ -41,8 +47,8 @@ def small(num_classes: int, in_channels: int) -> Net:
 
 
 def train_as_you_always_did() -> None:
-    digits = load_data(DataSettings(data="digits", protocol="paper")).train  # the test images stay unseen
-    x, y = digits.clean()[:300], digits.labels_N[:300]
+    digits = load_data(DataConfig(data="digits", select_on="test")).train  # the test images stay unseen
+    x, y = digits.to_float()[:300], digits.labels_N[:300]
     torch.manual_seed(0)
     model = large(10, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -60,11 +66,11 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     train_as_you_always_did()
 
-    # Said once: which network, which data, and how its images were normalised. It is remembered beside the files.
+    # Said once: which network, which data, and how its images were normalized. It is remembered beside the files.
     model = f"{Path(__file__).stem}:large"
-    found = ckd.inspect(FOLDER, model=model, data="digits", protocol="paper", mean=[0.3], std=[0.37])
+    found = ckd.inspect(FOLDER, model=model, data="digits", select_on="test", mean=[0.3], std=[0.37])
     for checkpoint in found["checkpoints"]:
-        print(f"epoch {checkpoint['epoch']:2}: {checkpoint['selection_accuracy']:.1%}  {checkpoint['file']}")
+        print(f"epoch {checkpoint['epoch']:2}: {checkpoint['val_accuracy']:.1%}  {checkpoint['file']}")
 
     # From here on, the folder is used like a run.
     ckd.score(FOLDER, decoder_steps=200)
@@ -72,9 +78,9 @@ def main() -> None:
     # A student that sees a third of the images, from nobody, from the chosen checkpoint, and from two.
     student = f"{Path(__file__).stem}:small"
     common: dict[str, Any] = {"train_images": 100, "epochs": 100, "save_every": 100}
-    alone = ckd.train(student, data="digits", protocol="paper", out="runs/your-own-students/alone", **common)
+    alone = ckd.train(student, data="digits", select_on="test", out="runs/your-own-students/alone", **common)
     print(f"student of nobody: {alone.test_accuracy:.1%}")
-    for teachers in ([f"{FOLDER}@best"], [f"{FOLDER}@half", f"{FOLDER}@full"]):
+    for teachers in ([f"{FOLDER}@best"], [f"{FOLDER}@midpoint", f"{FOLDER}@last"]):
         taught = ckd.distill(student, teachers=teachers, out=f"runs/your-own-students/{len(teachers)}", **common)
         print(f"student of {' and '.join(teachers)}: {taught.test_accuracy:.1%}")
 

@@ -61,7 +61,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def teacher_run(_trained: Path, tmp_path: Path) -> Path:
     """A finished run of four epochs on a hundred digits, which the test may change; its checkpoints are right on 24,
-    33, 45 and 56 % of the selection images."""
+    33, 45 and 56% of the selection images."""
     path = tmp_path / "teacher"
     shutil.copytree(_trained, path)
     return path

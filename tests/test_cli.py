@@ -20,7 +20,7 @@ from checkpointkd.cli import main
 from checkpointkd.progress import Bars
 
 COMMANDS = ["demo", "train", "inspect", "score", "select", "distill", "search"]
-COMMANDS += ["evaluate", "correlate", "export", "study", "report", "pack", "unpack"]
+COMMANDS += ["evaluate", "correlate", "export", "reproduce", "report", "pack", "unpack"]
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess:
@@ -74,21 +74,47 @@ def test_by_hand_each_a_command_of_its_own(tmp_path: Path, capfd):
     chosen = ask("select", teacher)
     assert chosen["epoch"] in (2, 4)
     assert set(chosen["scores"]) == {"2", "4"}
-    taught = ask("distill", "wrn_10_1", "--teachers", f"{teacher}@half", f"{teacher}@best", "--weak-teacher",
-                 "--epochs", 2, "--out", student)  # fmt: skip
+    taught = ask(
+        "distill",
+        "wrn_10_1",
+        "--teachers",
+        f"{teacher}@midpoint",
+        f"{teacher}@best",
+        "--allow-weak-teacher",
+        "--epochs",
+        2,
+        "--out",
+        student,
+    )
     assert taught["complete"] is True
-    measured = ask("evaluate", f"{teacher}@half", student, "--split", "test")
+    measured = ask("evaluate", f"{teacher}@midpoint", student, "--split", "test")
     assert measured["images"] == 599
     assert measured["members"][1]["accuracy"] == taught["result"]["test"]["accuracy"]
     assert Path(ask("report", tmp_path)["path"]).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_words_go_where_they_belong(teacher_run: Path):
-    shown = _run("evaluate", f"{teacher_run}@half", f"{teacher_run}")
+    shown = _run("evaluate", f"{teacher_run}@midpoint", f"{teacher_run}")
     assert shown.stderr == ""
     assert "the ensemble" in shown.stdout
-    again = _run("train", "wrn_10_1", "--data", "digits", "--train-images", 100, "--epochs", 4, "--save-every", 1,
-                 "--batch-size", 10, "--learning-rate", 0.03, "--out", teacher_run)  # fmt: skip
+    again = _run(
+        "train",
+        "wrn_10_1",
+        "--data",
+        "digits",
+        "--train-images",
+        100,
+        "--epochs",
+        4,
+        "--save-every",
+        1,
+        "--batch-size",
+        10,
+        "--learning-rate",
+        0.03,
+        "--out",
+        teacher_run,
+    )
     assert again.returncode == 0
     assert "is complete already" in again.stderr
     assert "accuracy" in again.stdout
@@ -125,9 +151,12 @@ MISTAKES = [
     (["train", "wrn_10_1", "--data", "digits", "--device", "gpu", "--out", "{new}"], 'Choose from: "auto"'),
     (["train", "wrn_10_1", "--data", "digits", "--out", "{run}"], "already holds another run"),
     (["train", "wrn_10_1", "--data", "digits", "--out", "{run}/run.json"], "could not make the folder"),
-    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--alpha", "1.5", "--out", "{new}"], r"in \[0, 1\], not 1\.5"),
-    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "0", "--out", "{new}"], "tau must be above 0"),
-    (["distill", "wrn_10_1", "--teachers", "{run}@half", "--tau", "nan", "--out", "{new}"], "tau must be above 0"),
+    (
+        ["distill", "wrn_10_1", "--teachers", "{run}@midpoint", "--alpha", "1.5", "--out", "{new}"],
+        r"in \[0, 1\], not 1\.5",
+    ),
+    (["distill", "wrn_10_1", "--teachers", "{run}@midpoint", "--tau", "0", "--out", "{new}"], "tau must be above 0"),
+    (["distill", "wrn_10_1", "--teachers", "{run}@midpoint", "--tau", "nan", "--out", "{new}"], "tau must be above 0"),
     (["distill", "wrn_10_1", "--teachers", "{run}@7", "--out", "{new}"], r"no checkpoint of epoch 7 .*1, 2, 3, 4\)"),
     (["distill", "wrn_10_1", "--teachers", "{run}@best", "--out", "{new}"], "nothing has been selected"),
     (["distill", "wrn_10_1", "--teachers", "{run}", "--method", "kdd", "--out", "{new}"], "unknown method 'kdd'"),
@@ -136,13 +165,13 @@ MISTAKES = [
     (["score", "{run}", "--estimator", "ridg"], "Choose from"),
     (["score", "{run}", "--decoder-steps", "0"], "steps must be at least 1, not 0"),
     (["select", "{run}"], "have not been scored by the decoder; run `checkpointkd score"),
-    (["select", "{run}", "--rule", "pape"], "unknown rule 'pape'; did you mean 'paper'"),
+    (["select", "{run}", "--rule", "algorithm"], "unknown rule 'algorithm'; did you mean 'algorithm1'"),
     (["evaluate"], "name at least one checkpoint|requires"),
-    (["evaluate", "{run}@half", "--data", "cifar"], "unknown data set 'cifar'"),
+    (["evaluate", "{run}@midpoint", "--data", "cifar"], "unknown data set 'cifar'"),
     (["inspect", "{new}"], "there is no file or folder at"),
     (["report", "{new}"], "there is no folder at"),
     (["report", "{empty}"], "there is no run in"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=lambda value: " ".join(value)[:60])

@@ -22,9 +22,9 @@ import pytest
 import torch
 
 import checkpointkd as ckd
-from checkpointkd import files
+from checkpointkd import storage
 from checkpointkd.errors import UserError
-from checkpointkd.tables import Table
+from checkpointkd.teachers.logit_cache import LogitFile
 
 SMALL: dict[str, Any] = {"data": "digits", "train_images": 60, "batch_size": 20, "precision": "fp32"}
 processes = multiprocessing.get_context("forkserver")
@@ -43,9 +43,15 @@ def score(run: Path) -> None:
 
 def distill(out: Path, teachers: list[str]) -> None:
     ckd.distill(
-        "wrn_10_1", teachers=teachers, out=out, epochs=8, save_every=1, weak_teacher=True, batch_size=20,
+        "wrn_10_1",
+        teachers=teachers,
+        out=out,
+        epochs=8,
+        save_every=1,
+        allow_weak_teacher=True,
+        batch_size=20,
         precision="fp32",
-    )  # fmt: skip
+    )
 
 
 def _child(home: str, work: Callable, arguments: tuple) -> None:
@@ -98,13 +104,17 @@ def contents(run: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             value = json.loads(path.read_text())
             timeless = (
-                "provenance", "seconds", "wall_seconds_since_start_or_resume", "teacher_addresses", "teachers_cost",
-            )  # fmt: skip
+                "provenance",
+                "seconds",
+                "wall_seconds_since_start_or_resume",
+                "teacher_addresses",
+                "teachers_cost",
+            )
             found[name] = {key: value[key] for key in value if key not in timeless}
             for member in value.get("teachers_measured", {}).get("members", []):
                 del member["address"]
         elif path.suffix == ".jsonl":
-            found[name] = [{key: row[key] for key in row if key != "seconds"} for row in files.read_rows(path)]
+            found[name] = [{key: row[key] for key in row if key != "seconds"} for row in storage.read_jsonl(path)]
         else:
             found[name] = path.read_bytes()
     return found
@@ -130,7 +140,7 @@ def test_killed_over_and_over_everything_ends_as_if_undisturbed(often: tuple[int
         for path in run.rglob("epoch-*.safetensors"):
             right = undisturbed / path.relative_to(run)
             assert path.read_bytes() == right.read_bytes(), path
-            files.load_tensors(path)
+            storage.load_tensors(path)
 
     kills = {"home": tmp_path / "home", "check": no_wrong_checkpoint}
     counts["training"] = _killed(train, run / "teacher", kills=often[0], **kills)
@@ -145,7 +155,7 @@ def test_killed_over_and_over_everything_ends_as_if_undisturbed(often: tuple[int
     assert contents(run / "student") == contents(undisturbed / "student")
     for path in (tmp_path / "home").rglob("rows.bin"):
         rows = 60 * 9
-        ours, theirs = (Table(p, rows=rows, classes=10) for p in (path, home / path.relative_to(tmp_path / "home")))
+        ours, theirs = (LogitFile(p, rows=rows, classes=10) for p in (path, home / path.relative_to(tmp_path / "home")))
         for logits, there in (ours.read(torch.arange(rows)),):
             right, known = theirs.read(torch.arange(rows))
             assert bool((there & known).any())
@@ -190,7 +200,7 @@ def _until_there_is_room(disk: Path, work: Callable[[], Any], *, room: Iterable[
             said = str(error)
         for path, content in before.items():
             assert path.read_bytes() == content, "what was whole is whole still"
-        assert not list(disk.rglob(f"*{files.ASIDE}")), "nothing half-written is left"
+        assert not list(disk.rglob(f"*{storage.TMP_SUFFIX}")), "nothing half-written is left"
         if not said:
             return failed
         assert "No space left on device" in said, said
@@ -229,11 +239,11 @@ def test_a_disk_that_can_not_be_written_to(small_disk: Path, tmp_path: Path):
     train(small_disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert ckd.inspect(small_disk / "run")["complete"]
-    assert len(ckd.evaluate(f"{small_disk}/run@half", f"{small_disk}/run@full")["members"]) == 2
-    distill(tmp_path / "student", [f"{small_disk}/run@half"])
+    assert len(ckd.evaluate(f"{small_disk}/run@midpoint", f"{small_disk}/run@last")["members"]) == 2
+    distill(tmp_path / "student", [f"{small_disk}/run@midpoint"])
     for ask in (
         lambda: score(small_disk / "run"),
-        lambda: ckd.select(small_disk / "run", rule="half"),
+        lambda: ckd.select(small_disk / "run", rule="midpoint"),
         lambda: train(small_disk / "other"),
         lambda: ckd.report(small_disk / "run"),
     ):
@@ -242,13 +252,13 @@ def test_a_disk_that_can_not_be_written_to(small_disk: Path, tmp_path: Path):
 
 
 def test_checkpoints_of_others_on_a_disk_that_can_not_be_written_to(small_disk: Path):
-    from .trajectory.network import build
+    from .checkpoints.network import build
 
     for epoch in (1, 2):
         torch.save(build(10, 1).state_dict(), small_disk / f"epoch_{epoch}.pt")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    ckd.inspect(small_disk, model="tests.trajectory.network:build", data="digits")
-    assert ckd.select(small_disk, rule="half").epoch == 1
+    ckd.inspect(small_disk, model="tests.checkpoints.network:build", data="digits")
+    assert ckd.select(small_disk, rule="midpoint").epoch == 1
     assert len(ckd.evaluate(f"{small_disk}@best")["members"]) == 1
 
 
@@ -264,8 +274,8 @@ def _without_the_permission(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "epoch-0008.safetensors").chmod(0)
     (tmp_path / "hidden").mkdir(mode=0o700)
     for arguments, sentence in (
-        (["evaluate", f"{tmp_path}/run@full"], "epoch-0008.safetensors: Permission denied"),
-        (["select", f"{tmp_path}/run", "--rule", "half"], "Permission denied"),
+        (["evaluate", f"{tmp_path}/run@last"], "epoch-0008.safetensors: Permission denied"),
+        (["select", f"{tmp_path}/run", "--rule", "midpoint"], "Permission denied"),
         (["train", "wrn_10_1", "--data", "digits", "--out", f"{tmp_path}/new"], "Permission denied"),
         (["inspect", f"{tmp_path}/hidden"], "Permission denied"),
         (["inspect", f"{tmp_path}/hidden/run"], "Permission denied"),
@@ -282,10 +292,10 @@ def _without_the_permission(tmp_path: Path) -> None:
 def _as_nobody(arguments: list[str], said: str, home: str) -> None:
     import checkpointkd.selection  # noqa: F401 - what is imported on first use may lie where nobody may look
     from checkpointkd.cli import main
-    from checkpointkd.data import DataSettings, load_data
+    from checkpointkd.data import DataConfig, load_data
 
     os.environ["CHECKPOINTKD_HOME"] = home  # which others can look into, unlike pytest's
-    load_data(DataSettings(data="digits"))
+    load_data(DataConfig(data="digits"))
     sys.stderr = open(said, "w")  # noqa: SIM115
     try:
         os.seteuid(65534)
@@ -312,7 +322,7 @@ def test_a_second_command_on_a_run_is_refused_by_name_of_the_first(tmp_path: Pat
     finally:
         first.kill()
         first.wait()
-    with files.locked(tmp_path / "run"):
+    with storage.locked(tmp_path / "run"):
         pass
 
 
@@ -325,5 +335,5 @@ def test_any_name_is_a_name(name: str, tmp_path: Path, monkeypatch):
     ckd.score(run, decoder_steps=1, fit_images=20, decoder_seeds=1)
     ckd.select(run)
     distill(Path(name) / "student", [f"{run}@best", f"{run}@2", str(run)])
-    assert len(ckd.evaluate(f"{run}@half", str(run))["members"]) == 2
+    assert len(ckd.evaluate(f"{run}@midpoint", str(run))["members"]) == 2
     assert ckd.report(name).exists()

@@ -8,12 +8,37 @@ from pathlib import Path
 import checkpointkd
 
 LAYERS = [
-    "errors", "settings", "recipes", "randomness", "files", "pieces",
-    "data", "models", "losses", "trajectory", "loop", "teacher", "tables",
-    "information", "selection", "lessons", "correlation", "comparisons", "charts", "reports",
-    "runs", "portable", "distillation", "tuning", "probing", "verbs",
-    "studies", "progress", "texts", "cli",
-]  # fmt: skip
+    "errors",
+    "settings",
+    "recipes",
+    "randomness",
+    "files",
+    "pieces",
+    "data",
+    "models",
+    "losses",
+    "trajectory",
+    "loop",
+    "teacher",
+    "tables",
+    "information",
+    "selection",
+    "lessons",
+    "correlation",
+    "comparisons",
+    "charts",
+    "reports",
+    "runs",
+    "portable",
+    "distillation",
+    "tuning",
+    "probing",
+    "verbs",
+    "studies",
+    "progress",
+    "texts",
+    "cli",
+]
 ROOT = Path(checkpointkd.__file__).parent
 
 

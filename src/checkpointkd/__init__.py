@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoints import Trajectory, open_trajectory
+    from .checkpoints.writers import lightning_callback, save_checkpoint, transformers_callback
+    from .commands import correlate, distill, evaluate, export, inspect, report, score, select, train, tune
     from .errors import UserError
-    from .portable import load
-    from .studies.demo import demo
-    from .studies.study import study
-    from .trajectory import Trajectory, open_trajectory
-    from .trajectory.writers import lightning_callback, save_checkpoint, transformers_callback
-    from .verbs import correlate, distill, evaluate, export, inspect, pack, report, score, search, select, train, unpack
+    from .experiments.demo import demo
+    from .experiments.reproduce import reproduce
+    from .exporting import load
 
 __all__ = [
     "Trajectory",
@@ -26,27 +26,25 @@ __all__ = [
     "lightning_callback",
     "load",
     "open_trajectory",
-    "pack",
     "report",
+    "reproduce",
     "save_checkpoint",
     "score",
-    "search",
     "select",
-    "study",
     "train",
     "transformers_callback",
-    "unpack",
+    "tune",
 ]
 
-# Looked up on first use, so that the command line answers without importing torch.
-_HOMES = {
-    "Trajectory": ".trajectory",
-    "open_trajectory": ".trajectory",
+# Imported on first use, so that the command line answers `--help` without importing torch.
+_MODULES = {
+    "Trajectory": ".checkpoints",
+    "open_trajectory": ".checkpoints",
     "UserError": ".errors",
-    "load": ".portable",
-    "demo": ".studies.demo",
-    "study": ".studies.study",
-    **dict.fromkeys(("lightning_callback", "save_checkpoint", "transformers_callback"), ".trajectory.writers"),
+    "load": ".exporting",
+    "demo": ".experiments.demo",
+    "reproduce": ".experiments.reproduce",
+    **dict.fromkeys(("lightning_callback", "save_checkpoint", "transformers_callback"), ".checkpoints.writers"),
 }
 
 
@@ -57,4 +55,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, ".verbs"), __name__), name)
+    return getattr(import_module(_MODULES.get(name, ".commands"), __name__), name)

@@ -22,10 +22,10 @@ from typing import Annotated, Any
 import cyclopts
 from rich.console import Console
 
-from . import texts, verbs
+from . import commands, console
 from .errors import UserError, printable
+from .experiments import demo, reproduce
 from .progress import Bars
-from .studies import demo, study
 
 app = cyclopts.App(
     name="checkpointkd",
@@ -46,11 +46,11 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
     def command(*arguments: Any, json: bool = False, **options: Any) -> None:
         with Bars() as bars:
             logging.getLogger("checkpointkd").handlers = [_Handler(bars)]
-            if "progress" in parameters:
-                options["progress"] = bars
+            if "on_progress" in parameters:
+                options["on_progress"] = bars
             result = verb(*arguments, **options)
         if json:
-            print(json_module.dumps(texts.plain(result), ensure_ascii=False, allow_nan=False))
+            print(json_module.dumps(console.plain(result), ensure_ascii=False, allow_nan=False))
         else:
             Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(
                 words(result), crop=False
@@ -58,7 +58,7 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
 
     signature = inspect.signature(verb, eval_str=True, locals=_UNRESOLVED)
     parameters = signature.parameters
-    kept = [_readable(p) for p in parameters.values() if p.name != "progress" and not p.name.startswith("_")]
+    kept = [_readable(p) for p in parameters.values() if p.name != "on_progress" and not p.name.startswith("_")]
     json_option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
     command.__signature__ = signature.replace(parameters=[*kept, json_option], return_annotation=None)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, json_option]}
@@ -69,7 +69,7 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
 _order = itertools.count()
 
 # Return types that would need torch to be named at run time.
-_UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice", "Probed"), object)
+_UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice", "PilotResult"), object)
 
 
 def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -106,20 +106,18 @@ class _Handler(logging.Handler):
 
 
 for _verb, _words in (
-    (demo.demo, texts.demo),
-    (verbs.train, texts.trajectory),
-    (verbs.inspect, texts.inspection),
-    (verbs.score, texts.plane),
-    (verbs.select, texts.choice),
-    (verbs.distill, texts.trajectory),
-    (verbs.search, texts.search),
-    (verbs.evaluate, texts.evaluation),
-    (verbs.correlate, texts.correlation),
-    (verbs.export, texts.exported),
-    (study.study, texts.studies),
-    (verbs.report, texts.report),
-    (verbs.pack, texts.packed),
-    (verbs.unpack, texts.unpacked),
+    (demo.demo, console.demo),
+    (commands.train, console.trajectory),
+    (commands.inspect, console.inspection),
+    (commands.score, console.plane),
+    (commands.select, console.choice),
+    (commands.distill, console.trajectory),
+    (commands.tune, console.tune),
+    (commands.evaluate, console.evaluation),
+    (commands.correlate, console.correlation),
+    (commands.export, console.exported),
+    (reproduce.reproduce, console.experiments),
+    (commands.report, console.report),
 ):
     _command(_verb, _words)
 

@@ -33,7 +33,7 @@ class NoSuchEpoch(UserError, KeyError):  # noqa: N818 - reads as what it is wher
     __str__ = ValueError.__str__  # KeyError's would quote the sentence
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that isn't in a table of ours, with the nearest names.
 
     >>> print(unknown("data set", "digit", ["digits", "cifar100"]))
@@ -45,7 +45,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """A number of things, in words that agree.
 
     >>> counted(1, "epoch"), counted(2, "epoch")
@@ -59,16 +59,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def require(condition: bool, sentence: str) -> None:
-    """Raise UserError with this sentence unless the condition holds."""
-    if not condition:
-        raise UserError(sentence)
-
-
-def existing(path: Path, what: str) -> Path:
+def check_exists(path: Path, what: str) -> Path:
     """The path itself, or the error that says that there is no such file or folder."""
     try:
-        require(path.exists(), f"there is no {what} at {path}")
+        if not path.exists():
+            raise UserError(f"there is no {what} at {path}")
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise UserError(f"the {what} at {path} can't be looked at: {error.strerror}") from None
     return path

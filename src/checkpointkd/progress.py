@@ -67,7 +67,7 @@ class Bars:
             if time.monotonic() - self._said >= self._quiet:
                 self._said, self._quiet = time.monotonic(), min(SLOWER * self._quiet, QUIET_SECONDS[1])
                 print(
-                    ", ".join(f"{name}: {share} %" for name, share in self._shares.items()), file=sys.stderr, flush=True
+                    ", ".join(f"{name}: {share}%" for name, share in self._shares.items()), file=sys.stderr, flush=True
                 )
             if done >= total:
                 del self._shares[task]

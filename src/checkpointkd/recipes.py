@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .errors import unknown
-from .settings import Recipe
+from .config import Recipe
+from .errors import unknown_name
 
 
 def digits() -> Recipe:
@@ -20,9 +20,9 @@ def digits() -> Recipe:
 def cifar100() -> Recipe:
     """The paper's CIFAR-100 training with the cosine schedule of its footnote 3. Not yet reproduced here.
 
-    checkpointkd train wrn_40_2 --data cifar100 --save-every 10 --protocol paper --out RUN
+    checkpointkd train wrn_40_2 --data cifar100 --save-every 10 --select-on test --out RUN
 
-    Theirs: WRN-40-2 76.53 %, half-way 62.99 %; ResNet-110 73.41 %, half-way 59.43 % (Table 1, mean of five).
+    Theirs: WRN-40-2 76.53%, half-way 62.99%; ResNet-110 73.41%, half-way 59.43% (Table 1, mean of five).
     """
     return Recipe(source="Wang et al. 2022, §3.2 and footnote 3")
 
@@ -31,17 +31,17 @@ def cifar100_step() -> Recipe:
     """The same with the schedule of the authors' code, ×0.1 every 60 epochs; which of the two gave Theirs, the paper
     doesn't say. Not yet reproduced here.
 
-    checkpointkd train wrn_40_2 --data cifar100 --recipe cifar100-step --save-every 10 --protocol paper --out RUN
+    checkpointkd train wrn_40_2 --data cifar100 --recipe cifar100-step --save-every 10 --select-on test --out RUN
     """
-    return replace(cifar100(), schedule="step", source="Wang et al. 2022, the authors' code")
+    return replace(cifar100(), lr_schedule="step", source="Wang et al. 2022, the authors' code")
 
 
 def tiny_imagenet() -> Recipe:
     """The paper's 150 epochs on Tiny-ImageNet; what it doesn't say is as for CIFAR-100. Not yet reproduced here.
 
-    checkpointkd train wrn_40_2 --data tiny-imagenet --save-every 75 --protocol paper --out RUN
+    checkpointkd train wrn_40_2 --data tiny-imagenet --save-every 75 --select-on test --out RUN
 
-    Theirs: WRN-40-2 57.61 % (Table 2, mean of five).
+    Theirs: WRN-40-2 57.61% (Table 2, mean of five).
     """
     return replace(cifar100(), epochs=150, source="Wang et al. 2022, §3.2; the schedule is CIFAR-100's")
 
@@ -49,16 +49,16 @@ def tiny_imagenet() -> Recipe:
 def imagenet() -> Recipe:
     """PyTorch's practice for ImageNet, for the paper's 120 epochs. Not yet reproduced here.
 
-    checkpointkd train timm:resnet34 --data imagenet:PATH --save-every 60 --protocol paper --out RUN
+    checkpointkd train timm:resnet34 --data imagenet:PATH --save-every 60 --select-on test --out RUN
 
-    Theirs: ResNet-34 73.86 %, half-way 66.08 %; ResNet-50 76.93 %, half-way 69.14 % (Table 1).
+    Theirs: ResNet-34 73.86%, half-way 66.08%; ResNet-50 76.93%, half-way 69.14% (Table 1).
     """
     return Recipe(
         epochs=120,
         batch_size=256,
         nesterov=False,
         weight_decay=1e-4,
-        schedule="step",
+        lr_schedule="step",
         step_every=30,
         source="Wang et al. 2022, §3.2: the standard PyTorch practice",
     )
@@ -69,7 +69,7 @@ def cifar100_small() -> Recipe:
 
     checkpointkd train wrn_16_2 --data cifar100 --train-images 10000 --recipe cifar100-small --save-every 3 --out RUN
 
-    Reached: 46.1 % of the test images (n = 1, bf16, one thread; benchmarks/results/cifar100-small.json).
+    Reached: 46.1% of the test images (n = 1, bf16, one thread; benchmarks/results/cifar100-small.json).
     """
     return replace(cifar100(), epochs=30, source="ours: the small scale")
 
@@ -79,7 +79,7 @@ def cifar100_small_student() -> Recipe:
 
     checkpointkd distill wrn_10_1 --teachers RUN --recipe cifar100-small-student --save-every 20 --out STUDENT
 
-    Reached: alone 28.4 % (n = 2), taught by the teacher's last checkpoint 35.1 % (n = 2); same place.
+    Reached: alone 28.4% (n = 2), taught by the teacher's last checkpoint 35.1% (n = 2); same place.
     """
     return replace(cifar100_small(), epochs=20)
 
@@ -102,6 +102,6 @@ def recipe(name: str, *, epochs: int | None = None) -> Recipe:
     6
     """
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+        raise unknown_name("recipe", name, RECIPES)
     chosen = RECIPES[name]()
     return chosen if epochs is None else chosen.lasting(epochs)

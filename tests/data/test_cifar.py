@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpointkd.data import DataSet, DataSettings, load_data, load_test
+from checkpointkd.data import DataConfig, DataSet, load_data, load_test
 from checkpointkd.data import cifar as module
-from checkpointkd.data.pickles import read_pickle
+from checkpointkd.data.restricted_pickle import read_pickle
 from checkpointkd.errors import UserError
 
 from .serving import serving
@@ -32,22 +32,22 @@ def home(tmp_path: Path, monkeypatch) -> Path:
 
 
 def test_the_real_data_set(home: Path, cifar100: Path):
-    settings = DataSettings(data=f"cifar100:{cifar100}")
+    settings = DataConfig(data=f"cifar100:{cifar100}")
     data, test = load_data(settings), load_test(settings)
-    assert (len(data.train), len(data.selection), len(test)) == (45_000, 5_000, 10_000)
+    assert (len(data.train), len(data.val), len(test)) == (45_000, 5_000, 10_000)
     assert data.classes[:3] == ("apple", "aquarium_fish", "baby")
     assert len(data.classes) == 100
     assert len(data.train.views) == 162
-    assert data.selection.labels_N.bincount().tolist() == [50] * 100
+    assert data.val.labels_N.bincount().tolist() == [50] * 100
     assert test.labels_N.bincount().tolist() == [100] * 100
-    whole = load_data(replace(settings, protocol="paper")).train
+    whole = load_data(replace(settings, select_on="test")).train
     means, _ = whole.channel_statistics()
     assert means == pytest.approx([0.50707516, 0.48654887, 0.44091784], abs=1e-8)
     began = time.perf_counter()
     again = load_data(settings)
     assert time.perf_counter() - began < 1.0, "the second load is quick"
     assert again.identity == data.identity
-    assert torch.equal(again.selection.pixels_NCHW, data.selection.pixels_NCHW)
+    assert torch.equal(again.selection.pixels_NCHW, data.val.pixels_NCHW)
 
 
 def test_pixels_are_those_of_the_file(cifar100: Path):
@@ -55,7 +55,7 @@ def test_pixels_are_those_of_the_file(cifar100: Path):
 
     file = cifar100 / "test-00000-of-00001.parquet"
     rows = parquet.read_table(file).slice(123, 2).to_pylist()
-    test = load_test(DataSettings(data=f"cifar100:{cifar100}"))
+    test = load_test(DataConfig(data=f"cifar100:{cifar100}"))
     for offset, row in enumerate(rows):
         expected = np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
         assert np.array_equal(test.pixels_NCHW[123 + offset].permute(1, 2, 0).numpy(), expected)
@@ -104,11 +104,11 @@ def test_a_python_archive_in_each_form(form: str, tmp_path: Path, monkeypatch):
             file.unlink()
         (folder / "cifar-100-python").rmdir()
         place = folder
-    data = load_data(DataSettings(data=f"cifar100:{place}", protocol="paper"))
+    data = load_data(DataConfig(data=f"cifar100:{place}", select_on="test"))
     assert data.classes == ("zero", "one")
     assert torch.equal(data.train.pixels_NCHW, torch.from_numpy(expected[b"data"].reshape(40, 3, 32, 32)))
     assert data.train.labels_N.tolist() == expected[b"fine_labels"]
-    assert len(data.selection) == 10
+    assert len(data.val) == 10
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated"])
@@ -120,14 +120,14 @@ def test_an_archive_that_is_not_the_official_one_is_refused(damage: str, tmp_pat
         path.write_bytes(content if damage == "altered" else content[:-10])
         place = path.parent if kind == "file" else path
         with pytest.raises(UserError, match=rf"is not the official {kind}: md5 expected [0-9a-f]{{32}}, found"):
-            load_data(DataSettings(data=f"cifar100:{place}"))
+            load_data(DataConfig(data=f"cifar100:{place}"))
     assert not any(home.rglob("*.npy")), "nothing half-cached remains"
 
 
 def test_labels_out_of_range_are_counted(tmp_path: Path, monkeypatch):
     folder = _archive(tmp_path / "given", monkeypatch, labels=[0, 1, 7, -1] * 10)
     with pytest.raises(UserError, match=r"20 labels in .* are not among the 2 classes, numbered from 0"):
-        load_data(DataSettings(data=f"cifar100:{folder / 'cifar-100-python'}"))
+        load_data(DataConfig(data=f"cifar100:{folder / 'cifar-100-python'}"))
 
 
 class _Gadget:
@@ -149,7 +149,7 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path: Path, monk
         with pytest.raises(UserError, match="is no data of arrays and containers"):
             read_pickle(tmp_path / name)
     assert not (tmp_path / "owned").exists()
-    (tmp_path / "fine").write_bytes(pickle.dumps({"a": np.arange(3)}, protocol=2))
+    (tmp_path / "fine").write_bytes(pickle.dumps({"a": np.arange(3)}, select_on=2))
     assert read_pickle(tmp_path / "fine")["a"].tolist() == [0, 1, 2]
 
 
@@ -161,7 +161,7 @@ def test_parquet_that_is_not_what_it_should_be(tmp_path: Path):
         for split in ("train", "test"):
             table = pyarrow.table(columns).replace_schema_metadata(metadata)
             parquet.write_table(table, tmp_path / f"{split}-00000.parquet")
-        return load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+        return load_data(DataConfig(data=f"cifar100:{tmp_path}"))
 
     named = {"huggingface": '{"info": {"features": {"fine_label": {"names": ["zero", "one"]}}}}'}
     with pytest.raises(UserError, match=r"has no column img or no column fine_label or label \(its columns: a, b\)"):
@@ -172,10 +172,10 @@ def test_parquet_that_is_not_what_it_should_be(tmp_path: Path):
         load({"img": [{"bytes": b"no image"}] * 2, "fine_label": [0, 1]}, named)
     (tmp_path / "train-00000.parquet").write_bytes((tmp_path / "train-00000.parquet").read_bytes()[:-20])
     with pytest.raises(UserError, match=r"train-00000\.parquet is no whole parquet file"):
-        load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+        load_data(DataConfig(data=f"cifar100:{tmp_path}"))
     (tmp_path / "train-00000.parquet").unlink()
     with pytest.raises(UserError, match="has no parquet file of the train images"):
-        load_data(DataSettings(data=f"cifar100:{tmp_path}"))
+        load_data(DataConfig(data=f"cifar100:{tmp_path}"))
 
 
 def _png() -> bytes:
@@ -215,7 +215,7 @@ def test_what_is_wrong_with_the_test_file_is_said(tmp_path: Path, damage: dict, 
         table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
         parquet.write_table(table, tmp_path / f"{split}-00000.parquet")
     with pytest.raises(UserError, match=sentence) as caught:
-        load_test(DataSettings(data=f"cifar100:{tmp_path}"))
+        load_test(DataConfig(data=f"cifar100:{tmp_path}"))
     assert "\n" not in str(caught.value)
 
 
@@ -233,7 +233,7 @@ def test_decoded_images_that_were_damaged_are_decoded_anew(
     name: str, damage: str, tmp_path: Path, monkeypatch, home: Path
 ):
     folder = _archive(tmp_path / "given", monkeypatch)
-    settings = DataSettings(data=f"cifar100:{folder}")
+    settings = DataConfig(data=f"cifar100:{folder}")
     whole = load_data(settings).identity
     for path in home.rglob(name):
         content = path.read_bytes()
@@ -250,7 +250,7 @@ def test_decoded_images_that_were_damaged_are_decoded_anew(
 
 def test_decoded_images_that_can_not_be_kept_are_used_all_the_same(tmp_path: Path, monkeypatch, home: Path, caplog):
     folder = _archive(tmp_path / "given", monkeypatch)
-    settings = DataSettings(data=f"cifar100:{folder / 'cifar-100-python'}")
+    settings = DataConfig(data=f"cifar100:{folder / 'cifar-100-python'}")
     home.write_text("a file where the folder should be")
     data = load_data(settings)
     assert "the decoded images are not kept for the next time" in caplog.text
@@ -260,7 +260,7 @@ def test_decoded_images_that_can_not_be_kept_are_used_all_the_same(tmp_path: Pat
 
 def test_data_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path):
     with pytest.raises(UserError, match="there is no cifar10 archive or folder at"):
-        load_data(DataSettings(data=f"cifar10:{tmp_path / 'nowhere'}"))
+        load_data(DataConfig(data=f"cifar10:{tmp_path / 'nowhere'}"))
 
 
 def test_the_archive_is_downloaded_where_there_is_none(tmp_path: Path, monkeypatch, home: Path):
@@ -269,11 +269,11 @@ def test_the_archive_is_downloaded_where_there_is_none(tmp_path: Path, monkeypat
     with serving(folder) as address:
         archive = replace(module.CIFAR100, url=f"{address}/cifar-100-python.tar.gz")
         monkeypatch.setattr(module, "CIFAR100", archive)
-        data = load_data(DataSettings(data="cifar100"), progress=lambda *step: told.append(step))
-        assert len(data.train) + len(data.selection) == 40
+        data = load_data(DataConfig(data="cifar100"), on_progress=lambda *step: told.append(step))
+        assert len(data.train) + len(data.val) == 40
         size = (home / "cifar100" / "cifar-100-python.tar.gz").stat().st_size
         assert told[-1] == ("download cifar100", size, size)
-    assert load_data(DataSettings(data="cifar100")).identity == data.identity, (
+    assert load_data(DataConfig(data="cifar100")).identity == data.identity, (
         "the server is gone; nothing is asked of it"
     )
 
@@ -289,12 +289,12 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch, home:
         with pytest.raises(
             UserError, match=rf"did not give the official file \(md5 expected \w{{32}}, found {found}\)"
         ):
-            load_data(DataSettings(data="cifar100"))
+            load_data(DataConfig(data="cifar100"))
         tar.unlink()
         with pytest.raises(UserError, match=r"could not be downloaded \(404 .*\); put it there yourself"):
-            load_data(DataSettings(data="cifar100"))
+            load_data(DataConfig(data="cifar100"))
     with pytest.raises(
         UserError, match=r"cifar100 is not in .*could not be downloaded .*or say where it is: cifar100:P"
     ):
-        load_data(DataSettings(data="cifar100"))
+        load_data(DataConfig(data="cifar100"))
     assert [path for path in home.rglob("*") if path.is_file()] == []

@@ -7,30 +7,30 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd import data as data_module
-from checkpointkd.data import DATASETS, DataSettings, ResidentImages, Views, load_data, load_test
+from checkpointkd.data import DATASETS, DataConfig, InMemoryImages, Views, load_data, load_test
 from checkpointkd.data.splits import stratified
 from checkpointkd.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["digits"])  # the others need their files: tests/data/test_cifar.py
 def test_a_data_set_under_both_protocols(name: str):
-    holdout, paper = (load_data(DataSettings(data=name, protocol=protocol)) for protocol in ("holdout", "paper"))
-    test = load_test(DataSettings(data=name))
-    parts = [set(images.index_N.tolist()) for images in (holdout.train, holdout.selection)]
+    holdout, paper = (load_data(DataConfig(data=name, select_on=select_on)) for select_on in ("val", "test"))
+    test = load_test(DataConfig(data=name))
+    parts = [set(images.index_N.tolist()) for images in (holdout.train, holdout.val)]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(paper.train.index_N.tolist())
-    assert torch.equal(paper.selection.pixels_NCHW, test.pixels_NCHW)
-    for images in (holdout.train, holdout.selection, test):
+    assert torch.equal(paper.val.pixels_NCHW, test.pixels_NCHW)
+    for images in (holdout.train, holdout.val, test):
         assert images.labels_N.unique().tolist() == list(range(len(holdout.classes)))
-        assert images.clean().min() == 0
-        assert images.clean().max() <= 1
+        assert images.to_float().min() == 0
+        assert images.to_float().max() <= 1
         assert len(images.sha256()) == 64
 
 
 def test_digits_are_all_there_and_apart():
-    data, test = load_data(DataSettings(data="digits")), load_test(DataSettings(data="digits"))
-    assert (len(data.train), len(data.selection), len(test)) == (898, 300, 599)
-    indices = [images.index_N for images in (data.train, data.selection, test)]
+    data, test = load_data(DataConfig(data="digits")), load_test(DataConfig(data="digits"))
+    assert (len(data.train), len(data.val), len(test)) == (898, 300, 599)
+    indices = [images.index_N for images in (data.train, data.val, test)]
     assert torch.equal(torch.cat(indices).sort().values, torch.arange(1797))
 
 
@@ -73,9 +73,9 @@ def test_stratified_keeps_proportions_and_says_when_it_can_not():
         stratified(torch.tensor([0] * 99 + [1]), 5, seed=0, purpose="x")
 
 
-def _numbered(count: int) -> ResidentImages:
+def _numbered(count: int) -> InMemoryImages:
     pixels = torch.randint(1, 256, (count, 1, 4, 4), dtype=torch.uint8)
-    return ResidentImages(pixels, torch.arange(count) % 3, torch.arange(count) * 2, Views(pad=1, flip=True))
+    return InMemoryImages(pixels, torch.arange(count) % 3, torch.arange(count) * 2, Views(pad=1, flip=True))
 
 
 def test_batches_carry_index_and_view_that_explain_their_pixels():
@@ -107,23 +107,23 @@ def test_without_augmentation_batches_are_the_images_themselves():
     images = _numbered(6)
     batches = images.batches(batch_size=6, seed=0, device="cpu", augment=False)
     (batch,) = batches.epoch(0)
-    assert torch.equal(batch.images_BCHW, images.clean()[batch.index_B // 2])
+    assert torch.equal(batch.images_BCHW, images.to_float()[batch.index_B // 2])
 
 
 def test_unknown_data_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"unknown data set 'digit'; did you mean 'digits'\?"):
-        load_data(DataSettings(data="digit"))
+        load_data(DataConfig(data="digit"))
     with pytest.raises(UserError, match=r"unknown data set 'CIFAR100'; did you mean 'cifar100'"):
-        load_data(DataSettings(data="CIFAR100"))
+        load_data(DataConfig(data="CIFAR100"))
     here = str(Path(__file__).parent)
     with pytest.raises(UserError, match=f"'{here}' is a path; for pictures in folders say folder:{here}"):
-        load_data(DataSettings(data=here))
+        load_data(DataConfig(data=here))
     with pytest.raises(UserError, match="have no path"):
-        load_data(DataSettings(data="digits:/somewhere"))
+        load_data(DataConfig(data="digits:/somewhere"))
 
 
 def test_stored_settings_load_the_same_data():
-    data = load_data(DataSettings(data="digits", train_images=100))
-    again = load_data(data_module.settings_of(data.identity))
+    data = load_data(DataConfig(data="digits", train_images=100))
+    again = load_data(data_module.config_of(data.identity))
     assert again.identity == data.identity
     assert torch.equal(again.train.index_N, data.train.index_N)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpointkd.data import DataSettings, ResidentImages, StreamedImages, load_data, load_test
+from checkpointkd.data import DataConfig, InMemoryImages, StreamingImages, load_data, load_test
 from checkpointkd.errors import UserError
 
-from .pictures import digit, folder_of_digits
+from .image_files import digit, folder_of_digits
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +24,13 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkey
 def test_the_real_cifar100_is_the_same_by_either_way(tmp_path: Path, cifar100: Path):
     for split in ("train", "test"):  # the test images for both: they are real, and fewer
         (tmp_path / f"{split}-00000-of-00001.parquet").symlink_to(cifar100 / "test-00000-of-00001.parquet")
-    ours, theirs = (load_data(DataSettings(data=f"{name}:{tmp_path}")) for name in ("cifar100", "hf"))
+    ours, theirs = (load_data(DataConfig(data=f"{name}:{tmp_path}")) for name in ("cifar100", "hf"))
     assert theirs.classes == ours.classes
-    assert isinstance(theirs.train, ResidentImages)
+    assert isinstance(theirs.train, InMemoryImages)
     assert theirs.identity["sha256"] == ours.identity["sha256"]
-    assert torch.equal(theirs.selection.index_N, ours.selection.index_N)
+    assert torch.equal(theirs.val.index_N, ours.val.index_N)
     assert theirs.recipe == "cifar100"
-    assert load_test(DataSettings(data=f"hf:{tmp_path}")).labels_N.bincount().tolist() == [100] * 100
+    assert load_test(DataConfig(data=f"hf:{tmp_path}")).labels_N.bincount().tolist() == [100] * 100
 
 
 def _squares(root: Path, side: int) -> Path:
@@ -44,18 +44,18 @@ def _squares(root: Path, side: int) -> Path:
 
 
 def test_small_images_stay_in_memory_and_large_ones_are_streamed(tmp_path: Path):
-    small = load_data(DataSettings(data=f"hf:{_squares(tmp_path / 'small', 20)}", selection_fraction=0.25))
-    assert isinstance(small.train, ResidentImages)
+    small = load_data(DataConfig(data=f"hf:{_squares(tmp_path / 'small', 20)}", val_fraction=0.25))
+    assert isinstance(small.train, InMemoryImages)
     assert (len(small.train), small.train.shape, small.recipe) == (12, (3, 20, 20), "cifar100")
     assert len(small.train.views) == 162
     place = _squares(tmp_path / "large", 70)
-    large = load_data(DataSettings(data=f"hf:{place}", selection_fraction=0.25))
-    assert isinstance(large.train, StreamedImages)
+    large = load_data(DataConfig(data=f"hf:{place}", val_fraction=0.25))
+    assert isinstance(large.train, StreamingImages)
     assert (len(large.train), large.train.shape, large.recipe) == (12, (3, 224, 224), "imagenet")
-    assert large.train.clean().shape == (12, 3, 224, 224)
-    smaller = load_data(DataSettings(data=f"hf:{place}", selection_fraction=0.25, image_size=32))
+    assert large.train.to_float().shape == (12, 3, 224, 224)
+    smaller = load_data(DataConfig(data=f"hf:{place}", val_fraction=0.25, image_size=32))
     assert smaller.train.shape == (3, 32, 32)
-    assert len(load_test(DataSettings(data=f"hf:{place}"))) == 6
+    assert len(load_test(DataConfig(data=f"hf:{place}"))) == 6
     (batch,) = smaller.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)
     assert sorted(batch.index_B.tolist()) == smaller.train.index_N.tolist()
 
@@ -72,19 +72,19 @@ def _table(path: Path, labels: list[int]) -> None:
 def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
     for split, labels in (("train", [0, 1] * 6), ("test", [-1] * 5), ("validation", [0, 1, 1])):
         _table(tmp_path / f"{split}-00000.parquet", labels)
-    settings = DataSettings(data=f"hf:{tmp_path}", selection_fraction=0.25)
+    settings = DataConfig(data=f"hf:{tmp_path}", val_fraction=0.25)
     assert load_test(settings).labels_N.tolist() == [0, 1, 1]
     _table(tmp_path / "train-00000.parquet", [0, 1, -1] * 4)
     with pytest.raises(UserError, match=r"4 labels in hf:.*, split train, are not among the 2 classes"):
         load_data(settings)
     (tmp_path / "validation-00000.parquet").unlink()
-    with pytest.raises(UserError, match=r"has no labelled split to test on"):
+    with pytest.raises(UserError, match=r"has no labeled split to test on"):
         load_data(settings)
 
 
 def test_pictures_that_changed_beside_the_librarys_files_are_seen(tmp_path: Path):
     place = _squares(tmp_path / "squares", 20)
-    settings = DataSettings(data=f"hf:{place}", protocol="paper")
+    settings = DataConfig(data=f"hf:{place}", select_on="test")
     before = load_data(settings).identity["sha256"]
     target = place / "train" / "class-0" / "3.png"
     digit(9, 0, size=(20, 20)).save(target)
@@ -94,11 +94,11 @@ def test_pictures_that_changed_beside_the_librarys_files_are_seen(tmp_path: Path
 def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):
     def refused(path: object, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence) as caught:
-            load_data(DataSettings(data=f"hf:{path}"))
+            load_data(DataConfig(data=f"hf:{path}"))
         assert "\n" not in str(caught.value)
 
     with pytest.raises(UserError, match="say which data set of the Hugging Face Hub: hf:NAME"):
-        load_data(DataSettings(data="hf"))
+        load_data(DataConfig(data="hf"))
     refused("nobody/nothing", "hf:nobody/nothing can't be loaded: ")
     mixed = tmp_path / "mixed"
     folder_of_digits(mixed)

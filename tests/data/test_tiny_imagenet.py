@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpointkd.data import DataSettings, load_data, load_test
+from checkpointkd.data import DataConfig, load_data, load_test
 from checkpointkd.errors import UserError
 
-from .pictures import digit, encoded
+from .image_files import digit, encoded
 from .serving import serving
 
 module = importlib.import_module("checkpointkd.data.tiny_imagenet")  # the package's name of it is the function's
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, home: Path) -> Path:
         place = root / "train" / name / "images"
         place.mkdir(parents=True)
         for number in range(12):
-            mode = "L" if number % 5 == 4 else "RGB"  # some of the real ones are grey
+            mode = "L" if number % 5 == 4 else "RGB"  # some of the real ones are gray
             picture = encoded(digit(label, number, size=(64, 64), mode=mode), "JPEG")
             (place / f"{name}_{number}.JPEG").write_bytes(picture)
         (root / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t62\t62\n")
@@ -68,8 +68,8 @@ def archive(folder: Path, tmp_path: Path, monkeypatch) -> Path:
     return path
 
 
-def _load(place: Path, protocol: str = "paper"):
-    return load_data(DataSettings(data=f"tiny-imagenet:{place}", protocol=protocol))  # type: ignore[arg-type]
+def _load(place: Path, select_on: str = "paper"):
+    return load_data(DataConfig(data=f"tiny-imagenet:{place}", select_on=select_on))  # type: ignore[arg-type]
 
 
 def test_every_form_gives_the_same_images(folder: Path, archive: Path):
@@ -77,26 +77,26 @@ def test_every_form_gives_the_same_images(folder: Path, archive: Path):
     for data in loaded:
         assert data.classes == tuple(CLASSES)
         assert data.identity["sha256"] == loaded[0].identity["sha256"]
-        assert torch.equal(data.selection.clean(), loaded[0].selection.clean())
+        assert torch.equal(data.val.to_float(), loaded[0].selection.to_float())
     data = loaded[0]
-    assert (len(data.train), len(data.selection), data.train.shape) == (36, 9, (3, 64, 64))
+    assert (len(data.train), len(data.val), data.train.shape) == (36, 9, (3, 64, 64))
     assert data.recipe == "tiny-imagenet"
     assert data.train.labels_N.tolist() == [0] * 12 + [1] * 12 + [2] * 12
-    assert data.selection.labels_N.tolist() == [0, 2, 1, 0, 2, 1, 0, 2, 1], "as val_annotations.txt says"
+    assert data.val.labels_N.tolist() == [0, 2, 1, 0, 2, 1, 0, 2, 1], "as val_annotations.txt says"
     expected = np.asarray(Image.open(folder / "train" / "n00" / "images" / "n00_1.JPEG").convert("RGB"))
     in_order = sorted(f"n00_{number}.JPEG" for number in range(12))
     row = 12 + in_order.index("n00_1.JPEG")
-    assert np.array_equal((data.train.clean()[row] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
-    grey = data.selection.clean()[4]
-    assert torch.equal(grey[0], grey[1])
-    assert not torch.equal(data.selection.clean()[3][0], data.selection.clean()[3][1])
+    assert np.array_equal((data.train.to_float()[row] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+    gray = data.val.to_float()[4]
+    assert torch.equal(gray[0], gray[1])
+    assert not torch.equal(data.val.to_float()[3][0], data.val.to_float()[3][1])
 
 
 def test_holdout_keeps_the_validation_images_for_the_end(folder: Path, home: Path):
-    data = load_data(DataSettings(data=f"tiny-imagenet:{folder}", selection_fraction=0.25))
-    assert (len(data.train), len(data.selection)) == (27, 9)
+    data = load_data(DataConfig(data=f"tiny-imagenet:{folder}", val_fraction=0.25))
+    assert (len(data.train), len(data.val)) == (27, 9)
     assert len(list(home.rglob("pixels.npy"))) == 1, "they have not even been decoded"
-    assert len(load_test(DataSettings(data=f"tiny-imagenet:{folder}"))) == 9
+    assert len(load_test(DataConfig(data=f"tiny-imagenet:{folder}"))) == 9
 
 
 def test_decoded_once_and_again_when_a_file_has_changed(folder: Path, home: Path):
@@ -117,8 +117,8 @@ def test_decoded_once_and_again_when_a_file_has_changed(folder: Path, home: Path
 def test_downloaded_where_there_is_none(archive: Path, monkeypatch):
     with serving(archive.parent) as address:
         monkeypatch.setattr(module, "URL", f"{address}/{archive.name}")
-        data = load_data(DataSettings(data="tiny-imagenet", protocol="paper"))
-    assert load_data(DataSettings(data="tiny-imagenet", protocol="paper")).identity == data.identity
+        data = load_data(DataConfig(data="tiny-imagenet", select_on="test"))
+    assert load_data(DataConfig(data="tiny-imagenet", select_on="test")).identity == data.identity
 
 
 def test_a_zip_that_is_not_the_official_one_is_refused(archive: Path, home: Path):

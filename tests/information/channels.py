@@ -5,21 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from checkpointkd.data.images import ResidentImages, resident
+from checkpointkd.data.images import InMemoryImages, in_memory
 from checkpointkd.data.views import Views
 
 
-def pictures(pixels_NCHW: Tensor) -> ResidentImages:
-    """Made-up images in 256 grey levels, from values in [0, 1]."""
+def pictures(pixels_NCHW: Tensor) -> InMemoryImages:
+    """Made-up images in 256 gray levels, from values in [0, 1]."""
     labels_N = torch.arange(len(pixels_NCHW)) % 2
-    return resident(
-        (pixels_NCHW * 255).round().clamp(0, 255).to(torch.uint8), labels_N, what="made up", classes=("a", "b"),
+    return in_memory(
+        (pixels_NCHW * 255).round().clamp(0, 255).to(torch.uint8),
+        labels_N,
+        what="made up",
+        classes=("a", "b"),
         views=Views(pad=1, flip=False),
-    )  # fmt: skip
+    )
 
 
 def channel(*, fit: int, measured: int, noise: float, seed: int = 0) -> tuple[list, float]:
-    """A linear-Gaussian channel: grey images of 4×4 correlated pixels, one position, eight features F = A·x + ε; and
+    """A linear-Gaussian channel: gray images of 4×4 correlated pixels, one position, eight features F = A·x + ε; and
     I(X;F) = ½ log det(I + A Σ Aᵀ / σ²) in nats."""
     draw = torch.Generator().manual_seed(seed)
     mix = torch.randn(16, 16, generator=torch.Generator().manual_seed(99)).double() / 4
@@ -27,14 +30,14 @@ def channel(*, fit: int, measured: int, noise: float, seed: int = 0) -> tuple[li
     values = torch.randn(fit + measured, 16, generator=draw).double() @ mix.T
     pixels = (0.5 + 0.1 * values).float()  # five standard deviations to the end of the scale
     images = pictures(pixels.view(-1, 1, 4, 4))
-    exact = images.clean().double().flatten(1)  # rounded to grey levels: a thousandth of their spread
+    exact = images.to_float().double().flatten(1)  # rounded to gray levels: a thousandth of their spread
     maps = (exact - 0.5) / 0.1 @ weights.T + noise * torch.randn(len(exact), 8, generator=draw).double()
     covariance = weights @ mix @ mix.T @ weights.T
     truth = 0.5 * torch.logdet(torch.eye(8).double() + covariance / noise**2).item()
     maps = maps.float().view(1, -1, 1, 1, 8)
     return [
-        images.take(torch.arange(fit)),
+        images.subset(torch.arange(fit)),
         maps[:, :fit],
-        images.take(torch.arange(fit, fit + measured)),
+        images.subset(torch.arange(fit, fit + measured)),
         maps[:, fit:],
     ], truth

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import checkpointkd as ckd
-from checkpointkd import files
-from checkpointkd.data import DataSettings, ResidentImages, load_data
+from checkpointkd import storage
+from checkpointkd.config import EstimatorConfig
+from checkpointkd.data import DataConfig, InMemoryImages, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.information import (
     Decoders,
@@ -27,9 +28,8 @@ from checkpointkd.information import (
     score_trajectory,
 )
 from checkpointkd.information.decoder import upsampled_convolution
-from checkpointkd.settings import EstimatorSettings
 
-DATA = load_data(DataSettings(data="digits", train_images=300))
+DATA = load_data(DataConfig(data="digits", train_images=300))
 
 
 def plain_decoder(channels: int, image_channels: int, size: tuple[int, int]) -> nn.Sequential:
@@ -101,11 +101,20 @@ def plain_large_decoder(channels: int, size: int) -> nn.Sequential:
         return nn.Upsample(size=side, mode="bilinear", align_corners=True)
 
     return nn.Sequential(
-        nn.Conv2d(channels, 128, 1), nn.BatchNorm2d(128), nn.ReLU(),
-        up(size // 4), nn.Conv2d(128, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        up(size // 2), nn.Conv2d(32, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
-        up(size), nn.Conv2d(12, 3, 3, padding=1),
-    )  # fmt: skip
+        nn.Conv2d(channels, 128, 1),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        up(size // 4),
+        nn.Conv2d(128, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        up(size // 2),
+        nn.Conv2d(32, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        up(size),
+        nn.Conv2d(12, 3, 3, padding=1),
+    )
 
 
 def test_each_of_the_large_decoders_is_the_plain_one():
@@ -150,18 +159,16 @@ def _reconstruct(*features_ANhwD: torch.Tensor, steps: int = 60) -> torch.Tensor
     """Mean excess loss for features of all training and then all selection images, one a checkpoint."""
     stacked = torch.stack(list(features_ANhwD))
     count = len(DATA.train)
-    settings = EstimatorSettings(steps=steps, seeds=1, batch_size=128)
-    information_ASN, details = decode(
-        DATA.train, stacked[:, :count], DATA.selection, stacked[:, count:], settings=settings
-    )
-    floor = pixel_entropy(DATA.selection.clean().double()).mean().item()
+    settings = EstimatorConfig(steps=steps, seeds=1, batch_size=128)
+    information_ASN, details = decode(DATA.train, stacked[:, :count], DATA.val, stacked[:, count:], settings=settings)
+    floor = pixel_entropy(DATA.val.to_float().double()).mean().item()
     excess_A = -information_ASN.mean((1, 2))
     assert details["reconstruction_loss"] == pytest.approx((excess_A + floor).tolist(), rel=1e-5)
     return excess_A
 
 
 def _images() -> torch.Tensor:
-    return torch.cat([DATA.train.clean(), DATA.selection.clean()]).permute(0, 2, 3, 1)
+    return torch.cat([DATA.train.to_float(), DATA.val.to_float()]).permute(0, 2, 3, 1)
 
 
 def test_the_image_itself_reaches_the_floor_and_less_information_costs_more():
@@ -176,7 +183,7 @@ def test_the_image_itself_reaches_the_floor_and_less_information_costs_more():
 
 
 def test_the_floor_is_what_no_prediction_beats():
-    images = DATA.selection.clean().double()
+    images = DATA.val.to_float().double()
     best = torch.logit(images.clamp(1e-12, 1 - 1e-12))
     loss = reconstruction_loss(best[:, None], images)[:, 0]
     torch.testing.assert_close(loss, pixel_entropy(images), atol=1e-9, rtol=1e-9)
@@ -252,8 +259,8 @@ def test_a_point_says_what_it_should(teacher_run: Path):
     plane = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     trajectory = ckd.open_trajectory(teacher_run)
     for row, point in enumerate(plane.points):
-        logits = trajectory[point.epoch].network()(DATA.selection.clean()).detach()
-        right = (logits.argmax(-1) == DATA.selection.labels_N).double().mean().item()
+        logits = trajectory[point.epoch].network()(DATA.val.to_float()).detach()
+        right = (logits.argmax(-1) == DATA.val.labels_N).double().mean().item()
         assert point.accuracy == pytest.approx(right)
         assert point.sha256 == trajectory[point.epoch].sha256
         part_SN = plane.information_ASN[row]
@@ -280,9 +287,9 @@ def test_damage_to_a_plane_is_said_not_read(teacher_run: Path):
 
 def test_features_that_are_no_map_are_refused(teacher_run: Path):
     with pytest.raises(UserError, match=r"neither a map nor tokens in rows: of one image they have the shape \[10\]"):
-        ckd.score(teacher_run, features="classifier", decoder_steps=1)
+        ckd.score(teacher_run, feature_layer="classifier", decoder_steps=1)
     with pytest.raises(UserError, match="no features 'stage7'"):
-        ckd.score(teacher_run, features="stage7", decoder_steps=1)
+        ckd.score(teacher_run, feature_layer="stage7", decoder_steps=1)
 
 
 def test_what_cannot_be_scored_says_why(teacher_run: Path):
@@ -290,12 +297,12 @@ def test_what_cannot_be_scored_says_why(teacher_run: Path):
         ckd.score(teacher_run, decoder_steps=1, fit_images=1)
     with pytest.raises(UserError, match=r"30 images are too few to measure with the ridge estimator: a patch has \d+"):
         ckd.score(teacher_run, estimator="ridge", measure_images=30)
-    data = load_data(DataSettings(data="digits", train_images=100))
-    assert isinstance(data.train, ResidentImages)
+    data = load_data(DataConfig(data="digits", train_images=100))
+    assert isinstance(data.train, InMemoryImages)
     loud = dataclasses.replace(data, train=dataclasses.replace(data.train, white=8))
     with pytest.raises(UserError, match=r"images must lie in \[0, 1\], these from 0 to 2"):
         score_trajectory(
-            ckd.open_trajectory(teacher_run), loud, settings=EstimatorSettings(steps=1), device=torch.device("cpu")
+            ckd.open_trajectory(teacher_run), loud, settings=EstimatorConfig(steps=1), device=torch.device("cpu")
         )
 
 
@@ -330,16 +337,16 @@ def test_a_checkpoint_under_another_epochs_name_is_noticed(teacher_run: Path):
 def test_scores_that_are_replaced_while_they_are_read(teacher_run: Path, monkeypatch):
     """A scoring puts other arrays in the place of those that the reader is about to open: it reads again."""
     ckd.score(teacher_run, decoder_steps=4)
-    real, opened = files.load_tensors, []
+    real, opened = storage.load_tensors, []
 
     def load(path: Path) -> Any:
         if path.name.startswith("plane-") and not opened:
             opened.append(path)
-            monkeypatch.setattr(files, "load_tensors", real)
+            monkeypatch.setattr(storage, "load_tensors", real)
             ckd.score(teacher_run, decoder_steps=5)
         return real(path)
 
-    monkeypatch.setattr(files, "load_tensors", load)
+    monkeypatch.setattr(storage, "load_tensors", load)
     planes = load_planes(ckd.open_trajectory(teacher_run))
     assert opened
     assert not opened[0].exists()

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 import checkpointkd as ckd
-from checkpointkd.data import DataSettings, load_data
-from checkpointkd.data.images import ResidentImages
+from checkpointkd.config import EstimatorConfig
+from checkpointkd.data import DataConfig, load_data
+from checkpointkd.data.images import InMemoryImages
 from checkpointkd.information import ESTIMATORS, label_measures, per_image, ridge
 from checkpointkd.information.ridge import _patches
-from checkpointkd.settings import EstimatorSettings
 
 from .channels import channel, pictures
 
-RIDGE = EstimatorSettings(estimator="ridge")
+RIDGE = EstimatorConfig(estimator="ridge")
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 2.0, 10.0])
@@ -60,11 +60,11 @@ def test_fewer_images_bias_ridge_towards_less_never_towards_more():
         assert bias[fit] == pytest.approx(-16 * 8 / (2 * fit), rel=0.25, abs=0.04)
 
 
-def real() -> tuple[ResidentImages, ResidentImages, Tensor]:
-    data = load_data(DataSettings(data="digits", train_images=500))
-    assert isinstance(data.train, ResidentImages)
-    assert isinstance(data.selection, ResidentImages)
-    return data.train, data.selection, torch.cat([data.train.clean(), data.selection.clean()]).permute(0, 2, 3, 1)
+def real() -> tuple[InMemoryImages, InMemoryImages, Tensor]:
+    data = load_data(DataConfig(data="digits", train_images=500))
+    assert isinstance(data.train, InMemoryImages)
+    assert isinstance(data.val, InMemoryImages)
+    return data.train, data.val, torch.cat([data.train.to_float(), data.val.to_float()]).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -77,7 +77,7 @@ def test_the_exam(estimator: str):
     quarter = images.clone()
     quarter[:, 4:], quarter[:, :, 4:] = 0, 0
     cases = [4 * images, 4 * images + noise, 4 * images + 2 * noise, quarter, torch.full_like(images, 0.3)]
-    settings = EstimatorSettings(estimator=estimator, steps=400, batch_size=128, seeds=1)  # type: ignore[arg-type]
+    settings = EstimatorConfig(estimator=estimator, steps=400, batch_size=128, seeds=1)  # type: ignore[arg-type]
     maps = torch.stack(cases)
     information, details = ESTIMATORS[estimator](
         train, maps[:, : len(train)], selection, maps[:, len(train) :], settings=settings, on_step=None
@@ -102,7 +102,7 @@ def test_patches_are_where_their_positions_are():
     assert patches[0, 1, 0, 0] == 32
     coarse = pictures(torch.rand(4, 3, 16, 16))
     assert _patches(coarse, (1, 1)).shape == (4, 1, 1, 48), "larger patches are averaged to 4×4"
-    torch.testing.assert_close(_patches(coarse, (1, 1))[0, 0, 0, 0], coarse.clean()[0, 0, :4, :4].mean())
+    torch.testing.assert_close(_patches(coarse, (1, 1))[0, 0, 0, 0], coarse.to_float()[0, 0, :4, :4].mean())
 
 
 def test_information_about_labels():
@@ -140,7 +140,7 @@ def test_information_is_lost_from_layer_to_layer(teacher_run: Path):
     """The data-processing inequality along a network: each layer is a function of the one before. Maps of different
     sizes cut the image into different patches, but the share of it that is explained can be compared."""
     explained = [
-        ckd.score(teacher_run, estimator="ridge", features=path).points[-1].details["explained_variance"]
+        ckd.score(teacher_run, estimator="ridge", feature_layer=path).points[-1].details["explained_variance"]
         for path in ("stage1", "stage2", "stage3")
     ]
     assert explained == sorted(explained, reverse=True)

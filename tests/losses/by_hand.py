@@ -38,9 +38,9 @@ def mixed(teachers: Sequence[Vector], tau: float) -> list[float]:
 
 def lskd(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
     def z_score(z: Vector) -> list[float]:
-        centre = mean(z)
-        deviation = math.sqrt(mean([(value - centre) ** 2 for value in z]))
-        return [(value - centre) / deviation for value in z]
+        center = mean(z)
+        deviation = math.sqrt(mean([(value - center) ** 2 for value in z]))
+        return [(value - center) / deviation for value in z]
 
     return tau**2 * kl(mixed([z_score(z) for z in teachers], tau), softmax(z_score(student), tau))
 

@@ -9,10 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from checkpointkd.config import KDConfig
 from checkpointkd.data import Batch
 from checkpointkd.errors import UserError
-from checkpointkd.losses import METHODS, FromLogits, Supervised, cross_entropy, kd, label_smoothing, soften
-from checkpointkd.settings import KDSettings
+from checkpointkd.losses import (
+    METHODS,
+    LogitDistillation,
+    Supervised,
+    cross_entropy,
+    kd,
+    label_smoothing,
+    soft_targets,
+)
 
 torch.manual_seed(0)
 STUDENT, TEACHERS = torch.randn(5, 4).double(), torch.randn(3, 5, 4).double()
@@ -28,7 +36,7 @@ def _softmax(row: list[float], tau: float) -> list[float]:
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_kd_by_hand(tau_squared: bool, average):
     """Eq. 1 and Eq. 2 in plain Python."""
-    settings = KDSettings(alpha=0.3, tau=2.5, tau_squared=tau_squared, average=average)
+    settings = KDConfig(alpha=0.3, tau=2.5, tau_squared=tau_squared, average=average)
     got = kd(STUDENT, TEACHERS, LABELS, settings)
     for b in range(5):
         hard = -math.log(_softmax(STUDENT[b].tolist(), 1)[int(LABELS[b])])
@@ -47,13 +55,13 @@ def test_kd_at_high_temperature_is_half_the_variance_of_the_logit_gap():
     """τ²·KL → ½·Var_k(z_T − z_S) as τ → ∞ (Hinton et al. 2015, §2.1)."""
     gap = TEACHERS[0] - STUDENT
     expected = 0.5 * gap.var(-1, correction=0)
-    got = kd(STUDENT, TEACHERS[:1], LABELS, KDSettings(alpha=0.0, tau=1e4))
+    got = kd(STUDENT, TEACHERS[:1], LABELS, KDConfig(alpha=0.0, tau=1e4))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_kd_of_a_model_with_itself_is_zero_and_flat():
     student = TEACHERS[0].clone().requires_grad_()
-    loss = kd(student, TEACHERS[:1], LABELS, KDSettings(alpha=0.0, tau=3.0))
+    loss = kd(student, TEACHERS[:1], LABELS, KDConfig(alpha=0.0, tau=3.0))
     torch.testing.assert_close(loss, torch.zeros(5).double())
     loss.sum().backward()
     torch.testing.assert_close(student.grad, torch.zeros(5, 4).double())
@@ -61,18 +69,18 @@ def test_kd_of_a_model_with_itself_is_zero_and_flat():
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_an_ensemble_of_equal_teachers_is_a_single_teacher(average):
-    settings = KDSettings(average=average)
+    settings = KDConfig(average=average)
     alike = TEACHERS[:1].repeat(4, 1, 1)
     torch.testing.assert_close(kd(STUDENT, alike, LABELS, settings), kd(STUDENT, TEACHERS[:1], LABELS, settings))
 
 
 def test_alpha_one_is_plain_cross_entropy():
     expected = torch.nn.functional.cross_entropy(STUDENT, LABELS, reduction="none")
-    torch.testing.assert_close(kd(STUDENT, TEACHERS, LABELS, KDSettings(alpha=1.0)), expected)
+    torch.testing.assert_close(kd(STUDENT, TEACHERS, LABELS, KDConfig(alpha=1.0)), expected)
 
 
 def test_label_smoothing_is_kd_from_the_uniform_teacher():
-    settings = KDSettings(alpha=0.9, tau=1.0, tau_squared=False)
+    settings = KDConfig(alpha=0.9, tau=1.0, tau_squared=False)
     uniform = torch.zeros(1, 5, 4).double()
     expected = kd(STUDENT, uniform, LABELS, settings)
     torch.testing.assert_close(label_smoothing(STUDENT, LABELS, alpha=0.9), expected)
@@ -102,20 +110,20 @@ def test_supervised_smooths_when_told():
 
 def test_gradients_by_finite_differences():
     student = STUDENT.clone().requires_grad_()
-    for settings in (KDSettings(), KDSettings(average="logits", tau_squared=False)):
+    for settings in (KDConfig(), KDConfig(average="logits", tau_squared=False)):
         assert torch.autograd.gradcheck(lambda z, s=settings: kd(z, TEACHERS, LABELS, s), student)
     assert torch.autograd.gradcheck(lambda z: label_smoothing(z, LABELS, alpha=0.8), student)
 
 
 def test_shifted_logits_say_the_same():
-    shifted = kd(STUDENT + 3, TEACHERS - 7, LABELS, KDSettings())
-    torch.testing.assert_close(shifted, kd(STUDENT, TEACHERS, LABELS, KDSettings()))
+    shifted = kd(STUDENT + 3, TEACHERS - 7, LABELS, KDConfig())
+    torch.testing.assert_close(shifted, kd(STUDENT, TEACHERS, LABELS, KDConfig()))
 
 
 def test_certain_teachers_give_finite_losses():
     certain = torch.tensor([[[1000.0, 0.0, 0.0, 0.0]]]).double().repeat(1, 5, 1)
     student = STUDENT.clone().requires_grad_()
-    loss = kd(student, certain, LABELS, KDSettings(tau=1.0))
+    loss = kd(student, certain, LABELS, KDConfig(tau=1.0))
     loss.sum().backward()
     assert loss.isfinite().all()
     assert student.grad is not None
@@ -124,7 +132,7 @@ def test_certain_teachers_give_finite_losses():
 
 def test_softened_predictions_sum_to_one():
     for average in ("probabilities", "logits"):
-        torch.testing.assert_close(soften(TEACHERS, tau=4.0, average=average).sum(-1), torch.ones(5).double())
+        torch.testing.assert_close(soft_targets(TEACHERS, tau=4.0, average=average).sum(-1), torch.ones(5).double())
 
 
 class _Fixed:
@@ -142,12 +150,12 @@ def test_objectives_give_one_loss_an_example_and_the_logits():
     batch = Batch(torch.zeros(5, 1, 2, 2), LABELS, torch.arange(5), None)
     model = torch.nn.Module()
     model.forward = lambda images: STUDENT  # type: ignore[method-assign]
-    kd_of_fixed = FromLogits(METHODS["kd"](), _Fixed(), KDSettings())
+    kd_of_fixed = LogitDistillation(METHODS["kd"](), _Fixed(), KDConfig())
     for objective in (Supervised(), kd_of_fixed):
         loss, logits = objective(model, batch, 0.0)
         assert loss.shape == (5,)
         assert logits is STUDENT
-    expected = kd(STUDENT, TEACHERS, LABELS, KDSettings())
+    expected = kd(STUDENT, TEACHERS, LABELS, KDConfig())
     torch.testing.assert_close(kd_of_fixed(model, batch, 0.5)[0], expected)
 
 
@@ -164,4 +172,4 @@ def test_objectives_give_one_loss_an_example_and_the_logits():
 )
 def test_settings_out_of_range_are_one_sentence(settings, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        KDSettings(**settings)
+        KDConfig(**settings)

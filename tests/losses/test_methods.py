@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import checkpointkd as ckd
-from checkpointkd.data import Batch, DataSettings, load_data
+from checkpointkd.config import DistillConfig, KDConfig
+from checkpointkd.data import Batch, DataConfig, load_data
 from checkpointkd.errors import UserError
-from checkpointkd.losses import METHODS, FromFeatures, defaults, distillation, takes_features
+from checkpointkd.losses import METHODS, FeatureDistillation, defaults, distillation, takes_features
 from checkpointkd.losses.crd import CRD
-from checkpointkd.losses.features import Pairing
-from checkpointkd.losses.objectives import Paths
+from checkpointkd.losses.features import FeatureSpec
+from checkpointkd.losses.objectives import FeaturePaths
 from checkpointkd.models import Network, build_network, last_map_path, stage_paths, vector_path
-from checkpointkd.settings import KDSettings, TeachingSettings
-from checkpointkd.teacher import teacher_of
+from checkpointkd.teachers.ensemble import open_teacher
 
 from . import by_hand
 
@@ -49,13 +49,13 @@ def _features(name: str, *, seed: int = 1) -> tuple[list[Tensor], list[Tensor]]:
     return ours, theirs
 
 
-def _pairing(ours: list[Tensor], theirs: list[Tensor], *, adapt: bool = False) -> Pairing:
+def _pairing(ours: list[Tensor], theirs: list[Tensor], *, channel_adapter: bool = False) -> FeatureSpec:
     def sizes(features: list[Tensor]) -> dict[str, tuple[int, int, int]]:
         return {f"layer{n}": (one.shape[1], one.shape[2], one.shape[3]) for n, one in enumerate(features)}
 
     labels = torch.arange(N) % K
     labels[BATCH.index_B] = LABELS
-    return Pairing(sizes(ours), sizes(theirs), labels, torch.arange(N), adapt)
+    return FeatureSpec(sizes(ours), sizes(theirs), labels, torch.arange(N), channel_adapter)
 
 
 def _method(name: str, ours: list[Tensor], theirs: list[Tensor], **more: Any) -> nn.Module:
@@ -91,7 +91,7 @@ def _expected(name: str, method: Any, ours: list[Tensor], theirs: list[Tensor]) 
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_methods_of_predictions_against_their_equations(name: str):
     student, teachers = _random(B, K), _random(2, B, K, seed=1)
-    settings = KDSettings(tau=2.5)
+    settings = KDConfig(tau=2.5)
     got = METHODS[name]()(student, teachers, LABELS, settings, None)
     by_example = teachers.transpose(0, 1).tolist()
     rows = range(B)
@@ -165,7 +165,7 @@ def test_crds_negatives_are_of_other_classes_and_all_of_them():
 def test_crd_finds_an_images_row_by_its_official_number():
     ours, theirs = _features("crd")
     labels, numbers = torch.arange(N) % K, torch.arange(N) * 3 + 2
-    method = CRD(Pairing({"a": (3, 1, 1)}, {"b": (5, 1, 1)}, labels, numbers), negatives=3)
+    method = CRD(FeatureSpec({"a": (3, 1, 1)}, {"b": (5, 1, 1)}, labels, numbers), negatives=3)
     before = method.memory_ours_NE.clone()
     method([ours[0].float()], [theirs[0].float()], Batch(BATCH.images_BCHW, LABELS, numbers[[1, 3, 5, 7, 9]], None))
     changed = (method.memory_ours_NE != before).any(1).nonzero().flatten()
@@ -176,7 +176,7 @@ def test_crd_finds_an_images_row_by_its_official_number():
 def test_a_student_that_agrees_has_nothing_to_learn(name: str):
     same = _random(B, K)
     student = same.clone().requires_grad_()
-    loss = METHODS[name]()(student, same[None], LABELS, KDSettings(tau=3.0), None)
+    loss = METHODS[name]()(student, same[None], LABELS, KDConfig(tau=3.0), None)
     loss.sum().backward()
     torch.testing.assert_close(loss, torch.zeros(B).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(student.grad, torch.zeros(B, K).double(), atol=1e-6, rtol=0)
@@ -194,7 +194,7 @@ def test_a_student_with_the_teachers_features_has_nothing_to_learn(name: str):
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_the_same_teacher_several_times_is_one_teacher(name: str):
     student, teacher = _random(B, K), _random(1, B, K, seed=1)
-    method, settings = METHODS[name](), KDSettings(tau=2.0)
+    method, settings = METHODS[name](), KDConfig(tau=2.0)
     one = method(student, teacher, LABELS, settings, None)
     torch.testing.assert_close(method(student, teacher.repeat(3, 1, 1), LABELS, settings, None), one)
     other = torch.cat([teacher, _random(1, B, K, seed=2)])
@@ -205,7 +205,7 @@ def test_the_same_teacher_several_times_is_one_teacher(name: str):
 def test_methods_of_predictions_know_what_does_not_matter(name: str):
     """A constant added to logits says nothing; lskd heeds no scale either."""
     student, teachers = _random(B, K), _random(2, B, K, seed=1)
-    method, settings = METHODS[name](), KDSettings(tau=2.0)
+    method, settings = METHODS[name](), KDConfig(tau=2.0)
     expected = method(student, teachers, LABELS, settings, None)
     torch.testing.assert_close(method(student + 3, teachers - 5, LABELS, settings, None), expected)
     scaled = method(3 * student, teachers, LABELS, settings, None)
@@ -217,7 +217,7 @@ def test_methods_of_predictions_know_what_does_not_matter(name: str):
 
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_methods_of_features_know_what_does_not_matter(name: str):
-    """The order of channels, for those that match no channel; a scale, for those that normalise; a rotation, for those
+    """The order of channels, for those that match no channel; a scale, for those that normalize; a rotation, for those
     that only compare examples; and examples in another order, for all."""
     ours, theirs = _features(name)
     method = _method(name, ours, theirs).eval()
@@ -248,7 +248,7 @@ def test_methods_of_features_know_what_does_not_matter(name: str):
 @pytest.mark.parametrize("name", list(METHODS))
 def test_gradients_by_finite_differences(name: str):
     if not takes_features(name):
-        method, teachers, settings = METHODS[name](), _random(2, B, K, seed=1), KDSettings(tau=2.0)
+        method, teachers, settings = METHODS[name](), _random(2, B, K, seed=1), KDConfig(tau=2.0)
         student = _random(B, K).requires_grad_()
         assert torch.autograd.gradcheck(lambda z: method(z, teachers, LABELS, settings, None), student)
         return
@@ -277,7 +277,7 @@ def test_extremes_give_finite_losses_and_gradients(name: str):
         for student in (torch.zeros(B, K), 1000.0 * torch.eye(K)[LABELS], torch.zeros(1, K)):
             teachers = 500.0 * torch.eye(K)[LABELS[: len(student)]][None]
             student = student.clone().requires_grad_()
-            loss = METHODS[name]()(student, teachers, LABELS[: len(student)], KDSettings(tau=1.0), None)
+            loss = METHODS[name]()(student, teachers, LABELS[: len(student)], KDConfig(tau=1.0), None)
             loss.sum().backward()
             assert student.grad is not None
             assert loss.isfinite().all()
@@ -297,14 +297,21 @@ def test_extremes_give_finite_losses_and_gradients(name: str):
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_teaches_digits(name: str, teacher_run: Path, tmp_path: Path):
     """From an ensemble, through the command's own path; what is saved is a plain student, and bf16 works."""
-    options = {"adapt": True} if name == "fsp" else {}
+    options = {"channel_adapter": True} if name == "fsp" else {}
     run = ckd.distill(
-        "resnet_8", teachers=[f"{teacher_run}@2", f"{teacher_run}@4"], method=name, epochs=2, batch_size=25,
-        learning_rate=0.01, precision="bf16", out=tmp_path / "s", **options,
-    )  # fmt: skip
+        "resnet_8",
+        teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+        method=name,
+        epochs=2,
+        batch_size=25,
+        learning_rate=0.01,
+        precision="bf16",
+        out=tmp_path / "s",
+        **options,
+    )
     assert all(row["loss"] > 0 or name == "vid" for row in run.rows())
     network = build_network("resnet_8", num_classes=10, in_channels=1, mean=[0.3], std=[0.3])
-    assert run.full.network().state_dict().keys() == network.state_dict().keys()
+    assert run.last.network().state_dict().keys() == network.state_dict().keys()
     assert run.run["method"] == name
     alpha, tau = defaults(name)
     assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (alpha, tau)
@@ -320,14 +327,21 @@ def test_a_killed_run_continues_as_if_it_had_not_been(name: str, teacher_run: Pa
 
     def run(folder: str, **more: Any) -> ckd.Trajectory:
         return ckd.distill(
-            "wrn_10_1", teachers=[str(teacher_run)], method=name, epochs=2, batch_size=25, precision="fp32",
-            adapt=name == "fsp", out=tmp_path / folder, **more,
-        )  # fmt: skip
+            "wrn_10_1",
+            teachers=[str(teacher_run)],
+            method=name,
+            epochs=2,
+            batch_size=25,
+            precision="fp32",
+            channel_adapter=name == "fsp",
+            out=tmp_path / folder,
+            **more,
+        )
 
     with pytest.raises(KeyboardInterrupt):
-        run("stopped", progress=stop)
+        run("stopped", on_progress=stop)
     resumed, whole = run("stopped"), run("whole")
-    assert resumed.full.sha256 == whole.full.sha256
+    assert resumed.last.sha256 == whole.last.sha256
 
 
 @pytest.mark.parametrize("name", OF_LOGITS)
@@ -335,28 +349,39 @@ def test_the_exact_table_serves_methods_of_predictions(name: str, teacher_run: P
     """The same student as from live teachers."""
     runs = [
         ckd.distill(
-            "wrn_10_1", teachers=[f"{teacher_run}@2", f"{teacher_run}@4"], method=name, epochs=2, batch_size=25,
-            precision="fp32", table_limit=limit, out=tmp_path / f"{limit}",
+            "wrn_10_1",
+            teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+            method=name,
+            epochs=2,
+            batch_size=25,
+            precision="fp32",
+            logit_cache_gb=limit,
+            out=tmp_path / f"{limit}",
         )
         for limit in (0.0, 1.0)
-    ]  # fmt: skip
-    assert runs[0].full.sha256 == runs[1].full.sha256
+    ]
+    assert runs[0].last.sha256 == runs[1].last.sha256
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_several_teachers_give_the_mean_of_their_terms(name: str, teacher_run: Path):
-    data = load_data(DataSettings(data="digits", train_images=60))
+    data = load_data(DataConfig(data="digits", train_images=60))
     batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
     student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3]).eval()
 
     def loss(epochs: list[int], weights: tuple[float, ...] | None = None, alpha: float = 0.0) -> Tensor:
-        teacher = teacher_of([f"{teacher_run}@{epoch}" for epoch in epochs], device=torch.device("cpu"))
-        teaching = TeachingSettings(weight=1.0, weights=weights)
+        teacher = open_teacher([f"{teacher_run}@{epoch}" for epoch in epochs], device=torch.device("cpu"))
+        distill_config = DistillConfig(method_weight=1.0, teacher_weights=weights)
         objective = distillation(
-            name, teacher, KDSettings(alpha=alpha), teaching, student=student,
+            name,
+            teacher,
+            KDConfig(alpha=alpha),
+            distill_config,
+            student=student,
             teachers=[(str(epoch), network) for epoch, network in zip(epochs, teacher.networks, strict=True)],
-            images=data.train, seed=0,
-        )  # fmt: skip
+            images=data.train,
+            seed=0,
+        )
         for method in objective.methods[1:]:  # the same layers for all, so that only the teachers differ
             method.load_state_dict(objective.methods[0].state_dict())
         torch.manual_seed(0)
@@ -376,7 +401,7 @@ def test_several_teachers_give_the_mean_of_their_terms(name: str, teacher_run: P
 
 def test_stages_of_equal_size_meet(cifar100: Path):
     """WRN's are 32, 16 and 8 wide, MobileNetV2's 16, 8, 4 and 2."""
-    data = load_data(DataSettings(data=f"cifar100:{cifar100}", train_images=200))
+    data = load_data(DataConfig(data=f"cifar100:{cifar100}", train_images=200))
     teacher, student = (
         build_network(model, num_classes=100, in_channels=3, mean=[0.5] * 3, std=[0.5] * 3)
         for model in ("wrn_10_1", "mobilenetv2_0.75")
@@ -387,8 +412,8 @@ def test_stages_of_equal_size_meet(cifar100: Path):
         made = distillation(
             method,
             asked,
-            KDSettings(),
-            TeachingSettings(),
+            KDConfig(),
+            DistillConfig(),
             student=one,
             teachers=[("t", other)],
             images=data.train,
@@ -396,9 +421,9 @@ def test_stages_of_equal_size_meet(cifar100: Path):
         )
         return made.pairs[0]
 
-    assert pair("at", student, teacher) == Paths(student=("blocks.2", "blocks.5"), teacher=("stage2", "relu"))
-    assert pair("fitnets", student, teacher) == Paths(student=("blocks.5",), teacher=("relu",))
-    assert pair("crd", student, teacher) == Paths(student=("classifier:input",), teacher=("classifier:input",))
+    assert pair("at", student, teacher) == FeaturePaths(student=("blocks.2", "blocks.5"), teacher=("stage2", "relu"))
+    assert pair("fitnets", student, teacher) == FeaturePaths(student=("blocks.5",), teacher=("relu",))
+    assert pair("crd", student, teacher) == FeaturePaths(student=("classifier:input",), teacher=("classifier:input",))
 
 
 def test_methods_compute_in_full_precision_whatever_the_networks_do(teacher_run: Path):
@@ -412,12 +437,12 @@ def test_methods_compute_in_full_precision_whatever_the_networks_do(teacher_run:
             seen.extend([student[0].dtype, teacher[0].dtype, (student[0].flatten(1) @ student[0].flatten(1).T).dtype])
             return student[0].mean((1, 2, 3))
 
-    data = load_data(DataSettings(data="digits", train_images=60))
+    data = load_data(DataConfig(data="digits", train_images=60))
     batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
     student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3])
-    teacher = teacher_of([str(teacher_run)], device=torch.device("cpu"))
-    paths = [Paths(("classifier:input",), ("classifier:input",))]
-    objective = FromFeatures([Spy()], teacher, KDSettings(), TeachingSettings(), paths)
+    teacher = open_teacher([str(teacher_run)], device=torch.device("cpu"))
+    paths = [FeaturePaths(("classifier:input",), ("classifier:input",))]
+    objective = FeatureDistillation([Spy()], teacher, KDConfig(), DistillConfig(), paths)
     with torch.autocast("cpu", torch.bfloat16):
         loss, logits = objective(student, batch, 0.0)
     assert logits.dtype == torch.bfloat16
@@ -457,17 +482,27 @@ class _Odd(nn.Module):
 def test_what_is_no_feature_is_one_sentence(teacher_run: Path, tmp_path: Path, feature: str, sentence: str):
     with pytest.raises(UserError, match=sentence):
         ckd.distill(
-            "tests.losses.test_methods:_Odd", teachers=[str(teacher_run)], method="sp", student_features=[feature],
-            teacher_features=["stage1"], epochs=1, out=tmp_path / "s",
-        )  # fmt: skip
+            "tests.losses.test_methods:_Odd",
+            teachers=[str(teacher_run)],
+            method="sp",
+            student_features=[feature],
+            teacher_features=["stage1"],
+            epochs=1,
+            out=tmp_path / "s",
+        )
 
 
 def test_attention_needs_somewhere_to_look(teacher_run: Path, tmp_path: Path):
     with pytest.raises(UserError, match="at compares where maps are active, and 'pool' has a single position"):
         ckd.distill(
-            "wrn_10_1", teachers=[str(teacher_run)], method="at", student_features=["pool"], teacher_features=["pool"],
-            epochs=1, out=tmp_path / "s",
-        )  # fmt: skip
+            "wrn_10_1",
+            teachers=[str(teacher_run)],
+            method="at",
+            student_features=["pool"],
+            teacher_features=["pool"],
+            epochs=1,
+            out=tmp_path / "s",
+        )
 
 
 def test_a_network_without_maps_says_which_options_name_features(teacher_run: Path, tmp_path: Path, monkeypatch):
@@ -484,9 +519,15 @@ def test_a_network_without_maps_says_which_options_name_features(teacher_run: Pa
 def test_an_adapter_takes_a_last_batch_of_one(teacher_run: Path, tmp_path: Path):
     """Vectors of 100 images in batches of 33: the last has one value a channel, which has no variance."""
     run = ckd.distill(
-        "wrn_10_1", teachers=[str(teacher_run)], method="fitnets", student_features=["classifier:input"],
-        teacher_features=["classifier:input"], epochs=1, batch_size=33, out=tmp_path / "s",
-    )  # fmt: skip
+        "wrn_10_1",
+        teachers=[str(teacher_run)],
+        method="fitnets",
+        student_features=["classifier:input"],
+        teacher_features=["classifier:input"],
+        epochs=1,
+        batch_size=33,
+        out=tmp_path / "s",
+    )
     assert run.complete
 
 

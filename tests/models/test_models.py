@@ -15,9 +15,9 @@ from checkpointkd.models import (
     Network,
     as_map,
     build_network,
+    capture_activations,
     last_map_path,
     stage_paths,
-    taps,
     vector_path,
 )
 
@@ -105,7 +105,7 @@ def test_the_default_features_are_what_the_classifier_pools(name: str):
     network = _build(name).eval()
     images = torch.rand(2, 3, 64, 64)
     path = last_map_path(network.body, images)
-    with taps(network.body, [path]) as taken:
+    with capture_activations(network.body, [path]) as taken:
         logits = network(images)
     assert taken[path].dim() == 4
     assert taken[path].min() >= 0, "after the activation"
@@ -171,7 +171,7 @@ except UserError as error:
     assert done.stdout.count("\n") == 1
 
 
-def test_normalisation_is_the_networks_first_step():
+def test_normalization_is_the_networks_first_step():
     network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.25], std=[0.5]).eval()
     images = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(network(images), network.body((images - 0.25) / 0.5))
@@ -203,14 +203,14 @@ def test_a_wrong_feature_path_lists_those_there_are():
     network = _build("wrn_10_1")
     with (
         pytest.raises(UserError, match=r"no features 'stage9'; did you mean 'stage3'.*stage2"),
-        taps(network.body, ["stage9"]),
+        capture_activations(network.body, ["stage9"]),
     ):
         pass
 
 
 def test_a_model_without_a_map_is_told_what_to_pass():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(UserError, match=r"has no convolutional map; .*--features PATH; without any there is no"):
+    with pytest.raises(UserError, match=r"has no convolutional map; .*--feature-layer PATH; without any there is no"):
         last_map_path(flat, torch.rand(2, 1, 8, 8))
 
 
@@ -218,9 +218,9 @@ def test_a_transformer_is_told_which_tokens_to_pass_and_they_are_maps():
     timm = pytest.importorskip("timm")
     network = timm.create_model("test_vit", num_classes=10).eval()
     images = torch.rand(2, 3, 160, 160)
-    with pytest.raises(UserError, match=r"works on tokens in the end; .*--features PATH, such as 'norm'"):
+    with pytest.raises(UserError, match=r"works on tokens in the end; .*--feature-layer PATH, such as 'norm'"):
         last_map_path(network, images)
-    with taps(network, ["norm", "patch_embed.norm"]) as taken:
+    with capture_activations(network, ["norm", "patch_embed.norm"]) as taken:
         network(images)
     map_BhwD = as_map(taken["norm"], (160, 160))
     assert map_BhwD is not None
@@ -251,7 +251,7 @@ def test_the_last_map_of_a_network_that_pools_and_rectifies_by_functions():
 
     network, images = Net(), torch.rand(2, 1, 8, 8)
     path = last_map_path(network, images)
-    with taps(network, [path]) as taken:
+    with capture_activations(network, [path]) as taken:
         network(images)
     assert path == "blocks"
     assert torch.equal(taken[path], network.pooled)
@@ -286,7 +286,7 @@ def test_a_module_that_gives_no_tensor_is_named():
             return images, images
 
     network = nn.Sequential(Two())
-    with pytest.raises(UserError, match="'0' has no tensor there but tuple"), taps(network, ["0"]):
+    with pytest.raises(UserError, match="'0' has no tensor there but tuple"), capture_activations(network, ["0"]):
         network(torch.rand(1, 1, 8, 8))
 
 

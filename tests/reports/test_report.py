@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 import checkpointkd as ckd
-from checkpointkd.charts import Chart, Heatmaps, Series, to_plain
 from checkpointkd.errors import UserError
-from checkpointkd.reports import Arm, collect, conclusions, difference
+from checkpointkd.reports import Variant, collect, conclusions, difference
+from checkpointkd.reports.charts import Chart, Heatmaps, Series, to_plain
 from checkpointkd.reports.drawing import draw
 from checkpointkd.reports.figures import curves_charts, plane_chart, points_of, search_chart, students_charts
 from checkpointkd.reports.stills import stills
@@ -59,7 +59,7 @@ def test_students_are_told_by_what_they_learned_from(runs: Path):
     assert math.isnan(collected.arms[3].sd)
     assert collected.notes == []
     assert collected.provenance["runs"] == "8"
-    assert collected.provenance["protocol"] == "holdout: 100 images to train, 300 to select"
+    assert collected.provenance["select_on"] == "holdout: 100 images to train, 300 to select"
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,15 @@ def test_the_page_is_one_file_with_the_numbers_and_no_address_to_load_from(runs:
 def test_a_smoothed_student_learned_from_the_uniform_teacher_and_is_no_baseline(runs: Path):
     for seed in (0, 1):
         ckd.train(
-            "wrn_10_1", data="digits", train_images=100, out=runs / f"smoothed-{seed}", epochs=2, save_every=2,
-            seed=seed, label_smoothing=0.1,
-        )  # fmt: skip
+            "wrn_10_1",
+            data="digits",
+            train_images=100,
+            out=runs / f"smoothed-{seed}",
+            epochs=2,
+            save_every=2,
+            seed=seed,
+            label_smoothing=0.1,
+        )
     collected = collect(runs)
     (smoothed,) = [arm for arm in collected.arms if arm.smoothing]
     assert (smoothed.label, smoothed.n) == ("the uniform teacher (label smoothing 0.1)", 2)
@@ -197,12 +203,12 @@ def test_nothing_to_report_on_is_said(tmp_path: Path):
         ckd.report(tmp_path / "nowhere")
 
 
-def _arm(*accuracies: float, label: str = "a", teachers: tuple = ()) -> Arm:
-    return Arm("s", label, teachers, dict(enumerate(accuracies)), family="")
+def _arm(*accuracies: float, label: str = "a", teachers: tuple = ()) -> Variant:
+    return Variant("s", label, teachers, dict(enumerate(accuracies)), family="")
 
 
 def test_differences_are_paired_and_their_intervals_students():
-    """Gaps 1, 2 and 3 points: mean 2, standard deviation 1, t at 97.5 % with 2 degrees of freedom 4.3027."""
+    """Gaps 1, 2 and 3 points: mean 2, standard deviation 1, t at 97.5% with 2 degrees of freedom 4.3027."""
     gap = difference(_arm(91, 93, 95), _arm(90, 91, 92))
     assert (gap.n, gap.mean) == (3, 2)
     assert gap.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
@@ -270,7 +276,7 @@ def test_students_are_told_by_how_they_were_taught(teacher_run: Path):
         "dkd": {"method": "dkd"},
         "heavy": {"method": "dkd", "weight": 2.0},
         "logits": {"average": "logits", "weights": [0.25, 0.75], "ensemble": "snapshot:2"},
-        "route": {"route": "rco", "ensemble": "snapshot:2"},
+        "teacher_schedule": {"teacher_schedule": "rco", "ensemble": "snapshot:2"},
         "batch": {"teacher_batch_norm": "batch"},
     }
     for name, way in ways.items():
@@ -280,7 +286,7 @@ def test_students_are_told_by_how_they_were_taught(teacher_run: Path):
     full, both = "epoch 4 (full)", "epoch 2 (half-way) and epoch 4 (full)"
     assert {
         full,
-        f"{full}, normalised by batch",
+        f"{full}, normalized by batch",
         f"{both}, one after the other (rco)",
         f"{both}, weighted 0.25 : 0.75, mean of logits",
     } <= labels
@@ -299,12 +305,13 @@ def test_arms_of_one_label_are_told_apart_by_what_differs(teacher_run: Path):
     ckd.train("wrn_10_1", data="digits", train_images=100, out=folder / "other", seed=3, **common)
     for name, teachers in (("a", ["teacher@4"]), ("b", ["other@1"]), ("c", ["teacher@4", "other@1"])):
         addresses = [str(folder / one) for one in teachers]
-        ckd.distill("wrn_10_1", teachers=addresses, out=folder / name, weak_teacher=True, **common)
+        ckd.distill("wrn_10_1", teachers=addresses, out=folder / name, allow_weak_teacher=True, **common)
     labels = {arm.label for arm in collect(folder).arms if arm.teachers}
     assert labels == {
-        "epoch 4 (full); from teacher", "epoch 1 (full, half-way); from other",
+        "epoch 4 (full); from teacher",
+        "epoch 1 (full, half-way); from other",
         "epoch 4 (full) and epoch 1 (full, half-way); from teacher, other",
-    }  # fmt: skip
+    }
 
 
 def test_a_run_with_a_damaged_checkpoint_is_left_out_and_noted(runs: Path):
@@ -314,10 +321,15 @@ def test_a_run_with_a_damaged_checkpoint_is_left_out_and_noted(runs: Path):
 
 @pytest.fixture
 def searched(teacher_run: Path) -> Path:
-    ckd.search(
-        "wrn_10_1", teachers=[str(teacher_run)], alpha=[0.1, 0.5, 0.9], tau=[2, 8], epochs=2, batch_size=50,
+    ckd.tune(
+        "wrn_10_1",
+        teachers=[str(teacher_run)],
+        alpha=[0.1, 0.5, 0.9],
+        tau=[2, 8],
+        epochs=2,
+        batch_size=50,
         out=teacher_run.parent / "search",
-    )  # fmt: skip
+    )
     return teacher_run.parent
 
 
@@ -327,7 +339,7 @@ def test_a_search_is_drawn_as_it_went(searched: Path, tmp_path: Path):
     assert list(collected.searches) == ["search"]
     assert collected.notes == [], "nor are they runs that were left unfinished"
     assert collected.provenance["runs"] == "1"
-    result = json.loads((searched / "search" / "search.json").read_text())
+    result = json.loads((searched / "search" / "tune.json").read_text())
     chart = search_chart("search", result)
     assert (chart.x_title, chart.y_title) == ("α", "τ")
     stopped, finished, best = chart.series
@@ -353,7 +365,7 @@ def test_a_search_is_drawn_as_it_went(searched: Path, tmp_path: Path):
 
 
 def test_a_search_over_one_setting_is_a_line(searched: Path):
-    result = json.loads((searched / "search" / "search.json").read_text())
+    result = json.loads((searched / "search" / "tune.json").read_text())
     result["space"]["tau"] = [2.0]
     result["trials"] = [trial for trial in result["trials"] if trial["values"]["tau"] == 2]
     result["best"] = max(result["trials"], key=lambda trial: trial["accuracy"] or 0)
@@ -365,11 +377,22 @@ def test_a_search_over_one_setting_is_a_line(searched: Path):
 
 @pytest.mark.parametrize(
     "damage",
-    ["[]", "{}", "no JSON", '{"trials": 3}', {"best": {"trial": 99, "accuracy": 0.5}}, {"best": {"accuracy_se": 0.1}},
-     {"space": {}}, {"space": {"alpha": ["x"]}}, {"trials": [{}]}, {"data": None}, {"planned": "all"}],
-)  # fmt: skip
+    [
+        "[]",
+        "{}",
+        "no JSON",
+        '{"trials": 3}',
+        {"best": {"trial": 99, "accuracy": 0.5}},
+        {"best": {"accuracy_se": 0.1}},
+        {"space": {}},
+        {"space": {"alpha": ["x"]}},
+        {"trials": [{}]},
+        {"data": None},
+        {"planned": "all"},
+    ],
+)
 def test_a_damaged_search_is_left_out_and_noted(searched: Path, damage: str | dict):
-    path = searched / "search" / "search.json"
+    path = searched / "search" / "tune.json"
     path.write_text(damage if isinstance(damage, str) else json.dumps({**json.loads(path.read_text()), **damage}))
     collected = collect(searched)
     assert collected.searches == {}
@@ -377,7 +400,7 @@ def test_a_damaged_search_is_left_out_and_noted(searched: Path, damage: str | di
 
 
 def test_an_unfinished_search_is_said_to_be(searched: Path):
-    path = searched / "search" / "search.json"
+    path = searched / "search" / "tune.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "trials": result["trials"][:2], "best": None}))
     assert "not finished: the search search, 2 of 6 trials" in collect(searched).notes
@@ -386,7 +409,7 @@ def test_an_unfinished_search_is_said_to_be(searched: Path):
 
 def test_trials_that_span_no_area_have_no_contours(searched: Path, tmp_path: Path):
     """Two finished trials, or three on a line: no lines between them can be drawn, and the report is written."""
-    path = searched / "search" / "search.json"
+    path = searched / "search" / "tune.json"
     result = json.loads(path.read_text())
     values = [(0.1, 2.0), (0.5, 4.0), (0.9, 6.0)]
     for number in (1, 2, 3):
@@ -409,23 +432,31 @@ def test_trials_that_span_no_area_have_no_contours(searched: Path, tmp_path: Pat
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """A study's folder, as `study` writes it."""
-    from checkpointkd.comparisons import claim
+    from checkpointkd.analysis.statistics import claim
 
     chart = Chart(title="a", x_title="b", y_title="c", series=[Series(name="d", x=[1, 2], y=[3, 4])])
     maps = Heatmaps(title="a", names=["b"], classes=["c", "d"], maps=[[[1, 0.5], [0.5, 1]]])
     found = {
         "study": "table1",
         "title": "Table 1",
-        "scale": {"name": "smoke", "dataset": "digits", "protocol": "holdout", "seeds": 2, "train_images": None,
-                  "teacher_epochs": 1, "student_epochs": 1, "pairs": [{"teacher": "t", "student": "s"}]},
+        "scale": {
+            "name": "smoke",
+            "dataset": "digits",
+            "select_on": "val",
+            "seeds": 2,
+            "train_images": None,
+            "teacher_epochs": 1,
+            "student_epochs": 1,
+            "pairs": [{"teacher": "t", "student": "s"}],
+        },
         "notes": [],
         "tables": [{"title": "t", "columns": ["a", "b"], "rows": [["1", "2"]], "note": "", "marked": []}],
         "figures": [to_plain(chart), to_plain(maps)],
         "claims": [{**vars(claim("a", "b", [1.0, 2.0, 4.0])), "verdict": ""}],
         "provenance": {"torch": "2"},
-    }  # fmt: skip
+    }
     (tmp_path / "table1").mkdir()
-    (tmp_path / "table1" / "study.json").write_text(json.dumps(found))
+    (tmp_path / "table1" / "experiment.json").write_text(json.dumps(found))
     return tmp_path
 
 
@@ -437,20 +468,45 @@ def test_a_study_s_folder_alone_has_a_report(study: Path):
 @pytest.mark.parametrize(
     ("at", "damage"),
     [
-        ("title", 3), ("notes", "x"), ("notes", [3]), ("provenance", None), ("provenance", {"a": 1}), ("scale", {}),
-        ("tables.0.columns", ["a"]), ("tables.0.rows", [["a", 3]]), ("tables.0.marked", 3), ("tables.0.title", None),
-        ("figures.0.title", 3), ("figures.0.x_title", None), ("figures.0.kind", "pie"), ("figures.0.log_x", True),
-        ("figures.0.series.0.x", [1]), ("figures.0.series.0.y", [1, None]), ("figures.0.series.0.y", [1, 1e308]),
-        ("figures.0.series.0.y", ["1", 2]), ("figures.0.series.0.error", [-1, 1]), ("figures.0.series.0.name", 3),
-        ("figures.0.series.0.hover", [1, 2]), ("figures.0.series.0.symbol", "no"), ("figures.0.series.0.large", [99]),
-        ("figures.0.series.0.colour", "red"), ("figures.0.series.0.style", "dots"), ("figures.0.contour", [[1], [2]]),
-        ("figures.1.classes", ["c"]), ("figures.1.maps", []), ("figures.1.maps.0.0", [1]), ("figures.1.names", []),
-        ("figures.1.maps.0.0.0", None), ("claims.0.effect", "1"), ("claims.0.n", None), ("claims.0.text", 3),
+        ("title", 3),
+        ("notes", "x"),
+        ("notes", [3]),
+        ("provenance", None),
+        ("provenance", {"a": 1}),
+        ("scale", {}),
+        ("tables.0.columns", ["a"]),
+        ("tables.0.rows", [["a", 3]]),
+        ("tables.0.marked", 3),
+        ("tables.0.title", None),
+        ("figures.0.title", 3),
+        ("figures.0.x_title", None),
+        ("figures.0.kind", "pie"),
+        ("figures.0.log_x", True),
+        ("figures.0.series.0.x", [1]),
+        ("figures.0.series.0.y", [1, None]),
+        ("figures.0.series.0.y", [1, 1e308]),
+        ("figures.0.series.0.y", ["1", 2]),
+        ("figures.0.series.0.error", [-1, 1]),
+        ("figures.0.series.0.name", 3),
+        ("figures.0.series.0.hover", [1, 2]),
+        ("figures.0.series.0.symbol", "no"),
+        ("figures.0.series.0.large", [99]),
+        ("figures.0.series.0.color", "red"),
+        ("figures.0.series.0.style", "dots"),
+        ("figures.0.contour", [[1], [2]]),
+        ("figures.1.classes", ["c"]),
+        ("figures.1.maps", []),
+        ("figures.1.maps.0.0", [1]),
+        ("figures.1.names", []),
+        ("figures.1.maps.0.0.0", None),
+        ("claims.0.effect", "1"),
+        ("claims.0.n", None),
+        ("claims.0.text", 3),
         ("title", "\ud800"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_study_is_left_out_and_noted(study: Path, at: str, damage: object, teacher_run: Path):
-    path = study / "table1" / "study.json"
+    path = study / "table1" / "experiment.json"
     found = json.loads(path.read_text())
     *way, last = [int(step) if step.isdigit() else step for step in at.split(".")]
     place = found

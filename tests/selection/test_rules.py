@@ -44,9 +44,9 @@ def _choose(rule: str, plane: Plane = RISE_AND_FALL, planned: int = 50):
     return choose(Candidates(plane.epochs, planned, plane), rule=rule)
 
 
-def test_algorithm_1_by_hand():
+def test_algorithm1_index_by_hand():
     """I(X;F) = −excess: 0, .75, 1, .75, .5; I(Y;F) = accuracy: 0, 1/2, 2/3, 5/6, 1."""
-    choice = _choose("paper")
+    choice = _choose("algorithm1")
     expected = [0.0, 0.75 + 1 / 2, 1 + 2 / 3, 0.75 + 5 / 6, 1.5]
     assert list(choice.scores.values()) == pytest.approx(expected)
     assert (choice.epoch, choice.runner_up) == (30, 40)
@@ -57,7 +57,7 @@ def test_algorithm_1_by_hand():
     assert any("a student" in warning for warning in choice.warnings), "30 is right on three quarters of the last"
 
 
-@pytest.mark.parametrize(("rule", "epoch"), [("full", 50), ("half", 20), ("best-accuracy", 50), ("paper", 30)])
+@pytest.mark.parametrize(("rule", "epoch"), [("last", 50), ("midpoint", 20), ("best-accuracy", 50), ("algorithm1", 30)])
 def test_what_each_rule_chooses(rule: str, epoch: int):
     assert _choose(rule).epoch == epoch
 
@@ -104,7 +104,7 @@ def test_the_fits_of_an_estimator_are_part_of_how_sure_a_choice_is():
     torn[0, :2] += 0.5
     torn[0, 2:] -= 0.5
     sure, unsure = (
-        _choose("paper", Plane(plane.points, {}, information, plane.images), planned=20).probability
+        _choose("algorithm1", Plane(plane.points, {}, information, plane.images), planned=20).probability
         for information in (certain, torn)
     )
     assert sure is not None
@@ -114,8 +114,8 @@ def test_the_fits_of_an_estimator_are_part_of_how_sure_a_choice_is():
 
 
 def test_half_is_the_nearest_to_half_and_of_two_the_earlier():
-    assert _choose("half", planned=50).epoch == 20
-    assert _choose("half", planned=60).epoch == 30
+    assert _choose("midpoint", planned=50).epoch == 20
+    assert _choose("midpoint", planned=60).epoch == 30
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -141,7 +141,7 @@ def test_the_exam(rule: str):
 
 
 def test_a_tie_goes_to_the_earlier_and_is_said():
-    choice = _choose("paper", _plane([0.1, 0.2], [0.4, 0.5]), planned=20)
+    choice = _choose("algorithm1", _plane([0.1, 0.2], [0.4, 0.5]), planned=20)
     assert choice.epoch == 10
     assert _choose("best-accuracy", _plane([0.1] * 40, [0.4] * 20 + [0.5] * 20), planned=400).epoch == 210
     assert any("epochs 10 and 20 tie; the earlier was taken" in warning for warning in choice.warnings)
@@ -151,7 +151,7 @@ def test_a_tie_goes_to_the_earlier_and_is_said():
     ("excess", "accuracy", "name"), [([0.2, 0.2], [0.4, 0.5], "I(X;F)"), ([0.2, 0.1], [0.5, 0.5], "I(Y;F)")]
 )
 def test_a_flat_curve_is_said(excess: list[float], accuracy: list[float], name: str):
-    choice = _choose("paper", _plane(excess, accuracy), planned=20)
+    choice = _choose("algorithm1", _plane(excess, accuracy), planned=20)
     assert choice.epoch == 20
     assert any(warning.startswith(f"{name} is the same at every checkpoint") for warning in choice.warnings)
 
@@ -170,7 +170,7 @@ def test_an_uncertain_choice_is_said_with_its_rival():
     assert not sure.warnings
     unsure = _choose("best-accuracy", _plane([0.1] * 3, [0.5, 0.3, 0.51], images=100))
     assert unsure.probability is not None
-    shares = [f"{100 * unsure.probability[epoch]:.0f} %" for epoch in (30, 10)]
+    shares = [f"{100 * unsure.probability[epoch]:.0f}%" for epoch in (30, 10)]
     assert unsure.warnings == (
         f"the choice is uncertain: in {shares[0]} of 1,000 resamples it is epoch 30, in {shares[1]} 10; `select` with "
         "--student lets a student try",
@@ -178,5 +178,5 @@ def test_an_uncertain_choice_is_said_with_its_rival():
 
 
 def test_an_unknown_rule_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"unknown rule 'pape'; did you mean 'paper'\?"):
+    with pytest.raises(UserError, match=r"unknown rule 'algorithm'; did you mean 'algorithm1'\?"):
         _choose("pape")

@@ -8,22 +8,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, require, unknown
-from ..settings import DataSettings, Progress, Protocol
-from .cache import home
+from ..config import DataConfig, OnProgress, SelectOn
+from ..errors import UserError, unknown_name
+from .cache import cache_dir
 from .cifar import cifar10, cifar100, superclasses
+from .datasets import Data, DataSet
 from .digits import digits
 from .folders import folder, imagenet
 from .hub import hub
-from .images import Batch, Epochs, Images, ResidentBatches, ResidentImages, portion
-from .sets import Data, DataSet
-from .splits import stratified, without
-from .streamed import StreamedImages
+from .images import Batch, EpochLoader, Images, InMemoryBatches, InMemoryImages, eval_batch_size
+from .splits import complement, stratified
+from .streaming import StreamingImages
 from .tiny_imagenet import tiny_imagenet
 from .views import Views
 
 # What a name means: (path or None, settings, whom to tell of progress) -> the data set. NAME:PATH gives the path.
-DATASETS: dict[str, Callable[[str | None, DataSettings, Progress], DataSet]] = {
+DATASETS: dict[str, Callable[[str | None, DataConfig, OnProgress], DataSet]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -37,110 +37,111 @@ __all__ = [
     "DATASETS",
     "Batch",
     "Data",
+    "DataConfig",
     "DataSet",
-    "DataSettings",
-    "Epochs",
+    "EpochLoader",
     "Images",
-    "ResidentBatches",
-    "ResidentImages",
-    "StreamedImages",
+    "InMemoryBatches",
+    "InMemoryImages",
+    "StreamingImages",
     "Views",
-    "home",
+    "cache_dir",
+    "config_like",
+    "config_of",
+    "eval_batch_size",
     "load_data",
     "load_test",
-    "portion",
-    "settings_like",
-    "settings_of",
     "stratified",
     "superclasses",
 ]
 
 
-def load_data(settings: DataSettings, *, progress: Progress | None = None) -> Data:
+def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) -> Data:
     """The training and the selection images under a protocol; raises UserError for unknown names and bad splits.
 
-    >>> data = load_data(DataSettings(data="digits", train_images=300))
-    >>> len(data.train), len(data.selection), data.train.shape
+    >>> data = load_data(DataConfig(data="digits", train_images=300))
+    >>> len(data.train), len(data.val), data.train.shape
     (300, 300, (1, 8, 8))
     """
-    dataset = _open(settings, progress)
+    dataset = _open(settings, on_progress)
     official = dataset.train()
-    if settings.protocol == "paper":
+    if settings.select_on == "test":
         train, selection, fraction = official, dataset.test(), None
     else:
-        fraction = settings.selection_fraction or dataset.selection_fraction
+        fraction = settings.val_fraction or dataset.val_fraction
         rows_M = stratified(
             official.labels_N, round(fraction * len(official)), seed=settings.split_seed, purpose="selection"
         )
-        train, selection = official.take(without(len(official), rows_M)), official.take(rows_M)
+        train, selection = official.subset(complement(len(official), rows_M)), official.subset(rows_M)
     if settings.train_images is not None:
         rows_M = stratified(train.labels_N, settings.train_images, seed=settings.split_seed, purpose="training")
-        train = train.take(rows_M)
-    require(
-        settings.image_size is None or official.shape[1:] == (settings.image_size,) * 2,
-        f"the images of {settings.data} have {official.shape[1]}×{official.shape[2]} pixels and stay so; only pictures "
-        "that are streamed (imagenet, folder:PATH, larger ones of hf:NAME) are cut to --image-size",
-    )
-    if isinstance(official, StreamedImages):
+        train = train.subset(rows_M)
+    if not (settings.image_size is None or official.shape[1:] == (settings.image_size,) * 2):
+        raise UserError(
+            f"the images of {settings.data} have {official.shape[1]}×{official.shape[2]} pixels and stay so; only pictures "
+            "that are streamed (imagenet, folder:PATH, larger ones of hf:NAME) are cut to --image-size"
+        )
+    if isinstance(official, StreamingImages):
         official.say_if_enlarged()
     name, path = _parts(settings.data)
     identity = {
         **asdict(settings),
         "data": name,
-        "image_size": official.shape[1] if isinstance(official, StreamedImages) else None,
+        "image_size": official.shape[1] if isinstance(official, StreamingImages) else None,
         "flip": official.flip,
         "shape": list(official.shape),
         "source": (str(Path(path).resolve()) if Path(path).exists() else path) if path else None,
-        "selection_fraction": fraction,
+        "val_fraction": fraction,
         "sha256": official.sha256(),
         "train_size": len(train),
-        "selection_size": len(selection),
+        "val_size": len(selection),
     }
     return Data(dataset.classes, train, selection, dataset.recipe, identity)
 
 
-def load_test(settings: DataSettings, *, progress: Progress | None = None) -> Images:
+def load_test(settings: DataConfig, *, on_progress: OnProgress | None = None) -> Images:
     """The test images, for the final evaluation of a run and for nothing else."""
-    return _open(settings, progress).test()
+    return _open(settings, on_progress).test()
 
 
-def settings_of(identity: dict) -> DataSettings:
+def config_of(identity: dict) -> DataConfig:
     """The settings that a stored identity was loaded with."""
-    stored = {name: identity[name] for name in DataSettings.__dataclass_fields__ if name in identity}
+    stored = {name: identity[name] for name in DataConfig.__dataclass_fields__ if name in identity}
     spec = f"{identity['data']}:{identity['source']}" if identity["source"] else identity["data"]
-    return DataSettings(**{**stored, "data": spec})
+    return DataConfig(**{**stored, "data": spec})
 
 
-def settings_like(
+def config_like(
     identity: dict[str, Any],
     data: str | None,
-    protocol: Protocol | None = None,
+    select_on: SelectOn | None = None,
     train_images: int | None = None,
     image_size: int | None = None,
     flip: bool | None = None,
-) -> DataSettings:
+) -> DataConfig:
     """The settings that a stored identity was loaded with, with what the user says in their place."""
-    settings = settings_of(identity)
-    if protocol is not None and protocol != settings.protocol:
-        settings = replace(settings, protocol=protocol, selection_fraction=None)
+    settings = config_of(identity)
+    if select_on is not None and select_on != settings.select_on:
+        settings = replace(settings, select_on=select_on, val_fraction=None)
     if data is not None:
         settings = replace(settings, data=data)
         kind = data.partition(":")[0]
         if kind != identity["data"]:  # another data set has its own ways; pictures are cut to what the network knows
             side = identity["shape"][1] if kind in ("folder", "imagenet") else None
-            settings = replace(settings, selection_fraction=None, flip=None, image_size=side)
+            settings = replace(settings, val_fraction=None, flip=None, image_size=side)
     changes = {"train_images": train_images, "image_size": image_size, "flip": flip}
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _open(settings: DataSettings, progress: Progress | None) -> DataSet:
+def _open(settings: DataConfig, on_progress: OnProgress | None) -> DataSet:
     name, path = _parts(settings.data)
     if name not in DATASETS:
         if Path(settings.data).exists():
             raise UserError(f"{settings.data!r} is a path; for pictures in folders say folder:{settings.data}")
-        raise unknown("data set", name, DATASETS)
-    require(path.isprintable(), f"the path {path!r} can't be written in UTF-8 on one line")
-    return DATASETS[name](path or None, settings, progress or (lambda task, done, total: None))
+        raise unknown_name("data set", name, DATASETS)
+    if not path.isprintable():
+        raise UserError(f"the path {path!r} can't be written in UTF-8 on one line")
+    return DATASETS[name](path or None, settings, on_progress or (lambda task, done, total: None))
 
 
 def _parts(spec: str) -> tuple[str, str]:

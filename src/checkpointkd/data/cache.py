@@ -15,26 +15,26 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from .. import files
-from ..errors import UserError, require
-from ..settings import Progress
+from .. import storage
+from ..config import OnProgress
+from ..errors import UserError
 
 log = logging.getLogger("checkpointkd")
 
 Decoded = tuple[Tensor, Tensor]  # pixels (N, C, H, W), uint8, and labels (N,), int64
 
 
-def home() -> Path:
+def cache_dir() -> Path:
     """The folder for data and what is made of it: `CHECKPOINTKD_HOME`, else the user's cache folder."""
     return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
 
 
-def decoded_once(key: str, decode: Callable[[], Decoded]) -> Decoded:
+def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:
     """What `decode` gives, kept under a key that names the sources' content; the arrays are mapped from disk.
 
     What is damaged is decoded anew. A folder that can't be written to costs time on the next call, nothing else.
     """
-    folder = home() / "decoded" / key
+    folder = cache_dir() / "decoded" / key
     try:
         kept = _kept(folder) if folder.exists() else None
     except OSError as error:
@@ -44,13 +44,13 @@ def decoded_once(key: str, decode: Callable[[], Decoded]) -> Decoded:
         return kept
     made = decode()
     try:
-        with files.locked(folder):  # whoever else decodes the same goes on with what it has
-            files.remove_leftovers(folder)
+        with storage.locked(folder):  # whoever else decodes the same goes on with what it has
+            storage.remove_leftovers(folder)
             (folder / DIGEST).unlink(missing_ok=True)
             for name, tensor in zip(ARRAYS, made, strict=True):
-                with files.whole(folder / name) as file:
+                with storage.atomic_write(folder / name) as file:
                     _write_npy(file, tensor.contiguous().numpy())
-            files.write_whole(folder / DIGEST, _digest(made).encode())
+            storage.atomic_write_bytes(folder / DIGEST, _digest(made).encode())
         return _kept(folder) or made
     except (UserError, OSError) as error:
         log.warning("the decoded images are not kept for the next time: %s", error)
@@ -95,10 +95,11 @@ def content_key(sources: Sequence[Path], *, version: str) -> str:
     return hashlib.sha256(" ".join([version, *(_hash(path, "sha256") for path in sources)]).encode()).hexdigest()[:32]
 
 
-def official(path: Path, md5: str, *, what: str) -> Path:
+def verify_md5(path: Path, md5: str, *, what: str) -> Path:
     """The path itself, or UserError when the file is not the one that was published."""
     found = _hash(path, "md5")
-    require(found == md5, f"{path} is not the official {what}: md5 expected {md5}, found {found}")
+    if found != md5:
+        raise UserError(f"{path} is not the official {what}: md5 expected {md5}, found {found}")
     return path
 
 
@@ -110,12 +111,12 @@ def _hash(path: Path, kind: str) -> str:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
 
 
-def download(name: str, url: str, md5: str, *, tell: Progress) -> Path:
+def download(name: str, url: str, md5: str, *, tell: OnProgress) -> Path:
     """Fetch a data set's archive into its folder in `home()`; what arrives is the official file or nothing.
 
     Raises UserError when there is no network, and when the file that came is another one.
     """
-    place = home() / name / url.rpartition("/")[2]
+    place = cache_dir() / name / url.rpartition("/")[2]
     elsewhere = f"put it there yourself, or say where it is: {name}:PATH"
     try:
         import pooch
@@ -153,7 +154,7 @@ def _reason(error: OSError) -> str:
 class _Told:
     """What pooch takes for a progress bar."""
 
-    def __init__(self, task: str, tell: Progress) -> None:
+    def __init__(self, task: str, tell: OnProgress) -> None:
         self.task, self.tell, self.total, self.done = task, tell, 0, 0
 
     def update(self, count: int) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UserError, existing, require
-from ..settings import DataSettings, Progress
-from .cache import Decoded, content_key, decoded_once, download, home, official
-from .images import ResidentImages, resident
-from .pickles import read_pickle
-from .pictures import decode_all, needs_pillow
-from .sets import DataSet
+from ..config import DataConfig, OnProgress
+from ..errors import UserError, check_exists
+from .cache import Decoded, cache_dir, cached_decode, content_key, download, verify_md5
+from .datasets import DataSet
+from .image_io import decode_all, needs_pillow
+from .images import InMemoryImages, in_memory
+from .restricted_pickle import read_pickle
 from .views import Views
 
 
@@ -103,22 +103,22 @@ def superclasses(classes: Sequence[str]) -> list[str] | None:
     return [group_of[name] for name in classes] if group_of.keys() == set(classes) else None
 
 
-def cifar10(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def cifar10(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """The data set `cifar10`."""
     return _cifar("cifar10", CIFAR10, path, settings, tell)
 
 
-def cifar100(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def cifar100(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """The data set `cifar100`, with its 100 fine classes."""
     return _cifar("cifar100", CIFAR100, path, settings, tell)
 
 
-def _cifar(name: str, archive: Archive, path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
-    place = Path(path) if path is not None else home() / name
+def _cifar(name: str, archive: Archive, path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
+    place = Path(path) if path is not None else cache_dir() / name
     signs = ["*.parquet", archive.url.rpartition("/")[2], archive.folder, *archive.test]
     if path is None and not any(any(place.glob(sign)) for sign in signs):
         place = download(name, archive.url, archive.md5, tell=tell)
-    existing(place, f"{name} archive or folder")
+    check_exists(place, f"{name} archive or folder")
     parquet = sorted(place.glob("*.parquet")) if place.is_dir() else [place] if place.suffix == ".parquet" else []
     if parquet:
         classes, train, test = _from_parquet(place, parquet, archive, tell)
@@ -126,8 +126,8 @@ def _cifar(name: str, archive: Archive, path: str | None, settings: DataSettings
         classes, train, test = _from_archive(_unpacked(place, archive), archive)
     views = Views(pad=4, flip=settings.flip is not False)
 
-    def images(decode: Callable[[], Decoded]) -> ResidentImages:
-        return resident(*decode(), what=str(place), classes=classes, views=views)
+    def images(decode: Callable[[], Decoded]) -> InMemoryImages:
+        return in_memory(*decode(), what=str(place), classes=classes, views=views)
 
     return DataSet(classes=classes, train=lambda: images(train), test=lambda: images(test), recipe="cifar100")
 
@@ -135,7 +135,7 @@ def _cifar(name: str, archive: Archive, path: str | None, settings: DataSettings
 _Parts = tuple[tuple[str, ...], Callable[[], Decoded], Callable[[], Decoded]]  # classes, training and test images
 
 
-def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: Progress) -> _Parts:
+def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: OnProgress) -> _Parts:
     needs_pillow(str(place))
     try:
         import pyarrow
@@ -146,10 +146,12 @@ def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: Progre
     named: dict[Path, tuple[str, ...]] = {}
     image = label = ""
     for split, parts in splits.items():
-        require(bool(parts), f"{place} has no parquet file of the {split} images ({split}-*.parquet)")
+        if not parts:
+            raise UserError(f"{place} has no parquet file of the {split} images ({split}-*.parquet)")
         for file in parts:  # of the test images, too, what they are called: mistakes are said before any training
             image, label, named[file] = _columns(file, archive)
-            require(named[file] == named[splits["train"][0]], f"{file} names other classes than {splits['train'][0]}")
+            if named[file] != named[splits["train"][0]]:
+                raise UserError(f"{file} names other classes than {splits['train'][0]}")
     classes = named[splits["train"][0]]
 
     def decode(split: str) -> Decoded:
@@ -160,16 +162,17 @@ def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: Progre
                 labels_of_file = table[label].cast(pyarrow.int64())
             except (OSError, ValueError) as error:
                 raise UserError(f"{file} can't be read: {str(error).splitlines()[0]}") from None
-            require(labels_of_file.null_count == 0, f"{file} has images without a label")
+            if labels_of_file.null_count != 0:
+                raise UserError(f"{file} has images without a label")
             labels += labels_of_file.to_pylist()
             contents += [(entry or {}).get("bytes") or b"" for entry in table[image].to_pylist()]
             counts[file] = len(table)
-        pictures = InTables(contents, counts)
+        pictures = ParquetImages(contents, counts)
         pixels_NCHW = decode_all(pictures, len(labels), size=(32, 32), task=f"decode {split} images", tell=tell)
         return pixels_NCHW, torch.tensor(labels)
 
     def once(split: str) -> Decoded:
-        return decoded_once(content_key(splits[split], version=f"parquet 2 {image} {label}"), lambda: decode(split))
+        return cached_decode(content_key(splits[split], version=f"parquet 2 {image} {label}"), lambda: decode(split))
 
     return classes, lambda: once("train"), lambda: once("test")
 
@@ -184,7 +187,8 @@ def _columns(file: Path, archive: Archive) -> tuple[str, str, tuple[str, ...]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no whole parquet file: {str(error).splitlines()[0]}") from None
     schema = described.schema_arrow
-    require(described.metadata.num_rows > 0, f"{file} has no rows")
+    if not described.metadata.num_rows > 0:
+        raise UserError(f"{file} has no rows")
     image = next((column for column in ("img", "image") if column in schema.names), None)
     label = next((column for column in archive.columns if column in schema.names), None)
     if image is None or label is None:
@@ -195,9 +199,11 @@ def _columns(file: Path, archive: Archive) -> tuple[str, str, tuple[str, ...]]:
     kind = schema.field(image).type
     encoded = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     encoded = encoded and kind.field("bytes").type in (pyarrow.binary(), pyarrow.large_binary())
-    require(encoded, f"the column {image} of {file} must hold encoded pictures in a field `bytes`, not {kind}")
+    if not encoded:
+        raise UserError(f"the column {image} of {file} must hold encoded pictures in a field `bytes`, not {kind}")
     kind = schema.field(label).type
-    require(pyarrow.types.is_integer(kind), f"the column {label} of {file} must hold whole numbers, not {kind}")
+    if not pyarrow.types.is_integer(kind):
+        raise UserError(f"the column {label} of {file} must hold whole numbers, not {kind}")
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
@@ -208,7 +214,7 @@ def _columns(file: Path, archive: Archive) -> tuple[str, str, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class InTables:
+class ParquetImages:
     """The encoded pictures of parquet files, and how many each file has."""
 
     contents: list[bytes]
@@ -234,8 +240,8 @@ def _unpacked(place: Path, archive: Archive) -> Path:
         if not tars or any((place / name).exists() for name in archive.test):
             return place
         place = tars[0]
-    official(place, archive.md5, what="archive")
-    target = home() / "unpacked" / archive.md5
+    verify_md5(place, archive.md5, what="archive")
+    target = cache_dir() / "unpacked" / archive.md5
     if (target / archive.folder).is_dir():
         return target / archive.folder
     try:
@@ -256,7 +262,7 @@ def _unpacked(place: Path, archive: Archive) -> Path:
 
 def _from_archive(folder: Path, archive: Archive) -> _Parts:
     for name, expected in {**archive.train, **archive.test, **archive.meta}.items():
-        official(existing(folder / name, "file of the official archive"), expected, what="file")
+        verify_md5(check_exists(folder / name, "file of the official archive"), expected, what="file")
     (meta,) = archive.meta
     classes = tuple(name.decode() for name in read_pickle(folder / meta)[archive.names_key])
 
@@ -267,6 +273,6 @@ def _from_archive(folder: Path, archive: Archive) -> _Parts:
         return torch.from_numpy(pixels.copy()), torch.tensor(labels)
 
     def once(names: dict[str, str]) -> Decoded:
-        return decoded_once(content_key([folder / name for name in names], version="python 1"), lambda: decode(names))
+        return cached_decode(content_key([folder / name for name in names], version="python 1"), lambda: decode(names))
 
     return classes, lambda: once(archive.train), lambda: once(archive.test)

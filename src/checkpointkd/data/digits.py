@@ -1,7 +1,7 @@
-"""scikit-learn's digits: 1,797 real grey images of 8×8 pixels in 17 levels, embedded in the package, no download.
+"""scikit-learn's digits: 1,797 real gray images of 8×8 pixels in 17 levels, embedded in the package, no download.
 
 There is no official split; ours keeps a stratified third (599) as the test set. A tenth of the rest would select by 120
-images, ±2.7 points at 90 %; so a quarter (300) does.
+images, ±2.7 points at 90%; so a quarter (300) does.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from typing import Any
 
 import torch
 
-from ..errors import require
-from ..settings import DataSettings, Progress
-from .cache import Decoded, decoded_once
-from .images import resident
-from .sets import DataSet
-from .splits import stratified, without
+from ..config import DataConfig, OnProgress
+from ..errors import UserError
+from .cache import Decoded, cached_decode
+from .datasets import DataSet
+from .images import in_memory
+from .splits import complement, stratified
 from .views import Views
 
 TEST_IMAGES = 599
 
 
-def digits(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def digits(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """The data set `digits`; it has no path."""
-    require(path is None, f"the digits are part of scikit-learn and have no path; say `digits`, not `digits:{path}`")
-    pixels_NCHW, labels_N = decoded_once(f"digits of scikit-learn {version('scikit-learn')}", _decode)
+    if path is not None:
+        raise UserError(f"the digits are part of scikit-learn and have no path; say `digits`, not `digits:{path}`")
+    pixels_NCHW, labels_N = cached_decode(f"digits of scikit-learn {version('scikit-learn')}", _decode)
     views, classes = Views(pad=1, flip=settings.flip is True), tuple(map(str, range(10)))
-    everything = resident(pixels_NCHW, labels_N, what="the digits", classes=classes, views=views, white=16)
+    everything = in_memory(pixels_NCHW, labels_N, what="the digits", classes=classes, views=views, white=16)
     test_M = stratified(labels_N, TEST_IMAGES, seed=0, purpose="test")
     return DataSet(
         classes=classes,
         recipe="digits",
-        selection_fraction=0.25,
-        train=lambda: everything.take(without(len(labels_N), test_M)),
-        test=lambda: everything.take(test_M),
+        val_fraction=0.25,
+        train=lambda: everything.subset(complement(len(labels_N), test_M)),
+        test=lambda: everything.subset(test_M),
     )
 
 

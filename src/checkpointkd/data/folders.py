@@ -16,50 +16,51 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UserError, existing, require
-from ..settings import DataSettings, Progress
-from .cache import home
-from .pictures import needs_pillow
-from .sets import DataSet
-from .streamed import StreamedImages
+from ..config import DataConfig, OnProgress
+from ..errors import UserError, check_exists
+from .cache import cache_dir
+from .datasets import DataSet
+from .image_io import needs_pillow
+from .streaming import StreamingImages
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 TESTS = ("val", "valid", "validation", "test")
 IMAGENET_CLASSES = 1_000
 
 
-def folder(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def folder(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """The user's own pictures, as `folder:PATH`."""
-    require(path is not None, "say which folder: folder:PATH, with PATH/train/CLASS/… and PATH/val/CLASS/… in it")
+    if path is None:
+        raise UserError("say which folder: folder:PATH, with PATH/train/CLASS/… and PATH/val/CLASS/… in it")
     assert path is not None
-    return _folder(existing(Path(path), "folder of images"), settings)
+    return _folder(check_exists(Path(path), "folder of images"), settings)
 
 
-def imagenet(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def imagenet(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """The data set `imagenet`: 1,281,167 training and 50,000 validation images of 1,000 classes."""
-    place = Path(path) if path is not None else home() / "imagenet"
-    require(
-        place.exists(),
-        f"imagenet is not in {place}; downloading it needs an account at image-net.org: say where its folders train "
-        "and val are, imagenet:PATH",
-    )
+    place = Path(path) if path is not None else cache_dir() / "imagenet"
+    if not place.exists():
+        raise UserError(
+            f"imagenet is not in {place}; downloading it needs an account at image-net.org: say where its folders train "
+            "and val are, imagenet:PATH"
+        )
     dataset = _folder(place, settings)
-    require(
-        len(dataset.classes) == IMAGENET_CLASSES,
-        f"{place / 'train'} has {len(dataset.classes):,} classes, ImageNet {IMAGENET_CLASSES:,}; for your own pictures "
-        f"say folder:{place}",
-    )
+    if len(dataset.classes) != IMAGENET_CLASSES:
+        raise UserError(
+            f"{place / 'train'} has {len(dataset.classes):,} classes, ImageNet {IMAGENET_CLASSES:,}; for your own pictures "
+            f"say folder:{place}"
+        )
     return dataset
 
 
-def _folder(place: Path, settings: DataSettings) -> DataSet:
+def _folder(place: Path, settings: DataConfig) -> DataSet:
     needs_pillow(str(place))
     train = place / "train"
     test = next((place / name for name in TESTS if (place / name).is_dir()), None)
-    require(
-        train.is_dir() and test is not None,
-        f"{place} needs a folder train and a folder val (or {', '.join(TESTS[1:])}), each with a folder for each class",
-    )
+    if not (train.is_dir() and test is not None):
+        raise UserError(
+            f"{place} needs a folder train and a folder val (or {', '.join(TESTS[1:])}), each with a folder for each class"
+        )
     assert test is not None
     classes, theirs = _classes(train), _classes(test)
     if classes != theirs:
@@ -70,7 +71,7 @@ def _folder(place: Path, settings: DataSettings) -> DataSet:
     for name in classes:  # the test images' names too: what is wrong with them is said now, not after the training
         _pictures(test / name)
 
-    def images(split: Path) -> StreamedImages:
+    def images(split: Path) -> StreamingImages:
         names, labels = [], []
         for label, name in enumerate(classes):
             found = [f"{name}/{picture}" for picture in _pictures(split / name)]
@@ -79,8 +80,8 @@ def _folder(place: Path, settings: DataSettings) -> DataSet:
         encoded = [os.fsencode(name) for name in names]
         # By name, not by content: reading ImageNet takes hours, and a picture replaced by an intact copy is the same.
         digest = hashlib.sha256(b"\0".join(encoded)).hexdigest()
-        return StreamedImages(
-            InFolders(split, np.array(encoded)),
+        return StreamingImages(
+            FolderImages(split, np.array(encoded)),
             digest,
             torch.tensor(labels),
             torch.arange(len(labels)),
@@ -97,7 +98,7 @@ def _folder(place: Path, settings: DataSettings) -> DataSet:
 
 
 @dataclass(frozen=True, eq=False)
-class InFolders:
+class FolderImages:
     """Pictures below a folder, by name. The names are one array, so that workers share its memory."""
 
     root: Path
@@ -142,10 +143,13 @@ def _pictures(of_class: Path) -> list[str]:
                     there = path.stat()
                 except OSError as error:
                     raise UserError(f"the picture {path} can't be read: {error.strerror}") from None
-                require(stat.S_ISREG(there.st_mode), f"the picture {path} is no file")
-                require(there.st_size > 0, f"the picture {path} is empty; replace it by an intact copy")
+                if not stat.S_ISREG(there.st_mode):
+                    raise UserError(f"the picture {path} is no file")
+                if not there.st_size > 0:
+                    raise UserError(f"the picture {path} is empty; replace it by an intact copy")
                 found.append(str(path.relative_to(of_class)))
-    require(bool(found), f"the class folder {of_class} has no picture in it ({', '.join(ENDINGS)})")
+    if not found:
+        raise UserError(f"the class folder {of_class} has no picture in it ({', '.join(ENDINGS)})")
     return found
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, require
-from ..settings import DataSettings, Progress
-from .cache import Decoded, content_key, decoded_once
-from .images import Images, resident
-from .pictures import decode_all, needs_pillow
-from .sets import DataSet
-from .streamed import StreamedImages
+from ..config import DataConfig, OnProgress
+from ..errors import UserError
+from .cache import Decoded, cached_decode, content_key
+from .datasets import DataSet
+from .image_io import decode_all, needs_pillow
+from .images import Images, in_memory
+from .streaming import StreamingImages
 from .views import Views
 
 SMALL = 64  # pixels a side up to which images stay in memory
@@ -27,30 +27,33 @@ TESTS = ("test", "validation", "valid", "val")
 LABELS = ("fine_label", "label", "labels")  # preferred where there are several
 
 
-def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def hub(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """A data set of the Hugging Face Hub."""
-    require(path is not None, "say which data set of the Hugging Face Hub: hf:NAME")
+    if path is None:
+        raise UserError("say which data set of the Hugging Face Hub: hf:NAME")
     assert path is not None
     datasets = _library()
     needs_pillow(f"hf:{path}")
     splits = _load(datasets, path)
-    require("train" in splits, f"hf:{path} has no split called train (its splits: {', '.join(splits)})")
+    if "train" not in splits:
+        raise UserError(f"hf:{path} has no split called train (its splits: {', '.join(splits)})")
     features = splits["train"].features
     image, label = _columns(datasets, features, path)
     classes = tuple(features[label].names)
     flip = settings.flip is not False
     test = _test_split(splits, label, path)
 
-    def pictures(split: str) -> InHub:
-        return InHub(f"hf:{path}", split, splits[split].cast_column(image, datasets.Image(decode=False)), image)
+    def pictures(split: str) -> HubImages:
+        return HubImages(f"hf:{path}", split, splits[split].cast_column(image, datasets.Image(decode=False)), image)
 
     def streamed(split: str) -> Images:
         labels_N = torch.tensor(splits[split][label][:])
         bad = int((labels_N < 0).sum())
-        require(bad == 0, f"{bad} images of hf:{path}, split {split}, have no label")
+        if bad != 0:
+            raise UserError(f"{bad} images of hf:{path}, split {split}, have no label")
         side = settings.image_size or 224
         # Known by its labels in their order, in `sha256`: the content of large data sets would take hours to read.
-        return StreamedImages(pictures(split), split, labels_N, torch.arange(len(labels_N)), side, flip=flip)
+        return StreamingImages(pictures(split), split, labels_N, torch.arange(len(labels_N)), side, flip=flip)
 
     def small(split: str, size: tuple[int, int]) -> Images:
         def decode() -> Decoded:
@@ -63,12 +66,13 @@ def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
         sources = [Path(file["filename"]) for file in splits[split].cache_files]
         version = f"hf 1 {split} {image} {label}"
         if sources and pictures(split).inside():
-            decoded = decoded_once(content_key(sources, version=version), decode)
+            decoded = cached_decode(content_key(sources, version=version), decode)
         else:  # the library's files hold the pictures' paths only, which say nothing of their content
             decoded = decode()
-        return resident(*decoded, what=f"hf:{path}, split {split},", classes=classes, views=Views(pad=4, flip=flip))
+        return in_memory(*decoded, what=f"hf:{path}, split {split},", classes=classes, views=Views(pad=4, flip=flip))
 
-    require(len(splits["train"]) > 0, f"hf:{path} has no image in its split train")
+    if not len(splits["train"]) > 0:
+        raise UserError(f"hf:{path} has no image in its split train")
     size = None if settings.image_size is not None else _small(pictures("train"))
     if size is None:
         return DataSet(
@@ -81,7 +85,7 @@ def hub(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
 
 
 @dataclass(frozen=True, eq=False)
-class InHub:
+class HubImages:
     """The encoded pictures of a split."""
 
     what: str
@@ -121,7 +125,7 @@ def _test_split(splits: Any, label: str, path: str) -> str:
     for split in TESTS:
         if split in splits and label in splits[split].features and min(splits[split][label][:], default=-1) >= 0:
             return split
-    raise UserError(f"hf:{path} has no labelled split to test on ({', '.join(TESTS)}; its splits: {', '.join(splits)})")
+    raise UserError(f"hf:{path} has no labeled split to test on ({', '.join(TESTS)}; its splits: {', '.join(splits)})")
 
 
 def _load(datasets: Any, path: str) -> Any:
@@ -137,15 +141,15 @@ def _columns(datasets: Any, features: Any, path: str) -> tuple[str, str]:
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     label = labels if len(labels) == 1 else [name for name in LABELS if name in labels][:1]
-    require(
-        len(images) == 1 and len(label) == 1,
-        f"hf:{path} must have one column of images and one of class labels (its columns: "
-        f"{', '.join(f'{name}: {type(feature).__name__}' for name, feature in features.items())})",
-    )
+    if not (len(images) == 1 and len(label) == 1):
+        raise UserError(
+            f"hf:{path} must have one column of images and one of class labels (its columns: "
+            f"{', '.join(f'{name}: {type(feature).__name__}' for name, feature in features.items())})"
+        )
     return images[0], label[0]
 
 
-def _small(pictures: InHub) -> tuple[int, int] | None:
+def _small(pictures: HubImages) -> tuple[int, int] | None:
     """Height and width of the first image if it is a small one; only its header is read."""
     from PIL import Image
 

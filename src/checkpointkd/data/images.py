@@ -14,8 +14,8 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from ..errors import require
-from ..randomness import generator
+from ..errors import UserError
+from ..seeding import generator
 from .views import Views
 
 
@@ -23,14 +23,14 @@ from .views import Views
 class Batch:
     """What a network learns from in one step: images in [0, 1] and which images, in which views, they are."""
 
-    images_BCHW: Tensor  # float32 in [0, 1]; normalisation is the network's first step
+    images_BCHW: Tensor  # float32 in [0, 1]; normalization is the network's first step
     labels_B: Tensor
     index_B: Tensor
     view_B: Tensor | None  # None where the augmentation has no finite views
     teacher_TBK: Tensor | None = None  # what the teachers answer, where that is known already
 
 
-class Epochs(Protocol):
+class EpochLoader(Protocol):
     """Batches, epoch by epoch, in an order and in views that (seed, epoch) fix."""
 
     def __len__(self) -> int: ...
@@ -41,7 +41,7 @@ class Epochs(Protocol):
 
 
 class Images(Protocol):
-    """Labelled images, wherever they are: in memory (`ResidentImages`) or in files (`StreamedImages`)."""
+    """Labeled images, wherever they are: in memory (`InMemoryImages`) or in files (`StreamingImages`)."""
 
     @property
     def labels_N(self) -> Tensor:
@@ -65,19 +65,19 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows_M: Tensor) -> Images:
+    def subset(self, rows_M: Tensor) -> Images:
         """Some of the images."""
         ...
 
-    def clean(self) -> Tensor:
+    def to_float(self) -> Tensor:
         """All images as floats in [0, 1], (N, C, H, W), without augmentation."""
         ...
 
-    def chunks(self, size: int) -> Iterator[Tensor]:
+    def iter_batches(self, size: int) -> Iterator[Tensor]:
         """The clean images in order, at most `size` at a time."""
         ...
 
-    def batches(self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True) -> Epochs:
+    def batches(self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True) -> EpochLoader:
         """Batches to learn from."""
         ...
 
@@ -92,8 +92,8 @@ class Images(Protocol):
 
 @final
 @dataclass(frozen=True, eq=False)
-class ResidentImages:
-    """Labelled images in memory: whole-numbered pixels (`white` is white), and the views that there are of them."""
+class InMemoryImages:
+    """Labeled images in memory: whole-numbered pixels (`white` is white), and the views that there are of them."""
 
     pixels_NCHW: Tensor  # uint8
     labels_N: Tensor
@@ -113,7 +113,7 @@ class ResidentImages:
     def flip(self) -> bool:
         return self.views.flip
 
-    def take(self, rows_M: Tensor) -> ResidentImages:
+    def subset(self, rows_M: Tensor) -> InMemoryImages:
         return replace(
             self,
             pixels_NCHW=self.pixels_NCHW[rows_M],
@@ -121,17 +121,17 @@ class ResidentImages:
             index_N=self.index_N[rows_M],
         )
 
-    def clean(self) -> Tensor:
+    def to_float(self) -> Tensor:
         return self.pixels_NCHW.float() / self.white
 
-    def chunks(self, size: int) -> Iterator[Tensor]:
+    def iter_batches(self, size: int) -> Iterator[Tensor]:
         for rows_B in torch.arange(len(self)).split(size):  # floats take four times the room of the pixels
-            yield self.take(rows_B).clean()
+            yield self.subset(rows_B).to_float()
 
     def batches(
         self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
-    ) -> ResidentBatches:
-        return ResidentBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+    ) -> InMemoryBatches:
+        return InMemoryBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
 
     def sha256(self) -> str:
         """The identity of these images: their pixels, labels and order."""
@@ -151,26 +151,27 @@ class ResidentImages:
         return means, deviations
 
 
-def resident(
+def in_memory(
     pixels_NCHW: Tensor, labels_N: Tensor, *, what: str, classes: Sequence[str], views: Views, white: int = 255
-) -> ResidentImages:
+) -> InMemoryImages:
     """A split as its files have it, in their order; raises UserError for labels that are no class."""
     bad = int(((labels_N < 0) | (labels_N >= len(classes))).sum())
-    require(bad == 0, f"{bad} labels in {what} are not among the {len(classes)} classes, numbered from 0")
-    return ResidentImages(pixels_NCHW, labels_N, torch.arange(len(labels_N)), views, white)
+    if bad != 0:
+        raise UserError(f"{bad} labels in {what} are not among the {len(classes)} classes, numbered from 0")
+    return InMemoryImages(pixels_NCHW, labels_N, torch.arange(len(labels_N)), views, white)
 
 
-class ResidentBatches:
+class InMemoryBatches:
     """Batches of images that stay on the device.
 
-    >>> images = ResidentImages(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5).long(), torch.arange(5))
+    >>> images = InMemoryImages(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5).long(), torch.arange(5))
     >>> batches = images.batches(batch_size=2, seed=0, device="cpu")
     >>> len(batches), [len(batch.labels_B) for batch in batches.epoch(0)]
     (3, [2, 2, 1])
     """
 
     def __init__(
-        self, images: ResidentImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
+        self, images: InMemoryImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
     ) -> None:
         self.views, self.batch_size, self.seed, self.augment = images.views, batch_size, seed, augment
         self.device = torch.device(device)
@@ -188,7 +189,7 @@ class ResidentBatches:
 
     def rows(self, epoch: int) -> Sequence[Tensor]:
         """The rows of the images in each of an epoch's batches."""
-        order_N = order(len(self._labels_N), seed=self.seed, epoch=epoch).to(self.device)
+        order_N = epoch_order(len(self._labels_N), seed=self.seed, epoch=epoch).to(self.device)
         return order_N.split(self.batch_size)
 
     def view_N(self, epoch: int) -> Tensor:
@@ -208,13 +209,13 @@ class ResidentBatches:
         )
 
 
-def portion(images: Images, device: torch.device | str = "cpu") -> int:
+def eval_batch_size(images: Images, device: torch.device | str = "cpu") -> int:
     """How many images to take at once: 128 on a processor, where more miss its cache and took 1.3 times the time, else
     500; fewer of large ones, so that memory stays bounded."""
     most = 128 if torch.device(device).type == "cpu" else 500
     return max(1, min(most, 4_000_000 // (images.shape[1] * images.shape[2])))
 
 
-def order(count: int, *, seed: int, epoch: int) -> Tensor:
+def epoch_order(count: int, *, seed: int, epoch: int) -> Tensor:
     """The order in which an epoch goes through its images."""
     return torch.randperm(count, generator=generator("order", seed, epoch))

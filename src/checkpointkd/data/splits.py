@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import require
-from ..randomness import generator
+from ..errors import UserError
+from ..seeding import generator
 
 
 def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tensor:
@@ -19,18 +19,20 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
     [2, 2, 2, 2]
     """
     classes = int(labels_N.max()) + 1
-    require(count <= len(labels_N), f"{count} {purpose} images were asked for, of {len(labels_N)} that there are")
-    require(count >= classes, f"{count} {purpose} images can't represent {classes} classes; take at least {classes}")
+    if not count <= len(labels_N):
+        raise UserError(f"{count} {purpose} images were asked for, of {len(labels_N)} that there are")
+    if not count >= classes:
+        raise UserError(f"{count} {purpose} images can't represent {classes} classes; take at least {classes}")
     share_K = labels_N.bincount().double() * count / len(labels_N)
     quota_K = share_K.floor().long()
     most_short = (share_K - quota_K).argsort(descending=True, stable=True)
     quota_K[most_short[: count - int(quota_K.sum())]] += 1
     empty = (quota_K == 0).nonzero().flatten().tolist()
-    require(
-        not empty,
-        f"a split of {count} {purpose} images leaves none to class number {empty[:1]}; take more, or, where a "
-        "class has few, choose on the test images: --protocol paper",
-    )
+    if empty:
+        raise UserError(
+            f"a split of {count} {purpose} images leaves none to class number {empty[:1]}; take more, or, where a "
+            "class has few, choose on the test images: --select-on test"
+        )
     rows = []
     for label, quota in enumerate(quota_K.tolist()):
         of_class = (labels_N == label).nonzero().flatten()
@@ -38,7 +40,7 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
     return torch.cat(rows).sort().values
 
 
-def without(total: int, taken_M: Tensor) -> Tensor:
+def complement(total: int, taken_M: Tensor) -> Tensor:
     """The rows of `total` that are not among those taken, in order."""
     left = torch.ones(total, dtype=torch.bool)
     left[taken_M] = False

@@ -1,7 +1,7 @@
 """Tiny-ImageNet (Stanford's CS231n): 100,000 training and 10,000 validation images of 64×64 pixels, 200 classes.
 
 Read from the official zip (checked by its md5) or its folder. The validation images, which have labels, are the test
-set here, as for everybody; the official test images have none. Some of its JPEGs are grey (2,178 in all).
+set here, as for everybody; the official test images have none. Some of its JPEGs are gray (2,178 in all).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError, existing, require
-from ..settings import DataSettings, Progress
-from .cache import Decoded, decoded_once, download, home, official
-from .images import ResidentImages, resident
-from .pictures import decode_all, needs_pillow
-from .sets import DataSet
+from ..config import DataConfig, OnProgress
+from ..errors import UserError, check_exists
+from .cache import Decoded, cache_dir, cached_decode, download, verify_md5
+from .datasets import DataSet
+from .image_io import decode_all, needs_pillow
+from .images import InMemoryImages, in_memory
 from .views import Views
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -39,30 +39,31 @@ class Store:
     read: Callable[[str], bytes]
 
 
-def tiny_imagenet(path: str | None, settings: DataSettings, tell: Progress) -> DataSet:
+def tiny_imagenet(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
     """The data set `tiny-imagenet`."""
-    place = Path(path) if path is not None else home() / "tiny-imagenet"
+    place = Path(path) if path is not None else cache_dir() / "tiny-imagenet"
     if path is None and not any((place / sign).exists() for sign in (f"{FOLDER}.zip", FOLDER, "wnids.txt")):
         place = download("tiny-imagenet", URL, MD5, tell=tell)
-    existing(place, "Tiny-ImageNet zip or folder")
+    check_exists(place, "Tiny-ImageNet zip or folder")
     needs_pillow(str(place))
     store = _store(place)
     classes = tuple(_text(store, "wnids.txt").split())
-    require(len(set(classes)) == len(classes) > 1, f"wnids.txt in {store.what} names no classes, or one twice")
+    if not len(set(classes)) == len(classes) > 1:
+        raise UserError(f"wnids.txt in {store.what} names no classes, or one twice")
     number = {name: label for label, name in enumerate(classes)}
 
-    def images(split: str, listed: Callable[[Store, dict[str, int]], list[tuple[str, int]]]) -> ResidentImages:
+    def images(split: str, listed: Callable[[Store, dict[str, int]], list[tuple[str, int]]]) -> InMemoryImages:
         def decode() -> Decoded:
-            labelled = listed(store, number)
-            pictures = Listed(store, [name for name, _ in labelled])
+            labeled = listed(store, number)
+            pictures = TinyImageNetImages(store, [name for name, _ in labeled])
             pixels_NCHW = decode_all(
-                pictures, len(labelled), size=(SIDE, SIDE), task=f"decode {split} images", tell=tell
+                pictures, len(labeled), size=(SIDE, SIDE), task=f"decode {split} images", tell=tell
             )
-            return pixels_NCHW, torch.tensor([label for _, label in labelled])
+            return pixels_NCHW, torch.tensor([label for _, label in labeled])
 
         key = hashlib.sha256(f"tiny-imagenet 1 {split} {store.key}".encode()).hexdigest()[:32]
         views = Views(pad=4, flip=settings.flip is not False)
-        return resident(*decoded_once(key, decode), what=store.what, classes=classes, views=views)
+        return in_memory(*cached_decode(key, decode), what=store.what, classes=classes, views=views)
 
     return DataSet(
         classes=classes,
@@ -78,30 +79,36 @@ def _listed_for_training(store: Store, number: dict[str, int]) -> list[tuple[str
     for name in store.names:
         match name.split("/"):
             case ["train", of_class, "images", picture] if picture.endswith(".JPEG"):
-                require(of_class in found, f"{store.what} has the class {of_class} in train, but not in wnids.txt")
+                if of_class not in found:
+                    raise UserError(f"{store.what} has the class {of_class} in train, but not in wnids.txt")
                 found[of_class].append(name)
     for of_class, names in found.items():
-        require(bool(names), f"{store.what} has no training image of the class {of_class}")
+        if not names:
+            raise UserError(f"{store.what} has no training image of the class {of_class}")
     return [(name, number[of_class]) for of_class, names in found.items() for name in sorted(names)]
 
 
 def _listed_for_validation(store: Store, number: dict[str, int]) -> list[tuple[str, int]]:
     annotations = "val/val_annotations.txt"
-    labelled = []
+    labeled = []
     for count, line in enumerate(_text(store, annotations).splitlines(), 1):
         where = f"line {count} of {annotations} in {store.what}"
         picture, of_class = [*line.split("\t"), "", ""][:2]
-        require(of_class in number, f"{where} gives the class {of_class!r}, which is not in wnids.txt")
-        require("/" not in picture and "\\" not in picture, f"{where} names a file elsewhere: {picture!r}")
-        labelled.append((f"val/images/{picture}", number[of_class]))
-    missing = sorted({name for name, _ in labelled} - set(store.names))
-    require(not missing, f"{annotations} in {store.what} lists {len(missing)} images that are not there: {missing[:1]}")
-    require(bool(labelled), f"{annotations} in {store.what} lists no image")
-    return labelled
+        if of_class not in number:
+            raise UserError(f"{where} gives the class {of_class!r}, which is not in wnids.txt")
+        if not ("/" not in picture and "\\" not in picture):
+            raise UserError(f"{where} names a file elsewhere: {picture!r}")
+        labeled.append((f"val/images/{picture}", number[of_class]))
+    missing = sorted({name for name, _ in labeled} - set(store.names))
+    if missing:
+        raise UserError(f"{annotations} in {store.what} lists {len(missing)} images that are not there: {missing[:1]}")
+    if not labeled:
+        raise UserError(f"{annotations} in {store.what} lists no image")
+    return labeled
 
 
 @dataclass(frozen=True)
-class Listed:
+class TinyImageNetImages:
     """The pictures of a split."""
 
     store: Store
@@ -115,7 +122,8 @@ class Listed:
 
 
 def _text(store: Store, name: str) -> str:
-    require(name in store.names, f"{store.what} has no {name}; is it the official {FOLDER}?")
+    if name not in store.names:
+        raise UserError(f"{store.what} has no {name}; is it the official {FOLDER}?")
     try:
         return store.read(name).decode()
     except UnicodeDecodeError:
@@ -130,7 +138,7 @@ def _store(place: Path) -> Store:
         if not archive.exists() or (place / "wnids.txt").exists():
             return _folder(place)
         place = archive
-    return _zip(official(place, MD5, what="zip"))
+    return _zip(verify_md5(place, MD5, what="zip"))
 
 
 def _zip(place: Path) -> Store:

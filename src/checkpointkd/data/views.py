@@ -2,7 +2,7 @@
 
 A view's number is (dy · (2·pad + 1) + dx) · 2 + flip where flips exist, without the last step where they don't; dy and
 dx are the offsets of the crop in the padded image, so that an image keeps its place at dy = dx = pad. Padding is black
-before normalisation and the crop comes before the flip, as with torchvision's RandomCrop and RandomHorizontalFlip.
+before normalization and the crop comes before the flip, as with torchvision's RandomCrop and RandomHorizontalFlip.
 Letters in names: N images, B batch, C channels, H W height and width.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..randomness import hashed_uniform
+from ..seeding import hashed_uniform
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,15 @@
 
 from .decoder import Decoders, LargeDecoders, decode, pixel_entropy, reconstruction_loss
 from .labels import fitted_losses, label_entropy, label_measures, per_image
-from .plane import ESTIMATORS, Plane, Point, load_plane, load_planes, score_trajectory, stale_epochs
+from .plane import (
+    ESTIMATORS,
+    Plane,
+    Point,
+    load_plane,
+    load_planes,
+    score_trajectory,
+    stale_epochs,
+)
 from .ridge import ridge
 
 __all__ = [

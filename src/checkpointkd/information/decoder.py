@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Batch, Epochs, Images, portion
-from ..loop import OnStep, fit, start
-from ..randomness import generator
-from ..settings import EstimatorSettings, Recipe
+from ..config import EstimatorConfig, Recipe
+from ..data import Batch, EpochLoader, Images, eval_batch_size
+from ..seeding import generator
+from ..training.loop import OnStep, fit, start
 
 HIDDEN = 12  # channels between the decoder's two convolutions, InfoPro's
 LARGE = 96  # pixels a side, beyond which images have InfoPro's decoder for ImageNet
@@ -145,7 +145,7 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.maps_ANhwD, self.row_of_index = maps_ANhwD, row_of_index
 
-    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, None]:
+    def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, None]:
         maps_ABhwD = self.maps_ANhwD[:, self.row_of_index[batch.index_B]]
         loss_BG = reconstruction_loss(model(maps_ABhwD), batch.images_BCHW)
         return loss_BG.sum(1), None  # the sum: a decoder's gradient must not depend on how many others there are
@@ -164,7 +164,7 @@ def reconstruction_loss(redrawn_BGCHW: Tensor, images_BCHW: Tensor) -> Tensor:
 def pixel_entropy(images_NCHW: Tensor) -> Tensor:
     """The least reconstruction loss that any decoder can reach on each image (N,): its pixels' own entropy.
 
-    A grey pixel is no certain bit: at value v even the perfect answer v costs −v·log v − (1−v)·log(1−v).
+    A gray pixel is no certain bit: at value v even the perfect answer v costs −v·log v − (1−v)·log(1−v).
 
     >>> round(pixel_entropy(torch.full((1, 1, 2, 2), 0.5)).item(), 3)
     0.693
@@ -178,7 +178,7 @@ def decode(
     measured_on: Images,
     measured_maps_ANhwD: Tensor,
     *,
-    settings: EstimatorSettings,
+    settings: EstimatorConfig,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
     """§4.2 of the paper, for images in which no augmentation is used: fit decoders on some images' maps from A
@@ -214,7 +214,7 @@ def decode(
     losses = []
     with torch.no_grad():
         at_once = batch_size if device.type == "cpu" else 500  # more would miss a processor's cache
-        chunks = zip(measured_maps_ANhwD.split(at_once, 1), measured_on.chunks(at_once), strict=True)
+        chunks = zip(measured_maps_ANhwD.split(at_once, 1), measured_on.iter_batches(at_once), strict=True)
         for maps_ABhwD, images_BCHW in chunks:
             losses.append(reconstruction_loss(decoders(maps_ABhwD), images_BCHW.to(device)))
     loss_ASN = torch.cat(losses).T.unflatten(0, (checkpoints, settings.seeds)).double().cpu()
@@ -224,14 +224,14 @@ def decode(
 
 @functools.lru_cache(maxsize=1)
 def _floor(images: Images) -> Tensor:
-    return torch.cat([pixel_entropy(chunk.double()) for chunk in images.chunks(portion(images))])
+    return torch.cat([pixel_entropy(chunk.double()) for chunk in images.iter_batches(eval_batch_size(images))])
 
 
 @dataclass(frozen=True)
 class Steps:
     """So many batches as one epoch, over the images as often as it takes."""
 
-    batches: Epochs
+    batches: EpochLoader
     count: int
 
     def __len__(self) -> int:

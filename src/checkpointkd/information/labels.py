@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..loop import measure
+from ..metrics import measure
 
 
 def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:

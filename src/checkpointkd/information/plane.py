@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import files
-from ..data import Data, Images, portion, stratified
-from ..errors import UserError, require
-from ..models import Network, as_map, last_map_path, taps
-from ..settings import EstimatorSettings
-from ..trajectory import Checkpoint, Trajectory
+from .. import storage
+from ..checkpoints import Checkpoint, Trajectory
+from ..config import EstimatorConfig
+from ..data import Data, Images, eval_batch_size, stratified
+from ..errors import UserError
+from ..models import Network, as_map, capture_activations, last_map_path
 from .decoder import decode
 from .labels import label_measures, per_image
 from .ridge import ridge
@@ -36,7 +36,7 @@ UNFINISHED = "-unfinished"  # the name, in plane.json, of scores that will repla
 OnCheckpoint = Callable[[str, int, int], None]  # what is done, how many steps of how many
 
 
-class Estimator(Protocol):
+class ImageInformationEstimator(Protocol):
     """What estimates I(X;F): from clean images and A checkpoints' maps of them (A, N, h, w, D), some to fit on and some
     to measure on, to each measured image's part (A, S, N), whose mean is the estimate, larger for more information; and
     what else is worth knowing of each checkpoint."""
@@ -48,12 +48,12 @@ class Estimator(Protocol):
         measured_on: Images,
         measured_maps_ANhwD: Tensor,
         *,
-        settings: EstimatorSettings,
+        settings: EstimatorConfig,
         on_step: Callable[[int, int], None] | None,
     ) -> tuple[Tensor, dict[str, list[float]]]: ...
 
 
-ESTIMATORS: dict[str, Estimator] = {"decoder": decode, "ridge": ridge}
+ESTIMATORS: dict[str, ImageInformationEstimator] = {"decoder": decode, "ridge": ridge}
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def score_trajectory(
     trajectory: Trajectory,
     data: Data,
     *,
-    settings: EstimatorSettings,
-    features: str | None = None,
+    settings: EstimatorConfig,
+    feature_layer: str | None = None,
     device: torch.device,
     on_progress: OnCheckpoint | None = None,
 ) -> Plane:
@@ -115,26 +115,27 @@ def score_trajectory(
     Points that are already there, made from the same weights with the same settings, are kept. Estimators are fitted on
     training images and measured on the selection images; all of them clean.
     """
-    require(len(trajectory) > 0, f"the run in {trajectory.source} has saved no checkpoint yet")
+    if not len(trajectory) > 0:
+        raise UserError(f"the run in {trajectory.source} has saved no checkpoint yet")
     first = next(iter(trajectory.values())).network(device)
-    trial = data.selection.take(torch.arange(2)).clean().to(device)
-    path = features or last_map_path(first.body, trial)
-    fit_count, measure_count = settings.images(len(data.train), len(data.selection))
-    require(
-        min(fit_count, measure_count) > 1,
-        f"{fit_count} images to fit on and {measure_count} to measure on are too few: there must be two of both",
-    )
-    fitted_on = data.train.take(stratified(data.train.labels_N, fit_count, seed=0, purpose="decoder"))
-    measured_on = data.selection
+    trial = data.val.subset(torch.arange(2)).to_float().to(device)
+    path = feature_layer or last_map_path(first.body, trial)
+    fit_count, measure_count = settings.images(len(data.train), len(data.val))
+    if not min(fit_count, measure_count) > 1:
+        raise UserError(
+            f"{fit_count} images to fit on and {measure_count} to measure on are too few: there must be two of both"
+        )
+    fitted_on = data.train.subset(stratified(data.train.labels_N, fit_count, seed=0, purpose="decoder"))
+    measured_on = data.val
     if measure_count < len(measured_on):
-        measured_on = measured_on.take(stratified(measured_on.labels_N, measure_count, seed=0, purpose="measuring"))
+        measured_on = measured_on.subset(stratified(measured_on.labels_N, measure_count, seed=0, purpose="measuring"))
     made_with = {
         "estimator": settings.estimator,
-        "features": path,
+        "feature_layer": path,
         "settings": {**asdict(settings), "fit_images": fit_count, "measure_images": measure_count},
         "precision": trajectory.run["precision"],
         "data": {name: value for name, value in data.identity.items() if name != "source"},
-        "measured_on": "the test set" if data.identity["protocol"] == "paper" else "the selection split",
+        "measured_on": "the test set" if data.identity["select_on"] == "test" else "the selection split",
     }
     if trajectory.unit != "epoch":
         made_with["unit"] = trajectory.unit
@@ -144,7 +145,7 @@ def score_trajectory(
     begun = load_planes(trajectory, unfinished=True).get(key) if replacing else stored
     kept = _still_valid(begun, trajectory, made_with)
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
-    with taps(first.body, [path]) as taken:
+    with capture_activations(first.body, [path]) as taken:
         first(trial)
     size = taken[path][0].numel() * 4 * (fit_count + measure_count) if path in taken else 1
     if replacing:
@@ -176,23 +177,27 @@ def load_planes(trajectory: Trajectory, *, unfinished: bool = False) -> dict[str
         return {}
     planes, written = {}, path.stat().st_mtime_ns
     try:
-        for estimator, stored in files.read_json(path).items():
+        for estimator, stored in storage.read_json(path).items():
             if estimator.endswith(UNFINISHED) and not unfinished:
                 continue
             points = tuple(Point(**point) for point in stored["points"])
             settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
-            require(len(points) > 0 and isinstance(settings["measured_on"], str), "it is empty")
-            require(isinstance(settings["data"], dict) and arrays_name != "", "it lacks what it was measured on")
+            if not (len(points) > 0 and isinstance(settings["measured_on"], str)):
+                raise UserError("it is empty")
+            if not (isinstance(settings["data"], dict) and arrays_name != ""):
+                raise UserError("it lacks what it was measured on")
             for point in points:
                 _check(point)
-            require(settings["estimator"] == estimator.removesuffix(UNFINISHED), "it says two things")
-            arrays, _ = files.load_tensors(path.with_name(arrays_name))
+            if settings["estimator"] != estimator.removesuffix(UNFINISHED):
+                raise UserError("it says two things")
+            arrays, _ = storage.load_tensors(path.with_name(arrays_name))
             information_ASN = arrays.pop("information_ASN", torch.zeros(0)).numpy()
             shape = (len(points), information_ASN.shape[-1])
             if information_ASN.ndim != 3 or any(tensor.shape != shape for tensor in arrays.values()) or not arrays:
                 raise UserError(f"{path.with_name(arrays_name)} does not belong to {path}; remove both and score again")
             planes[estimator] = Plane(points, settings, information_ASN, {n: t.numpy() for n, t in arrays.items()})
-        require(bool(planes), "it is empty")
+        if not planes:
+            raise UserError("it is empty")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
     except UserError as error:
@@ -210,7 +215,8 @@ def _check(point: Point) -> None:
     if point.image_information_sd is None:
         del numbers["image_information_sd"]
     sound = all(type(value) in (int, float) for value in numbers.values())
-    require(sound and isinstance(point.sha256, str) and isinstance(point.details, dict), "a point is none")
+    if not (sound and isinstance(point.sha256, str) and isinstance(point.details, dict)):
+        raise UserError("a point is none")
 
 
 def load_plane(trajectory: Trajectory, *, estimator: str = "decoder", missing_ok: bool = False) -> Plane | None:
@@ -259,13 +265,13 @@ def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any], key: 
     }
     path = trajectory.path / "plane.json"
     # The arrays go under a name of their own, plane.json then points at them: a kill in between leaves the old pair.
-    arrays_path = trajectory.path / f"plane-{key}-{files.content_hash(arrays)[:12]}.safetensors"
-    files.save_tensors(arrays_path, arrays)
+    arrays_path = trajectory.path / f"plane-{key}-{storage.content_hash(arrays)[:12]}.safetensors"
+    storage.save_tensors(arrays_path, arrays)
     points = [asdict(kept[epoch][0]) for epoch in sorted(kept)]
-    others = files.read_json(path) if path.exists() else {}
+    others = storage.read_json(path) if path.exists() else {}
     others.pop(key + UNFINISHED, None)
     stored = {**others, key: {"settings": made_with, "arrays": arrays_path.name, "points": points}}
-    files.write_json(path, stored)
+    storage.write_json(path, stored)
     needed = {plane["arrays"] for plane in stored.values()}
     for older in trajectory.path.glob("plane-*.safetensors"):
         if older.name not in needed:
@@ -284,7 +290,7 @@ def _score(
     fitted_on: Images,
     measured_on: Images,
     path: str,
-    settings: EstimatorSettings,
+    settings: EstimatorConfig,
     precision: str,
     device: torch.device,
     on_step: Callable[[int, int], None] | None,
@@ -295,7 +301,8 @@ def _score(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             fitted.append(_maps_and_logits(network, fitted_on, path)[0])
             maps, logits_NK = _maps_and_logits(network, measured_on, path)
-        require(bool(logits_NK.isfinite().all()), f"the network in {checkpoint.path} answers with no finite numbers")
+        if not logits_NK.isfinite().all():
+            raise UserError(f"the network in {checkpoint.path} answers with no finite numbers")
         measured.append(maps)
         logits.append(logits_NK)
     information_ASN, details = ESTIMATORS[settings.estimator](
@@ -324,21 +331,22 @@ def _maps_and_logits(network: Network, images: Images, path: str) -> tuple[Tenso
     logits, (N, K) on the CPU. Raises UserError when what is at the path is no map."""
     device = next(network.parameters()).device
     maps, logits = [], []
-    with taps(network.body, [path]) as taken:
-        for chunk in images.chunks(portion(images, device)):
+    with capture_activations(network.body, [path]) as taken:
+        for chunk in images.iter_batches(eval_batch_size(images, device)):
             sound = bool((chunk >= 0).all()) and bool((chunk <= 1).all())
-            require(sound, f"images must lie in [0, 1], these from {chunk.min():g} to {chunk.max():g}")
+            if not sound:
+                raise UserError(f"images must lie in [0, 1], these from {chunk.min():g} to {chunk.max():g}")
             answer = network(chunk.to(device, memory_format=torch.channels_last))
-            require(path in taken, f"the features at {path!r} are never computed; name another module's")
+            if path not in taken:
+                raise UserError(f"the features at {path!r} are never computed; name another module's")
             found = as_map(taken[path], images.shape[1:])
             if found is None or len(found) != len(chunk) or (maps and found.shape[1:] != maps[0].shape[1:]):
                 raise UserError(
                     f"the features at {path!r} are neither a map nor tokens in rows: of one image they have the shape "
-                    f"{list(taken[path].shape[1:])}; name another module's with --features PATH"
+                    f"{list(taken[path].shape[1:])}; name another module's with --feature-layer PATH"
                 )
-            require(
-                bool(found.isfinite().all()), f"the features at {path!r} are not all finite; is the checkpoint sound?"
-            )
+            if not found.isfinite().all():
+                raise UserError(f"the features at {path!r} are not all finite; is the checkpoint sound?")
             maps.append(found.float())
             logits.append(answer.float().cpu())
     return torch.cat(maps).contiguous(), torch.cat(logits)

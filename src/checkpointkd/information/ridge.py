@@ -1,4 +1,4 @@
-"""I(X;F) in closed form: a linear decoder from each position's neighbourhood in the map to its patch of the image.
+"""I(X;F) in closed form: a linear decoder from each position's neighborhood in the map to its patch of the image.
 
 No schedule, no seeds, no steps: one ridge regression for all positions of a map, its strength chosen by generalised
 cross-validation (Golub, Heath and Wahba 1979). What it leaves unexplained on unseen images gives the information in
@@ -6,7 +6,7 @@ nats by its Gaussian reading, ½(log det Σ_patch − log det Σ_residual), the 
 cost about Q·P / 2N of it and never add to it.
 
 Letters in names: A checkpoints, N images, D map channels, C image channels, h w map height and width, H W image's, P
-predictors (a neighbourhood's channels), Q a patch's values, L strengths that are tried.
+predictors (a neighborhood's channels), Q a patch's values, L strengths that are tried.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config import EstimatorConfig
 from ..data import Images
-from ..errors import require
-from ..loop import OnStep
-from ..settings import EstimatorSettings
+from ..errors import UserError
+from ..training.loop import OnStep
 
 PATCH = 4  # a patch has at most 4×4 values a channel; larger ones are averaged down to that
-WIDEST = 4608  # predictors, at most: a 3×3 neighbourhood up to 512 channels, beyond it the position alone
+WIDEST = 4608  # predictors, at most: a 3×3 neighborhood up to 512 channels, beyond it the position alone
 STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # of the mean variance of a predictor
-ROUNDING = 1 / (12 * 255**2)  # the variance of rounding to one of 256 grey levels
-CHUNK = 250  # images whose neighbourhoods are held at once
+ROUNDING = 1 / (12 * 255**2)  # the variance of rounding to one of 256 gray levels
+CHUNK = 250  # images whose neighborhoods are held at once
 
 
 def ridge(
@@ -33,7 +33,7 @@ def ridge(
     measured_on: Images,
     measured_maps_ANhwD: Tensor,
     *,
-    settings: EstimatorSettings,
+    settings: EstimatorConfig,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
     """Nats that each checkpoint's map tells of a patch: (A, 1, N), whose mean over the measured images is the estimate
@@ -42,38 +42,39 @@ def ridge(
     Raises UserError for too few images.
     """
     information, explained, strengths = [], [], []
-    fitted, measured = (_patches(images, maps.shape[2:4]) for images, maps in (
-        (fitted_on, fitted_maps_ANhwD), (measured_on, measured_maps_ANhwD)
-    ))  # fmt: skip
-    values = fitted.shape[-1]
-    require(
-        len(measured) > 2 * values,
-        f"{len(measured)} images are too few to measure with the ridge estimator: a patch has {values} values, and "
-        "twice as many images are the least; the decoder can do with fewer",
+    fitted, measured = (
+        _patches(images, maps.shape[2:4])
+        for images, maps in ((fitted_on, fitted_maps_ANhwD), (measured_on, measured_maps_ANhwD))
     )
+    values = fitted.shape[-1]
+    if not len(measured) > 2 * values:
+        raise UserError(
+            f"{len(measured)} images are too few to measure with the ridge estimator: a patch has {values} values, and "
+            "twice as many images are the least; the decoder can do with fewer"
+        )
     fitted, measured = fitted.to(fitted_maps_ANhwD.device), measured.to(fitted_maps_ANhwD.device)
     for fitted_maps, measured_maps in zip(fitted_maps_ANhwD, measured_maps_ANhwD, strict=True):
         residual, strength = _residuals(fitted_maps, fitted, measured_maps, measured)
-        centred = measured.double() - fitted.double().mean(0)
-        nats_N = _nats(centred, residual)
+        centerd = measured.double() - fitted.double().mean(0)
+        nats_N = _nats(centerd, residual)
         information.append(nats_N)
-        explained.append(1 - residual.square().sum().item() / centred.square().sum().item())
+        explained.append(1 - residual.square().sum().item() / centerd.square().sum().item())
         strengths.append(strength)
         if on_step is not None:
             on_step(len(strengths), len(fitted_maps_ANhwD))
     return torch.stack(information)[:, None], {"explained_variance": explained, "strength": strengths}
 
 
-def _nats(centred_NhwQ: Tensor, residual_NhwQ: Tensor) -> Tensor:
+def _nats(centerd_NhwQ: Tensor, residual_NhwQ: Tensor) -> Tensor:
     """Each image's ½(log det Σ_patch − log det Σ_residual) and its influence on that, (N,), the mean over positions.
 
     A position where the regression, which all share, tells less than the mean does, counts as nothing.
     """
     total_LN = 0
-    for sign, values_NhwQ in ((1, centred_NhwQ), (-1, residual_NhwQ)):
+    for sign, values_NhwQ in ((1, centerd_NhwQ), (-1, residual_NhwQ)):
         values_LNQ = values_NhwQ.flatten(1, 2).transpose(0, 1)
         covariance = values_LNQ.mT @ values_LNQ / values_LNQ.shape[1]
-        # Images are known to a grey level: rounding's own variance is no information.
+        # Images are known to a gray level: rounding's own variance is no information.
         covariance = covariance + ROUNDING * torch.eye(
             covariance.shape[-1], dtype=torch.float64, device=covariance.device
         )
@@ -90,11 +91,11 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
     """What the regression leaves unexplained on the measured images, (N, h, w, Q) in float64, and its strength."""
     height, width, channels = fitted_maps.shape[1:]
     reach = 1 if 9 * channels <= WIDEST and height * width > 1 else 0
-    mean_hwP = _neighbourhoods(fitted_maps.double().mean(0, keepdim=True), reach)[0]
+    mean_hwP = _neighborhoods(fitted_maps.double().mean(0, keepdim=True), reach)[0]
     mean_hwQ = fitted.double().mean(0)
     gram_PP = cross_PQ = 0
     for maps, patches in zip(fitted_maps.split(CHUNK), fitted.split(CHUNK), strict=True):
-        x = (_neighbourhoods(maps, reach) - mean_hwP.float()).flatten(0, 2)
+        x = (_neighborhoods(maps, reach) - mean_hwP.float()).flatten(0, 2)
         y = (patches - mean_hwQ.float()).flatten(0, 2)
         gram_PP = gram_PP + _gram(x).double()
         cross_PQ = cross_PQ + (x.T @ y).double()
@@ -114,7 +115,7 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
     best = int(gcv_L.argmin())
     weights_PQ = (vectors_PP * shrunk_LP[best]) @ (vectors_PP.T @ cross_PQ)
     residuals = [
-        patches - mean_hwQ - ((_neighbourhoods(maps, reach) - mean_hwP.float()) @ weights_PQ.float()).double()
+        patches - mean_hwQ - ((_neighborhoods(maps, reach) - mean_hwP.float()) @ weights_PQ.float()).double()
         for maps, patches in zip(measured_maps.split(CHUNK), measured.double().split(CHUNK), strict=True)
     ]
     return torch.cat(residuals), STRENGTHS[best].item()
@@ -132,7 +133,7 @@ def _gram(x_NP: Tensor) -> Tensor:
     )
 
 
-def _neighbourhoods(maps_NhwD: Tensor, reach: int) -> Tensor:
+def _neighborhoods(maps_NhwD: Tensor, reach: int) -> Tensor:
     """Each position's own channels and those around it, (N, h, w, P), zero beyond the border."""
     height, width = maps_NhwD.shape[1:3]
     padded = F.pad(maps_NhwD, (0, 0, reach, reach, reach, reach))
@@ -144,7 +145,7 @@ def _patches(images: Images, size: tuple[int, ...]) -> Tensor:
     """Each position's patch of the image, (N, h, w, Q)."""
     height, width = size
     patches = []
-    for chunk in images.chunks(CHUNK):
+    for chunk in images.iter_batches(CHUNK):
         side = min(PATCH, max(1, chunk.shape[2] // height)), min(PATCH, max(1, chunk.shape[3] // width))
         small = F.adaptive_avg_pool2d(chunk, (height * side[0], width * side[1]))
         cut = small.unflatten(3, (width, side[1])).unflatten(2, (height, side[0]))  # N C h y w x

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from .kd import cross_entropy, kd, kl_divergence, label_smoothing, soft_loss, soften
-from .objectives import METHODS, FromFeatures, FromLogits, Supervised, defaults, distillation, takes_features
+from .kd import cross_entropy, kd, kl_divergence, label_smoothing, soft_loss, soft_targets
+from .objectives import (
+    METHODS,
+    FeatureDistillation,
+    LogitDistillation,
+    Supervised,
+    defaults,
+    distillation,
+    takes_features,
+)
 
 __all__ = [
     "METHODS",
-    "FromFeatures",
-    "FromLogits",
+    "FeatureDistillation",
+    "LogitDistillation",
     "Supervised",
     "cross_entropy",
     "defaults",
@@ -17,6 +25,6 @@ __all__ = [
     "kl_divergence",
     "label_smoothing",
     "soft_loss",
-    "soften",
+    "soft_targets",
     "takes_features",
 ]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Batch
-from ..errors import require
-from .features import EPS, Pairing, Takes, vectors
+from ..errors import UserError
+from .features import EPS, FeatureKind, FeatureSpec, global_avg_pool
 
 
 @final
@@ -27,7 +27,7 @@ class CRD(nn.Module):
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 0.8
-    takes: ClassVar[Takes] = "vector"
+    takes: ClassVar[FeatureKind] = "vector"
     size: ClassVar = 128
     temperature: ClassVar = 0.07
     momentum: ClassVar = 0.5
@@ -41,12 +41,10 @@ class CRD(nn.Module):
     scale_ours: Tensor
     scale_theirs: Tensor
 
-    def __init__(self, pairing: Pairing, *, negatives: int = 16_384) -> None:
+    def __init__(self, pairing: FeatureSpec, *, negatives: int = 16_384) -> None:
         super().__init__()
-        require(
-            len(pairing.student) == 1,
-            f"crd contrasts one feature, not {len(pairing.student)} ({', '.join(pairing.student)})",
-        )
+        if len(pairing.student) != 1:
+            raise UserError(f"crd contrasts one feature, not {len(pairing.student)} ({', '.join(pairing.student)})")
         (student,), (teacher,) = pairing.student.values(), pairing.teacher.values()
         self.embed_ours = nn.Linear(student[0], self.size)
         self.embed_theirs = nn.Linear(teacher[0], self.size)
@@ -68,8 +66,8 @@ class CRD(nn.Module):
             self.register_buffer(f"scale_{whose}", torch.zeros(()))  # Z, 0 until it is known
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        ours_BE = F.normalize(self.embed_ours(vectors(student[0])), eps=EPS)
-        theirs_BE = F.normalize(self.embed_theirs(vectors(teacher[0])), eps=EPS)
+        ours_BE = F.normalize(self.embed_ours(global_avg_pool(student[0])), eps=EPS)
+        theirs_BE = F.normalize(self.embed_theirs(global_avg_pool(teacher[0])), eps=EPS)
         row_B = self.row_of[batch.index_B]
         pair_BK = torch.cat([row_B[:, None], self.others(batch.labels_B)], 1)
         loss_B = self._contrast(ours_BE, self.memory_theirs_NE, pair_BK, self.scale_ours)

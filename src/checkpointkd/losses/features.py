@@ -24,23 +24,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Batch
-from ..errors import require
+from ..errors import UserError
 
 EPS = 1e-12
 
-Takes = Literal["stages", "middle", "last", "vector"]
+FeatureKind = Literal["stages", "middle", "last", "vector"]
 Size = tuple[int, int, int]  # D, h, w
 
 
 @dataclass(frozen=True, eq=False)
-class Pairing:
+class FeatureSpec:
     """What a method's layers are made for: the sizes of the features, by path, and the images that will be learned."""
 
     student: dict[str, Size]
     teacher: dict[str, Size]
     labels_N: Tensor  # of the training images
     index_N: Tensor
-    adapt: bool = False
+    channel_adapter: bool = False
 
 
 @final
@@ -50,9 +50,9 @@ class FitNets(nn.Module):
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 100.0
-    takes: ClassVar[Takes] = "middle"
+    takes: ClassVar[FeatureKind] = "middle"
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
         self.regressors = nn.ModuleList(
             Adapter(student[0], teacher[0])
@@ -61,7 +61,7 @@ class FitNets(nn.Module):
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(regressor: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
-            ours, theirs = of_one_size(ours, theirs)
+            ours, theirs = match_spatial_size(ours, theirs)
             return (regressor(ours) - theirs).square().flatten(1).mean(1)
 
         return _summed(map(term, self.regressors, student, teacher))
@@ -69,21 +69,22 @@ class FitNets(nn.Module):
 
 @final
 class AT(nn.Module):
-    """Zagoruyko and Komodakis, ICLR 2017, Eq. 2: the distance of normalised attention maps Σ_c |A_c|²; mean of squares
+    """Zagoruyko and Komodakis, ICLR 2017, Eq. 2: the distance of normalized attention maps Σ_c |A_c|²; mean of squares
     over positions, summed over stages."""
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 1000.0
-    takes: ClassVar[Takes] = "stages"
+    takes: ClassVar[FeatureKind] = "stages"
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
         for path, (_, h, w) in [*pairing.student.items(), *pairing.teacher.items()]:
-            require(h * w > 1, f"at compares where maps are active, and {path!r} has a single position; name maps")
+            if not h * w > 1:
+                raise UserError(f"at compares where maps are active, and {path!r} has a single position; name maps")
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            ours, theirs = of_one_size(ours, theirs)
+            ours, theirs = match_spatial_size(ours, theirs)
             return (attention(ours) - attention(theirs)).square().mean(1)
 
         return _summed(map(term, student, teacher))
@@ -91,13 +92,13 @@ class AT(nn.Module):
 
 @final
 class SP(nn.Module):
-    """Tung and Mori, ICCV 2019, Eqs. 1–4: ‖G_T − G_S‖²_F / b², G the rows of Q·Qᵀ, each normalised."""
+    """Tung and Mori, ICCV 2019, Eqs. 1–4: ‖G_T − G_S‖²_F / b², G the rows of Q·Qᵀ, each normalized."""
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 3000.0
-    takes: ClassVar[Takes] = "last"
+    takes: ClassVar[FeatureKind] = "last"
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
@@ -110,19 +111,19 @@ class SP(nn.Module):
 @final
 class CC(nn.Module):
     """Peng et al., ICCV 2019, Eqs. 4 and 9: ‖K_T − K_S‖² / n², K the examples' correlation by a Gaussian kernel of
-    normalised features, as its Taylor series to order 2 with γ 0.4. The weight, 100, is Knowledge-Distillation-Zoo's;
+    normalized features, as its Taylor series to order 2 with γ 0.4. The weight, 100, is Knowledge-Distillation-Zoo's;
     the paper doesn't give one that fits this mean."""
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 100.0
-    takes: ClassVar[Takes] = "vector"
+    takes: ClassVar[FeatureKind] = "vector"
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            return (correlations(vectors(ours)) - correlations(vectors(theirs))).square().mean(1)
+            return (correlations(global_avg_pool(ours)) - correlations(global_avg_pool(theirs))).square().mean(1)
 
         return _summed(map(term, student, teacher))
 
@@ -134,11 +135,11 @@ class VID(nn.Module):
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 1.0
-    takes: ClassVar[Takes] = "stages"
+    takes: ClassVar[FeatureKind] = "stages"
     first_variance: ClassVar = 5.0  # its code's
     least_variance: ClassVar = 1e-5
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
         self.means, self.scales = nn.ModuleList(), nn.ParameterList()
         first_scale = math.log(math.expm1(self.first_variance - self.least_variance))
@@ -149,7 +150,7 @@ class VID(nn.Module):
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(mean: nn.Module, scale_D: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-            ours, theirs = of_one_size(ours, theirs)
+            ours, theirs = match_spatial_size(ours, theirs)
             variance_D11 = (F.softplus(scale_D) + self.least_variance)[:, None, None]
             return (0.5 * ((mean(ours) - theirs).square() / variance_D11 + variance_D11.log())).flatten(1).mean(1)
 
@@ -163,16 +164,16 @@ class RKD(nn.Module):
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 1.0
-    takes: ClassVar[Takes] = "vector"
+    takes: ClassVar[FeatureKind] = "vector"
     distance_weight: ClassVar = 25.0
     angle_weight: ClassVar = 50.0
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            ours_BD, theirs_BD = vectors(ours), vectors(theirs)
+            ours_BD, theirs_BD = global_avg_pool(ours), global_avg_pool(theirs)
             distance_B = F.smooth_l1_loss(distances(ours_BD), distances(theirs_BD), reduction="none").mean(1)
             angle_B = F.smooth_l1_loss(angles(ours_BD), angles(theirs_BD), reduction="none").mean((1, 2))
             return self.distance_weight * distance_B + self.angle_weight * angle_B
@@ -189,27 +190,27 @@ class FSP(nn.Module):
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 1.0
-    takes: ClassVar[Takes] = "stages"
+    takes: ClassVar[FeatureKind] = "stages"
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
-        require(
-            len(pairing.student) >= 2,
-            f"fsp compares the flow from one stage to the next, and there is only one, {', '.join(pairing.student)}: "
-            "name two or more with --student-features and --teacher-features",
-        )
+        if not len(pairing.student) >= 2:
+            raise UserError(
+                f"fsp compares the flow from one stage to the next, and there is only one, {', '.join(pairing.student)}: "
+                "name two or more with --student-features and --teacher-features"
+            )
         self.adapters = nn.ModuleList()
         for (ours, (C, *_)), (theirs, (D, *_)) in zip(pairing.student.items(), pairing.teacher.items(), strict=True):
-            require(
-                C == D or pairing.adapt,
-                f"fsp compares matrices of channels by channels, and the student's {ours!r} has {C} where the "
-                f"teacher's {theirs!r} has {D}: --adapt puts a trained 1×1 convolution from {C} to {D} channels behind "
-                "it, or name features with as many",
-            )
+            if not (C == D or pairing.channel_adapter):
+                raise UserError(
+                    f"fsp compares matrices of channels by channels, and the student's {ours!r} has {C} where the "
+                    f"teacher's {theirs!r} has {D}: --channel-adapter puts a trained 1×1 convolution from {C} to {D} channels behind "
+                    "it, or name features with as many"
+                )
             self.adapters.append(nn.Identity() if C == D else Adapter(C, D))
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        ours = [adapt(features) for adapt, features in zip(self.adapters, student, strict=True)]
+        ours = [channel_adapter(features) for channel_adapter, features in zip(self.adapters, student, strict=True)]
         theirs = itertools.pairwise(teacher)
         return _summed(
             (flow(*of_student) - flow(*of_teacher)).square().flatten(1).mean(1)
@@ -219,19 +220,19 @@ class FSP(nn.Module):
 
 @final
 class PKT(nn.Module):
-    """Passalis and Tefas, ECCV 2018, Eqs. 4–8: KL of the probabilities that examples are neighbours, by cosine
+    """Passalis and Tefas, ECCV 2018, Eqs. 4–8: KL of the probabilities that examples are neighbors, by cosine
     similarity ½(cos + 1); mean over pairs, with the benchmark's weight 30,000."""
 
     alpha: ClassVar = 1.0
     weight: ClassVar = 30_000.0
-    takes: ClassVar[Takes] = "vector"
+    takes: ClassVar[FeatureKind] = "vector"
 
-    def __init__(self, pairing: Pairing) -> None:
+    def __init__(self, pairing: FeatureSpec) -> None:
         super().__init__()
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            p_BB, q_BB = neighbours(vectors(theirs)), neighbours(vectors(ours))
+            p_BB, q_BB = neighbors(global_avg_pool(theirs)), neighbors(global_avg_pool(ours))
             return (p_BB * (p_BB.clamp_min(EPS) / q_BB.clamp_min(EPS)).log()).mean(1)
 
         return _summed(map(term, student, teacher))
@@ -242,7 +243,7 @@ def _summed(terms: Iterable[Tensor]) -> Tensor:
 
 
 class Adapter(nn.Module):
-    """A trained map from C channels to D: a 1×1 convolution and batch norm, which normalises with what it learned where
+    """A trained map from C channels to D: a 1×1 convolution and batch norm, which normalizes with what it learned where
     there is a single value of each channel."""
 
     def __init__(self, C: int, D: int) -> None:
@@ -257,12 +258,12 @@ class Adapter(nn.Module):
         return norm(map_BDhw)
 
 
-def vectors(map_BDhw: Tensor) -> Tensor:
+def global_avg_pool(map_BDhw: Tensor) -> Tensor:
     """A map's mean over positions, (B, D)."""
     return map_BDhw.mean((2, 3))
 
 
-def of_one_size(a_BChw: Tensor, b_BDhw: Tensor) -> tuple[Tensor, Tensor]:
+def match_spatial_size(a_BChw: Tensor, b_BDhw: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps with as many positions as the smaller has, the other pooled by averages."""
     size = (min(a_BChw.shape[2], b_BDhw.shape[2]), min(a_BChw.shape[3], b_BDhw.shape[3]))
     pooled = [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a_BChw, b_BDhw)]
@@ -285,7 +286,7 @@ def similarities(map_BDhw: Tensor) -> Tensor:
 
 
 def correlations(features_BD: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """e^(−2γ) Σ_p (2γ)^p/p! · (x·y)^p of normalised features, (B, B): a Gaussian kernel's Taylor series."""
+    """e^(−2γ) Σ_p (2γ)^p/p! · (x·y)^p of normalized features, (B, B): a Gaussian kernel's Taylor series."""
     unit_BD = F.normalize(features_BD, eps=EPS)
     cosine_BB = unit_BD @ unit_BD.T
     powers = [(2 * gamma) ** p / math.factorial(p) * cosine_BB**p for p in range(order + 1)]
@@ -313,8 +314,8 @@ def flow(first_BChw: Tensor, second_BDhw: Tensor) -> Tensor:
     return first @ second.transpose(1, 2) / first.shape[-1]
 
 
-def neighbours(features_BD: Tensor) -> Tensor:
-    """How probable each example is as a neighbour of another, (B, B), rows summing to 1."""
+def neighbors(features_BD: Tensor) -> Tensor:
+    """How probable each example is as a neighbor of another, (B, B), rows summing to 1."""
     unit_BD = F.normalize(features_BD, eps=EPS)
     affinity_BB = (unit_BD @ unit_BD.T + 1) / 2
     return affinity_BB / affinity_BB.sum(1, keepdim=True).clamp_min(EPS)

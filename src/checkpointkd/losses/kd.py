@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..settings import Average, KDSettings
+from ..config import EnsembleAverage, KDConfig
 
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -19,8 +19,12 @@ def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return F.cross_entropy(logits_BK, labels_B, reduction="none")
 
 
-def soften(
-    teacher_TBK: Tensor, *, tau: float, average: Average = "probabilities", weights: Sequence[float] | None = None
+def soft_targets(
+    teacher_TBK: Tensor,
+    *,
+    tau: float,
+    average: EnsembleAverage = "probabilities",
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
     """The teachers' common softened prediction (B, K): the mean of their softened probabilities (Eq. 2), or, as in the
     authors' code, the softened mean of their logits; weighted, if `weights` has one for each teacher.
@@ -45,7 +49,7 @@ def kl_divergence(target_BK: Tensor, logits_BK: Tensor) -> Tensor:
     return F.kl_div(logits_BK.log_softmax(-1), target_BK, reduction="none").sum(-1)
 
 
-def kd(student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, settings: KDSettings) -> Tensor:
+def kd(student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, settings: KDConfig) -> Tensor:
     """α·H(y, p_S) + (1 − α)·τ²·KL(p_T^τ ‖ p_S^τ), one value per example (B,): Eq. 1, and Eq. 2 for several teachers.
 
     The paper prints the cross-entropy H(p_T^τ, p_S^τ), which differs from the divergence by the teachers' entropy, a
@@ -61,11 +65,11 @@ def kd(student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, settings: KDSe
 
 
 def soft_loss(
-    student_BK: Tensor, teacher_TBK: Tensor, settings: KDSettings, weights: Sequence[float] | None = None
+    student_BK: Tensor, teacher_TBK: Tensor, settings: KDConfig, weights: Sequence[float] | None = None
 ) -> Tensor:
     """The teachers' term of Eq. 1 and Eq. 2, τ²·KL(p_T^τ ‖ p_S^τ), one value per example (B,)."""
-    target_BK = soften(teacher_TBK, tau=settings.tau, average=settings.average, weights=weights)
-    return settings.scale * kl_divergence(target_BK, student_BK / settings.tau)
+    target_BK = soft_targets(teacher_TBK, tau=settings.tau, average=settings.average, weights=weights)
+    return settings.soft_loss_factor * kl_divergence(target_BK, student_BK / settings.tau)
 
 
 def label_smoothing(logits_BK: Tensor, labels_B: Tensor, *, alpha: float) -> Tensor:

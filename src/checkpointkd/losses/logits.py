@@ -13,8 +13,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from ..settings import KDSettings
-from .kd import kl_divergence, soft_loss, soften
+from ..config import KDConfig
+from .kd import kl_divergence, soft_loss, soft_targets
 
 EPS = 1e-8
 
@@ -25,20 +25,20 @@ Weights = Sequence[float] | None  # one a teacher
 class KD(nn.Module):
     """Hinton et al., arXiv 1503.02531; Eq. 1 and Eq. 2 of Wang et al., NeurIPS 2022: α·H + (1 − α)·τ²·KL(p_T ‖ p_S)."""
 
-    alpha: ClassVar = KDSettings.alpha
-    tau: ClassVar = KDSettings.tau
+    alpha: ClassVar = KDConfig.alpha
+    tau: ClassVar = KDConfig.tau
     weight: ClassVar = None  # 1 − α
     warm_up: ClassVar = 0.0
 
     def forward(
-        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDConfig, weights: Weights
     ) -> Tensor:
         return soft_loss(student_BK, teacher_TBK, kd, weights)
 
 
 @final
-class StandardisedKD(nn.Module):
-    """Sun et al., CVPR 2024, Algorithm 1: KD of logits standardised by their own mean and deviation.
+class StandardizedKD(nn.Module):
+    """Sun et al., CVPR 2024, Algorithm 1: KD of logits standardized by their own mean and deviation.
 
     α 0.1, weight 9 and τ 2 are those of its published CIFAR-100 runs.
     """
@@ -49,9 +49,9 @@ class StandardisedKD(nn.Module):
     warm_up: ClassVar = 0.0
 
     def forward(
-        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDConfig, weights: Weights
     ) -> Tensor:
-        return soft_loss(standardise(student_BK), standardise(teacher_TBK), kd, weights)
+        return soft_loss(standardize(student_BK), standardize(teacher_TBK), kd, weights)
 
 
 @final
@@ -69,11 +69,11 @@ class DKD(nn.Module):
     others_weight: ClassVar = 8.0  # the paper's β
 
     def forward(
-        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDConfig, weights: Weights
     ) -> Tensor:
-        target_BK = soften(teacher_TBK, tau=kd.tau, average=kd.average, weights=weights)
+        target_BK = soft_targets(teacher_TBK, tau=kd.tau, average=kd.average, weights=weights)
         tckd_B, nckd_B = decoupled(student_BK / kd.tau, target_BK, labels_B)
-        return kd.scale * (self.target_weight * tckd_B + self.others_weight * nckd_B)
+        return kd.soft_loss_factor * (self.target_weight * tckd_B + self.others_weight * nckd_B)
 
 
 @final
@@ -90,23 +90,23 @@ class DIST(nn.Module):
     warm_up: ClassVar = 0.0
 
     def forward(
-        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDSettings, weights: Weights
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd: KDConfig, weights: Weights
     ) -> Tensor:
-        target_BK = soften(teacher_TBK, tau=kd.tau, average=kd.average, weights=weights)
+        target_BK = soft_targets(teacher_TBK, tau=kd.tau, average=kd.average, weights=weights)
         predicted_BK = (student_BK / kd.tau).softmax(-1)
         inter_B = 1 - pearson(predicted_BK, target_BK)
         intra_K = 1 - pearson(predicted_BK.T, target_BK.T)
-        return kd.scale * (inter_B + intra_K.mean())
+        return kd.soft_loss_factor * (inter_B + intra_K.mean())
 
 
-def standardise(logits: Tensor) -> Tensor:
+def standardize(logits: Tensor) -> Tensor:
     """Each vector of logits (..., K) less its mean and over its deviation (Sun et al. 2024, Eq. 13).
 
-    >>> standardise(torch.tensor([1.0, 3.0])).tolist()
+    >>> standardize(torch.tensor([1.0, 3.0])).tolist()
     [-1.0, 1.0]
     """
-    centred = logits - logits.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + EPS**2).sqrt()
+    centerd = logits - logits.mean(-1, keepdim=True)
+    return centerd / (centerd.square().mean(-1, keepdim=True) + EPS**2).sqrt()
 
 
 def decoupled(scaled_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,19 +14,19 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from ..config import DistillConfig, KDConfig
 from ..data import Batch, Images
-from ..errors import UserError, require
-from ..models import Network, as_map, last_map_path, stage_paths, taps, vector_path
-from ..randomness import derive_seed
-from ..settings import KDSettings, TeachingSettings
+from ..errors import UserError
+from ..models import Network, as_map, capture_activations, last_map_path, stage_paths, vector_path
+from ..seeding import derive_seed
 from . import features, logits
 from .crd import CRD
-from .features import Pairing, Size, Takes
+from .features import FeatureKind, FeatureSpec, Size
 from .kd import cross_entropy, label_smoothing, soft_loss
 
 METHODS: dict[str, Any] = {
     "kd": logits.KD,
-    "lskd": logits.StandardisedKD,
+    "lskd": logits.StandardizedKD,
     "dkd": logits.DKD,
     "dist": logits.DIST,
     "fitnets": features.FitNets,
@@ -41,17 +41,17 @@ METHODS: dict[str, Any] = {
 }
 
 
-class Asked(Protocol):
+class TeacherLike(Protocol):
     """Teachers, as far as losses know them."""
 
     def __len__(self) -> int: ...
 
     def logits(self, batch: Batch, members: Sequence[int]) -> Tensor: ...
 
-    def look(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]: ...
+    def forward_with_features(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]: ...
 
 
-_TOGETHER = TeachingSettings()
+_TOGETHER = DistillConfig()
 
 
 @final
@@ -60,10 +60,11 @@ class Supervised(nn.Module):
 
     def __init__(self, *, smoothing: float = 0.0) -> None:
         super().__init__()
-        require(0 <= smoothing < 1, f"label smoothing must be at least 0 and below 1, not {smoothing}")
+        if not 0 <= smoothing < 1:
+            raise UserError(f"label smoothing must be at least 0 and below 1, not {smoothing}")
         self.smoothing = smoothing
 
-    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
         if self.smoothing == 0:
             return cross_entropy(logits_BK, batch.labels_B), logits_BK
@@ -71,68 +72,70 @@ class Supervised(nn.Module):
 
 
 @final
-class FromLogits(nn.Module):
+class LogitDistillation(nn.Module):
     """Learn the labels and, by a method, the teachers' predictions on the same views: α·H(y, p_S) + β·method."""
 
     def __init__(
-        self, method: nn.Module, teacher: Asked, settings: KDSettings, teaching: TeachingSettings = _TOGETHER
+        self, method: nn.Module, teacher: TeacherLike, settings: KDConfig, distill_config: DistillConfig = _TOGETHER
     ) -> None:
         super().__init__()
         self.method: Any = method
-        self.teacher, self.settings, self.teaching = teacher, settings, teaching
-        self.weight = _weight(self.method, settings, teaching)
+        self.teacher, self.settings, self.distill_config = teacher, settings, distill_config
+        self.weight = _weight(self.method, settings, distill_config)
 
-    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
-        student_BK = _full(logits_BK)  # bfloat16 is too coarse to divide by τ or to standardise in
-        settings = _settings_at(progress, self.settings, self.teaching)
-        weights = self.teaching.weights_at(progress, len(self.teacher))
+        student_BK = _full(logits_BK)  # bfloat16 is too coarse to divide by τ or to standardize in
+        settings = _settings_at(train_fraction, self.settings, self.distill_config)
+        weights = self.distill_config.weights_at(train_fraction, len(self.teacher))
         asked = [member for member in range(len(self.teacher)) if weights is None or weights[member] > 0]
         if batch.teacher_TBK is None:
             teacher_TBK = self.teacher.logits(batch, asked)
         else:  # an index would be copied to the device at every step
             teacher_TBK = batch.teacher_TBK if len(asked) == len(self.teacher) else batch.teacher_TBK[asked]
         weights = weights and [weights[member] for member in asked]
-        weight = self.weight if progress >= self.method.warm_up else self.weight * progress / self.method.warm_up
+        weight = (
+            self.weight if train_fraction >= self.method.warm_up else self.weight * train_fraction / self.method.warm_up
+        )
         hard_B = cross_entropy(student_BK, batch.labels_B)
         soft_B = self.method(student_BK, teacher_TBK, batch.labels_B, settings, weights)
         return settings.alpha * hard_B + weight * soft_B, logits_BK
 
 
 @final
-class FromFeatures(nn.Module):
+class FeatureDistillation(nn.Module):
     """Learn the labels and, by a method, what the teachers compute inside, on the same views: α·H(y, p_S) +
     (1 − α)·τ²·KL(p_T^τ ‖ p_S^τ) + β·(the mean over teachers of the method's term)."""
 
     def __init__(
         self,
         methods: Sequence[nn.Module],
-        teacher: Asked,
-        settings: KDSettings,
-        teaching: TeachingSettings,
-        pairs: Sequence[Paths],
+        teacher: TeacherLike,
+        settings: KDConfig,
+        distill_config: DistillConfig,
+        pairs: Sequence[FeaturePaths],
     ) -> None:
         super().__init__()
         self.methods: Any = nn.ModuleList(methods)
-        self.teacher, self.settings, self.teaching, self.pairs = teacher, settings, teaching, pairs
-        self.weight = _weight(self.methods[0], settings, teaching)
+        self.teacher, self.settings, self.distill_config, self.pairs = teacher, settings, distill_config, pairs
+        self.weight = _weight(self.methods[0], settings, distill_config)
         self.paths = list(dict.fromkeys(path for pair in pairs for path in pair.student))
 
-    def forward(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, Tensor]:
         assert isinstance(model, Network)
         images_BCHW = batch.images_BCHW
-        with taps(model.body, self.paths) as taken:
+        with capture_activations(model.body, self.paths) as taken:
             logits_BK = model(images_BCHW)
         for path in self.paths:
-            require(
-                path in taken, f"nothing passes through the student's {path!r} while it learns; name another module"
-            )
-            require(taken[path].requires_grad, f"the student's {path!r} can't learn: it has no gradient; name another")
-        settings = _settings_at(progress, self.settings, self.teaching)
+            if path not in taken:
+                raise UserError(f"nothing passes through the student's {path!r} while it learns; name another module")
+            if not taken[path].requires_grad:
+                raise UserError(f"the student's {path!r} can't learn: it has no gradient; name another")
+        settings = _settings_at(train_fraction, self.settings, self.distill_config)
         count = len(self.pairs)
-        shares = self.teaching.weights_at(progress, count) or (1 / count,) * count
+        shares = self.distill_config.weights_at(train_fraction, count) or (1 / count,) * count
         seen = {
-            member: self.teacher.look(member, batch, self.pairs[member].teacher)
+            member: self.teacher.forward_with_features(member, batch, self.pairs[member].teacher)
             for member in range(count)
             if shares[member] > 0
         }
@@ -152,7 +155,7 @@ class FromFeatures(nn.Module):
 
 
 @dataclass(frozen=True)
-class Paths:
+class FeaturePaths:
     """Which features of the student meet which of one teacher's, in order, by path."""
 
     student: tuple[str, ...]
@@ -161,50 +164,55 @@ class Paths:
 
 def distillation(
     method: str,
-    teacher: Asked,
-    settings: KDSettings,
-    teaching: TeachingSettings,
+    teacher: TeacherLike,
+    settings: KDConfig,
+    distill_config: DistillConfig,
     *,
     student: Network,
     teachers: Sequence[tuple[str, Network]],
     images: Images,
     seed: int,
-) -> FromLogits | FromFeatures:
+) -> LogitDistillation | FeatureDistillation:
     """The objective of distilling by this method. `student` is a network like the one that will learn, `teachers` the
     teachers' networks, each by its name; `images` will be learned from. Layers of a method start as the seed says.
 
     Raises UserError for features that aren't there, and for those that the method cannot match.
     """
     kind = METHODS[method]
-    require(method == "fsp" or not teaching.adapt, f"--adapt means nothing to {method}; it is for fsp")
-    named = {"--teacher-features": teaching.teacher_features, "--student-features": teaching.student_features}
+    if not (method == "fsp" or not distill_config.channel_adapter):
+        raise UserError(f"--channel-adapter means nothing to {method}; it is for fsp")
+    named = {
+        "--teacher-features": distill_config.teacher_features,
+        "--student-features": distill_config.student_features,
+    }
     if not takes_features(method):
         for option, given in named.items():
-            require(given is None, f"{option} means nothing to {method}, which learns from predictions alone")
-        return FromLogits(kind(), teacher, settings, teaching)
-    trial_BCHW = images.take(torch.arange(2)).clean()
+            if given is not None:
+                raise UserError(f"{option} means nothing to {method}, which learns from predictions alone")
+        return LogitDistillation(kind(), teacher, settings, distill_config)
+    trial_BCHW = images.subset(torch.arange(2)).to_float()
     methods, pairs = [], []
     for number, (name, network) in enumerate(teachers):
-        paths = _paths(kind.takes, student, network, trial_BCHW, teaching, who=f"the teacher {name}")
+        paths = _paths(kind.takes, student, network, trial_BCHW, distill_config, who=f"the teacher {name}")
         ours, theirs = paths.student, paths.teacher
-        pairing = Pairing(
+        pairing = FeatureSpec(
             student=_sizes(student, paths.student, trial_BCHW, who="the student"),
             teacher=_sizes(network, paths.teacher, trial_BCHW, who=f"the teacher {name}"),
             labels_N=images.labels_N,
             index_N=images.index_N,
-            adapt=teaching.adapt,
+            channel_adapter=distill_config.channel_adapter,
         )
-        require(
-            len(ours) == len(theirs),
-            f"each of the student's features meets one of the teacher's, and there are {len(ours)} ({', '.join(ours)}) "
-            f"and, of {name}, {len(theirs)} ({', '.join(theirs)}): name as many with --student-features and "
-            "--teacher-features",
-        )
+        if len(ours) != len(theirs):
+            raise UserError(
+                f"each of the student's features meets one of the teacher's, and there are {len(ours)} ({', '.join(ours)}) "
+                f"and, of {name}, {len(theirs)} ({', '.join(theirs)}): name as many with --student-features and "
+                "--teacher-features"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("method", method, seed, number))
             methods.append(kind(pairing))
         pairs.append(paths)
-    return FromFeatures(methods, teacher, settings, teaching, pairs)
+    return FeatureDistillation(methods, teacher, settings, distill_config, pairs)
 
 
 def takes_features(method: str) -> bool:
@@ -215,39 +223,50 @@ def takes_features(method: str) -> bool:
 def defaults(method: str) -> tuple[float, float]:
     """A method's own α and τ."""
     kind = METHODS[method]
-    return kind.alpha, getattr(kind, "tau", KDSettings.tau)
+    return kind.alpha, getattr(kind, "tau", KDConfig.tau)
 
 
 def as_maps(taken: Tensor, images_BCHW: Tensor) -> Tensor:
     """Features of whatever shape as maps (B, D, h, w) in float32; vectors are maps of one position."""
-    require(
-        taken.is_floating_point() and taken.dim() > 1 and len(taken) == len(images_BCHW),
-        f"features of shape {tuple(taken.shape)}, {str(taken.dtype).removeprefix('torch.')}, are not one map or vector "
-        f"of each of {len(images_BCHW)} images",
-    )
+    if not (taken.is_floating_point() and taken.dim() > 1 and len(taken) == len(images_BCHW)):
+        raise UserError(
+            f"features of shape {tuple(taken.shape)}, {str(taken.dtype).removeprefix('torch.')}, are not one map or vector "
+            f"of each of {len(images_BCHW)} images"
+        )
     taken = taken.float()
     if taken.dim() == 2:
         return taken[:, :, None, None]
     if taken.dim() == 4 and taken.shape[2:] == (1, 1):
         return taken
     found = as_map(taken, (images_BCHW.shape[2], images_BCHW.shape[3]))
-    require(found is not None, f"features of shape {tuple(taken.shape)} are no maps, tokens or vectors of the images")
+    if found is None:
+        raise UserError(f"features of shape {tuple(taken.shape)} are no maps, tokens or vectors of the images")
     assert found is not None
     return found.permute(0, 3, 1, 2)
 
 
 def _paths(
-    takes: Takes, student: Network, teacher: Network, trial_BCHW: Tensor, teaching: TeachingSettings, *, who: str
-) -> Paths:
+    takes: FeatureKind,
+    student: Network,
+    teacher: Network,
+    trial_BCHW: Tensor,
+    distill_config: DistillConfig,
+    *,
+    who: str,
+) -> FeaturePaths:
     """Which features meet: those that are named, else what the method usually takes."""
     ours, theirs = (
         list(given) if given is not None else _usual(takes, network, trial_BCHW, who=whose)
         for given, network, whose in (
-            (teaching.student_features, student, "the student"),
-            (teaching.teacher_features, teacher, who),
+            (distill_config.student_features, student, "the student"),
+            (distill_config.teacher_features, teacher, who),
         )
     )
-    if takes in ("stages", "middle") and teaching.student_features is None and teaching.teacher_features is None:
+    if (
+        takes in ("stages", "middle")
+        and distill_config.student_features is None
+        and distill_config.teacher_features is None
+    ):
         sizes = [_sizes(n, p, trial_BCHW, who=who) for n, p in ((student, ours), (teacher, theirs))]
         by_extent = [{size[1:]: path for path, size in each.items()} for each in sizes]
         common = [extent for extent in by_extent[0] if extent in by_extent[1]]
@@ -255,12 +274,12 @@ def _paths(
         ours, theirs = ours[-least:], theirs[-least:]
         if common:  # stages of equal size say the same places
             ours, theirs = ([each[extent] for extent in common] for each in by_extent)
-    if takes == "middle" and teaching.student_features is None and teaching.teacher_features is None:
+    if takes == "middle" and distill_config.student_features is None and distill_config.teacher_features is None:
         ours, theirs = ([each[len(each) // 2]] for each in (ours, theirs))
-    return Paths(tuple(ours), tuple(theirs))
+    return FeaturePaths(tuple(ours), tuple(theirs))
 
 
-def _usual(takes: Takes, network: Network, trial_BCHW: Tensor, *, who: str) -> list[str]:
+def _usual(takes: FeatureKind, network: Network, trial_BCHW: Tensor, *, who: str) -> list[str]:
     try:
         if takes == "vector":
             return [vector_path(network.body, trial_BCHW)]
@@ -280,11 +299,12 @@ def _sizes(network: Network, paths: Sequence[str], trial_BCHW: Tensor, *, who: s
     device = next(network.parameters()).device
     trial_BCHW = trial_BCHW.to(device)
     try:
-        with torch.no_grad(), taps(network.eval().body, list(paths)) as taken:
+        with torch.no_grad(), capture_activations(network.eval().body, list(paths)) as taken:
             network(trial_BCHW)
         sizes = {}
         for path in paths:
-            require(path in taken, f"nothing passes through {path!r}")
+            if path not in taken:
+                raise UserError(f"nothing passes through {path!r}")
             _, D, h, w = as_maps(taken[path], trial_BCHW).shape
             sizes[path] = (D, h, w)
         return sizes
@@ -299,10 +319,10 @@ def _full(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _weight(method: Any, settings: KDSettings, teaching: TeachingSettings) -> float:
+def _weight(method: Any, settings: KDConfig, distill_config: DistillConfig) -> float:
     own = method.weight if method.weight is not None else 1 - settings.alpha
-    return own if teaching.weight is None else teaching.weight
+    return own if distill_config.method_weight is None else distill_config.method_weight
 
 
-def _settings_at(progress: float, settings: KDSettings, teaching: TeachingSettings) -> KDSettings:
-    return replace(settings, tau=teaching.tau_at(progress, settings.tau))
+def _settings_at(train_fraction: float, settings: KDConfig, distill_config: DistillConfig) -> KDConfig:
+    return replace(settings, tau=distill_config.tau_at(train_fraction, settings.tau))

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, first_line, require, unknown
-from ..randomness import derive_seed
-from .features import as_map, last_map_path, stage_paths, taps, vector_path
+from ..errors import UserError, first_line, unknown_name
+from ..seeding import derive_seed
+from .hooks import as_map, capture_activations, last_map_path, stage_paths, vector_path
 from .mobilenet_v2 import MobileNetV2
 from .network import Network
 from .resnet import ResNet
@@ -26,10 +26,10 @@ __all__ = [
     "WideResNet",
     "as_map",
     "build_network",
+    "capture_activations",
+    "check_trainable",
     "last_map_path",
     "stage_paths",
-    "taps",
-    "try_out",
     "vector_path",
 ]
 
@@ -50,7 +50,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {
 def build_network(
     model: str, *, num_classes: int, in_channels: int, mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> Network:
-    """A freshly initialised network of this name; its weights are a function of the seed.
+    """A freshly initialized network of this name; its weights are a function of the seed.
 
     Raises UserError for a name that nothing answers to.
 
@@ -64,7 +64,7 @@ def build_network(
     return Network(body, mean=mean, std=std)
 
 
-def try_out(network: Network, images_BCHW: Tensor, *, classes: int, model: str) -> None:
+def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, model: str) -> None:
     """Take one step's forward and backward pass; raises UserError, in one sentence, when the model can't be trained so.
 
     The network is spent: its statistics have changed.
@@ -72,9 +72,8 @@ def try_out(network: Network, images_BCHW: Tensor, *, classes: int, model: str) 
     try:
         logits_BK = network.train()(images_BCHW)
         shape = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
-        require(
-            shape == (len(images_BCHW), classes), f"it gives {shape}, not logits of shape {(len(images_BCHW), classes)}"
-        )
+        if shape != (len(images_BCHW), classes):
+            raise UserError(f"it gives {shape}, not logits of shape {(len(images_BCHW), classes)}")
         logits_BK.square().sum().backward()
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"the model {model!r} can't learn from these images: {first_line(error)}") from None
@@ -91,7 +90,7 @@ def _body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
         return _timms(model.removeprefix("timm:"), num_classes=num_classes, in_channels=in_channels)
     if ":" in model:
         return _users_own(model, num_classes=num_classes, in_channels=in_channels)
-    raise unknown("model", model, [*MODELS, "timm:NAME", "package.module:callable"])
+    raise unknown_name("model", model, [*MODELS, "timm:NAME", "package.module:callable"])
 
 
 def _timms(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -106,7 +105,7 @@ def _timms(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
         ) from None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
-        raise unknown("timm model", name, near or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
+        raise unknown_name("timm model", name, near or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
@@ -125,5 +124,6 @@ def _users_own(model: str, **sizes: int) -> nn.Module:
         raise UserError(f"{model!r} must take num_classes= and in_channels=: {first_line(error)}") from None
     except Exception as error:
         raise UserError(f"the model {model!r} can't be made: {first_line(error)}") from None
-    require(isinstance(body, nn.Module), f"{model!r} gave a {type(body).__name__}, not a torch.nn.Module")
+    if not isinstance(body, nn.Module):
+        raise UserError(f"{model!r} gave a {type(body).__name__}, not a torch.nn.Module")
     return body

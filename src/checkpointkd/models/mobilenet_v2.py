@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..errors import require
+from ..errors import UserError
 
 # Expansion, channels, blocks, stride of each stage.
 STAGES = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
@@ -27,7 +27,8 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, width: float, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        require(0.1 <= width <= 4, f"mobilenetv2_{width:g} does not exist: the width must be from 0.1 to 4, say 0.75")
+        if not 0.1 <= width <= 4:
+            raise UserError(f"mobilenetv2_{width:g} does not exist: the width must be from 0.1 to 4, say 0.75")
         channels = int(32 * width)
         self.stem = _convolution(in_channels, channels, kernel=3, stride=2)
         blocks = []

@@ -1,4 +1,4 @@
-"""A network here takes images in [0, 1]: its first step normalises, so that networks of any origin meet on the same
+"""A network here takes images in [0, 1]: its first step normalizes, so that networks of any origin meet on the same
 images, and what is saved or exported needs no further instructions."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Normalisation, then a body: any module from images (B, C, H, W) to logits (B, K), or to something that has them
+    """Normalization, then a body: any module from images (B, C, H, W) to logits (B, K), or to something that has them
     as `.logits`, as Hugging Face's models give; unmodified."""
 
     mean: Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import require
+from ..errors import UserError
 
 
 class ResNet(nn.Module):
@@ -22,11 +22,11 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        require(
-            depth >= 8 and (depth - 2) % 6 == 0,
-            f"resnet_{depth} does not exist: the depth of a ResNet for small images must be 6n + 2 (8, 14, 20, 32, 56, "
-            f"110, ...); for ImageNet's say timm:resnet{depth}",
-        )
+        if not (depth >= 8 and (depth - 2) % 6 == 0):
+            raise UserError(
+                f"resnet_{depth} does not exist: the depth of a ResNet for small images must be 6n + 2 (8, 14, 20, 32, 56, "
+                f"110, ...); for ImageNet's say timm:resnet{depth}"
+            )
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)

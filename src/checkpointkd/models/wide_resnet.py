@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import require
+from ..errors import UserError
 
 WIDEST = 64  # a WRN-10 of that width has 300 million parameters
 
@@ -24,11 +24,11 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        require(
-            depth >= 10 and (depth - 4) % 6 == 0 and 1 <= width <= WIDEST,
-            f"wrn_{depth}_{width} does not exist: the depth must be 6n + 4 (10, 16, 22, 28, 40, ...) and the width "
-            f"from 1 to {WIDEST}",
-        )
+        if not (depth >= 10 and (depth - 4) % 6 == 0 and 1 <= width <= WIDEST):
+            raise UserError(
+                f"wrn_{depth}_{width} does not exist: the depth must be 6n + 4 (10, 16, 22, 28, 40, ...) and the width "
+                f"from 1 to {WIDEST}"
+            )
         blocks = (depth - 4) // 6
         stages = [16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)

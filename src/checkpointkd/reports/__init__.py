@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..charts import Figure, Table, from_plain
-from ..comparisons import AVERAGE, Claim, claim_from
-from ..errors import counted
-from ..settings import KINDS_OF_CORRELATION, UNITS
-from .collect import Arm, Collected, Difference, Scored, collect, difference, is_probing, rule_name
+from ..analysis.statistics import AVERAGE, Claim, claim_from
+from ..config import CORRELATION_KINDS, INFORMATION_UNITS
+from ..errors import pluralize
+from .charts import Figure, Table, from_plain
+from .collect import (
+    Collected,
+    Difference,
+    Scored,
+    Variant,
+    collect,
+    difference,
+    is_probing,
+    rule_name,
+)
 from .figures import (
     SYMBOLS,
     correlation_heatmaps,
@@ -24,10 +33,10 @@ from .page import Page, Section, refuse_others, write_page
 
 __all__ = [
     "CORRELATION_COLUMNS",
-    "Arm",
     "Collected",
     "Difference",
     "Scored",
+    "Variant",
     "collect",
     "conclusions",
     "correlation_rows",
@@ -56,12 +65,12 @@ ABOUT_STUDIES = (
 ABOUT_CORRELATION = (
     "How alike a network finds each pair of classes: the cosine of the classes' mean logits, or of their mean "
     "predictions softened at temperature {tau:g} (Eq. 8 of Wang et al., NeurIPS 2022). Mean similarity and diversity "
-    "are the mean and the standard deviation of the cells beside the diagonal, with 95 % intervals by bootstrap over "
+    "are the mean and the standard deviation of the cells beside the diagonal, with 95% intervals by bootstrap over "
     "the images: a bright map finds classes alike, a diverse one tells near classes from far ones."
 )
 STUDENTS_NOTE = (
     "Test accuracy after the last epoch, mean ± standard deviation over n seeds. Differences are paired over seeds, "
-    'with 95 % intervals that are not corrected for how many there are; "within noise" means that the interval holds 0.'
+    'with 95% intervals that are not corrected for how many there are; "within noise" means that the interval holds 0.'
 )
 
 
@@ -157,8 +166,8 @@ def settings_words(scale: dict[str, Any]) -> str:
     pairs = ", ".join(f"{pair['teacher']} → {pair['student']}" for pair in scale["pairs"])
     return (
         f"The scale {scale['name']}: {scale['dataset']}{images}; teacher → student: {pairs}; "
-        f"{scale['teacher_epochs']} and {scale['student_epochs']} epochs; {counted(scale['seeds'], 'seed')} each; "
-        f"protocol {scale['protocol']}."
+        f"{scale['teacher_epochs']} and {scale['student_epochs']} epochs; {pluralize(scale['seeds'], 'seed')} each; "
+        f"protocol {scale['select_on']}."
     )
 
 
@@ -188,10 +197,14 @@ def _findings(claims: list[Claim]) -> dict[str, list[str]]:
         ]
     undecided = sum(one.n > 0 and one.word == "undecided" and not one.same for one in claims)
     if undecided:
-        found[f"Undecided: {undecided} of {counted(len(claims), 'claim')}"] = ["The tables of claims below show them."]
+        found[f"Undecided: {undecided} of {pluralize(len(claims), 'claim')}"] = [
+            "The tables of claims below show them."
+        ]
     missing = sum(one.n == 0 for one in claims)
     if missing:
-        found[f"Not run yet: {missing} of {counted(len(claims), 'claim')}"] = ["The studies below say what is missing."]
+        found[f"Not run yet: {missing} of {pluralize(len(claims), 'claim')}"] = [
+            "The studies below say what is missing."
+        ]
     return found
 
 
@@ -204,16 +217,18 @@ def write_correlation(found: dict[str, Any], *, out: Path) -> Path:
         words=correlation_words(found),
         sections=[
             Section(title="How alike classes are", tables=[Table("", CORRELATION_COLUMNS, rows)]),
-            *(Section(title=figure.title, figures=[figure])
-              for figure in (correlation_heatmaps(found, kind) for kind in KINDS_OF_CORRELATION)),
+            *(
+                Section(title=figure.title, figures=[figure])
+                for figure in (correlation_heatmaps(found, kind) for kind in CORRELATION_KINDS)
+            ),
         ],
         provenance={
             "data": found["data"],
-            "protocol": f"{found['protocol']}; {found['split']}: {found['images']:,} images",
+            "select_on": f"{found['select_on']}; {found['split']}: {found['images']:,} images",
             "weights": ", ".join(one["sha256"][:12] for one in found["checkpoints"]),
             **found["provenance"],
         },
-    )  # fmt: skip
+    )
     return write_page(page, out=out)
 
 
@@ -227,7 +242,7 @@ def correlation_rows(found: dict[str, Any]) -> list[list[str]]:
         for one in found["checkpoints"]
     ]
     rows = []
-    for kind, name in KINDS_OF_CORRELATION.items():
+    for kind, name in CORRELATION_KINDS.items():
         numbers = found[kind]["numbers"].values()
         for member, *intervals in zip(members, *numbers, strict=True):
             rows.append([*member, name.format(**found), *map(_interval, intervals)])
@@ -240,7 +255,7 @@ def correlation_rows(found: dict[str, Any]) -> list[list[str]]:
 def correlation_words(found: dict[str, Any]) -> list[str]:
     """How two checkpoints differ, in plain words."""
     sentences = []
-    for kind, name in KINDS_OF_CORRELATION.items() if len(found["checkpoints"]) == 2 else ():
+    for kind, name in CORRELATION_KINDS.items() if len(found["checkpoints"]) == 2 else ():
         said = []
         for number, what in (("mean_similarity", "alike"), ("diversity", "diverse")):
             apart = found[kind]["differences"][number]
@@ -284,7 +299,7 @@ def _summary(scored: Scored) -> str:
     if scored.selection is None:
         return f"{scored.name}: {len(scored.plane.points)} checkpoints scored, none chosen yet."
     used = (scored.selection.get("made_with") or {}).get("estimator")
-    by = f" (I(X;F) by {used})" if used and scored.selection["rule"] == "paper" else ""
+    by = f" (I(X;F) by {used})" if used and scored.selection["rule"] == "algorithm1" else ""
     runner_up, unit = scored.selection.get("runner_up"), scored.trajectory.unit
     epochs, student = scored.selection["epochs"], scored.selection.get("student")
     chosen = f"{unit}{'s' if len(epochs) > 1 else ''} {' + '.join(map(str, epochs))}" if epochs else "no teacher"
@@ -321,7 +336,7 @@ def probing_words(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"{names} is {where} {sign * one['mean']:.3f} nats "
             f"({low:.3f} to {high:.3f}{', by these images alone' * (sign < 0 < low)}) after "
-            f"{counted(one['lesson_epochs'], 'epoch')}"
+            f"{pluralize(one['lesson_epochs'], 'epoch')}"
         )
     if found["skipped"]:
         skipped = ", ".join(map(str, found["skipped"]))
@@ -331,7 +346,7 @@ def probing_words(found: dict[str, Any]) -> list[str]:
         lines.append(f"not tried, for which a larger budget would have room: {unit} {untried}")
     share = found["spent_epochs"] / found["student_epochs"]
     lines.append(
-        f"the lessons cost {counted(found['spent_epochs'], 'epoch')}, {100 * share:.0f} % of one whole distillation; "
+        f"the lessons cost {pluralize(found['spent_epochs'], 'epoch')}, {100 * share:.0f}% of one whole distillation; "
         "best in: share of 1,000 resamples of the images, of these very students; another seed's may differ more"
     )
     return lines
@@ -378,7 +393,7 @@ def _plane_table(scored: Scored) -> Table:
     ]
     note = (
         f"Measured on {settings['measured_on']}, {scored.plane.information_ASN.shape[-1]:,} images. I(X;F) by "
-        f"{settings['estimator']}: {UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below."
+        f"{settings['estimator']}: {INFORMATION_UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below."
     )
     unit = scored.trajectory.unit
     columns = [unit, "accuracy, %", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± fits", "weights"]
@@ -390,12 +405,12 @@ def _plane_table(scored: Scored) -> Table:
 def _search_table(result: dict[str, Any]) -> Table:
     best = result["best"]
     ended = sorted(result["trials"], key=lambda trial: (trial["accuracy"] is None, -(trial["accuracy"] or 0)))
-    left_alone = result["data"]["protocol"] == "holdout"
+    left_alone = result["data"]["select_on"] == "val"
     of_these = "a part of the training images; the test images were left alone" if left_alone else "the test images"
     words = "no trial is finished yet"
     if best is not None:
         words = (
-            f"the best is right on {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f} % of the "
+            f"the best is right on {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f}% of the "
             f"{result['images']:,} selection images; {best['within_noise']} others are within noise of it"
         )
     rows = [

@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from .. import files
-from ..charts import Table, from_plain
-from ..comparisons import claim_from, paired
-from ..errors import UserError, counted, existing, require
+from .. import storage
+from ..analysis.statistics import claim_from, paired
+from ..checkpoints import Trajectory, open_trajectory
+from ..errors import UserError, check_exists, pluralize
 from ..information import Plane, load_planes
-from ..trajectory import Trajectory, open_trajectory
+from .charts import Table, from_plain
 
 # Studies, in the paper's order.
 ORDER = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
@@ -40,7 +40,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """Students that differ in nothing but their seed: what they learned from, and how well, in percent by seed.
 
     Arms of one `family` (network, data, recipe, precision) differ in what they learned from only, and can be compared.
@@ -81,7 +81,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one arm is than another, in points: paired over common seeds, with a 95 % interval (t)."""
+    """How much better one arm is than another, in points: paired over common seeds, with a 95% interval (t)."""
 
     n: int
     mean: float
@@ -109,18 +109,18 @@ class Collected:
 
     folder: Path
     scored: list[Scored]
-    arms: list[Arm]
+    arms: list[Variant]
     searches: dict[str, dict[str, Any]]  # what `search` found, by its folder's name
     probings: dict[str, dict[str, Any]]  # what `select` found for students, by its folder's name
     studies: list[dict[str, Any]]  # what `study` found, in the order in which they are written about in the paper
     notes: list[str]  # runs that are unfinished, unreadable or there twice
     provenance: dict[str, str]
 
-    def baseline(self, arm: Arm) -> Arm | None:
+    def baseline(self, arm: Variant) -> Variant | None:
         """The same student, trained in the same way without a teacher."""
         return next((other for other in self.arms if other.family == arm.family and other.alone), None)
 
-    def families(self) -> list[list[Arm]]:
+    def families(self) -> list[list[Variant]]:
         """Arms that can be compared, together."""
         return [
             [arm for arm in self.arms if arm.family == family]
@@ -130,12 +130,14 @@ class Collected:
 
 def collect(folder: Path) -> Collected:
     """Read every run below a folder; raises UserError when there is none."""
-    existing(folder, "folder")
+    check_exists(folder, "folder")
     runs, notes = [], []
     studies = _studies(folder, notes)
     searches, searched = _searches(folder, notes)
     probings = _probings(folder, notes)
-    parts = [one / "trials" for one in searched] + [path.parent / "lessons" for path in folder.rglob("race.json")]
+    parts = [one / "trials" for one in searched] + [
+        path.parent / "lessons" for path in folder.rglob("pilot_search.json")
+    ]
     for path in sorted(folder.rglob("run.json")):
         if any(part in path.parents for part in parts):
             continue  # a trial, a lesson
@@ -146,13 +148,13 @@ def collect(folder: Path) -> Collected:
             runs.append(run)
         except UserError as error:
             notes.append(f"left out: {error}")
-    if (folder / "studies.json").exists() and not studies:
-        notes.append("not finished: studies, of which these are the first runs; the same `checkpointkd study` goes on")
+    if (folder / "experiments.json").exists() and not studies:
+        notes.append(
+            "not finished: studies, of which these are the first runs; the same `checkpointkd reproduce` goes on"
+        )
     why = f" ({notes[0]})" if notes else ""
-    require(
-        bool(runs or searches or probings or studies),
-        f"there is no run in {folder}, nor in the folders below it, to report on{why}",
-    )
+    if not (runs or searches or probings or studies):
+        raise UserError(f"there is no run in {folder}, nor in the folders below it, to report on{why}")
     names = {run.path: _name(run, folder) for run in runs}
     scored = [
         Scored(names[run.path], run, _shown(planes, run.selection()), run.selection())
@@ -171,9 +173,9 @@ def collect(folder: Path) -> Collected:
 def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     """What studies below a folder found; one that can't be read is noted."""
     found = []
-    for path in sorted(folder.rglob("study.json")):
+    for path in sorted(folder.rglob("experiment.json")):
         try:
-            result = files.read_json(path)
+            result = storage.read_json(path)
             _check_study(result, path)
         except UserError as error:
             notes.append(f"left out: {error}")
@@ -192,28 +194,30 @@ def _check_study(result: Any, path: Path) -> None:
         for claim in map(claim_from, result["claims"]):
             Table(claim.text, [claim.where, *claim.cells()], [], claim.caveat).check()
         scale, provenance = result["scale"], result["provenance"]
-        words = [scale["name"], scale["dataset"], scale["protocol"], *provenance, *provenance.values()]
+        words = [scale["name"], scale["dataset"], scale["select_on"], *provenance, *provenance.values()]
         words += [one for pair in scale["pairs"] for one in (pair["teacher"], pair["student"])]
         Table(result["title"], [*result["notes"], result["study"], *words], []).check()
         counts = (scale["seeds"], scale["teacher_epochs"], scale["student_epochs"], scale["train_images"] or 0)
         right = isinstance(result["notes"], list) and all(isinstance(one, int) for one in counts)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         right = False
-    require(right, f"{path} is damaged: it is no study's")
+    if not right:
+        raise UserError(f"{path} is damaged: it is no study's")
 
 
 def _probings(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
     """What lessons below a folder found, by name; one that can't be read is noted."""
     found = {}
-    for path in sorted(folder.rglob("race.json")):
-        if not (path.parent / "probed.json").exists():
+    for path in sorted(folder.rglob("pilot_search.json")):
+        if not (path.parent / "pilot.json").exists():
             notes.append(f"not finished: the lessons in {path.parent.relative_to(folder)}")
-    for path in sorted(folder.rglob("probed.json")):
+    for path in sorted(folder.rglob("pilot.json")):
         relative = path.parent.relative_to(folder)
         name = str(relative) if relative.parts else path.parent.resolve().name
         try:
-            stored = files.read_json(path)
-            require(isinstance(stored, dict) and is_probing(stored), f"{path} is damaged: no lessons left it")
+            stored = storage.read_json(path)
+            if not (isinstance(stored, dict) and is_probing(stored)):
+                raise UserError(f"{path} is damaged: no lessons left it")
             found[name] = stored
         except UserError as error:
             notes.append(f"left out: {error}")
@@ -254,10 +258,10 @@ def is_probing(stored: dict[str, Any]) -> bool:
 def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """What searches below a folder found, by name, and where these are; one that can't be read is noted."""
     found: dict[str, dict[str, Any]] = {}
-    paths = sorted(folder.rglob("search.json"))
+    paths = sorted(folder.rglob("tune.json"))
     for path in paths:
         try:
-            result = files.read_json(path)
+            result = storage.read_json(path)
             if not isinstance(result, dict) or not _is_search(result):
                 raise UserError(f"{path} is damaged: it is no search's")
         except UserError as error:
@@ -281,7 +285,7 @@ def _is_search(result: dict[str, Any]) -> bool:
             and all(isinstance(result[name], int) for name in ("planned", "images"))
             and all(isinstance(one, str) for one in result["teacher_addresses"])
             and isinstance(result["provenance"], dict)
-            and isinstance(result["data"]["protocol"], str)
+            and isinstance(result["data"]["select_on"], str)
             and len(space) > 0
             and all(isinstance(value, float | int) for values in space.values() for value in values)
             and all(trial["values"].keys() == space.keys() for trial in trials)
@@ -295,7 +299,7 @@ def _is_search(result: dict[str, Any]) -> bool:
         return False
 
 
-def difference(arm: Arm, other: Arm) -> Difference:
+def difference(arm: Variant, other: Variant) -> Difference:
     """The paired difference of two arms over the seeds that both have, in points.
 
     >>> a = Arm("s", "a", (), {0: 91.0, 1: 92.0, 2: 93.0}, family="")
@@ -315,11 +319,11 @@ def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:
 
 
 _FAMILY = ("model", "data", "recipe", "precision")  # what students that are compared must have in common
-BY_PROBING = "chosen by probing"
-_TEACHING = ("method", "kd", "teaching", "teachers", "label_smoothing")  # what they learned from
+BY_PILOT = "chosen by pilot runs"
+_TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # what they learned from
 
 
-def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], list[str]]:
+def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Variant], list[str]]:
     """Students by what they learned from, and notes on runs that are there twice."""
     where = {
         checkpoint.sha256: (names[run.path], epoch, _epoch_word(run, epoch))
@@ -355,42 +359,42 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Arm], li
         way = _way(members[0].run) if teachers else ""
         chosen = _chosen(members[0], runs)
         label = (" and ".join(word for _, _, word in known) or alone) + (f", {way}" if way else "")
-        label += f", {chosen}" if chosen == BY_PROBING else ""
+        label += f", {chosen}" if chosen == BY_PILOT else ""
         who = tuple((name, epoch) for name, epoch, _ in known)
-        arm = Arm(members[0].run["model"], label, who, accuracy, family, smoothing, way, chosen != "")
+        arm = Variant(members[0].run["model"], label, who, accuracy, family, smoothing, way, chosen != "")
         found.append((members[0], arm))
     found.sort(key=lambda pair: _order(pair[1]))
     return [_told_apart(run, arm, found) for run, arm in found], notes
 
 
-def _order(arm: Arm) -> tuple:
+def _order(arm: Variant) -> tuple:
     return arm.student, arm.family, arm.smoothing, len(arm.teachers), arm.teachers, arm.way
 
 
 def _way(run: dict[str, Any]) -> str:
     """How teachers taught, in words, where it was not by the mean of their predictions and as they are."""
-    teaching, words = run["teaching"], []
+    distill_config, words = run["distill_config"], []
     if run["method"] != "kd":
         words.append(f"by {run['method']}")
-    if teaching["route"] != "together":
-        words.append(f"one after the other ({teaching['route']})")
-    if teaching["weights"] is not None:
-        words.append(f"weighted {' : '.join(f'{weight:g}' for weight in teaching['weights'])}")
+    if distill_config["teacher_schedule"] != "joint":
+        words.append(f"one after the other ({distill_config['route']})")
+    if distill_config["teacher_weights"] is not None:
+        words.append(f"weighted {' : '.join(f'{weight:g}' for weight in distill_config['teacher_weights'])}")
     if run["kd"]["average"] != "probabilities":
         words.append("mean of logits")
-    if teaching["batch_norm"] != "eval":
-        words.append("normalised by batch")
+    if distill_config["batch_norm"] != "eval":
+        words.append("normalized by batch")
     for name in ("teacher_features", "student_features"):
-        if teaching[name] is not None:
-            words.append(f"{name.replace('_', ' ')} {' '.join(teaching[name])}")
+        if distill_config[name] is not None:
+            words.append(f"{name.replace('_', ' ')} {' '.join(distill_config[name])}")
     return ", ".join(words)
 
 
-def _told_apart(run: Trajectory, arm: Arm, found: list[tuple[Trajectory, Arm]]) -> Arm:
+def _told_apart(run: Trajectory, arm: Variant, found: list[tuple[Trajectory, Variant]]) -> Variant:
     """The arm, its label with those settings and teachers in which the same student's arms differ."""
     peers = [(other, one) for other, one in found if one.student == arm.student]
 
-    def differ(value: Callable[[Trajectory, Arm], Any], only: Callable[[Arm], bool] = lambda one: True) -> bool:
+    def differ(value: Callable[[Trajectory, Variant], Any], only: Callable[[Variant], bool] = lambda one: True) -> bool:
         return len({value(other, one) for other, one in peers if only(one)}) > 1
 
     kd, words = run.run.get("kd", {}), []
@@ -400,11 +404,11 @@ def _told_apart(run: Trajectory, arm: Arm, found: list[tuple[Trajectory, Arm]]) 
     alike = lambda one: bool(one.teachers) and one.way == arm.way  # noqa: E731
     if kd and differ(lambda other, _: (other.run["kd"]["alpha"], other.run["kd"]["tau"]), alike):
         words.append(f"α {kd['alpha']:g}, τ {kd['tau']:g}")
-    if kd and differ(lambda other, _: other.run["teaching"]["weight"], alike):
-        weight = run.run["teaching"]["weight"]
+    if kd and differ(lambda other, _: other.run["distill_config"]["method_weight"], alike):
+        weight = run.run["distill_config"]["method_weight"]
         words.append("the usual weight" if weight is None else f"weight {weight:g}")
     if differ(lambda other, _: other.planned_epochs):
-        words.append(counted(run.planned_epochs, "epoch"))
+        words.append(pluralize(run.planned_epochs, "epoch"))
     if differ(lambda other, _: (other.run["data"]["train_size"], other.run["data"]["sha256"])):
         words.append(f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}")
     if differ(lambda other, _: other.run["precision"]):
@@ -429,10 +433,10 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
     words = []
     if epoch == run.planned_epochs:
         words.append("full")
-    if (run.complete or 2 * max(run) >= run.planned_epochs) and epoch == run.half.epoch:
+    if (run.complete or 2 * max(run) >= run.planned_epochs) and epoch == run.midpoint.epoch:
         words.append("half-way")
     selection = run.selection()
-    if selection is not None and selection["rule"] != "auto" and epoch in selection["epochs"]:
+    if selection is not None and selection["rule"] != "pilot" and epoch in selection["epochs"]:
         words.append(f"chosen by {rule_name(selection['rule'])}")
     return f"{run.unit} {epoch}" + (f" ({', '.join(words)})" if words else "")
 
@@ -444,18 +448,18 @@ def _chosen(student: Trajectory, runs: list[Trajectory]) -> str:
         selection = run.selection() or {"epochs": []}
         if teachers and teachers == {run[epoch].sha256 for epoch in selection["epochs"]}:
             found_for = (selection.get("student"), selection.get("alpha"))
-            if selection["rule"] != "auto" or found_for == (student.run["model"], student.run["kd"]["alpha"]):
+            if selection["rule"] != "pilot" or found_for == (student.run["model"], student.run["kd"]["alpha"]):
                 return f"chosen by {rule_name(selection['rule'])}"
     return ""
 
 
 def rule_name(rule: str) -> str:
     """A rule as a reader knows it."""
-    return {"paper": "Algorithm 1", "auto": "probing"}.get(rule, f"the rule {rule!r}")
+    return {"algorithm1": "Algorithm 1", "pilot": "pilot runs"}.get(rule, f"the rule {rule!r}")
 
 
 def _name(run: Trajectory, folder: Path) -> str:
-    if run.foreign:
+    if run.external:
         return run.source.name
     relative = run.path.relative_to(folder)
     return str(relative) if relative.parts else run.path.name
@@ -467,15 +471,15 @@ def _provenance(runs: list[Trajectory]) -> dict[str, str]:
     def all_of(value: Callable[[dict[str, Any]], object]) -> str:
         return "; ".join(dict.fromkeys(str(value(run.run)) for run in runs))
 
-    def protocol(run: dict[str, Any]) -> str:
+    def select_on(run: dict[str, Any]) -> str:
         data = run["data"]
-        return f"{data['protocol']}: {data['train_size']:,} images to train, {data['selection_size']:,} to select"
+        return f"{data['select_on']}: {data['train_size']:,} images to train, {data['val_size']:,} to select"
 
     return {
         "runs": str(len(runs)),
         "data": all_of(lambda run: f"{run['data']['data']}, content {run['data']['sha256'][:12]}"),
-        "protocol": all_of(protocol),
-        "seeds": ", ".join(map(str, sorted({run.run["seed"] for run in runs if not run.foreign}))),
+        "select_on": all_of(select_on),
+        "seeds": ", ".join(map(str, sorted({run.run["seed"] for run in runs if not run.external}))),
         "precision": all_of(lambda run: run["precision"]),
         **{
             name: all_of(lambda run, name=name: run["provenance"].get(name, "?"))

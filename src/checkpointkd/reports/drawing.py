@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from ..charts import Chart, Figure, Heatmaps, Series
+from .charts import Chart, Figure, Heatmaps, Series
 
-# Okabe and Ito's colours, distinguishable to the colour-blind.
+# Okabe and Ito's colors, distinguishable to the color-blind.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#808080", "#56B4E9", "#CC79A7", "#E69F00")
 SYMBOLS = {"circle": "circle", "star": "star", "diamond": "diamond", "x": "x-thin"}
 FAINT = "rgba(128,128,128,0.25)"
@@ -26,12 +26,18 @@ def _chart(chart: Chart) -> go.Figure:
     if chart.contour is not None:
         x, y, z = chart.contour
         drawn.add_contour(
-            x=x, y=y, z=z, connectgaps=True, colorscale="Cividis", contours={"coloring": "heatmap"},
-            line={"width": 0.5}, hoverinfo="skip",
+            x=x,
+            y=y,
+            z=z,
+            connectgaps=True,
+            colorscale="Cividis",
+            contours={"coloring": "heatmap"},
+            line={"width": 0.5},
+            hoverinfo="skip",
             colorbar={"title": _text(chart.contour_title), "title_side": "right", "thickness": 12},
-        )  # fmt: skip
+        )
     for number, one in enumerate(chart.series):
-        _add(drawn, one, OKABE_ITO[(one.colour if one.colour is not None else number) % len(OKABE_ITO)], number)
+        _add(drawn, one, OKABE_ITO[(one.color if one.color is not None else number) % len(OKABE_ITO)], number)
     _laid_out(drawn, chart.x_title, chart.y_title)
     for axis, is_log, ticks in (("xaxis", chart.log_x, chart.x_ticks), ("yaxis", chart.log_y, chart.y_ticks)):
         if is_log:
@@ -43,7 +49,7 @@ def _chart(chart: Chart) -> go.Figure:
     return drawn
 
 
-def _add(drawn: go.Figure, one: Series, colour: str, number: int) -> None:
+def _add(drawn: go.Figure, one: Series, color: str, number: int) -> None:
     common: dict[str, Any] = {"x": one.x, "y": one.y, "name": _text(one.name)}
     if one.style == "edge":
         drawn.add_scatter(**common, mode="lines", line={"dash": "dot", "color": OKABE_ITO[3]}, hoverinfo="skip")
@@ -52,17 +58,18 @@ def _add(drawn: go.Figure, one: Series, colour: str, number: int) -> None:
         for sign in (1, -1):
             if one.error is not None:
                 edge = [y + sign * error for y, error in zip(one.y, one.error, strict=True)]
-                filled: dict[str, Any] = {"fill": "tonexty", "fillcolor": _faint(colour)} if sign < 0 else {}
-                drawn.add_scatter(x=one.x, y=edge, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip",
-                                  **filled)  # fmt: skip
-        drawn.add_scatter(**common, mode="lines", line={"dash": "dash", "color": colour})
+                filled: dict[str, Any] = {"fill": "tonexty", "fillcolor": _faint(color)} if sign < 0 else {}
+                drawn.add_scatter(
+                    x=one.x, y=edge, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip", **filled
+                )
+        drawn.add_scatter(**common, mode="lines", line={"dash": "dash", "color": color})
         return
     sizes = {"circle": 8, "diamond": 11, "star": 18, "x": 9}
-    marker: dict[str, Any] = {"symbol": SYMBOLS[one.symbol], "size": sizes[one.symbol], "color": colour}
+    marker: dict[str, Any] = {"symbol": SYMBOLS[one.symbol], "size": sizes[one.symbol], "color": color}
     if one.large is not None:
         marker["size"] = [13 if position in one.large else 5 for position in range(len(one.x))]
     if one.symbol == "x":
-        marker["line"] = {"width": 2, "color": colour}
+        marker["line"] = {"width": 2, "color": color}
     elif one.style == "points":
         marker["line"] = {"width": 1, "color": "white"}
     mode = "markers" if one.style == "points" else "lines+markers"
@@ -74,7 +81,7 @@ def _add(drawn: go.Figure, one: Series, colour: str, number: int) -> None:
         textposition="top center",
         error_y=None if one.error is None else {"type": "data", "array": one.error},
         marker=marker,
-        line={"color": colour, "dash": "solid" if number < len(OKABE_ITO) else "dot"},
+        line={"color": color, "dash": "solid" if number < len(OKABE_ITO) else "dot"},
         hovertext=["<br>".join(_text(line) for line in text.split("<br>")) for text in hover],
         hoverinfo="text",
     )
@@ -135,6 +142,6 @@ def _text(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+def _faint(color: str) -> str:
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.2)"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..charts import Chart, Heatmaps, Series
-from ..selection import normalised
-from ..settings import KINDS_OF_CORRELATION, UNITS
+from ..config import CORRELATION_KINDS, INFORMATION_UNITS
+from ..selection import normalized
+from .charts import Chart, Heatmaps, Series
 from .collect import Collected, Scored
 
 SYMBOLS: dict[str, str] = {"alpha": "α", "tau": "τ"}
@@ -35,31 +35,38 @@ def points_of(scored: Scored) -> list[Point]:
 
 
 def plane_chart(name: str, points: Sequence[Point], *, chosen: Sequence[int], unit: str = "epoch") -> Chart:
-    """A trajectory on the normalised plane (Fig. 7 of the paper), what was chosen marked, on a line of equal sums."""
-    x, y = (normalised(np.array([point[what] for point in points])).tolist() for what in ("information", "accuracy"))
+    """A trajectory on the normalized plane (Fig. 7 of the paper), what was chosen marked, on a line of equal sums."""
+    x, y = (normalized(np.array([point[what] for point in points])).tolist() for what in ("information", "accuracy"))
     epochs = [point["epoch"] for point in points]
     hover = [
         f"sum {a + b:.2f} = {a:.2f} + {b:.2f}<br>{_said(point, unit)}" for point, a, b in zip(points, x, y, strict=True)
     ]
     series = [
-        Series(name=f"checkpoints, by {unit}", x=x, y=y, hover=hover, words=[str(epoch) for epoch in epochs], colour=0)
+        Series(name=f"checkpoints, by {unit}", x=x, y=y, hover=hover, words=[str(epoch) for epoch in epochs], color=0)
     ]
     for at in [epochs.index(epoch) for epoch in chosen if epoch in epochs]:
         total = x[at] + y[at]
         ends = [max(0.0, total - 1), min(1.0, total)]
         series.insert(0, Series(name="equal sums", x=ends, y=[total - end for end in ends], style="edge"))
         series.append(
-            Series(name=f"chosen: {unit} {epochs[at]}", x=[x[at]], y=[y[at]], hover=[hover[at]], style="points",
-                   symbol="star", colour=1)
-        )  # fmt: skip
+            Series(
+                name=f"chosen: {unit} {epochs[at]}",
+                x=[x[at]],
+                y=[y[at]],
+                hover=[hover[at]],
+                style="points",
+                symbol="star",
+                color=1,
+            )
+        )
     return Chart(
         title=f"The information plane of {name}",
-        x_title="I(X;F), normalised",
-        y_title="I(Y;F), normalised",
+        x_title="I(X;F), normalized",
+        y_title="I(Y;F), normalized",
         series=series,
         caption=f"Up and to the right is better: Algorithm 1 chooses the largest sum; a star may be another rule's "
         f"choice, or probing's. Numbers are {unit}s.",
-        alt=f"The checkpoints of {name} by normalised I(X;F) and I(Y;F)",
+        alt=f"The checkpoints of {name} by normalized I(X;F) and I(Y;F)",
     )
 
 
@@ -68,7 +75,7 @@ def curves_chart(
     points_by_name: Mapping[str, Sequence[Point]],
     *,
     estimator: str = "decoder",
-    colours: Sequence[int] | None = None,
+    colors: Sequence[int] | None = None,
 ) -> Chart:
     """Several trajectories on one plane, in their own units (Fig. 4 and 6), the last checkpoint of each marked."""
     return Chart(
@@ -87,12 +94,12 @@ def curves_chart(
                     *[str(points[-1]["epoch"])][: len(points) - 1],
                 ],
                 large=[len(points) - 1],
-                colour=colours[number] if colours else None,
+                color=colors[number] if colors else None,
             )
             for number, (name, points) in enumerate(points_by_name.items())
         ],
         caption="The large point is a run's last checkpoint; numbers are epochs. I(X;F) by "
-        f"{estimator}, larger for more: {UNITS[estimator]}.",
+        f"{estimator}, larger for more: {INFORMATION_UNITS[estimator]}.",
         alt="The checkpoints of several runs by I(X;F) and accuracy",
     )
 
@@ -100,7 +107,7 @@ def curves_chart(
 def _said(point: Point, unit: str) -> str:
     by_fits = "" if point["information_sd"] is None else f", ± {point['information_sd']:.4f} (sd) by fits"
     return (
-        f"{unit} {point['epoch']}<br>accuracy {point['accuracy']:.1f} ± {point['accuracy_se']:.1f} %<br>I(X;F) "
+        f"{unit} {point['epoch']}<br>accuracy {point['accuracy']:.1f} ± {point['accuracy_se']:.1f}%<br>I(X;F) "
         f"{point['information']:.4f} ± {point['information_se']:.4f} by images{by_fits}<br>{point['file']}"
     )
 
@@ -113,12 +120,10 @@ def curves_charts(collected: Collected) -> list[Chart]:
         alike = json.dumps([settings[name] for name in ("estimator", "settings", "data")], sort_keys=True)
         groups.setdefault(alike, {})[scored.name] = points_of(scored)
     return [
-        curves_chart(
-            f"{len(points)} trajectories on one information plane", points, estimator=json.loads(alike)[0]
-        )
+        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=json.loads(alike)[0])
         for alike, points in groups.items()
         if len(points) > 1
-    ]  # fmt: skip
+    ]
 
 
 def students_charts(collected: Collected) -> list[Chart]:
@@ -136,7 +141,7 @@ def students_charts(collected: Collected) -> list[Chart]:
         if alone is not None:
             ends = [min(epochs), max(epochs)]
             series.append(
-                Series(name="no teacher", x=ends, y=[alone.mean] * 2, error=[alone.sd] * 2, style="level", colour=3)
+                Series(name="no teacher", x=ends, y=[alone.mean] * 2, error=[alone.sd] * 2, style="level", color=3)
             )
         series.append(
             Series(
@@ -144,16 +149,24 @@ def students_charts(collected: Collected) -> list[Chart]:
                 x=epochs,
                 y=[arm.mean for arm in single],
                 error=[arm.sd for arm in single],
-                hover=[f"{arm.label}<br>{arm.words} %, n = {arm.n}" for arm in single],
-                colour=0,
+                hover=[f"{arm.label}<br>{arm.words}%, n = {arm.n}" for arm in single],
+                color=0,
             )
         )
         for arm in (one for one in arms if len(one.teachers) > 1):
-            hover = [f"{arm.label}<br>{arm.words} %"]
+            hover = [f"{arm.label}<br>{arm.words}%"]
             series.append(
-                Series(name=f"ensemble: {arm.label}", x=[max(epochs)], y=[arm.mean], error=[arm.sd], hover=hover,
-                       style="points", symbol="diamond", colour=2)
-            )  # fmt: skip
+                Series(
+                    name=f"ensemble: {arm.label}",
+                    x=[max(epochs)],
+                    y=[arm.mean],
+                    error=[arm.sd],
+                    hover=hover,
+                    style="points",
+                    symbol="diamond",
+                    color=2,
+                )
+            )
         student = arms[0].student
         figures.append(
             Chart(
@@ -161,7 +174,7 @@ def students_charts(collected: Collected) -> list[Chart]:
                 x_title="epoch of the teacher",
                 y_title=f"test accuracy of {student}, %",
                 series=series,
-                caption="Bars and the grey band: one standard deviation over seeds.",
+                caption="Bars and the gray band: one standard deviation over seeds.",
                 alt=f"Test accuracy of {student} by the epoch of its teacher",
             )
         )
@@ -187,14 +200,14 @@ def search_chart(name: str, result: dict[str, Any]) -> Chart:
     found = []
     contour = None
     if len(names) == 1:
-        found.append(series("trials", sorted(done, key=lambda trial: trial["values"][names[0]]), colour=0))
+        found.append(series("trials", sorted(done, key=lambda trial: trial["values"][names[0]]), color=0))
     else:
-        finished = series("finished", done, style="points", colour=4)
+        finished = series("finished", done, style="points", color=4)
         at = np.array([finished.x, finished.y])
         if len(done) > 2 and np.linalg.matrix_rank(at - at[:, :1]) == 2:  # points on one line span no area
             contour = (finished.x, finished.y, [100 * trial["accuracy"] for trial in done])
-        found += [series("stopped early", stopped, style="points", symbol="x", colour=5), finished]
-    found.append(series("the best", best, style="points", symbol="star", colour=1))
+        found += [series("stopped early", stopped, style="points", symbol="x", color=5), finished]
+    found.append(series("the best", best, style="points", symbol="star", color=1))
     logs, ticks = [], []
     for one in [*names, ""][:2]:
         values = sorted({trial["values"][one] for trial in trials}) if one else []
@@ -218,7 +231,7 @@ def search_chart(name: str, result: dict[str, Any]) -> Chart:
 
 
 def _trial(trial: dict[str, Any]) -> str:
-    reached = f"{100 * trial['accuracy']:.2f} %" if trial["accuracy"] is not None else f"stopped {trial['stopped']}"
+    reached = f"{100 * trial['accuracy']:.2f}%" if trial["accuracy"] is not None else f"stopped {trial['stopped']}"
     return "<br>".join([*(f"{SYMBOLS.get(name, name)} {value:g}" for name, value in trial["values"].items()), reached])
 
 
@@ -227,12 +240,15 @@ def correlation_heatmaps(found: dict[str, Any], kind: str) -> Heatmaps:
     maps, names = list(found[kind]["similarity"]), [one["address"] for one in found["checkpoints"]]
     differ = "difference" in found[kind]
     return Heatmaps(
-        title=f"Class correlation: {KINDS_OF_CORRELATION[kind].format(**found)}",
+        title=f"Class correlation: {CORRELATION_KINDS[kind].format(**found)}",
         names=[*names, "the first less the second"] if differ else names,
         classes=found["classes"],
         maps=[*maps, found[kind]["difference"]] if differ else maps,
         caption=f"Classes by {found['order']}"
-        + ("; in the last map blue is where the first finds two classes more alike, red where the second does."
-           if differ else "."),
+        + (
+            "; in the last map blue is where the first finds two classes more alike, red where the second does."
+            if differ
+            else "."
+        ),
         alt=f"Heatmaps of the similarity of {len(found['classes'])} classes",
-    )  # fmt: skip
+    )

@@ -17,10 +17,10 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from .. import files
-from ..charts import Figure, Heatmaps, Table
-from ..comparisons import CLAIM_COLUMNS, Claim
+from .. import storage
+from ..analysis.statistics import CLAIM_COLUMNS, Claim
 from ..errors import UserError
+from .charts import Figure, Heatmaps, Table
 from .drawing import draw
 from .stills import KINDS, stills
 
@@ -78,7 +78,7 @@ def write_page(page: Page, *, out: Path) -> Path:
         plotly_js=Markup(get_plotlyjs() if figures else ""),
         number_of=lambda figure: next(n for n, one in enumerate(figures) if one is figure),
     )
-    files.write_whole(out, text.lstrip().encode())
+    storage.atomic_write_bytes(out, text.lstrip().encode())
     _write_files(page, out, beside)
     return out
 
@@ -113,14 +113,14 @@ def _write_files(page: Page, out: Path, folder: Path) -> None:
     contents = {f"{number:02d}-{anchor(title)}": content for number, (title, content) in enumerate(_contents(page), 1)}
     kinds = {name: ["csv"] if isinstance(content, tuple) else ["csv", *KINDS] for name, content in contents.items()}
     names = [f"{name}.{kind}" for name in contents for kind in kinds[name]]
-    files.write_whole(folder / MARK, "\n".join([out.name, *names]).encode())
+    storage.atomic_write_bytes(folder / MARK, "\n".join([out.name, *names]).encode())
     for name, content in contents.items():
         path = folder / name
         columns, rows = content if isinstance(content, tuple) else content.table()
-        files.write_whole(path.with_name(f"{path.name}.csv"), csv_text(columns, rows).encode())
+        storage.atomic_write_bytes(path.with_name(f"{path.name}.csv"), csv_text(columns, rows).encode())
         if not isinstance(content, tuple):
             for suffix, still in stills(content):
-                files.write_whole(path.with_name(f"{path.name}.{suffix}"), still)
+                storage.atomic_write_bytes(path.with_name(f"{path.name}.{suffix}"), still)
 
 
 def _contents(page: Page) -> Iterator[tuple[str, Figure | tuple[list[str], list[list[Any]]]]]:
@@ -128,8 +128,20 @@ def _contents(page: Page) -> Iterator[tuple[str, Figure | tuple[list[str], list[
         for table in section.tables:
             yield table.title or section.title, (table.columns, table.rows)
         if section.claims:
-            names = ("text", "where", "effect", "half_width", "unit", "n", "units", "p", "p_corrected", "paper",
-                     "verdict", "caveat")  # fmt: skip
+            names = (
+                "text",
+                "where",
+                "effect",
+                "half_width",
+                "unit",
+                "n",
+                "units",
+                "p",
+                "p_corrected",
+                "paper",
+                "verdict",
+                "caveat",
+            )
             yield (
                 f"{section.title}: claims",
                 ([*names], [[getattr(one, name) for name in names] for one in section.claims]),
@@ -188,8 +200,10 @@ def _numbers(figure: Figure) -> Table | None:
     if isinstance(figure, Heatmaps):
         return None
     columns, rows = figure.table()
-    shown = [[f"{cell:.6g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
-             for row in rows]  # fmt: skip
+    shown = [
+        [f"{cell:.6g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
+        for row in rows
+    ]
     return Table(figure.title, columns, shown)
 
 

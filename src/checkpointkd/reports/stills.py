@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ..charts import Chart, Figure, Heatmaps, Series
 from ..errors import printable
+from .charts import Chart, Figure, Heatmaps, Series
 from .drawing import OKABE_ITO
 
 log = logging.getLogger("checkpointkd")
@@ -17,11 +17,18 @@ log = logging.getLogger("checkpointkd")
 KINDS = ("svg", "png", "pdf")
 MARKERS = {"circle": "o", "star": "*", "diamond": "D", "x": "x"}
 STYLE: Any = {
-    "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "legend.frameon": False, "svg.hashsalt": "checkpointkd", "svg.fonttype": "none",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "checkpointkd",
+    "svg.fonttype": "none",
     "savefig.dpi": 200,
-    "text.usetex": False, "text.parse_math": False,
-}  # fmt: skip
+    "text.usetex": False,
+    "text.parse_math": False,
+}
 
 
 def stills(figure: Figure) -> Iterator[tuple[str, bytes]]:
@@ -62,7 +69,7 @@ def _chart(drawn: Any, chart: Chart) -> None:
         filled = axes.tricontourf(*chart.contour, cmap="cividis")
         drawn.colorbar(filled, label=_short(chart.contour_title))
     for number, one in enumerate(chart.series):
-        _add(axes, one, OKABE_ITO[(one.colour if one.colour is not None else number) % len(OKABE_ITO)])
+        _add(axes, one, OKABE_ITO[(one.color if one.color is not None else number) % len(OKABE_ITO)])
     axes.set(xlabel=_short(chart.x_title), ylabel=_short(chart.y_title))
     for axis, is_log, ticks in ((axes.xaxis, chart.log_x, chart.x_ticks), (axes.yaxis, chart.log_y, chart.y_ticks)):
         if is_log:
@@ -81,24 +88,31 @@ def _chart(drawn: Any, chart: Chart) -> None:
         drawn.legend(loc="outside lower center", ncols=2)
 
 
-def _add(axes: Any, one: Series, colour: str) -> None:
+def _add(axes: Any, one: Series, color: str) -> None:
     if one.style == "edge":
         axes.plot(one.x, one.y, ":", color=OKABE_ITO[3], label=_short(one.name))
         return
     if one.style == "level":
-        axes.plot(one.x, one.y, "--", color=colour, label=_short(one.name))
+        axes.plot(one.x, one.y, "--", color=color, label=_short(one.name))
         if one.error is not None:
             low, high = ([y + sign * e for y, e in zip(one.y, one.error, strict=True)] for sign in (-1, 1))
-            axes.fill_between(one.x, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.fill_between(one.x, low, high, color=color, alpha=0.2, linewidth=0)
         return
     size = 12 if one.symbol == "star" else 5
     axes.errorbar(
-        one.x, one.y, one.error, color=colour, label=_short(one.name),
-        marker=MARKERS[one.symbol], markersize=size, linestyle="none" if one.style == "points" else "-",
-        linewidth=1.2, capsize=2,
-    )  # fmt: skip
+        one.x,
+        one.y,
+        one.error,
+        color=color,
+        label=_short(one.name),
+        marker=MARKERS[one.symbol],
+        markersize=size,
+        linestyle="none" if one.style == "points" else "-",
+        linewidth=1.2,
+        capsize=2,
+    )
     for position in one.large or []:
-        axes.plot(one.x[position], one.y[position], marker="o", markersize=9, color=colour)
+        axes.plot(one.x[position], one.y[position], marker="o", markersize=9, color=color)
     for word, x, y in zip(one.words or [], one.x, one.y, strict=False):
         axes.annotate(_short(word, 12), (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import require, unknown
+from ..errors import UserError, unknown_name
 from ..information import Plane
-from ..loop import calibration_error
+from ..metrics import calibration_error
 
 RESAMPLES = 1000
-UNRIPE = 0.8  # a chosen teacher below this share of the last one's accuracy is worth a warning
+UNDERTRAINED = 0.8  # a chosen teacher below this share of the last one's accuracy is worth a warning
 SURE = 0.8  # a choice made in a smaller share of the resamples is, too
 TRY = "`select` with --student lets a student try"
 
@@ -40,26 +40,26 @@ class Choice:
     unit: str = "epoch"
 
 
-def normalised(values_A: np.ndarray) -> np.ndarray:
+def normalized(values_A: np.ndarray) -> np.ndarray:
     """Min–max over the checkpoints: 0 the least, 1 the greatest; all 0 when they are equal (§5, our reading).
 
-    >>> normalised(np.array([1.0, 3.0, 2.0])).tolist()
+    >>> normalized(np.array([1.0, 3.0, 2.0])).tolist()
     [0.0, 1.0, 0.5]
     """
     spread = np.ptp(values_A, axis=-1, keepdims=True)
     return np.divide(values_A - values_A.min(-1, keepdims=True), spread, out=np.zeros_like(values_A), where=spread > 0)
 
 
-def algorithm_1(information_A: np.ndarray, accuracy_A: np.ndarray) -> np.ndarray:
-    """Algorithm 1: normalised I(X;F) + normalised I(Y;F) of each checkpoint (Eq. 11), to be maximised.
+def algorithm1_index(information_A: np.ndarray, accuracy_A: np.ndarray) -> np.ndarray:
+    """Algorithm 1: normalized I(X;F) + normalized I(Y;F) of each checkpoint (Eq. 11), to be maximised.
 
     I(X;F) enters as its estimate, by the decoder the negative excess reconstruction loss, I(Y;F) as accuracy (§4.2).
     Takes (A,) or (R, A).
 
-    >>> algorithm_1(np.array([-0.3, -0.1, -0.2]), np.array([0.2, 0.5, 0.8])).round(2).tolist()
+    >>> algorithm1_index(np.array([-0.3, -0.1, -0.2]), np.array([0.2, 0.5, 0.8])).round(2).tolist()
     [0.0, 1.5, 1.5]
     """
-    return normalised(information_A) + normalised(accuracy_A)
+    return normalized(information_A) + normalized(accuracy_A)
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class Candidates:
         return self.plane
 
 
-def paper(candidates: Candidates) -> Choice:
-    """Algorithm 1 (§5): the largest sum of both informations, each normalised over the saved checkpoints."""
+def algorithm1(candidates: Candidates) -> Choice:
+    """Algorithm 1 (§5): the largest sum of both informations, each normalized over the saved checkpoints."""
     plane = candidates.scored
     information_A = np.array([point.image_information for point in plane.points])
     accuracy_A = np.array([point.accuracy for point in plane.points])
-    x_A, y_A, sum_A = normalised(information_A), normalised(accuracy_A), algorithm_1(information_A, accuracy_A)
+    x_A, y_A, sum_A = normalized(information_A), normalized(accuracy_A), algorithm1_index(information_A, accuracy_A)
     weight_RN = resamples(plane.images["right"].shape[1])
-    resampled_RA = algorithm_1(_resampled_information(plane, weight_RN), weight_RN @ plane.images["right"].T)
+    resampled_RA = algorithm1_index(_resampled_information(plane, weight_RN), weight_RN @ plane.images["right"].T)
     chosen = int(sum_A.argmax())
     reason = f"the largest sum, {sum_A[chosen]:.2f} = {x_A[chosen]:.2f} for I(X;F) + {y_A[chosen]:.2f} for I(Y;F)"
     warnings = [
@@ -93,13 +93,13 @@ def paper(candidates: Candidates) -> Choice:
         for name, values in (("I(X;F)", information_A), ("I(Y;F)", accuracy_A))
         if len(values) > 1 and np.ptp(values) == 0
     ]
-    if accuracy_A[chosen] < UNRIPE * accuracy_A[-1]:
+    if accuracy_A[chosen] < UNDERTRAINED * accuracy_A[-1]:
         warnings.append(
             f"the chosen teacher is right on {accuracy_A[chosen]:.1%}, the last on {accuracy_A[-1]:.1%}: on a short "
             f"trajectory such a teacher can be worse than none, above all with a small alpha; {TRY}"
         )
-    details = {"I(X;F) normalised": _by_epoch(plane.epochs, x_A), "I(Y;F) normalised": _by_epoch(plane.epochs, y_A)}
-    return _choose("paper", candidates, sum_A, reason, resampled_RA, warnings, details)
+    details = {"I(X;F) normalized": _by_epoch(plane.epochs, x_A), "I(Y;F) normalized": _by_epoch(plane.epochs, y_A)}
+    return _choose("algorithm1", candidates, sum_A, reason, resampled_RA, warnings, details)
 
 
 def best_accuracy(candidates: Candidates) -> Choice:
@@ -122,7 +122,7 @@ def lowest_brier(candidates: Candidates) -> Choice:
     return _by_mean("lowest-brier", candidates, "brier", -1, "the lowest Brier score, {:.3f}")
 
 
-def most_context(candidates: Candidates) -> Choice:
+def conditional_mi(candidates: Candidates) -> Choice:
     """The checkpoint that tells most of an image beyond its class: the conditional mutual information that MCMI
     maximises (Ye et al., ICLR 2024)."""
     return _by_mean("mcmi", candidates, "context", 1, "the largest conditional mutual information, {:.3f} nats")
@@ -157,54 +157,55 @@ def random(candidates: Candidates) -> Choice:
     return _choose("random", candidates, drawn_A, "chance")
 
 
-def half(candidates: Candidates) -> Choice:
+def midpoint(candidates: Candidates) -> Choice:
     """The checkpoint nearest to half-way, the paper's cheap advice (§6)."""
     distance_A = np.abs(np.array(candidates.epochs) - candidates.planned_epochs / 2)
     return _choose(
-        "half", candidates, -distance_A, f"the nearest to half of {candidates.planned_epochs} {candidates.unit}s"
+        "midpoint", candidates, -distance_A, f"the nearest to half of {candidates.planned_epochs} {candidates.unit}s"
     )
 
 
-def full(candidates: Candidates) -> Choice:
+def last(candidates: Candidates) -> Choice:
     """The last checkpoint, whatever it is like."""
     last = max(candidates.epochs)
-    require(
-        last == candidates.planned_epochs, f"the run stopped at epoch {last} of {candidates.planned_epochs}: finish it"
-    )
+    if last != candidates.planned_epochs:
+        raise UserError(f"the run stopped at epoch {last} of {candidates.planned_epochs}: finish it")
     reason = f"the last of {candidates.planned_epochs} {candidates.unit}s"
-    return _choose("full", candidates, np.array(candidates.epochs, dtype=float), reason)
+    return _choose("last", candidates, np.array(candidates.epochs, dtype=float), reason)
 
 
 Rule = Callable[[Candidates], Choice]
 RULES: dict[str, Rule] = {
-    "paper": paper,
-    "half": half,
-    "full": full,
+    "algorithm1": algorithm1,
+    "midpoint": midpoint,
+    "last": last,
     "random": random,
     "best-accuracy": best_accuracy,
     "lowest-nll": lowest_nll,
     "lowest-brier": lowest_brier,
     "lowest-calibration-error": lowest_calibration_error,
-    "mcmi": most_context,
+    "mcmi": conditional_mi,
     "wrong-class-variance": wrong_variance,
 }
-NEED_NO_SCORES = ("half", "full", "random")
+NEED_NO_SCORES = ("midpoint", "last", "random")
 
 
 def choose(candidates: Candidates, *, rule: str) -> Choice:
     """Apply a rule by name; raises UserError for an unknown rule, or where there is nothing to choose from."""
     if rule not in RULES:
-        raise unknown("rule", rule, RULES)
-    require(len(candidates.epochs) > 0, "there is no checkpoint to choose from")
+        raise unknown_name("rule", rule, RULES)
+    if not len(candidates.epochs) > 0:
+        raise UserError("there is no checkpoint to choose from")
     if rule not in NEED_NO_SCORES:
         plane = candidates.plane
-        require(plane is not None, f"the rule {rule!r} needs scored checkpoints; score the trajectory first")
+        if plane is None:
+            raise UserError(f"the rule {rule!r} needs scored checkpoints; score the trajectory first")
         for point in candidates.scored.points:
             values = (point.image_information, point.accuracy, point.nll)
-            require(
-                all(map(math.isfinite, values)),
-                f"the score of {candidates.unit} {point.epoch} is not a number; is that checkpoint sound?",
-            )
+            if not all(map(math.isfinite, values)):
+                raise UserError(
+                    f"the score of {candidates.unit} {point.epoch} is not a number; is that checkpoint sound?"
+                )
     return RULES[rule](candidates)
 
 
@@ -231,8 +232,8 @@ def _choose(
         if share_A[order[0]] < SURE:
             rival = max(order[1:], key=lambda place: share_A[place])
             warnings.append(
-                f"the choice is uncertain: in {100 * share_A[order[0]]:.0f} % of {RESAMPLES:,} resamples it is "
-                f"{candidates.unit} {epochs[order[0]]}, in {100 * share_A[rival]:.0f} % {epochs[rival]}; {TRY}"
+                f"the choice is uncertain: in {100 * share_A[order[0]]:.0f}% of {RESAMPLES:,} resamples it is "
+                f"{candidates.unit} {epochs[order[0]]}, in {100 * share_A[rival]:.0f}% {epochs[rival]}; {TRY}"
             )
     return Choice(
         rule=rule,

@@ -1,0 +1,7 @@
+"""`python -m checkpointkd`, for torchrun and other launchers."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Class correlation, and the statistics of claims."""

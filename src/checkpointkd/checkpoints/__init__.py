@@ -1,0 +1,30 @@
+"""Trajectories: run folders, the checkpoints in them, and their addresses."""
+
+from .describe import describe, is_registered
+from .external import GIVEN, refresh_external, register_external
+from .formats import scan_folder
+from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
+from .run_dir import RunDir, provenance, refuse_inside_run
+from .trajectory import Checkpoint, Trajectory, build_from_run, metadata_dir, open_trajectory
+
+__all__ = [
+    "GIVEN",
+    "Checkpoint",
+    "CheckpointRef",
+    "RunDir",
+    "Trajectory",
+    "build_from_run",
+    "describe",
+    "find_checkpoint",
+    "is_registered",
+    "metadata_dir",
+    "open_trajectory",
+    "provenance",
+    "refresh_external",
+    "refuse_inside_run",
+    "register_external",
+    "resolve",
+    "resolve_ensemble",
+    "scan_folder",
+    "warn_if_new_files",
+]

@@ -1,0 +1,302 @@
+"""Networks that leave: weights and a config.json that load with one line, for disk, the Hugging Face Hub and ONNX.
+
+A folder of ours has `config.json`, which names the network, its classes, its normalization, its accuracy and, of a
+student, its teachers and how they taught; and the weights, `student.safetensors` in a student's run folder and
+`model.safetensors` in the Hub's layout. Images go in as floats in [0, 1]: normalization is part of the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import storage
+from .checkpoints import Checkpoint, Trajectory, open_trajectory, resolve
+from .checkpoints.trajectory import names_code
+from .errors import UserError, first_line
+from .models import Network, build_network
+
+log = logging.getLogger("checkpointkd")
+
+CONFIG = "config.json"
+STUDENT = "student.safetensors"  # in a student's run folder
+WEIGHTS = "model.safetensors"  # in the Hub's layout
+ONNX = "model.onnx"
+FORMAT = "checkpointkd"
+AGREEMENT = 1e-4  # how far ONNX's logits may be from PyTorch's, of their greatest if that is above 1
+
+
+def write_student(run: Trajectory) -> None:
+    """Put the finished student into its run's folder as a network of its own, if it isn't there yet."""
+    checkpoint = run.last
+    config = config_of(checkpoint, result=run.result(), weights=STUDENT)
+    weights = run.path / STUDENT
+    with storage.locked(run.path):
+        if not _is_whole(weights, checkpoint.sha256):
+            with storage.atomic_write(weights) as file, open(checkpoint.path, "rb") as there:
+                shutil.copyfileobj(there, file)
+        if not (run.path / CONFIG).exists() or storage.read_json(run.path / CONFIG) != config:
+            storage.write_json(run.path / CONFIG, config)
+
+
+def _is_whole(weights: Path, sha256: str) -> bool:
+    try:
+        return storage.load_tensors(weights)[1].get("sha256") == sha256
+    except UserError:
+        return False
+
+
+def config_of(checkpoint: Checkpoint, *, result: dict[str, Any] | None, weights: str) -> dict[str, Any]:
+    """What someone needs to know who has nothing but the weights."""
+    run = checkpoint.run
+    config = {
+        "format": FORMAT,
+        "weights": weights,
+        "sha256": checkpoint.sha256,
+        "model": run["model"],
+        "classes": run["classes"],
+        "image_shape": run["data"].get("shape"),
+        "mean": run["mean"],
+        "std": run["std"],
+        "epoch": checkpoint.epoch,
+        "data": {name: run["data"].get(name) for name in ("data", "sha256", "select_on", "train_size")},
+        "accuracy": None,
+    }
+    if result is not None and result["epoch"] == checkpoint.epoch:
+        config["accuracy"] = {split: result[split]["accuracy"] for split in ("val", "test") if split in result}
+    if run["kind"] == "distill":
+        measured = run["teachers_measured"]["members"]
+        config |= {name: run[name] for name in ("method", "kd", "distill_config")}
+        config["teachers"] = [
+            {**teacher, "accuracy": member["accuracy"]}  # where they lay is nobody's business elsewhere
+            for teacher, member in zip(run["teachers"], measured, strict=True)
+        ]
+    config["provenance"] = run["provenance"]
+    return config
+
+
+def load(path: Path | str, /, *, model: str | None = None, device: torch.device | str = "cpu") -> Network:
+    """A network that we left, ready to use: from its run's folder or a checkpoint's address, from a folder that
+    `export` wrote, or by its name on the Hugging Face Hub. It takes images (B, C, H, W) in [0, 1] and gives logits
+    (B, K); `network.classes` are the classes' names.
+
+    A network of someone's own code is made only when `model` names that code, since configs may come from anywhere.
+    Raises UserError when there is no such network, and when it is damaged.
+
+    >>> load("runs/nowhere")
+    Traceback (most recent call last):
+    checkpointkd.errors.UserError: there is no run folder at runs/nowhere
+    """
+    folder, of_the_hub = Path(path), False
+    if not _there(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        from_hub = _from_hub(str(path))
+        folder, of_the_hub = (folder, False) if from_hub is None else (from_hub, True)
+    if not of_the_hub and (_there(folder / "run.json") or not _there(folder / CONFIG)):
+        checkpoint = resolve(str(path)).checkpoint
+        _vouch(checkpoint.run["model"], model, where=str(path))
+        network = checkpoint.network(device)
+        network.classes = list(checkpoint.run["classes"])
+        return network
+    config = storage.read_json(folder / CONFIG)
+    _check(config, folder / CONFIG)
+    _vouch(config["model"], model, where=str(folder / CONFIG))
+    weights = folder / config["weights"]
+    tensors, _ = storage.load_tensors(weights)
+    if storage.content_hash(tensors) != config["sha256"]:
+        raise UserError(f"{weights} is not the network that {CONFIG} describes")
+    network = build_network(
+        config["model"],
+        num_classes=len(config["classes"]),
+        in_channels=len(config["mean"]),
+        mean=config["mean"],
+        std=config["std"],
+    )
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{weights} doesn't fit {config['model']}: {str(error).splitlines()[-1].strip()}") from None
+    network.classes = list(config["classes"])
+    return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def _vouch(named: str, model: str | None, *, where: str) -> None:
+    if not (not names_code(named) or model == named):
+        raise UserError(f"{where} names code, {named!r}; if you trust it, say so: model={named!r}")
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, say
+        return False
+
+
+def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, Any]:
+    """Write a checkpoint as a folder in the Hub's layout, with ONNX if asked; returns what was written.
+
+    Raises UserError when something else is in the folder, and when ONNX's predictions differ from PyTorch's.
+    """
+    checkpoint = resolve(address).checkpoint
+    run = checkpoint.run
+    if not (not out.exists() or out.is_dir()):
+        raise UserError(f"{out} is a file; choose another --out")
+    there = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    there = {name for name in there if not name.startswith(".lock") and not name.endswith(storage.TMP_SUFFIX)}
+    if there:
+        ours = {CONFIG, WEIGHTS, ONNX, "README.md", ".gitattributes"}
+        config = storage.read_json(out / CONFIG) if (out / CONFIG).exists() else {"sha256": checkpoint.sha256}
+        same = isinstance(config, dict) and config.get("sha256") == checkpoint.sha256
+        begun = WEIGHTS in there and _is_whole(out / WEIGHTS, checkpoint.sha256)  # an export that was killed, at least
+        if not (same and begun and there <= ours):
+            raise UserError(
+                f"{out} already holds something else ({', '.join(sorted(there)[:3])}); choose another --out"
+            )
+    network = checkpoint.network()
+    result = None if run["kind"] == "external" else open_trajectory(checkpoint.path.parents[1]).result()
+    config = config_of(checkpoint, result=result, weights=WEIGHTS)
+    written = [WEIGHTS, "README.md", CONFIG]
+    content, difference = _onnx(network, config) if onnx else (b"", None)
+    with storage.locked(out):
+        storage.remove_leftovers(out)
+        storage.save_tensors(out / WEIGHTS, network.state_dict(), {"format": "pt"})
+        if onnx:
+            storage.atomic_write_bytes(out / ONNX, content)
+            written.append(ONNX)
+        storage.atomic_write_bytes(out / "README.md", _card(config).encode())
+        storage.write_json(out / CONFIG, config)  # last: with it the folder is whole
+    (out / ".lock").unlink(missing_ok=True)
+    return {"folder": str(out), "files": written, "onnx_difference": difference, "config": config}
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Put an exported folder on the Hugging Face Hub; returns its address there. Raises UserError when that fails."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UserError("the Hugging Face Hub needs pip install 'checkpointkd[hub]'") from None
+    api = HfApi()
+    try:
+        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=[".lock*"])
+    except Exception as error:  # whatever the network or the Hub may say
+        raise UserError(
+            f"could not put {folder} on the Hub as {repository!r} ({first_line(error)}); the folder is whole: try "
+            "again, after `hf auth login` if that is what is missing"
+        ) from None
+    return f"{api.endpoint}/{repository}"
+
+
+def _from_hub(repository: str) -> Path | None:
+    """Where a repository of the Hub was brought, if there is such a one."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # whatever the network, the Hub or its cache may say
+        log.warning("%r is no folder here, and the Hub did not give it: %s", repository, first_line(error))
+        return None
+
+
+def _onnx(network: Network, config: dict[str, Any]) -> tuple[bytes, float]:
+    """The network as an ONNX file, for any number of images, and how far its logits are from PyTorch's."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - PyTorch's exporter needs it
+    except ImportError:
+        raise UserError("ONNX needs pip install 'checkpointkd[onnx]'") from None
+    if config["image_shape"] is None:
+        raise UserError("the size of the images isn't known of this run, which is too old")
+    network = network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    trials = [
+        torch.rand(size, *config["image_shape"], generator=torch.Generator().manual_seed(size)) for size in (3, 1, 8)
+    ]
+    try:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("ignore")  # PyTorch's exporter warns of PyTorch
+            program: Any = torch.onnx.export(
+                network,
+                (trials[0],),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+            path = Path(folder) / ONNX
+            program.save(path, external_data=False)
+            content = path.read_bytes()
+    except Exception as error:  # the exporter may say anything about a user's network
+        cause = error.__cause__ or error
+        raise UserError(f"PyTorch can't write this network as ONNX: {first_line(cause)}") from None
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    difference = max(_difference(session, network, images_BCHW) for images_BCHW in trials)
+    if not difference <= AGREEMENT:
+        raise UserError(f"ONNX's logits differ from PyTorch's by {difference:.1e}, more than {AGREEMENT:.0e}")
+    return content, difference
+
+
+def _difference(session: Any, network: Network, images_BCHW: Tensor) -> float:
+    """How far the two answers are apart, of the greatest logit if that is above 1."""
+    with torch.no_grad():
+        expected = network(images_BCHW)
+    (got,) = session.run(None, {"images": images_BCHW.numpy()})
+    return ((torch.from_numpy(got) - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
+
+
+def _check(config: Any, path: Path) -> None:
+    """Raise UserError unless this can be a config of ours."""
+    kinds = {"weights": str, "sha256": str, "model": str, "classes": list, "mean": list, "std": list}
+    if not (isinstance(config, dict) and config.get("format") == FORMAT):
+        raise UserError(f"{path} is none of ours")
+    for name, kind in kinds.items():
+        if type(config.get(name)) is not kind:
+            raise UserError(f"{path} is damaged: its {name} is no {kind.__name__}")
+    if Path(config["weights"]).name != config["weights"]:
+        raise UserError(f"{path} is damaged: its weights lie elsewhere")
+    numbers = [*config["mean"], *config["std"]]
+    if not (
+        all(type(number) in (int, float) and abs(number) < 1e6 for number in numbers)
+        and len(config["mean"]) == len(config["std"]) > 0
+        and min(config["std"]) > 0
+        and len(config["classes"]) > 0
+        and all(type(name) is str for name in config["classes"])
+    ):
+        raise UserError(f"{path} is damaged: its classes or its normalization")
+
+
+def _card(config: dict[str, Any]) -> str:
+    """A model card, in the Hub's layout."""
+    lines = [
+        "---",
+        "library_name: checkpointkd",
+        "tags: [image-classification, knowledge-distillation]",
+        "---",
+        f"# {config['model']}, {len(config['classes'])} classes of {config['data']['data']}",
+        "",
+        "```python",
+        "import checkpointkd",
+        'network = checkpointkd.load("this folder, or its name on the Hub")',
+        f"logits = network(images)  # floats in [0, 1], {config['image_shape']} each; network.classes are the names",
+        "```",
+        "",
+        f"Epoch {config['epoch']}; protocol {config['data']['select_on']}; {config['data']['train_size']:,} images to "
+        "learn from.",
+    ]
+    for split, accuracy in (config["accuracy"] or {}).items():
+        lines.append(f"Accuracy on the {split} images: {100 * accuracy:.2f} %.")
+    for teacher in config.get("teachers", []):
+        lines.append(
+            f"Taught ({config['method']}) by the checkpoint of epoch {teacher['epoch']}, weights "
+            f"`{teacher['sha256'][:12]}`, right on {100 * teacher['accuracy']:.1f}% of the selection images."
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,54 @@
+"""Predictions of a network and how good they are: accuracy, NLL, calibration.
+
+Letters in names: N images, K classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import Images, eval_batch_size
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Images) -> Tensor:
+    """The network's logits (N, K) on clean images, in evaluation mode, float32 on the CPU; its mode is put back."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    logits = [
+        network(chunk.to(device, memory_format=torch.channels_last)).float()
+        for chunk in images.iter_batches(eval_batch_size(images, device))
+    ]
+    network.train(was_training)
+    return torch.cat(logits).cpu()
+
+
+def measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Top-1 `accuracy` in [0, 1], its standard error over images `accuracy_se`, and `nll`, mean cross-entropy in nats.
+
+    >>> measure(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))["accuracy"]
+    0.5
+    """
+    right_N = (logits_NK.argmax(-1) == labels_N).double()
+    nll_N = nn.functional.cross_entropy(logits_NK.double(), labels_N, reduction="none")
+    return {
+        "accuracy": right_N.mean().item(),
+        "accuracy_se": right_N.std(correction=0).item() / len(right_N) ** 0.5,
+        "nll": nll_N.mean().item(),
+    }
+
+
+def calibration_error(
+    weight_RN: np.ndarray, confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15
+) -> np.ndarray:
+    """The mean distance of confidence and accuracy over bins of equally many images, by their confidence, (R,)."""
+    order_N = np.argsort(confidence_N, kind="stable")
+    gap_N = confidence_N[order_N].astype(float) - right_N[order_N]
+    weight_RN = weight_RN[:, order_N]
+    binned = [
+        weight_RN[:, part] @ gap_N[part] for part in np.array_split(np.arange(len(order_N)), min(bins, len(order_N)))
+    ]
+    return np.abs(binned).sum(0)

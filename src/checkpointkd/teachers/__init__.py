@@ -1,0 +1,1 @@
+"""Checkpoints as teachers: ensembles, the logit cache, what training them cost."""

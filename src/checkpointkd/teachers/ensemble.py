@@ -1,0 +1,264 @@
+"""A teacher: one or several checkpoints of any trajectories, asked for logits.
+
+Letters in names: T teachers, B batch, N images, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import storage
+from ..checkpoints import Checkpoint, CheckpointRef, resolve
+from ..config import BatchNormMode, EnsembleAverage
+from ..data import Batch, Images, InMemoryImages, cache_dir
+from ..errors import UserError
+from ..losses import soft_targets
+from ..metrics import calibration_error, measure, predict
+from ..models import capture_activations
+
+LARGEST_ANSWERS = 64 << 20  # bytes of a network's answers to clean images; more are not kept
+ALL_ANSWERS = 1 << 30  # bytes of all that are
+_FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
+
+
+class Teacher:
+    """Frozen networks that answer with logits (T, B, K); never trained. They normalize with what they learned (`eval`),
+    or with each batch's own statistics (`batch`), in which case an answer depends on its company.
+
+    Raises UserError when the members' classes, their order, or the sizes of their images differ.
+    """
+
+    def __init__(
+        self, members: Sequence[CheckpointRef], *, device: torch.device, batch_norm: BatchNormMode = "eval"
+    ) -> None:
+        if not len(members) > 0:
+            raise UserError("a teacher needs at least one checkpoint")
+        for member in members[1:]:
+            _require_alike(members[0], member)
+        self.members = tuple(members)
+        self.device = device
+        self.classes: list[str] = members[0].checkpoint.run["classes"]
+        self.batch_norm = batch_norm
+        self.networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
+        if batch_norm == "batch":
+            for member, network in zip(members, self.networks, strict=True):
+                norms = _norms(network)
+                if not norms:
+                    raise UserError(f"{member.text} has no batch norm, so it can't normalize with a batch's statistics")
+                for norm in norms:
+                    norm.momentum = 0.0  # what it learned stays as it is
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def logits(self, batch: Batch, members: Sequence[int] | None = None) -> Tensor:
+        """Some members' logits on the batch's images, or all members', (T, B, K)."""
+        asked = range(len(self)) if members is None else members
+        return torch.stack([self.member_logits(member, batch).float() for member in asked])
+
+    def member_logits(self, member: int, batch: Batch) -> Tensor:
+        """One member's logits, (B, K), in the 16 bits that tables keep: live answers and kept ones are alike."""
+        return self.forward_with_features(member, batch, [])[0]
+
+    @torch.no_grad()
+    def forward_with_features(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """One member's logits, as `member_logits`, and what it computes at these paths on the way."""
+        network = self.networks[member]
+        norms = _norms(network) if self.batch_norm == "batch" else []
+        for norm in norms:
+            norm.train()
+        with capture_activations(network.body, list(paths)) as taken:
+            logits_BK = network(batch.images_BCHW).float()
+        for norm in norms:
+            norm.eval()
+        return logits_BK.clamp(*_FP16_RANGE).half(), [taken[path] for path in paths]
+
+    def predict(self, images: Images) -> Tensor:
+        """Each member's logits on clean images, (T, N, K), float32 on the CPU.
+
+        Each member's are kept on disk as soon as they are known: one teacher has many students and is part of many
+        ensembles, and a run that is stopped again and again must come to its first step. Not so of streamed pictures,
+        which may change where they lie, and of networks whose code is the user's.
+        """
+        folder, answers = cache_dir() / "answers", []
+        for number, who in enumerate(self.identities()):
+            if not isinstance(images, InMemoryImages) or ":" in who["model"]:
+                answers.append(self._ask(number, images))
+                continue
+            code = [version("checkpointkd"), version("torch")]
+            pinned = {"images": images.sha256(), "device": self.device.type, **who, "code": code}
+            path = folder / f"{storage.cache_key(pinned)}.safetensors"
+            logits_NK = _kept(path, (len(images), len(self.classes)))
+            if logits_NK is None:
+                logits_NK = self._ask(number, images)
+                if logits_NK.nbytes <= LARGEST_ANSWERS:
+                    with contextlib.suppress(OSError, UserError):  # nowhere to keep them costs time, nothing else
+                        storage.save_tensors(path, {"logits_NK": logits_NK}, {"key": path.stem})
+                        _remove_oldest(folder)
+            answers.append(logits_NK)
+        return torch.stack(answers)
+
+    def _ask(self, member: int, images: Images) -> Tensor:
+        logits_NK = predict(self.networks[member], images)
+        known = bool(logits_NK.isfinite().all())
+        if not known:
+            raise UserError(f"the teacher {self.members[member].text} answers with no finite numbers")
+        return logits_NK
+
+    def measure(
+        self,
+        images: Images,
+        *,
+        average: EnsembleAverage = "probabilities",
+        weights: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        """Accuracy, NLL and calibration error, on clean images and as learned, of each member and of the ensemble
+        (Eq. 2 at τ = 1); and the ensemble's `disagreement`, the share of images that two members name differently,
+        mean over pairs."""
+        logits_TNK = self.predict(images)
+        ensemble = soft_targets(logits_TNK, tau=1.0, average=average, weights=weights).clamp_min(1e-30).log()
+        named_TN = logits_TNK.argmax(-1)
+        pairs = list(itertools.combinations(range(len(named_TN)), 2))
+        unlike = [(named_TN[one] != named_TN[other]).double().mean().item() for one, other in pairs]
+        return {
+            "images": len(images),
+            "members": [
+                {"address": member.text, "epoch": member.checkpoint.epoch, **_measure(logits_NK, images.labels_N)}
+                for member, logits_NK in zip(self.members, logits_TNK, strict=True)
+            ],
+            "ensemble": {
+                **_measure(ensemble, images.labels_N),
+                "disagreement": sum(unlike) / len(unlike) if unlike else None,
+            },
+        }
+
+    def identities(self) -> list[dict[str, str]]:
+        """What a member's answers follow from, besides the images: weights (with normalization) and network."""
+        return [
+            {"teacher": member.checkpoint.sha256, "model": member.checkpoint.run["model"]} for member in self.members
+        ]
+
+    def manifest(self) -> list[dict]:
+        """Who the teachers are, wherever they lie: epoch and content hash of each."""
+        return [{"epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256} for member in self.members]
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The answers in a file, if it is whole, and holds what its name says."""
+    try:
+        tensors, metadata = storage.load_tensors(path)
+    except UserError:  # there are none, or they are damaged
+        return None
+    logits_NK = tensors.get("logits_NK")
+    right = logits_NK is not None and logits_NK.shape == shape and metadata.get("key") == path.stem
+    return logits_NK if right else None
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep what answers take up below the limit."""
+    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.safetensors"))
+    total = sum(size for _, size, _ in written)
+    for _, size, path in written:
+        if total <= ALL_ANSWERS:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """What `measure` says, and how far confidence is from accuracy."""
+    confidence_N, named_N = logits_NK.double().softmax(-1).max(-1)
+    uniform_1N = np.full((1, len(labels_N)), 1 / len(labels_N))
+    error = calibration_error(uniform_1N, confidence_N.numpy(), (named_N == labels_N).numpy())
+    return {**measure(logits_NK, labels_N), "calibration_error": float(error[0])}
+
+
+def _require_alike(first: CheckpointRef, other: CheckpointRef) -> None:
+    """Raise UserError, saying what differs, unless two checkpoints can teach together."""
+    one, two = first.checkpoint.run, other.checkpoint.run
+    both = f"{first.text} and {other.text} can't teach together"
+    if one["classes"] != two["classes"]:
+        if sorted(one["classes"]) == sorted(two["classes"]):
+            place = next(
+                n for n, pair in enumerate(zip(one["classes"], two["classes"], strict=True)) if pair[0] != pair[1]
+            )
+            how = f"in another order, first at {place}: {one['classes'][place]!r} and {two['classes'][place]!r}"
+        else:
+            unlike = sorted(set(one["classes"]) ^ set(two["classes"]))[:3]
+            how = f"{len(one['classes'])} and {len(two['classes'])}, {', '.join(map(repr, unlike))} not in both"
+        raise UserError(f"{both}: they know other classes ({how})")
+    shapes = [tuple(run["data"].get("shape") or (len(run["mean"]),)) for run in (one, two)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{both}: they know images of other sizes, {_shape(shapes[0])} and {_shape(shapes[1])}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def open_teacher(addresses: Sequence[str], *, device: torch.device) -> Teacher:
+    """The teacher made of the checkpoints at these addresses."""
+    return Teacher([resolve(address) for address in addresses], device=device)
+
+
+def training_cost(members: Sequence[CheckpointRef]) -> dict[str, Any]:
+    """What training these checkpoints took, as Fig. 3 counts it: of each run, however many of its checkpoints teach,
+    the epochs up to the last of them; `seconds` is None where another trainer didn't leave them."""
+    last: dict[Path, CheckpointRef] = {}
+    for member in members:
+        run = member.checkpoint.run
+        path = Path(run["folder"], run["pattern"] or "") if run["kind"] == "external" else member.checkpoint.path.parent
+        path = Path(os.path.realpath(path))
+        if path not in last or member.checkpoint.epoch > last[path].checkpoint.epoch:
+            last[path] = member
+    runs = [{"epochs": member.checkpoint.epoch, "seconds": _seconds(member.checkpoint)} for member in last.values()]
+    seconds = [run["seconds"] for run in runs]
+    return {
+        "runs": len(runs),
+        "epochs": sum(run["epochs"] for run in runs),
+        "seconds": None if None in seconds else round(sum(seconds), 3),
+    }
+
+
+def _seconds(checkpoint: Checkpoint) -> float | None:
+    if checkpoint.run["kind"] == "external":
+        return None
+    rows = storage.read_jsonl(checkpoint.path.parents[1] / "metrics.jsonl")
+    seconds = [row["seconds"] for row in rows if row["epoch"] <= checkpoint.epoch and "seconds" in row]
+    return float(sum(seconds)) if len(seconds) == checkpoint.epoch else None
+
+
+def chance_level(labels_N: Tensor) -> tuple[float, float]:
+    """The accuracy of always naming the most frequent class, and the one from which a network surely knows more, by
+    three standard errors."""
+    chance = labels_N.bincount().max().item() / len(labels_N)
+    return chance, chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
+
+
+def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
+    """Raise UserError for a teacher that is not clearly better than always naming the most frequent class."""
+    chance, clearly = chance_level(labels_N)
+    for member in measured["members"]:
+        if member["accuracy"] < clearly:
+            raise UserError(
+                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of {len(labels_N):,} images, "
+                f"where guessing is on {chance:.1%}, and only from {clearly:.1%} on surely better; if it should know "
+                "better, its classes or its preprocessing differ from this data's, or the images are too few to tell; "
+                "if it is meant to teach, add --allow-weak-teacher"
+            )

@@ -1,0 +1,156 @@
+"""The one training loop. Teachers, students, decoders and probes differ only in their objective.
+
+`fit` is a generator of plain rows, one an epoch; saving, scoring, logging and stopping are ordinary lines of the
+caller. Letters in names: N images, B batch, C channels, H W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Precision, Recipe
+from ..data import Batch, EpochLoader
+from ..errors import Diverged, UserError
+from ..seeding import derive_seed
+
+Row = dict[str, Any]
+OnStep = Callable[[int, int], None]  # steps done in this epoch, steps an epoch has
+
+
+@dataclass
+class State:
+    """All that training changes; with the settings it determines everything that follows."""
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0  # completed epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """What resuming needs, as plain nested values."""
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        """Take over what `to_dict` gave; raises UserError when it belongs to another network."""
+        try:
+            self.model.load_state_dict(stored["model"])
+            self.objective.load_state_dict(stored["objective"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.epoch = int(stored["epoch"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the stored state is not this run's ({str(error).splitlines()[0]}); remove the folder to start anew"
+            ) from None
+
+
+def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: torch.device) -> State:
+    """A state at epoch 0; the objective's own layers train along with the model."""
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective.to(device)
+    parameters = [*model.parameters(), *objective.parameters()]
+    if recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+    return State(model, objective, optimizer)
+
+
+def fit(
+    state: State,
+    batches: EpochLoader,
+    *,
+    recipe: Recipe,
+    seed: int,
+    precision: Precision = "fp32",
+    on_step: OnStep | None = None,
+) -> Iterator[Row]:
+    """Train from where the state is to the recipe's last epoch; yields one row when an epoch is done.
+
+    The row has `epoch` (completed epochs), `loss` (mean over the epoch's examples), `train_accuracy` (in [0, 1], where
+    the objective gives logits), `learning_rate` (of the last step), `seconds`. Nothing is read back from the device
+    within an epoch. Raises UserError, naming step and learning rate, at the end of an epoch whose loss became NaN or
+    infinite; the state is spoiled then, and what the caller last saved is the last good one.
+
+    PyTorch's global generator is set at the start of each epoch from (seed, epoch), so that dropout and the like resume
+    bit for bit too.
+
+    >>> from checkpointkd.data import DataConfig, load_data
+    >>> from checkpointkd.losses import Supervised
+    >>> from checkpointkd.models import build_network
+    >>> data, recipe = load_data(DataConfig(train_images=100)), Recipe(epochs=2, batch_size=50)
+    >>> network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.4])
+    >>> state = start(network, Supervised(), recipe, device=torch.device("cpu"))
+    >>> batches = data.train.batches(batch_size=50, seed=0, device="cpu")
+    >>> [row["epoch"] for row in fit(state, batches, recipe=recipe, seed=0)]
+    [1, 2]
+    """
+    device = next(state.model.parameters()).device
+    steps = len(batches)
+    while state.epoch < recipe.epochs:
+        began = time.perf_counter()
+        torch.manual_seed(derive_seed("epoch", seed, state.epoch))
+        state.model.train()
+        state.objective.train()
+        sums = torch.zeros(3, device=device)  # of losses, of right answers, of examples
+        first_bad_step = torch.full((), -1, device=device)
+        learning_rate = recipe.learning_rate
+        for number, batch in enumerate(batches.epoch(state.epoch)):
+            train_fraction = (state.epoch + number / steps) / recipe.epochs
+            learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate
+            loss, logits_BK = step(state, batch, precision=precision, train_fraction=train_fraction)
+            with torch.no_grad():
+                right = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
+                count = len(batch.labels_B)
+                sums += torch.stack([loss.float() * count, right.float(), loss.new_full((), count).float()])
+                first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), number, first_bad_step)
+            if on_step is not None:
+                on_step(number + 1, steps)
+        total_loss, total_right, examples = sums.tolist()
+        bad = int(first_bad_step)
+        if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
+            bad = steps - 1
+        if bad >= 0:
+            rate = recipe.learning_rate_at(state.epoch + bad / steps)
+            raise Diverged(
+                f"the loss stopped being a number in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning "
+                f"rate {rate:.4g}; what was saved up to epoch {state.epoch} is intact: try a smaller learning rate"
+            )
+        state.epoch += 1
+        row: Row = {"epoch": state.epoch, "loss": total_loss / examples}
+        if logits_BK is not None:
+            row["train_accuracy"] = total_right / examples
+        yield {**row, "learning_rate": learning_rate, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def step(state: State, batch: Batch, *, precision: Precision, train_fraction: float) -> tuple[Tensor, Tensor | None]:
+    """One step of training: forward, loss, backward, update. Gives the mean loss, and the logits if there are any."""
+    with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss_B, logits_BK = state.objective(state.model, batch, train_fraction)
+        loss = loss_B.mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    return loss.detach(), logits_BK
+
+
+def _all_finite(model: nn.Module) -> bool:
+    return bool(torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all())

@@ -1,0 +1,557 @@
+"""No file runs code, leads elsewhere or unpacks to more than it is; and a damaged one is never used."""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import strategies as st
+
+import checkpointkd as ckd
+from checkpointkd.checkpoints import build_from_run, register_external, scan_folder
+from checkpointkd.checkpoints.weights import weights
+from checkpointkd.cli import main
+from checkpointkd.data import Data
+from checkpointkd.errors import UserError
+from checkpointkd.models import Network
+
+from .network import build
+from .writers import NET, Written, copied
+
+
+class Evil:
+    """Pickled, it asks for a call when it is read."""
+
+    def __init__(self, call: Callable, *arguments: Any) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call, self.arguments
+
+
+def _gadgets(canary: Path) -> dict[str, Evil]:
+    touch = f"open({str(canary)!r}, 'w').close()"
+    return {
+        "os.system": Evil(os.system, f"touch {canary}"),
+        "eval": Evil(eval, touch),
+        "exec": Evil(exec, touch),
+        "getattr chain": Evil(getattr, Evil(__import__, "os"), "system"),
+        "torch.load of another file": Evil(torch.load, str(canary)),
+        "partial": Evil(collections.defaultdict, Evil(eval, touch)),
+        "pathlib": Evil(Path.touch, canary),
+        "numpy.load": Evil(__import__("numpy").load, str(canary)),
+    }
+
+
+@pytest.mark.parametrize("gadget", [*_gadgets(Path("x"))])
+@pytest.mark.parametrize("container", ["zip", "legacy", "bare pickle", "inside args"])
+def test_a_pickle_that_asks_for_more_than_weights_is_refused(gadget: str, container: str, tmp_path: Path):
+    canary, path = tmp_path / "canary", tmp_path / "theirs" / "epoch_1.pt"
+    path.parent.mkdir()
+    evil = _gadgets(canary)[gadget]
+    state = dict(build(10, 1).state_dict())
+    if container == "bare pickle":
+        path.write_bytes(pickle.dumps({"state_dict": evil}))
+    elif container == "inside args":
+        torch.save({"state_dict": state, "epoch": 1, "args": {"lr": [0.1, evil]}}, path)
+    else:
+        torch.save({**state, "evil": evil}, path, _use_new_zipfile_serialization=container == "zip")
+    for ask in (lambda: scan_folder(path.parent), lambda: ckd.inspect(path.parent, model=NET, data="digits")):
+        with pytest.raises(UserError, match=r"epoch_1\.pt is (refused|damaged)") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert not canary.exists()
+
+
+def test_what_real_trainers_store_beside_weights_is_read(tmp_path: Path):
+    import argparse
+
+    import numpy as np
+
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("/somewhere"), sizes=(1, 2)),
+        "best": np.float32(0.7),
+        "steps": np.int64(4),
+        "when": collections.OrderedDict(a=1),
+    }
+    torch.save({"state_dict": build(10, 1).state_dict(), "epoch": np.int64(2), **beside}, tmp_path / "best.pt")
+    assert list(scan_folder(tmp_path).checkpoints) == [2]
+
+
+class Made:
+    """Pickled, it is a call and then a state, as restricted unpicklers allow for some types."""
+
+    def __init__(self, call: Callable, *arguments: Any, state: Any = None) -> None:
+        self.call, self.arguments, self.state = call, arguments, state
+
+    def __reduce__(self) -> Any:
+        return (self.call, self.arguments) if self.state is None else (self.call, self.arguments, self.state)
+
+
+def _a_pointer_of_its_own(path: Path) -> None:
+    """A NumPy type whose bytes are taken for an object: read as NumPy would, it ends the process."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    fields = {"a": (Made(np.dtype, "O"), 0)}
+    inner = Made(np.dtype, ">f8", state=(3, ">", None, ("a",), fields, -1, -1, 0))
+    outer = Made(np.dtype, ("V8", inner))
+    torch.save({**build(10, 1).state_dict(), "x": [Made(set, Made(scalar, outer, b"AAAAAAAA"))]}, path)
+
+
+def _memory_from_nothing(path: Path) -> None:
+    torch.save({**build(10, 1).state_dict(), "x": Made(bytearray, 3_000_000_000)}, path)
+
+
+def _dicts_of_dicts(path: Path) -> None:
+    value: Any = build(10, 1).state_dict()
+    for _ in range(9):
+        value = {f"{number}": value for number in range(12)}
+    torch.save(value, path)
+
+
+def _two_archives(path: Path) -> None:
+    """PyTorch would read the first of the two, a reader of archives the second."""
+    good, other = io.BytesIO(), io.BytesIO()
+    torch.save(build(10, 1).state_dict(), good)
+    torch.save(build(10, 1).state_dict(), other)
+    path.write_bytes(other.getvalue() + good.getvalue())
+
+
+def _too_large_for_the_network(path: Path) -> None:
+    state = build(10, 1).double().state_dict()
+    state["head.weight"] *= 1e300
+    torch.save(state, path)
+
+
+def _on_no_device(path: Path) -> None:
+    torch.save(build(10, 1).to("meta").state_dict(), path)
+
+
+def _metadata(path: Path, entry: str) -> None:
+    safetensors.torch.save_file(build(10, 1).state_dict(), path, {"checkpointkd": entry})
+
+
+def _deflated(path: Path) -> None:
+    plain = io.BytesIO()
+    torch.save({"method_weight": torch.zeros(3_000_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+    assert path.stat().st_size < 100_000
+
+
+def _two_of_one_name(path: Path) -> None:
+    torch.save(build(10, 1).state_dict(), path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(archive.namelist()[0], b"another pickle")
+
+
+def _archive_in_an_archive(path: Path) -> None:
+    inner = io.BytesIO()
+    torch.save(build(10, 1).state_dict(), inner)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", inner.getvalue())
+        archive.writestr("archive/version", b"3")
+
+
+def _torchscript(path: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(build(10, 1).eval(), torch.zeros(1, 1, 8, 8)), path)
+
+
+def _oversized_header(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+
+
+def _lying_header(path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+
+
+def _outside_its_storage(path: Path) -> None:
+    state = build(10, 1).state_dict()
+    state["head.weight"] = torch.zeros(1).expand(1 << 30, 1 << 10)
+    torch.save(state, path)
+
+
+def _tar_out_of_the_folder(path: Path) -> None:
+    import tarfile
+
+    with tarfile.open(path, "w") as archive:
+        entry = tarfile.TarInfo("../../escaped")
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"evil"))
+
+
+BOMBS = {
+    "deflated.pt": _deflated,
+    "twice.pt": _two_of_one_name,
+    "nested.pt": _archive_in_an_archive,
+    "script.pt": _torchscript,
+    "header.safetensors": _oversized_header,
+    "lying.safetensors": _lying_header,
+    "outside.pt": _outside_its_storage,
+    "escape.tar": _tar_out_of_the_folder,
+    "pointer.pt": _a_pointer_of_its_own,
+    "memory.pt": _memory_from_nothing,
+    "two.pt": _two_archives,
+    "double.pt": _too_large_for_the_network,
+    "meta.pt": _on_no_device,
+    "deep.safetensors": lambda path: _metadata(path, "[" * 100_000),
+    "list.safetensors": lambda path: _metadata(path, "[5]"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_and_traps_are_refused(name: str, tmp_path: Path):
+    import resource
+
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    BOMBS[name](folder / name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        UserError, match=rf"{name.replace('.', '[.]')} (is (refused|damaged|spoiled)|does not fit|holds the weights)"
+    ) as caught:
+        ckd.inspect(folder, model=NET, data="digits")
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+    assert [path.name for path in tmp_path.rglob("*")] == ["theirs", name]
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.exe", ""])
+def test_a_shard_index_that_leads_elsewhere_is_refused(shard: str, tmp_path: Path):
+    safetensors.torch.save_file(build(10, 1).state_dict(), tmp_path / "secret.safetensors")
+    folder = tmp_path / "checkpoint-7"
+    folder.mkdir()
+    index = {"weight_map": dict.fromkeys(build(10, 1).state_dict(), shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"names '.*', which is no file of weights in its own folder"):
+        scan_folder(folder)
+
+
+def test_links_out_of_the_folder_are_refused_and_links_within_are_not(all_written, tmp_path: Path, digits: Data):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    (Path(path) / "d.safetensors").symlink_to("a.safetensors")
+    assert len(register_external(path, model=model, data=digits)) == 4
+    (Path(path) / "d.safetensors").unlink()
+    (tmp_path / "elsewhere.safetensors").write_bytes((Path(path) / "a.safetensors").read_bytes())
+    (Path(path) / "d.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(UserError, match=r"d\.safetensors is a link that leads out of"):
+        scan_folder(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_from_files_can_not_command_the_terminal_or_the_page(tmp_path: Path, capfd):
+    evil = "\x1b[2J\x1b]0;owned\x07[red]<script>alert(1)<\\script>\n"
+    folder = tmp_path / f"theirs {evil}"
+    folder.mkdir()
+    for epoch in (1, 2):
+        torch.save(build(10, 1).state_dict(), folder / f"{evil}{epoch}.pt")
+    state = dict(build(10, 1).state_dict()) | {f"layer{evil}": torch.zeros(1)}
+    assert main(["inspect", str(folder)]) == 0
+    assert main(["score", str(folder), "--model", NET, "--data", "digits", "--decoder-steps", "1"]) == 0
+    assert main(["select", str(folder), "--rule", "midpoint"]) == 0
+    assert main(["inspect", str(folder)]) == 0
+    assert main(["report", str(tmp_path)]) == 0
+    torch.save(state, folder / f"{evil}3.pt")
+    assert main(["inspect", str(folder), "--model", NET, "--data", "digits"]) == 2
+    out, error = capfd.readouterr()
+    assert "\\x1b[2J" in out + error
+    for forbidden in ("\x1b", "\x07"):
+        assert forbidden not in out + error
+    assert "<script>alert" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_dicts_of_the_same_dicts_are_read_once(tmp_path: Path, digits: Data):
+    """Twelve to the ninth ways lead to the weights."""
+    _dicts_of_dicts(tmp_path / "epoch_1.pt")
+    assert len(register_external(tmp_path, model=NET, data=digits)) == 1
+
+
+@pytest.mark.parametrize("entry", ['{"epoch": 5}', '{"epoch": "\u00b2"}', '{"epoch": "' + "9" * 5000 + '"}'])
+def test_what_a_header_says_of_epochs_is_a_number_or_nothing(entry: str, tmp_path: Path):
+    _metadata(tmp_path / "epoch_3.safetensors", entry)
+    assert list(scan_folder(tmp_path).checkpoints) == [3]
+
+
+def test_what_is_no_plain_file_is_left_out(tmp_path: Path):
+    torch.save(build(10, 1).state_dict(), tmp_path / "epoch_1.pt")
+    (tmp_path / "epoch_2.pt").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "epoch_3.pt")
+    folder = scan_folder(tmp_path)
+    assert list(folder.checkpoints) == [1]
+    assert all("no plain file" in left for left in folder.left_out)
+    (tmp_path / "epoch_4.pt").symlink_to("epoch_4.pt")
+    with pytest.raises(UserError, match=r"epoch_4\.pt is a link that leads out of"):
+        scan_folder(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["model.safetensors", "shard"])
+def test_links_out_of_hugging_faces_folder_are_refused(where: str, tmp_path: Path):
+    checkpoint = tmp_path / "theirs" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    safetensors.torch.save_file(build(10, 1).state_dict(), tmp_path / "secret.safetensors")
+    if where == "shard":
+        index = {"weight_map": dict.fromkeys(build(10, 1).state_dict(), "a.safetensors")}
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+        where = "a.safetensors"
+    (checkpoint / where).symlink_to(tmp_path / "secret.safetensors")
+    with pytest.raises(UserError, match="is a link that leads out of"):
+        scan_folder(checkpoint.parent)
+
+
+def _notes(path: str) -> tuple[Path, dict]:
+    notes = Path(path) / "checkpointkd" / "run.json"
+    return notes, json.loads(notes.read_text())
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "../../../../etc/passwd"])
+def test_notes_that_came_along_lead_nowhere_else(file: str, all_written: dict[str, Written], tmp_path: Path):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    shutil.copy(Path(path) / "a.safetensors", tmp_path / "secret.safetensors")
+    notes, run = _notes(path)
+    run["checkpoints"]["2"]["file"] = file
+    notes.write_text(json.dumps(run))
+    with pytest.raises(UserError, match="lies outside of"):
+        ckd.evaluate(f"{path}@2")
+    run["checkpoints"]["2"]["file"] = "b.safetensors"
+    notes.write_text(json.dumps({**run, "folder": "/"}))
+    assert ckd.open_trajectory(path)[2].path.resolve() == (Path(path) / "b.safetensors").resolve()
+
+
+def test_notes_that_came_along_run_nobodys_code(all_written: dict[str, Written], tmp_path: Path, monkeypatch):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "another user's"))
+    for ask in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
+        with pytest.raises(
+            UserError, match=r"name code, 'tests\.trajectory\.network:build', and were not made by you here"
+        ):
+            ask()
+    ckd.inspect(path, model=model, data="digits")
+    assert len(ckd.evaluate(f"{path}@2")["members"]) == 1
+    notes, run = _notes(path)
+    notes.write_text(json.dumps({**run, "model": "this:evil"}))
+    with pytest.raises(UserError, match="name code, 'this:evil'"):
+        ckd.evaluate(f"{path}@2")
+
+
+SPOILED = [
+    {"left_out": 5},
+    {"left_out": [5]},
+    {"unit": None},
+    {"pattern": "../x"},
+    {"mean": [10**400]},
+    {"mean": ["a"]},
+    {"data": []},
+    {"data": None},
+    {"checkpoints": {}},
+    {"checkpoints": []},
+    {"checkpoints": {"x": {}}},
+    {"checkpoints": {"9" * 5000: {}}},
+    {"checkpoints": {"1": {"file": "x" * 5000}}},
+    {"checkpoints": {"1": {"file": 5}}},
+    {"kind": 5},
+    {"teacher_weights": 5},
+    {"passed_over": None},
+]
+
+
+def test_damaged_notes_are_named(all_written: dict[str, Written], tmp_path: Path):
+    path, model, _ = copied(all_written["safetensors"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    notes, run = _notes(path)
+    changes = [*SPOILED, *({name: None} for name in run if name not in ("weights", "pattern", "seed"))]
+    for note in ({"file": "a\0b"}, {"accuracy": "x"}, {"accuracy": 7.0}, {"stamp": None}, {"sha256": None}):
+        changes.append({"checkpoints": {"1": run["checkpoints"]["1"] | note}})
+    for change in changes:
+        notes.write_text(json.dumps({**run, **change}))
+        for ask in (
+            lambda: ckd.inspect(path),
+            lambda: ckd.evaluate(f"{path}@1"),
+            lambda: ckd.select(path, rule="midpoint"),
+        ):
+            with pytest.raises(UserError) as caught:
+                ask()
+            assert "run.json" in str(caught.value), (change, caught.value)
+            assert "\n" not in str(caught.value)
+    notes.write_text(json.dumps(run))
+    for name in "abc":
+        (Path(path) / f"{name}.safetensors").unlink()
+    for ask in (lambda: ckd.inspect(path), lambda: ckd.evaluate(f"{path}@last"), lambda: ckd.select(path, rule="midpoint")):
+        with pytest.raises(UserError, match="none of the checkpoints that were looked at"):
+            ask()
+
+
+PREPROCESSORS = [
+    "[1]",
+    "{",
+    '{"image_mean": 0.5, "image_std": 0.5}',
+    '{"image_mean": ["a"], "image_std": ["b"]}',
+    '{"image_mean": [NaN], "image_std": [1e999]}',
+    '{"image_mean": [0.5], "image_std": [0]}',
+]
+
+
+@pytest.mark.parametrize("content", PREPROCESSORS)
+def test_a_preprocessor_that_says_nonsense(content: str, all_written: dict[str, Written], tmp_path: Path, digits: Data):
+    path, model, _ = copied(all_written["Hugging Face"], tmp_path)
+    for checkpoint in Path(path).glob("checkpoint-*"):
+        (checkpoint / "preprocessor_config.json").write_text(content)
+    try:
+        assert register_external(path, model=model, data=digits).run["normalized_as"] == "the training images' own"
+    except UserError as error:
+        assert "preprocessor_config.json is damaged" in str(error)  # noqa: PT017
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+FILES = {  # a format and the file of epoch 2 in it
+    "timm": "checkpoint-1.pth.tar",
+    "Lightning": "epoch=1-step=6.ckpt",
+    "Hugging Face": "checkpoint-6/model.safetensors",
+    "Hugging Face, shards": "checkpoint-6/model-00001-of-00003.safetensors",
+    "Hugging Face, bin": "checkpoint-6/pytorch_model.bin",
+    "torchvision reference": "model_1.pth",
+    "CheckpointKD authors": "wrn1_teacher2_ckpt.pth.tar",
+    "state dict, compiled": "net-epoch02.pt",
+    "state dict": "net_1.pth",
+    "dict of weights, old": "ckpt.2.pt",
+    "safetensors": "b.safetensors",
+    "safetensors, checkpointkd's writer": "epoch-0002.safetensors",
+}
+WITHOUT_CHECKSUMS = {"Hugging Face", "Hugging Face, shards", "dict of weights, old", "safetensors"}
+
+
+def _bytes_damaged(content: bytes, how: str, draw: random.Random) -> bytes:
+    if how == "empty":
+        return b""
+    if how == "truncated":
+        return content[: draw.randrange(len(content))]
+    if how == "wrong type":
+        return draw.choice([b"hello", b"\x89PNG\r\n", b"{}", bytes(1000), b"PK\x03\x04", draw.randbytes(500)])
+    damaged = bytearray(content)
+    at = draw.randrange(len(content))
+    if how == "bit flipped":
+        damaged[at] ^= 1 << draw.randrange(8)
+    elif how == "zeroed":  # a block that never reached the disk
+        damaged[at : at + 512] = bytes(len(damaged[at : at + 512]))
+    return bytes(damaged)
+
+
+def _weights_damaged(path: Path, how: str, draw: random.Random) -> None:
+    """Change what is in a file, and write it as it was written."""
+    safe = path.suffix == ".safetensors"
+    content = safetensors.torch.load_file(path) if safe else torch.load(path, weights_only=False)
+    inner = content
+    for key in ("state_dict", "model", "model_state", "net"):
+        if isinstance(inner.get(key), dict):
+            inner = inner[key]
+    names = [n for n, t in inner.items() if isinstance(t, torch.Tensor) and t.is_floating_point() and "crit" not in n]
+    name = draw.choice(names)
+    tensor = inner[name].clone()
+    if how in ("NaN", "Inf"):
+        tensor.view(-1)[draw.randrange(tensor.numel())] = float(how)
+        inner[name] = tensor
+    elif how == "wrong key":
+        inner[f"{name}_"] = inner.pop(name)
+    elif how == "key missing":
+        del inner[name]
+    elif how == "wrong shape":
+        inner[name] = torch.cat([tensor, tensor])
+    elif how == "wrong classes":
+        for head in [n for n in names if n.endswith(("head.weight", "head.bias", "classifier.1.weight"))] or [name]:
+            inner[head] = inner[head][:3].clone()
+    if safe:
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=not path.name.startswith("ckpt."))
+
+
+IN_BYTES = ["empty", "truncated", "wrong type", "bit flipped", "bit flipped", "zeroed"]
+IN_WEIGHTS = ["NaN", "Inf", "wrong key", "key missing", "wrong shape", "wrong classes"]
+counted: collections.Counter[str] = collections.Counter()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_named_or_gives_exactly_the_weights(
+    name: str, all_written: dict[str, Written], tmp_path: Path, digits: Data
+):
+    """Both in a folder whose contents were noted and in one that nobody has looked at before. The latter can't show a
+    flipped bit in the weights of formats without checksums."""
+    path, model, _ = copied(all_written[name], tmp_path)
+    clean = register_external(path, model=model, data=digits)
+    right = clean[2].network().state_dict()
+    file = (Path(path) if Path(path).is_dir() else Path(path).parent) / FILES[name]
+    checkpoint = clean[2].path
+    content = file.read_bytes()
+
+    def noted() -> Network:
+        return ckd.open_trajectory(path)[2].network()
+
+    def anew() -> Network:
+        network = build_from_run(clean.run)
+        scan_folder(checkpoint)
+        found, _ = weights(checkpoint, network.body.state_dict(), where=None, model=model)
+        network.body.load_state_dict(found, strict=False)
+        return network
+
+    @hypothesis.settings(max_examples=50, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(st.sampled_from(IN_BYTES + IN_WEIGHTS), st.integers(0, 10**6))
+    def damaged(how: str, seed: int) -> None:
+        file.write_bytes(content)
+        draw = random.Random(seed)
+        if how in IN_WEIGHTS:
+            _weights_damaged(file, how, draw)
+        else:
+            file.write_bytes(_bytes_damaged(content, how, draw))
+        counted[how] += 1
+        for ask in (noted, anew):
+            try:
+                found = ask().state_dict()
+            except UserError as error:
+                said = str(error)
+                assert file.name in said or checkpoint.name in said, said
+                assert "\n" not in said
+                continue
+            if ask is anew and how in ("bit flipped", "zeroed") and name in WITHOUT_CHECKSUMS:
+                continue
+            for key, tensor in right.items():
+                assert torch.equal(found[key], tensor), (how, seed, key)
+
+    damaged()
+
+
+def test_so_many_checkpoints_were_damaged(capsys):
+    assert sum(counted.values()) >= 500
+    assert set(counted) == set(IN_BYTES + IN_WEIGHTS)
+    with capsys.disabled():
+        print(f"\n{sum(counted.values())} damaged checkpoints, each named or right: {dict(counted)}")
+
+
+def test_a_copy_of_a_folder_is_as_good(all_written: dict[str, Written], tmp_path: Path):
+    path, model, _ = copied(all_written["timm"], tmp_path)
+    ckd.inspect(path, model=model, data="digits")
+    shutil.copytree(path, tmp_path / "copy")
+    assert ckd.evaluate(f"{tmp_path / 'copy'}@2")["members"][0]["epoch"] == 2

@@ -1,0 +1,419 @@
+"""Pictures from folders: cut as torchvision cuts them, the same with any number of workers, refused by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpointkd as ckd
+from checkpointkd.data import DataConfig, StreamingImages, config_like, load_data, load_test
+from checkpointkd.data.image_io import decode_rgb
+from checkpointkd.data.streaming import random_resized_crop, resize_center_crop, sample_crop_box
+from checkpointkd.errors import UserError
+from checkpointkd.seeding import generator
+
+from .image_files import digit, encoded, folder_of_digits
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return folder_of_digits(tmp_path / "pictures")
+
+
+def _settings(folder: Path, **more) -> DataConfig:
+    return DataConfig(data=f"folder:{folder}", **{"image_size": 16, "val_fraction": 0.25, **more})
+
+
+def test_a_folder_under_both_protocols(folder: Path):
+    holdout = load_data(_settings(folder))
+    paper = load_data(_settings(folder, select_on="test", val_fraction=None))
+    test = load_test(_settings(folder))
+    assert holdout.classes == ("class-0", "class-1", "class-2")
+    assert (len(holdout.train), len(holdout.val), len(test)) == (27, 9, 12)
+    assert (len(paper.train), len(paper.val)) == (36, 12)
+    assert holdout.val.labels_N.bincount().tolist() == [3, 3, 3]
+    assert not set(holdout.train.index_N.tolist()) & set(holdout.val.index_N.tolist())
+    for images in (holdout.train, test):
+        clean = images.to_float()
+        assert clean.shape == (len(images), 3, 16, 16)
+        assert 0 <= clean.min() < clean.max() <= 1
+    assert torch.equal(torch.cat(list(test.iter_batches(5))), test.to_float())
+    assert torch.equal(test.subset(torch.tensor([7, 2])).to_float(), test.to_float()[[7, 2]])
+
+
+def test_each_image_is_its_own_picture_with_its_own_label(folder: Path):
+    images = load_test(_settings(folder))
+    paths = [path for label in range(3) for path in sorted((folder / "val" / f"class-{label}").iterdir())]
+    for path, label, pixels_CHW in zip(paths, images.labels_N.tolist(), images.to_float(), strict=True):
+        assert path.parent.name == f"class-{label}"
+        expected = np.array(resize_center_crop(Image.open(path).convert("RGB"), 16))
+        assert torch.equal(pixels_CHW, torch.from_numpy(expected).permute(2, 0, 1) / 255)
+
+
+def test_the_statistics_are_those_of_the_clean_images(folder: Path):
+    images = load_test(_settings(folder))
+    mean, std = images.channel_statistics()
+    clean = images.to_float().double()
+    assert mean == pytest.approx(clean.mean((0, 2, 3)).tolist())
+    assert std == pytest.approx(clean.std((0, 2, 3), correction=0).tolist())
+
+
+@pytest.mark.parametrize("size", [(40, 17), (17, 40), (64, 64), (20, 21)])
+def test_pictures_are_cut_as_torchvision_cuts_them(size: tuple[int, int]):
+    from torchvision.transforms import functional as theirs
+    from torchvision.transforms import v2
+
+    picture = digit(3, 5, size=size)
+    their_centre = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(picture)
+    assert np.array_equal(np.asarray(resize_center_crop(picture, 224)), np.asarray(their_centre))
+    random = generator("test", *size)
+    for _ in range(20):
+        left, top, width, height = sample_crop_box(*size, random)
+        their_part = theirs.resized_crop(picture, top, left, height, width, [24, 24])  # type: ignore[arg-type]
+        assert np.array_equal(
+            np.asarray(random_resized_crop(picture, 24, left, top, width, height)), np.asarray(their_part)
+        )
+
+
+def test_parts_are_spread_as_torchvision_spreads_them():
+    from torchvision.transforms import RandomResizedCrop
+
+    picture, random = Image.new("RGB", (90, 70)), generator("spread")
+    torch.manual_seed(0)
+    theirs = torch.tensor([RandomResizedCrop.get_params(picture, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])  # type: ignore[arg-type]
+    ours = torch.tensor([sample_crop_box(90, 70, random) for _ in range(4000)])[:, [1, 0, 3, 2]]
+    standard_error = (theirs.float().var(0) / 2000).sqrt()  # of the difference of two means of 4,000
+    assert ((ours.float().mean(0) - theirs.float().mean(0)) / standard_error).abs().max() < 4.5
+    assert (ours.float().std(0) / theirs.float().std(0) - 1).abs().max() < 0.07
+    assert (ours >= 0).all()
+    assert (ours[:, 1] + ours[:, 3] <= 90).all()
+    assert (ours[:, 0] + ours[:, 2] <= 70).all()
+    assert sample_crop_box(1000, 10, random)[2:] == (13, 10), "a strip: no part of allowed proportions and area exists"
+
+
+def test_an_image_is_cut_alike_by_any_worker_in_any_batch(folder: Path, monkeypatch):
+    images = load_data(_settings(folder)).train
+    seen = {}
+    for workers, batch_size in ((0, 4), (1, 4), (3, 4), (2, 5)):
+        monkeypatch.setenv("CHECKPOINTKD_WORKERS", str(workers))
+        batches = images.batches(batch_size=batch_size, seed=1, device="cpu")
+        whole = list(batches.epoch(2))
+        assert len(whole) == len(batches)
+        assert all(batch.view_B is None for batch in whole)
+        index, pixels, labels = (
+            torch.cat([getattr(b, f) for b in whole]) for f in ("index_B", "images_BCHW", "labels_B")
+        )
+        order = index.argsort()
+        assert torch.equal(index[order], images.index_N)
+        assert torch.equal(labels[order], images.labels_N)
+        seen[workers, batch_size] = (index if batch_size == 4 else None, pixels[order])
+    first_index, first_pixels = seen[0, 4]
+    assert not torch.equal(first_index, images.index_N), "an epoch's order is drawn"
+    for index, pixels in seen.values():
+        assert index is None or torch.equal(index, first_index), "the order doesn't depend on the workers"
+        assert torch.equal(pixels, first_pixels)
+    other = torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(3)])
+    assert not torch.equal(
+        other, torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(2)])
+    )
+
+
+def test_flips_can_be_left_out(folder: Path):
+    def mirrored(flip: bool | None) -> int:
+        images = load_data(_settings(folder, flip=flip)).train
+        assert isinstance(images, StreamingImages)
+        (batch,) = images.batches(batch_size=100, seed=0, device="cpu").epoch(0)
+        count = 0
+        for number, pixels_CHW in zip(batch.index_B.tolist(), batch.images_BCHW, strict=True):
+            picture = Image.open(images.pictures.name(number)).convert("RGB")
+            plain = random_resized_crop(picture, 16, *sample_crop_box(*picture.size, generator("part", 0, 0, number)))
+            same = torch.equal(pixels_CHW, torch.from_numpy(np.array(plain)).permute(2, 0, 1) / 255)
+            count += not same
+        return count
+
+    assert mirrored(False) == 0
+    assert 5 < mirrored(None) < 22, "about half of 27"
+
+
+def test_without_augmentation_batches_are_the_clean_images(folder: Path):
+    images = load_test(_settings(folder))
+    (batch,) = images.batches(batch_size=12, seed=0, device="cpu", augment=False).epoch(0)
+    assert torch.equal(batch.images_BCHW, images.to_float()[batch.index_B])
+
+
+def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
+    """Trained, scored, chosen, distilled, evaluated; and continued after pictures moved elsewhere."""
+    common = {"epochs": 2, "batch_size": 9, "learning_rate": 0.05}
+    teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, save_every=1, out=tmp_path / "t", **common)
+    assert teacher.run["recipe"]["lr_schedule"] == "cosine", "small pictures have CIFAR's recipe"
+    assert load_data(_settings(folder, image_size=None)).recipe == "imagenet"
+    ckd.score(teacher.path, decoder_steps=4, decoder_seeds=1)
+    ckd.select(teacher.path)
+    student = ckd.distill(
+        "wrn_10_1", teachers=[f"{teacher.path}@best"], allow_weak_teacher=True, out=tmp_path / "s", **common
+    )
+    assert student.run["data"]["image_size"] == 16
+    moved = folder.rename(tmp_path / "moved")
+    measured = ckd.evaluate(f"{student.path}@last", data=f"folder:{moved}", split="test")
+    assert measured["images"] == 12
+    assert measured["ensemble"]["accuracy"] == student.test_accuracy
+
+
+def test_pictures_that_are_enlarged_are_said(folder: Path, caplog):
+    load_data(_settings(folder))
+    assert caplog.text == ""
+    load_data(_settings(folder, image_size=None))
+    assert "the first picture has 20×40 pixels and is enlarged to 224×224" in caplog.text
+    assert "--image-size 20 keeps its size" in caplog.text
+
+
+def test_a_folder_that_changed_since_is_said(folder: Path, tmp_path: Path, caplog):
+    teacher = ckd.train(
+        "wrn_10_1", data=f"folder:{folder}", image_size=16, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
+    )
+    ckd.score(teacher.path, decoder_steps=2, decoder_seeds=1)
+    assert "another split" not in caplog.text
+    digit(1, 30).save(folder / "train" / "class-1" / "new.png")
+    ckd.score(teacher.path, decoder_steps=2, decoder_seeds=1)
+    assert "was trained on another split (other data, other settings, or files that changed since)" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_live_teacher_answers_in_either_precision(folder: Path, tmp_path: Path, precision):
+    common = {"epochs": 1, "batch_size": 9, "precision": precision}
+    teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, out=tmp_path / "t", **common)
+    both = [str(teacher.path), f"{teacher.path}@1"]
+    student = ckd.distill("wrn_10_1", teachers=both, allow_weak_teacher=True, out=tmp_path / "s", **common)
+    assert student.complete
+
+
+def test_workers_change_no_trained_weight(folder: Path, tmp_path: Path, monkeypatch):
+    hashes = set()
+    for workers in (0, 2):
+        monkeypatch.setenv("CHECKPOINTKD_WORKERS", str(workers))
+        run = ckd.train(
+            "wrn_10_1", data=f"folder:{folder}", image_size=16, epochs=1, batch_size=6, out=tmp_path / str(workers)
+        )
+        hashes.add(run.last.sha256)
+    assert len(hashes) == 1
+
+
+def _refused(folder: Path, sentence: str, **more) -> None:
+    def read_all() -> None:
+        data = load_data(_settings(folder, **more))
+        for images in (data.train, data.val):
+            list(images.iter_batches(10))
+
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_all()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_picture_that_can_not_be_read_is_named(folder: Path, monkeypatch, workers: str):
+    monkeypatch.setenv("CHECKPOINTKD_WORKERS", workers)
+    path = folder / "train" / "class-1" / "000.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    _refused(folder, r"the picture .*class-1/000\.jpg is empty; replace it")
+    path.write_bytes(whole[: len(whole) // 2])
+    _refused(folder, r"class-1/000\.jpg can't be read \(.*[Tt]runcated.*\); replace it")
+    path.write_bytes(b"hello")
+    _refused(folder, r"class-1/000\.jpg is no picture in a format that Pillow knows")
+    path.unlink()
+    path.symlink_to(folder / "nowhere.jpg")
+    _refused(folder, r"the picture .*class-1/000\.jpg can't be read: No such file")
+    path.unlink()
+    path.write_bytes(whole)
+    load_data(_settings(folder)).train.to_float()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_that_may_not_be_read_is_named(folder: Path):
+    (folder / "train" / "class-1" / "000.jpg").chmod(0)
+    _refused(folder, r"class-1/000\.jpg can't be read: Permission denied")
+
+
+def test_folders_that_are_no_data_set(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="there is no folder of images at"):
+        load_data(_settings(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="say which folder: folder:PATH"):
+        load_data(DataConfig(data="folder"))
+    with pytest.raises(UserError, match=r"needs a folder train and a folder val \(or valid, validation, test\)"):
+        load_data(_settings(folder / "train"))
+    _refused(folder, "100 training images were asked for, of 27 that there are", train_images=100)
+    _refused(folder, "1 selection images can't represent 3 classes", val_fraction=0.03)
+    (folder / "val" / "class-2").rename(folder / "val" / "class-9")
+    _refused(folder, r"classes in .*train and .*val differ \(only in train: class-2; only in val: class-9\)")
+    (folder / "val" / "class-9").rename(folder / "val" / "class-2")
+    for picture in (folder / "train" / "class-2").iterdir():
+        picture.unlink()
+    _refused(folder, r"the class folder .*train/class-2 has no picture in it")
+    (folder / "train" / "class-2" / "notes.txt").write_text("not a picture")
+    _refused(folder, r"the class folder .*train/class-2 has no picture in it")
+
+
+def test_what_is_wrong_with_the_test_folder_is_said_before_any_training(folder: Path):
+    (folder / "val" / "class-1" / "012.webp").write_bytes(b"")
+    _refused(folder, r"the picture .*val/class-1/012\.webp is empty")
+    for picture in (folder / "val" / "class-1").iterdir():
+        picture.unlink()
+    _refused(folder, r"the class folder .*val/class-1 has no picture in it")
+
+
+def test_paths_as_people_write_them(folder: Path, tmp_path: Path, monkeypatch):
+    expected = load_data(_settings(folder)).train.to_float()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    odd = folder.rename(tmp_path / "my photos: größer, 50%")
+    for path in (odd.name, f"~/{odd.name}", f"./{odd.name}", odd):
+        assert torch.equal(load_data(_settings(path)).train.to_float(), expected)  # type: ignore[arg-type]
+    for path in ("a" * 300, "new\nline", "\udcff"):
+        with pytest.raises(UserError) as caught:
+            load_data(_settings(path))  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        str(caught.value).encode()
+
+
+def test_links_are_followed_and_circles_left(folder: Path):
+    count = len(load_data(_settings(folder, select_on="test", val_fraction=None)).train)
+    inside = folder / "train" / "class-0" / "more"
+    (folder / "train" / "class-0").rename(folder / "elsewhere")
+    (folder / "train" / "class-0").mkdir()
+    inside.symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "back").symlink_to(folder / "train" / "class-0")
+    (folder / "train" / "loop").symlink_to(folder / "train" / "loop")
+    assert len(load_data(_settings(folder, select_on="test", val_fraction=None)).train) == count
+
+
+def test_memory_stays_bounded_whatever_the_pictures(folder: Path, tmp_path: Path):
+    """A thread of a picture, and large squares: each in a process that may not have more than some gigabytes."""
+    Image.new("RGB", (65_000, 1)).save(folder / "val" / "class-0" / "thread.png")
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+import checkpointkd as ckd
+ckd.train("wrn_10_1", data="folder:{folder}", image_size=512, epochs=1, batch_size=2, train_images=6,
+          protocol="paper", precision="fp32", out="{tmp_path / "run"}")
+"""
+    environment = {**os.environ, "CHECKPOINTKD_WORKERS": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "CMYK", "LA", "RGBA", "1", "P"])
+def test_pictures_of_every_mode_look_alike(mode: str):
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
+    picture = Image.fromarray(ramp)
+    if mode in ("I;16", "I"):
+        content = encoded(Image.fromarray(ramp.astype(np.uint16) << 8), "PNG" if mode == "I;16" else "TIFF")
+    elif mode == "P":
+        picture = picture.convert("P")
+        picture.info["transparency"] = bytes(range(256))
+        content = encoded(picture, "PNG")
+    elif mode == "F":
+        content = encoded(Image.fromarray(ramp.astype(np.float32) / 255), "TIFF")
+        with pytest.raises(UserError, match=r"x can't be read \(its pixels are fractions"):
+            decode_rgb(content, where="x")
+        return
+    else:
+        picture = Image.merge("RGB", [picture] * 3).convert(mode) if mode == "CMYK" else picture.convert(mode)
+        content = encoded(picture, "TIFF")
+    found = np.asarray(decode_rgb(content, where="x")).astype(int)
+    assert found.shape == (64, 64, 3)
+    assert abs(found.mean() - ramp.mean()) < 2
+    if mode != "1":
+        assert np.abs(found - ramp[:, :, None]).max() < 8
+
+
+def test_a_teacher_of_other_data_teaches_at_its_own_size(folder: Path, tmp_path: Path):
+    teacher = ckd.train(
+        "wrn_10_1", data=f"folder:{folder}", image_size=24, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
+    )
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    identity = teacher.run["data"]
+    assert config_like({**identity, "data": "cifar100", "shape": [3, 32, 32]}, f"folder:{copied}").image_size == 32
+    assert config_like(identity, f"folder:{copied}").image_size == 24
+    assert config_like(identity, "digits").image_size is None
+    assert config_like(identity, None, None, None, 48).image_size == 48
+
+
+def test_a_killed_run_on_streamed_pictures_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "checkpointkd.cli",
+        "train",
+        "wrn_10_1",
+        "--data",
+        f"folder:{folder}",
+        "--image-size",
+        "16",
+        "--epochs",
+        "12",
+        "--save-every",
+        "4",
+        "--batch-size",
+        "6",
+        "--precision",
+        "fp32",
+        "--out",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINTKD_WORKERS": "2"}
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    killed = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "killed" / "state.bin").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    environment["CHECKPOINTKD_WORKERS"] = "0"
+    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
+    whole, resumed = (ckd.open_trajectory(tmp_path / name) for name in ("whole", "killed"))
+    assert [c.sha256 for c in whole.values()] == [c.sha256 for c in resumed.values()]
+
+
+def test_imagenet_is_a_folder_of_a_thousand_classes(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    with pytest.raises(UserError, match=r"imagenet is not in .*; downloading it needs an account at image-net\.org"):
+        load_data(DataConfig(data="imagenet"))
+    with pytest.raises(UserError, match=r"has 3 classes, ImageNet 1,000; for your own pictures say folder:"):
+        load_data(DataConfig(data=f"imagenet:{folder_of_digits(tmp_path / 'few')}"))
+    root = tmp_path / "thousand"
+    picture = digit(0, 0)
+    for split in ("train", "val"):
+        for label in range(1000):
+            (root / split / f"n{label:08}").mkdir(parents=True)
+            picture.save(root / split / f"n{label:08}" / "a.png")
+    data = load_data(DataConfig(data=f"imagenet:{root}", select_on="test"))
+    assert (len(data.classes), len(data.train), data.train.shape) == (1000, 1000, (3, 224, 224))
+
+
+def test_an_image_size_is_for_pictures_that_are_streamed():
+    with pytest.raises(UserError, match="the images of digits have 8×8 pixels and stay so"):
+        load_data(DataConfig(data="digits", image_size=32))
+    with pytest.raises(UserError, match="the image size must be from 8 to 4096 pixels, not 0"):
+        DataConfig(image_size=0)
+
+
+def test_the_number_of_workers_is_checked(folder: Path, monkeypatch):
+    monkeypatch.setenv("CHECKPOINTKD_WORKERS", "many")
+    with pytest.raises(UserError, match="CHECKPOINTKD_WORKERS must be a number of processes from 0 to 999, not 'many'"):
+        list(load_data(_settings(folder)).train.iter_batches(2))
+
+
+def test_pictures_that_have_the_size_already_stay_as_they_are():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert np.array_equal(np.asarray(resize_center_crop(picture, 16)), np.asarray(picture))
+    assert resize_center_crop(picture, 15).size == (15, 15)

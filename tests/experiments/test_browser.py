@@ -1,0 +1,233 @@
+"""The report in a real browser (Debian's chromium): nothing leaves the file, nothing complains, what is drawn is what
+the data say, the pointer and the keyboard work, and names are text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checkpointkd as ckd
+from checkpointkd.reports import collect
+from checkpointkd.reports.charts import Chart, Series, to_plain
+
+HOSTILE = [
+    "<script>window.hacked=1</script>",
+    "\"'><img src=x onerror=window.hacked=1>",
+    "‮right to left‬ שלום",
+    "n" * 300,
+    "{{ 7 * 7 }}",
+    "<b>bold</b><br>$x_1$ %{x}",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = os.environ.get("CHECKPOINTKD_TEST_BROWSER") or shutil.which("chromium")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is missing: .ci/run installs it")
+        pytest.skip("no chromium; set CHECKPOINTKD_TEST_BROWSER to a browser of its kind")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+class Seen:
+    """A page, and what it did: messages, errors, and what it asked for besides itself."""
+
+    def __init__(self, browser: Any, path: Path, **how: Any) -> None:
+        self.page = browser.new_page(**how)
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("[...document.querySelectorAll('.plotly-graph-div')].every(d => d._fullData)")
+
+    def outside(self) -> list[str]:
+        return [url for url in self.asked if not url.startswith(("data:", "blob:", self.page.url.partition("#")[0]))]
+
+
+@pytest.fixture(scope="module")
+def seen(browser: Any, smoke: Path) -> Iterator[Seen]:
+    found = Seen(browser, smoke / "report.html", viewport={"width": 1200, "height": 900})
+    yield found
+    found.page.close()
+
+
+def test_nothing_complains_and_nothing_leaves_the_file(seen: Seen):
+    assert seen.said == []
+    assert seen.outside() == []
+
+
+def test_what_is_drawn_is_what_the_data_say(seen: Seen, smoke: Path):
+    """Every point of every chart, as the browser has it, against the study's own data."""
+    drawn = seen.page.evaluate(
+        """[...document.querySelectorAll('.plotly-graph-div')].map(d => d._fullData.map((t, i) => ({
+              name: t.name, x: Array.from(t.x || []), y: Array.from(t.y || []),
+              z: t.type == 'heatmap' ? Array.from(d.calcdata[i][0].z, row => Array.from(row)) : null})))"""
+    )
+    stored = [figure for study in collect(smoke).studies for figure in study["figures"]]
+    assert len(drawn) == len(stored) > 8
+    points = 0
+    for traces, figure in zip(drawn, stored, strict=True):
+        if figure["kind"] == "heatmaps":
+            for trace, cells in zip(traces, figure["maps"], strict=True):
+                assert list(itertools.chain(*trace["z"])) == pytest.approx(list(itertools.chain(*cells)), abs=1e-6)
+            continue
+        by_name = {trace["name"]: trace for trace in traces if trace["name"]}
+        for series in figure["series"]:
+            trace = by_name[series["name"]]
+            assert trace["x"] == pytest.approx(series["x"])
+            assert trace["y"] == pytest.approx(series["y"])
+            points += len(series["x"])
+    assert points > 100
+
+
+def test_the_pointer_shows_epoch_values_and_file(seen: Seen):
+    """Over the star of Figure 7: its epoch, its sum, and the file that holds it."""
+    section = seen.page.locator("section", has=seen.page.locator("[id^=figure-7-the-choice-on-the-information-plane]"))
+    plot = section.locator(".plotly-graph-div").first
+    plot.scroll_into_view_if_needed()
+    star = plot.locator(".scatterlayer .trace").last.locator("path.point").first
+    box = star.bounding_box()
+    seen.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = plot.locator(".hoverlayer .hovertext").first
+    label.wait_for(timeout=5000)
+    said = label.text_content()
+    assert "epoch " in said
+    assert "sum " in said
+    assert ".safetensors" in said
+
+
+def test_the_keyboard_reaches_links_tables_and_numbers(seen: Seen):
+    reached = set()
+    seen.page.evaluate("document.activeElement.blur()")
+    for _ in range(40):
+        seen.page.keyboard.press("Tab")
+        reached.add(seen.page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
+    assert {"A.", "DIV.scroll", "SUMMARY."} <= reached
+    details = seen.page.locator("details").first
+    details.locator("summary").focus()
+    seen.page.keyboard.press("Enter")
+    assert details.locator("tbody tr").first.is_visible()
+
+
+def test_everything_has_its_words(seen: Seen):
+    """One main title, headings in order, figures and tables with names, and no two elements of one id."""
+    assert seen.page.locator("h1").count() == 1
+    levels = seen.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    for kind in ("figure", ".scroll"):
+        names = seen.page.evaluate(f"[...document.querySelectorAll('{kind}')].map(e => e.getAttribute('aria-label'))")
+        assert names
+        assert all(names)
+    ids = seen.page.evaluate("[...document.querySelectorAll('h2[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "device_scale_factor": 2},
+        {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
+        {"viewport": {"width": 800, "height": 1100}, "reduced_motion": "reduce"},
+    ],
+    ids=["phone", "dark", "tablet"],
+)
+def test_it_fits_and_can_be_read(browser: Any, smoke: Path, how: dict):
+    """No page that scrolls sideways; text that stands out from its ground by WCAG's 4.5."""
+    seen = Seen(browser, smoke / "report.html", **how)
+    assert seen.said == []
+    wide = seen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
+    contrasts = seen.page.evaluate(
+        """() => {
+          const part = c => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+          const light = text => { const [r, g, b] = text.match(/[0-9.]+/g).map(Number);
+                                  return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b); };
+          const ground = light(getComputedStyle(document.body).backgroundColor);
+          return [...document.querySelectorAll('p, td, th, h1, h2, h3, a, li, summary, dd, dt')].map(e => {
+            const [a, b] = [light(getComputedStyle(e).color), ground];
+            return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); });
+        }"""
+    )
+    assert min(contrasts) >= 4.5
+    seen.page.close()
+
+
+def test_it_prints_without_what_only_works_on_a_screen(browser: Any, smoke: Path):
+    seen = Seen(browser, smoke / "report.html", viewport={"width": 1200, "height": 900})
+    seen.page.emulate_media(media="print")
+    assert not seen.page.locator("nav").is_visible()
+    assert not seen.page.locator("details").first.is_visible()
+    assert len(seen.page.pdf()) > 100_000
+    seen.page.close()
+
+
+def test_hostile_names_are_shown_as_text(browser: Any, tmp_path: Path):
+    """In titles, cells, hover, legends and axes; of a study, whose words come from a file."""
+    charts = [
+        Chart(
+            title=name,
+            x_title=name,
+            y_title=name,
+            caption=name,
+            alt=name,
+            series=[Series(name=name, x=[1, 2], y=[3, 4], hover=[name, name], words=[name, name])],
+        )
+        for name in HOSTILE
+    ]
+    found = {
+        "study": "table1",
+        "title": HOSTILE[0],
+        "about": "",
+        "scale": {
+            "name": HOSTILE[0],
+            "dataset": HOSTILE[1],
+            "select_on": HOSTILE[5],
+            "seeds": 1,
+            "train_images": None,
+            "teacher_epochs": 1,
+            "student_epochs": 1,
+            "pairs": [{"teacher": HOSTILE[2], "student": HOSTILE[3]}],
+        },
+        "notes": HOSTILE,
+        "tables": [
+            {"title": name, "columns": [name, name], "rows": [[name, name]], "note": name, "marked": []}
+            for name in HOSTILE
+        ],
+        "figures": [to_plain(chart) for chart in charts],
+        "claims": [],
+        "provenance": {name: name for name in HOSTILE},
+    }
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "experiment.json").write_text(json.dumps(found))
+    page = ckd.report(tmp_path)
+    seen = Seen(browser, page, viewport={"width": 360, "height": 740})
+    assert seen.page.evaluate("window.hacked") is None
+    assert seen.said == []
+    assert seen.outside() == []
+    text = seen.page.locator("body").inner_text()
+    legends = "".join(seen.page.locator(".legendtext, .xtitle, .ytitle").all_text_contents())
+    for name in HOSTILE:
+        assert name in text
+    for name in HOSTILE[:2]:
+        assert name in legends, "Plotly shows tags as text, too"
+    wide = seen.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
+    names = [path.name for path in (tmp_path / "report_files").iterdir()]
+    assert all(len(name) < 100 and name.isascii() for name in names)
+    seen.page.close()

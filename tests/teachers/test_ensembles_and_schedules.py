@@ -1,0 +1,453 @@
+"""Several teachers: which checkpoints they are, how much and when each counts, what they know, what they cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpointkd as ckd
+from checkpointkd.checkpoints import resolve_ensemble
+from checkpointkd.config import DistillConfig, KDConfig
+from checkpointkd.data import DataConfig, load_data
+from checkpointkd.errors import UserError
+from checkpointkd.losses import METHODS, LogitDistillation, distillation, kd, soft_targets
+from checkpointkd.models import build_network
+from checkpointkd.teachers.ensemble import Teacher, open_teacher, training_cost
+from checkpointkd.teachers.logit_cache import CachedTeacherBatches, with_cached_logits
+
+CPU = torch.device("cpu")
+SHORT = {"epochs": 2, "batch_size": 25, "precision": "fp32"}
+
+
+@pytest.fixture
+def second_run(teacher_run: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "second"
+    ckd.train(
+        "wrn_10_1", data="digits", train_images=100, epochs=2, batch_size=10, learning_rate=0.03, seed=1, out=path
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "epochs"),
+    [("snapshot:1", [4]), ("snapshot:2", [2, 4]), ("snapshot:4", [1, 2, 3, 4]), ("all", [1, 2, 3, 4]), ("full:1", [4])],
+)
+def test_words_for_ensembles_of_one_run(teacher_run: Path, ensemble: str, epochs: list[int]):
+    """§3.1: a Snapshot Ensemble is the end and k − 1 equally spaced checkpoints before it."""
+    assert [member.checkpoint.epoch for member in resolve_ensemble([str(teacher_run)], ensemble)] == epochs
+
+
+def test_words_for_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
+    runs = [str(teacher_run), str(second_run)]
+    for ensemble, epochs in (("full:2", [4, 2]), ("mixed", [2, 2])):
+        found = resolve_ensemble(runs, ensemble)
+        assert [member.checkpoint.epoch for member in found] == epochs
+        assert [str(member.checkpoint.path).startswith(run) for member, run in zip(found, runs, strict=True)] == [
+            True
+        ] * 2
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "sentence"),
+    [
+        ("snapshot:5", r"snapshot:5 needs 5 checkpoints, and .* has 4 \(epochs 1, 2, 3, 4\)"),
+        ("snapshot:0", r"'snapshot' is written snapshot:K, K being 1 or more, not 'snapshot:0'"),
+        ("snapshot:two", "written snapshot:K"),
+        ("snapshot", "written snapshot:K"),
+        ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
+        ("full:2", "--ensemble full:2 is made from 2 runs, and 1 are named"),
+        ("mixed", "is made from 2 runs, and 1 are named"),
+        ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
+    ],
+)
+def test_ensembles_that_cannot_be_had(teacher_run: Path, ensemble: str, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        resolve_ensemble([str(teacher_run)], ensemble)
+
+
+def test_an_ensemble_picks_the_checkpoints_itself(teacher_run: Path):
+    with pytest.raises(UserError, match=r"name runs, without @, not '.*@2'"):
+        resolve_ensemble([f"{teacher_run}@2"], "snapshot:2")
+
+
+def test_checkpoints_that_are_not_equally_spaced_are_no_snapshot_ensemble(teacher_run: Path):
+    for epoch in (1, 2):
+        (teacher_run / "checkpoints" / f"epoch-{epoch:04d}.safetensors").unlink()
+    assert [m.checkpoint.epoch for m in resolve_ensemble([str(teacher_run)], "snapshot:2")] == [3, 4]
+    shutil.copy(teacher_run / "run.json", teacher_run / "run.json.copy")
+    (teacher_run / "checkpoints" / "epoch-0003.safetensors").unlink()
+    with pytest.raises(UserError, match="snapshot:2 needs 2 checkpoints"):
+        resolve_ensemble([str(teacher_run)], "snapshot:2")
+
+
+def test_the_nearest_checkpoint_must_not_stand_for_two(tmp_path: Path):
+    run = tmp_path / "run"
+    ckd.train("wrn_10_1", data="digits", train_images=50, epochs=9, save_every=3, batch_size=25, out=run)
+    (run / "checkpoints" / "epoch-0003.safetensors").rename(run / "checkpoints" / "epoch-0008.safetensors")
+    with pytest.raises(
+        UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9; name those you want"
+    ):
+        resolve_ensemble([str(run)], "snapshot:3")
+
+
+def test_weights_are_how_much_each_counts():
+    student, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    teachers = torch.randn(2, 5, 4)
+    p = (teachers / 3).softmax(-1)
+    torch.testing.assert_close(soft_targets(teachers, tau=3, weights=(0.25, 0.75)), 0.25 * p[0] + 0.75 * p[1])
+    z = 0.25 * teachers[0] + 0.75 * teachers[1]
+    torch.testing.assert_close(
+        soft_targets(teachers, tau=3, average="logits", weights=(0.25, 0.75)), (z / 3).softmax(-1)
+    )
+    even = DistillConfig(teacher_weights=(0.5, 0.5))
+    assert even.weights_at(0.3, 2) == (0.5, 0.5)
+    torch.testing.assert_close(
+        soft_targets(teachers, tau=3, weights=even.weights), soft_targets(teachers, tau=3), rtol=1e-5, atol=1e-7
+    )
+    assert kd(student, teachers, labels, KDConfig()).shape == (5,)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_an_objective_heeds_the_weights(teacher_run: Path, name: str):
+    data = load_data(DataConfig(data="digits", train_images=60))
+    batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
+    student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3]).eval()
+
+    def loss(epochs: list[int], *weights: float) -> torch.Tensor:
+        teacher = open_teacher([f"{teacher_run}@{epoch}" for epoch in epochs], device=CPU)
+        distill_config = DistillConfig(teacher_weights=weights or None)
+        return LogitDistillation(METHODS[name](), teacher, KDConfig(), distill_config)(student, batch, 0.5)[0].detach()
+
+    torch.testing.assert_close(loss([2, 4], 0.0, 1.0), loss([4]))
+    torch.testing.assert_close(loss([2, 4], 0.5, 0.5), loss([2, 4]))
+    torch.testing.assert_close(loss([2, 4], 0.25, 0.75), loss([2, 4, 4, 4]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(loss([2, 4], 0.25, 0.75), loss([2, 4]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"teacher_weights": (0.5, 0.6)}, r"lie in \[0, 1\] and sum to 1, which 0\.5 0\.6 don't"),
+        ({"teacher_weights": (1.5, -0.5)}, r"which 1\.5 -0\.5 don't"),
+        ({"teacher_weights": (float("nan"), 1.0)}, "which nan 1 don't"),
+        ({"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"}, "for teachers that teach together"),
+        ({"method_weight": -1.0}, "must be at least 0, not -1"),
+        ({"method_weight": float("inf")}, "must be at least 0, not inf"),
+        ({"teacher_schedule": "rko"}, "unknown teacher schedule 'rko'; did you mean 'rco'"),
+        ({"batch_norm": "train"}, "unknown teachers' batch norm 'train'"),
+        ({"student_features": ()}, "no features are named"),
+    ],
+)
+def test_teaching_that_cannot_be_is_one_sentence(settings: dict, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        DistillConfig(**settings)
+
+
+def test_as_many_weights_as_teachers(teacher_run: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--teacher-weights gives 3 weights to 2 checkpoints"):
+        ckd.distill(
+            "wrn_10_1", teachers=[str(teacher_run)], ensemble="snapshot:2", teacher_weights=[0.2, 0.3, 0.5], out=tmp_path / "s"
+        )
+    assert not (tmp_path / "s").exists()
+
+
+def test_on_a_route_each_teacher_has_its_part_of_the_training():
+    rco, progressive = DistillConfig(teacher_schedule="rco"), DistillConfig(teacher_schedule="progressive")
+    for settings in (rco, progressive):
+        assert [settings.weights_at(p, 3).index(1.0) for p in (0, 0.3, 0.34, 0.66, 0.67, 0.99)] == [0, 0, 1, 1, 2, 2]
+    assert rco.tau_at(0.9, 5.0) == 5.0
+    assert [progressive.tau_at(p, 5.0) for p in (0.0, 0.5, 1.0)] == [5.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize(("epochs", "teachers"), [(4, 2), (3, 2), (2, 5), (7, 3), (10, 10), (20, 7)])
+def test_a_table_asks_all_whom_an_epochs_steps_may_ask(epochs: int, teachers: int):
+    settings, steps = DistillConfig(teacher_schedule="rco"), 79
+    for epoch in range(epochs):
+        counts = {settings.weights_at((epoch + step / steps) / epochs, teachers).index(1.0) for step in range(steps)}
+        assert counts <= set(settings.active_teachers(epoch, epochs, teachers))
+        assert len(settings.active_teachers(epoch, epochs, teachers)) <= len(counts) + 1
+
+
+def test_a_table_asks_nobody_else(teacher_run: Path):
+    data = load_data(DataConfig(data="digits", train_images=60))
+    teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
+    batches = data.train.batches(batch_size=30, seed=0, device="cpu")
+    found = with_cached_logits(
+        batches,
+        data.train,
+        teacher,
+        precision="fp32",
+        limit=10**9,
+        tell=lambda *_: None,
+        active_teachers=lambda epoch: [epoch],
+    )
+    assert isinstance(found, CachedTeacherBatches)
+    for epoch in (0, 1):
+        for batch in found.epoch(epoch):
+            assert batch.teacher_TBK is not None
+            assert batch.teacher_TBK[1 - epoch].abs().sum() == 0
+            torch.testing.assert_close(batch.teacher_TBK[epoch], teacher.logits(batch)[epoch])
+
+
+@pytest.mark.parametrize("teacher_schedule", ["rco", "progressive"])
+def test_a_route_ends_with_another_student_and_the_table_changes_nothing(
+    teacher_run: Path, tmp_path: Path, teacher_schedule: str
+):
+    def run(name: str, **options) -> str:
+        found = ckd.distill(
+            "wrn_10_1", teachers=[str(teacher_run)], ensemble="snapshot:2", out=tmp_path / name, **SHORT, **options
+        )
+        return found.last.sha256
+
+    live, kept = (
+        run("live", teacher_schedule=teacher_schedule, logit_cache_gb=0.0),
+        run("kept", teacher_schedule=teacher_schedule),
+    )
+    assert live == kept != run("joint")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"teacher_schedule": "rco"}, "one teacher makes no route: --teacher-schedule rco is for several"),
+        (
+            {"teacher_schedule": "rco", "ensemble": "all", "average": "logits"},
+            "--average is for teachers that teach together",
+        ),
+        ({"method": "at", "channel_adapter": True}, "--channel-adapter means nothing to at; it is for fsp"),
+        ({"method": "at", "tau": 3.0}, "--tau means nothing to at while alpha is 1"),
+        ({"logit_cache_gb": float("inf")}, "the table limit must be from 0 to 10⁹ gigabytes, not inf"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(teacher_run: Path, tmp_path: Path, options: dict, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        ckd.distill("wrn_10_1", teachers=[str(teacher_run)], out=tmp_path / "s", **SHORT, **options)
+
+
+def test_batch_statistics_are_each_batchs_own_and_leave_the_teacher_as_it_was(teacher_run: Path):
+    data = load_data(DataConfig(data="digits", train_images=60))
+    batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
+    learned, by_batch = (
+        Teacher(resolve_ensemble([str(teacher_run)]), device=CPU, batch_norm=mode) for mode in ("eval", "batch")
+    )
+    network = ckd.open_trajectory(teacher_run).last.network()
+    before = {name: tensor.clone() for name, tensor in by_batch.networks[0].state_dict().items()}
+    got = by_batch.logits(batch)[0]
+    assert not any(module.training for module in by_batch.networks[0].modules())
+    after = by_batch.networks[0].state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if "num_batches" not in name)
+    with torch.no_grad():
+        expected = network.train()(batch.images_BCHW)
+    torch.testing.assert_close(got, expected.half().float())
+    assert not torch.allclose(got, learned.logits(batch)[0], atol=0.1)
+    assert by_batch.measure(data.val) == learned.measure(data.val), "a checkpoint's own accuracy"
+
+
+def test_teachers_that_normalize_by_batch_are_asked_at_every_step(teacher_run: Path, tmp_path: Path, caplog):
+    caplog.set_level("INFO")
+    runs = {
+        mode: ckd.distill(
+            "wrn_10_1", teachers=[str(teacher_run)], teacher_batch_norm=mode, out=tmp_path / mode, **SHORT
+        )
+        for mode in ("eval", "batch")
+    }
+    assert "their answers depend on the company" in caplog.text
+    assert runs["batch"].run["distill_config"]["batch_norm"] == "batch"
+    assert runs["eval"].last.sha256 != runs["batch"].last.sha256
+
+
+def test_a_teacher_without_batch_norm_has_no_batch_statistics(tmp_path: Path, monkeypatch):
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),"
+        " nn.Linear(16, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ckd.train("plain:net", data="digits", epochs=5, out=tmp_path / "t")
+    with pytest.raises(UserError, match="has no batch norm, so it can't normalize with a batch's statistics"):
+        ckd.distill("wrn_10_1", teachers=[str(tmp_path / "t")], teacher_batch_norm="batch", out=tmp_path / "s")
+
+
+def test_an_ensemble_is_measured_as_a_whole(teacher_run: Path):
+    """Disagreement is the share of images that two members name differently; calibration is given of all."""
+    found = ckd.evaluate(str(teacher_run), ensemble="snapshot:2")
+    data = load_data(DataConfig(data="digits", train_images=100))
+    z = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU).predict(data.val)
+    named = z.argmax(-1)
+    assert found["ensemble"]["disagreement"] == pytest.approx((named[0] != named[1]).double().mean().item())
+    p = z.double().softmax(-1).mean(0)
+    right = p.argmax(-1) == data.val.labels_N
+    assert found["ensemble"]["accuracy"] == pytest.approx(right.double().mean().item())
+    order = p.max(-1).values.argsort(stable=True)
+    gaps = torch.tensor_split((p.max(-1).values - right.double())[order], 15)
+    expected = sum(abs(gap.sum().item()) for gap in gaps) / len(right)
+    assert found["ensemble"]["calibration_error"] == pytest.approx(expected, abs=1e-6)
+    one = ckd.evaluate(f"{teacher_run}@4")
+    assert one["ensemble"]["disagreement"] is None
+    assert one["members"][0] == found["members"][1]
+    weighted = ckd.evaluate(str(teacher_run), ensemble="snapshot:2", teacher_weights=[0.0, 1.0])
+    for name in ("accuracy", "nll", "calibration_error"):
+        assert weighted["ensemble"][name] == pytest.approx(one["members"][0][name], abs=1e-6)
+    with pytest.raises(UserError, match="--teacher-weights gives 1 weights to 2 checkpoints"):
+        ckd.evaluate(str(teacher_run), ensemble="snapshot:2", teacher_weights=[1.0])
+
+
+def test_what_teachers_cost_to_train(teacher_run: Path, second_run: Path, tmp_path: Path):
+    """Fig. 3: a run counts up to its last teaching checkpoint, once."""
+    rows = [row["seconds"] for row in ckd.open_trajectory(teacher_run).rows()]
+    other = [row["seconds"] for row in ckd.open_trajectory(second_run).rows()]
+    for addresses, runs, epochs, seconds in (
+        ([f"{teacher_run}@2"], 1, 2, sum(rows[:2])),
+        ([f"{teacher_run}@2", f"{teacher_run}@1"], 1, 2, sum(rows[:2])),
+        ([f"{teacher_run}@4", f"{second_run}@2"], 2, 6, sum(rows) + sum(other)),
+    ):
+        cost = training_cost(resolve_ensemble(addresses))
+        assert (cost["runs"], cost["epochs"]) == (runs, epochs)
+        assert cost["seconds"] == pytest.approx(seconds, abs=2e-3)
+    student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=tmp_path / "s", **SHORT)
+    assert student.run["teachers_cost"]["epochs"] == 2
+    assert ckd.evaluate(f"{teacher_run}@2")["training_cost"]["epochs"] == 2
+
+
+def _rewrite(run: Path, change) -> None:
+    stored = json.loads((run / "run.json").read_text())
+    change(stored)
+    (run / "run.json").write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda run: run["classes"].reverse(), r"other classes \(in another order, first at 0: '0' and '9'\)"),
+        (lambda run: run["classes"].__setitem__(3, "three"), r"other classes \(10 and 10, '3', 'three' not in both\)"),
+        (lambda run: run["data"].__setitem__("shape", [1, 16, 16]), "images of other sizes, 1 × 8 × 8 and 1 × 16 × 16"),
+    ],
+)
+def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path, tmp_path: Path, change, sentence):
+    _rewrite(second_run, change)
+    with pytest.raises(UserError, match=rf"can't teach together: they know {sentence}"):
+        ckd.distill("wrn_10_1", teachers=[str(teacher_run), str(second_run)], out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"method": "fitnets", "teacher_features": ["stage9"]},
+            r"of the teacher .*: the model has no features 'stage9'; did you mean 'stage3'.*its modules: conv1, stage1",
+        ),
+        (
+            {"method": "fitnets", "student_features": ["stage1", "stage2"]},
+            r"there are 2 \(stage1, stage2\) and, of .*, 3 \(stage1, stage2, relu\): name as many",
+        ),
+        (
+            {"method": "crd", "student_features": ["stage1", "stage2"], "teacher_features": ["stage1", "stage2"]},
+            r"crd contrasts one feature, not 2 \(stage1, stage2\)",
+        ),
+        (
+            {"method": "fsp", "student_features": ["stage1"], "teacher_features": ["stage1"]},
+            "there is only one, stage1: name two or more",
+        ),
+        (
+            {"method": "fsp"},
+            r"student's 'stage1' has 16 where the teacher's 'stage1' has 32: --channel-adapter puts a trained",
+        ),
+        ({"method": "kd", "teacher_features": ["stage1"]}, "--teacher-features means nothing to kd"),
+        ({"method": "dkd", "channel_adapter": True}, "--channel-adapter means nothing to dkd; it is for fsp"),
+        ({"method": "hints"}, r"unknown method 'hints'.*\(known: kd, lskd, dkd"),
+        ({"method": "at", "compile": True}, "--compile leaves no features to look at, which at learns from"),
+        ({"best_of_last_ten": True}, "which --select-on val keeps for one last measurement"),
+    ],
+)
+def test_methods_say_what_they_cannot_match(tmp_path_factory, options: dict, sentence: str, wide_run: Path):
+    out = tmp_path_factory.mktemp("out") / "s"
+    with pytest.raises(UserError, match=sentence):
+        ckd.distill("wrn_10_1", teachers=[str(wide_run)], out=out, **options)
+    assert not out.exists()
+
+
+@pytest.fixture(scope="session")
+def wide_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wide") / "teacher"
+    ckd.train("wrn_10_2", data="digits", train_images=100, epochs=4, batch_size=10, learning_rate=0.03, out=path)
+    return path
+
+
+def test_features_of_any_module_by_path(wide_run: Path, tmp_path: Path):
+    """Other channels, other sizes, other networks."""
+    run = ckd.distill(
+        "resnet_8",
+        teachers=[str(wide_run)],
+        method="vid",
+        teacher_features=["stage1.0", "stage3"],
+        student_features=["stage2", "stage3.0"],
+        out=tmp_path / "s",
+        **SHORT,
+    )
+    assert run.run["distill_config"]["teacher_features"] == ["stage1.0", "stage3"]
+    assert run.complete
+
+
+def test_the_best_of_the_last_ten_is_told_beside_the_last(tmp_path: Path):
+    """The authors' choice, on the test images, which the paper's protocol selects on anyway."""
+    run = ckd.train(
+        "wrn_10_1",
+        data="digits",
+        select_on="test",
+        train_images=60,
+        epochs=12,
+        batch_size=30,
+        best_of_last_ten=True,
+        out=tmp_path / "r",
+    )
+    tested = {row["epoch"]: row["test_accuracy"] for row in run.rows() if "test_accuracy" in row}
+    assert list(tested) == list(range(3, 13))
+    result = run.result()
+    assert result is not None
+    assert result["best_of_last_ten"]["accuracy"] == max(tested.values())
+    assert tested[result["best_of_last_ten"]["epoch"]] == max(tested.values())
+    assert result["test"]["accuracy"] == tested[12]
+
+
+def test_older_students_are_read_with_the_options_that_there_were_not(teacher_run: Path, tmp_path: Path):
+    options = {"teachers": [str(teacher_run)], "out": tmp_path / "s", **SHORT}
+    student = ckd.distill("wrn_10_1", **options)
+
+    def forget(run: dict) -> None:
+        for name in ("distill_config", "best_of_last_ten"):
+            del run[name]
+
+    _rewrite(tmp_path / "s", forget)
+    assert ckd.open_trajectory(tmp_path / "s").run["distill_config"]["teacher_schedule"] == "joint"
+    assert ckd.distill("wrn_10_1", **options).last.sha256 == student.last.sha256
+    with pytest.raises(UserError, match=r"another run \(teaching weight None there, 0.3 here"):
+        ckd.distill("wrn_10_1", method_weight=0.3, **options)
+
+
+def test_a_method_warms_up_as_its_paper_says(teacher_run: Path):
+    """DKD's term grows from nothing over the first twelfth."""
+    data = load_data(DataConfig(data="digits", train_images=60))
+    batch = next(iter(data.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)))
+    teacher = open_teacher([str(teacher_run)], device=CPU)
+    student = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.3]).eval()
+    objective = distillation(
+        "dkd",
+        teacher,
+        KDConfig(alpha=1.0, tau=4.0),
+        DistillConfig(),
+        student=student,
+        teachers=[("t", teacher.networks[0])],
+        images=data.train,
+        seed=0,
+    )
+    hard, half, whole, later = (objective(student, batch, p)[0].detach() for p in (0.0, 1 / 24, 1 / 12, 0.5))
+    torch.testing.assert_close(half - hard, (whole - hard) / 2)
+    torch.testing.assert_close(whole, later)
+    plain = LogitDistillation(METHODS["kd"](), teacher, KDConfig(alpha=1.0))(student, batch, 0.0)[0]
+    torch.testing.assert_close(hard, plain.detach())

@@ -1,0 +1,296 @@
+"""The exact teacher table: the live teacher's answers, and none of the accidents that caches are known for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpointkd as ckd
+from checkpointkd.data import Data, DataConfig, InMemoryBatches, load_data
+from checkpointkd.teachers import logit_cache as module
+from checkpointkd.teachers.ensemble import Teacher, open_teacher
+from checkpointkd.teachers.logit_cache import CachedTeacherBatches, LogitFile, size_of, with_cached_logits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def data() -> Data:
+    return load_data(DataConfig(data="digits", train_images=60, flip=True))
+
+
+def _taught(data: Data, teacher: Teacher, *, seed: int = 0, precision="fp32", limit: int = 10**9, batch_size: int = 16):
+    batches = data.train.batches(batch_size=batch_size, seed=seed, device=CPU)
+    return with_cached_logits(batches, data.train, teacher, precision=precision, limit=limit, tell=lambda *_: None)
+
+
+def _asked(teacher: Teacher, monkeypatch) -> list[int]:
+    """How many images each call of a member's network is for, from now on."""
+    counts: list[int] = []
+    real = teacher.member_logits
+
+    def counting(member, batch):
+        counts.append(len(batch.labels_B))
+        return real(member, batch)
+
+    monkeypatch.setattr(teacher, "member_logits", counting)
+    return counts
+
+
+def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
+    """For every image in every view that four epochs show, shuffled and flipped, for both members."""
+    teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
+    batches = _taught(data, teacher)
+    assert isinstance(batches, CachedTeacherBatches)
+    seen = set()
+    for epoch in (0, 1, 2, 1):
+        for batch in batches.epoch(epoch):
+            assert batch.teacher_TBK is not None
+            live_TBK = teacher.logits(replace(batch, teacher_TBK=None))
+            torch.testing.assert_close(batch.teacher_TBK, live_TBK, rtol=2**-10, atol=1e-4)
+            assert torch.equal(batch.teacher_TBK.argmax(-1), live_TBK.argmax(-1))
+            assert batch.view_B is not None
+            seen |= set(zip(batch.index_B.tolist(), batch.view_B.tolist(), strict=True))
+    assert len(seen) > 150, "different views were met"
+
+
+def test_what_is_known_is_not_asked_again(teacher_run: Path, data: Data, monkeypatch):
+    monkeypatch.setattr(module, "FILL_BATCH", 1)
+    teacher = open_teacher([str(teacher_run)], device=CPU)
+    asked = _asked(teacher, monkeypatch)
+    first = [batch.teacher_TBK for batch in _taught(data, teacher).epoch(0)]
+    assert asked == [1] * 60
+    again = [batch.teacher_TBK for batch in _taught(data, teacher).epoch(0)]
+    assert asked == [1] * 60, "warm: nothing is asked"
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
+    batches = _taught(data, teacher)
+    assert isinstance(batches, CachedTeacherBatches)
+    first_N, second_N = (batches.batches.view_N(epoch) for epoch in (0, 1))
+    new = int((first_N != second_N).sum())
+    assert 30 < new < 60, "with 18 views some images show the same one again"
+    said = []
+    batches.tell = lambda *step: said.append(step)
+    list(batches.epoch(1))
+    assert asked == [1] * (60 + new), "only what is missing"
+    assert said[-1] == ("ask the teachers", new, new)
+
+
+def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data: Data, home: Path):
+    """A table filled in one go and one filled around rows that were there are the same file."""
+    teacher = open_teacher([str(teacher_run)], device=CPU)
+    contents = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        batches = _taught(data, teacher)
+        for epoch in order:
+            list(batches.epoch(epoch))
+        (rows,) = home.rglob("rows.bin")
+        contents.append(rows.read_bytes())
+        rows.unlink()
+    assert contents[0] == contents[1]
+
+
+def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path, monkeypatch):
+    """Warm and cold are the same run, bit for bit; without a table it is the same up to float order."""
+
+    def student(name: str, **more) -> ckd.Trajectory:
+        return ckd.distill(
+            "wrn_10_1",
+            teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+            epochs=3,
+            save_every=1,
+            precision="fp32",
+            out=tmp_path / name,
+            **more,
+        )
+
+    cold = student("cold")
+    assert len(list(home.rglob("rows.bin"))) == 2, "one for each teacher"
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "member_logits", lambda *_: pytest.fail("a warm run asks a teacher"))
+        warm = student("warm")
+    assert [c.sha256 for c in cold.values()] == [c.sha256 for c in warm.values()]
+    live = student("live", logit_cache_gb=0)
+    assert [row["loss"] for row in live.rows()] == pytest.approx([row["loss"] for row in cold.rows()], rel=1e-3)
+    assert live.run["teachers"] == cold.run["teachers"]
+    partly = student("partly")  # the run is the same run whichever way its teachers answer
+    assert partly.last.sha256 == cold.last.sha256
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_bf16_with_and_without_a_table(teacher_run: Path, tmp_path: Path, limit: float):
+    student = ckd.distill(
+        "wrn_10_1",
+        teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+        epochs=1,
+        precision="bf16",
+        logit_cache_gb=limit,
+        out=tmp_path / "student",
+    )
+    assert student.complete
+
+
+def test_every_change_of_what_answers_follow_from_is_another_table(teacher_run: Path, data: Data, home: Path):
+    def tables() -> set[str]:
+        return {path.parent.name for path in home.rglob("rows.bin")}
+
+    half, full = (open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (2, 4))
+    before: set[str] = set()
+    other_data = load_data(DataConfig(data="digits", train_images=50, flip=True))
+    no_flip = load_data(DataConfig(data="digits", train_images=60))
+    for change in (
+        lambda: _taught(data, full),
+        lambda: _taught(data, half),
+        lambda: _taught(other_data, full),
+        lambda: _taught(no_flip, full),
+        lambda: _taught(data, full, precision="bf16"),
+    ):
+        assert isinstance(change(), CachedTeacherBatches)
+        assert len(tables() - before) == 1
+        before = tables()
+    _taught(data, full, seed=7, batch_size=5)
+    assert tables() == before, "seeds and batch sizes share"
+
+
+def test_a_row_is_whole_and_in_its_place_or_missing(tmp_path: Path):
+    table = LogitFile(tmp_path / "rows.bin", rows=50, classes=7)
+    rows = torch.arange(0, 50, 3)
+    logits = torch.randn(len(rows), 7).half()
+    table.write(rows, logits)
+    found, there = LogitFile(tmp_path / "rows.bin", rows=50, classes=7).read(torch.arange(50))
+    assert there.nonzero().flatten().tolist() == rows.tolist()
+    assert torch.equal(found[rows], logits)
+    whole = bytearray((tmp_path / "rows.bin").read_bytes())
+    record = size_of(1, 7)
+    missed = 0
+    for trial in range(300):
+        draw = torch.Generator().manual_seed(trial)
+        row = int(rows[torch.randint(len(rows), (), generator=draw)])
+        damaged = bytearray(whole)
+        at = row * record + int(torch.randint(record, (), generator=draw))
+        match trial % 3:
+            case 0:
+                damaged[at] ^= 1 << int(torch.randint(8, (), generator=draw))
+            case 1:  # written by half
+                if not any(damaged[at : (row + 1) * record]):
+                    continue
+                damaged[at : (row + 1) * record] = bytes((row + 1) * record - at)
+            case 2:  # another image's answer
+                other = int(rows[(rows.tolist().index(row) + 1) % len(rows)])
+                damaged[row * record : (row + 1) * record] = whole[other * record : (other + 1) * record]
+        (tmp_path / "damaged.bin").write_bytes(damaged)
+        _, there = LogitFile(tmp_path / "damaged.bin", rows=50, classes=7).read(rows)
+        missed += bool(there[rows.tolist().index(row)])
+        assert int((~there).sum()) <= 1
+    assert missed == 0
+
+
+FILLER = """
+import sys
+import torch
+torch.set_num_threads(1)
+import checkpointkd as ckd
+from checkpointkd.data import DataConfig, load_data
+from checkpointkd.tables import taught
+from checkpointkd.teacher import teacher_of
+data = load_data(DataConfig(data="digits", train_images=600, flip=True))
+teacher = teacher_of([sys.argv[1]], device=torch.device("cpu"))
+batches = data.train.batches(batch_size=100, seed=0, device="cpu")
+batches = taught(batches, data.train, teacher, precision="fp32", limit=10**9, tell=lambda *_: None)
+print("begun", flush=True)
+for epoch in range(8):
+    list(batches.epoch(epoch))
+print("done", flush=True)
+"""
+
+
+def _fill(teacher_run: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", FILLER, str(teacher_run)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_while_filling_and_filled_by_two_processes_at_once(teacher_run: Path, home: Path):
+    alone = _fill(teacher_run)
+    assert alone.communicate()[0].split() == ["begun", "done"]
+    (rows,) = home.rglob("rows.bin")
+    expected = rows.read_bytes()
+    rows.unlink()
+    for trial in range(2):
+        killed = _fill(teacher_run)
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        time.sleep(0.05 + 0.2 * trial)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    both = [_fill(teacher_run) for _ in range(2)]
+    assert [process.communicate()[0].split() for process in both] == [["begun", "done"]] * 2
+    assert rows.read_bytes() == expected
+
+
+def test_where_the_disk_can_not_hold_it_the_teachers_are_asked(
+    teacher_run: Path, data: Data, monkeypatch, caplog, home: Path
+):
+    teacher = open_teacher([str(teacher_run)], device=CPU)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    batches = _taught(data, teacher)
+    assert isinstance(batches, InMemoryBatches)
+    assert "asked at every step" in caplog.text
+    assert "No space left on device" in caplog.text
+    left = (home / "tables").rglob("*")
+    assert not [path for path in left if path.is_file() and path.suffix != ".json"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("older", [0, 1])
+def test_the_limit_makes_room_and_never_takes_what_is_wanted(
+    older: int, teacher_run: Path, data: Data, home: Path, caplog
+):
+    one = size_of(60 * 18, 10)
+    teachers = [open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (1, 2, 3)]
+    kept: dict[int, Path] = {}
+    for number, teacher in enumerate(teachers[:2]):
+        _taught(data, teacher, limit=2 * one)
+        (kept[number],) = set(home.rglob("rows.bin")) - set(kept.values())
+        os.utime(kept[number], (1000, 1000))
+    newer = _taught(data, teachers[1 - older], limit=2 * one)  # used again
+    assert isinstance(newer, CachedTeacherBatches)
+    assert isinstance(_taught(data, teachers[2], limit=2 * one), CachedTeacherBatches)
+    assert [kept[older].exists(), kept[1 - older].exists()] == [False, True]
+    assert isinstance(_taught(data, teachers[older], limit=one - 1), InMemoryBatches)
+    assert "--logit-cache-gb allows" in caplog.text
+    assert kept[1 - older].exists(), "for what does not fit anyway nothing is removed"
+    assert isinstance(_taught(data, teachers[older], limit=one), CachedTeacherBatches)
+    assert not kept[1 - older].exists()
+    answers = [batch.teacher_TBK for batch in newer.epoch(3)]  # its file is gone; whoever uses it goes on
+    assert len(answers) == 4
+
+
+def test_a_file_of_another_size_is_made_anew(teacher_run: Path, data: Data, home: Path):
+    teacher = open_teacher([str(teacher_run)], device=CPU)
+    list(_taught(data, teacher).epoch(0))
+    (rows,) = home.rglob("rows.bin")
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:-8])
+    list(_taught(data, teacher).epoch(0))
+    assert rows.read_bytes() == whole
+
+
+def test_the_size_for_all_of_cifar100():
+    assert size_of(50_000 * 162, 100) == pytest.approx(1.685e9, rel=1e-3)
+    assert module.FILL_BATCH >= 100

@@ -1,0 +1,232 @@
+"""Networks that leave: loaded elsewhere with one line, in the Hub's layout, as ONNX; and what else may lie there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import checkpointkd as ckd
+from checkpointkd.data import DataConfig, load_data
+from checkpointkd.errors import UserError
+from checkpointkd.metrics import predict
+
+
+@pytest.fixture
+def student(teacher_run: Path, tmp_path: Path) -> ckd.Trajectory:
+    return ckd.distill(
+        "wrn_10_1",
+        teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+        method="at",
+        epochs=1,
+        batch_size=25,
+        out=tmp_path / "student",
+    )
+
+
+def _images() -> torch.Tensor:
+    return load_data(DataConfig(data="digits", train_images=60)).val.subset(torch.arange(40)).to_float()
+
+
+def test_a_student_is_a_network_of_its_own_with_its_teachers_named(student: ckd.Trajectory, teacher_run: Path):
+    config = json.loads((student.path / "config.json").read_text())
+    assert (student.path / "student.safetensors").exists()
+    assert config["sha256"] == student.last.sha256
+    assert [(one["epoch"], one["sha256"]) for one in config["teachers"]] == [
+        (epoch, ckd.open_trajectory(teacher_run)[epoch].sha256) for epoch in (2, 4)
+    ]
+    assert all(0.1 < one["accuracy"] < 1 for one in config["teachers"])
+    assert config["method"] == "at"
+    assert config["accuracy"]["test"] == student.test_accuracy
+
+
+def test_a_finished_student_gets_what_a_killed_process_left_out(student: ckd.Trajectory, teacher_run: Path):
+    for name in ("config.json", "student.safetensors"):
+        (student.path / name).unlink()
+    ckd.distill(
+        "wrn_10_1",
+        teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+        method="at",
+        epochs=1,
+        batch_size=25,
+        out=student.path,
+    )
+    assert (student.path / "student.safetensors").exists()
+    assert (student.path / "config.json").exists()
+
+
+def test_one_line_loads_it_wherever_it_lies(student: ckd.Trajectory, tmp_path: Path):
+    """Two files are enough, in another folder, in a fresh process that is told nothing else."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("student.safetensors", "config.json"):
+        (elsewhere / name).write_bytes((student.path / name).read_bytes())
+    images = _images()
+    np.save(tmp_path / "images.npy", images.numpy())
+    code = (
+        "import sys, numpy, torch, checkpointkd\n"
+        "network = checkpointkd.load(sys.argv[1])\n"
+        "with torch.no_grad(): logits = network(torch.from_numpy(numpy.load(sys.argv[2])))\n"
+        "numpy.save(sys.argv[3], logits.numpy()); print(network.classes)\n"
+    )
+    paths = [str(elsewhere), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(student.run["classes"])
+    with torch.no_grad():
+        expected = student.last.network()(images)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_load_takes_runs_and_addresses_too(teacher_run: Path):
+    for address, epoch in ((str(teacher_run), 4), (f"{teacher_run}@2", 2)):
+        network = ckd.load(address)
+        with torch.no_grad():
+            expected = ckd.open_trajectory(teacher_run)[epoch].network()(_images())
+            assert torch.equal(network(_images()), expected)
+
+
+def test_an_export_has_the_hubs_layout_and_onnx_says_the_same(student: ckd.Trajectory, tmp_path: Path):
+    out = tmp_path / "export"
+    written = ckd.export(str(student.path), out=out, onnx=True)
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md", "model.onnx"}
+    assert set(written["files"]) == {path.name for path in out.iterdir()}
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    images = _images()
+    expected = predict(ckd.load(out), load_data(DataConfig(data="digits", train_images=60)).val)
+    for count in (1, 7, 40):
+        (got,) = session.run(None, {"images": images[:count].numpy()})
+        assert np.abs(got - expected[:count].numpy()).max() < 1e-4 * max(1, expected.abs().max().item())
+    assert "library_name: checkpointkd" in (out / "README.md").read_text()
+    ckd.export(str(student.path), out=out)  # again, over itself
+    assert torch.equal(ckd.load(out)(images), student.last.network()(images))
+
+
+def test_real_cifar100_through_onnx(cifar100: Path, tmp_path: Path):
+    run = ckd.train(
+        "resnet_8", data=f"cifar100:{cifar100}", train_images=200, epochs=1, batch_size=50, out=tmp_path / "r"
+    )
+    ckd.export(str(run.path), out=tmp_path / "e", onnx=True)
+    session = onnxruntime.InferenceSession(tmp_path / "e" / "model.onnx", providers=["CPUExecutionProvider"])
+    images = load_data(DataConfig(data=f"cifar100:{cifar100}", train_images=200)).val.subset(torch.arange(64))
+    (got,) = session.run(None, {"images": images.to_float().numpy()})
+    assert np.abs(got - predict(ckd.load(tmp_path / "e"), images).numpy()).max() < 1e-4
+
+
+def test_an_export_writes_over_nothing_else(student: ckd.Trajectory, teacher_run: Path, tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"already holds something else \(thesis.tex\)"):
+        ckd.export(str(student.path), out=tmp_path / "there")
+    ckd.export(str(student.path), out=tmp_path / "e")
+    with pytest.raises(UserError, match="already holds something else"):
+        ckd.export(f"{teacher_run}@2", out=tmp_path / "e")
+    with pytest.raises(UserError, match="already holds something else"):
+        ckd.export(f"{teacher_run}@2", out=student.path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file; choose another --out"):
+        ckd.export(str(student.path), out=tmp_path / "file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="already holds something else"):
+        ckd.export(str(student.path), out=tmp_path / "notes")
+
+
+def test_a_damaged_copy_takes_nothing_with_it_and_is_made_anew(student: ckd.Trajectory, teacher_run: Path):
+    (student.path / "student.safetensors").write_bytes(b"damage")
+    student.last.network()
+    ckd.distill(
+        "wrn_10_1",
+        teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
+        method="at",
+        epochs=1,
+        batch_size=25,
+        out=student.path,
+    )
+    assert (student.path / "student.safetensors").read_bytes() == student.last.path.read_bytes()
+
+
+@pytest.mark.parametrize("last", ["README.md", "config.json"])
+def test_a_killed_export_can_be_given_again(student: ckd.Trajectory, tmp_path: Path, last: str):
+    """A process that dies when it is about to put a file in its place."""
+    out = tmp_path / "e"
+    code = (
+        "import os, sys, checkpointkd as ckd\n"
+        "replace = os.replace\n"
+        "def dying(source, target):\n"
+        "    if str(target).endswith(sys.argv[3]): os._exit(9)\n"
+        "    replace(source, target)\n"
+        "os.replace = dying\n"
+        "ckd.export(sys.argv[1], out=sys.argv[2])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(student.path), str(out), last], check=False)
+    assert done.returncode == 9
+    assert not (out / "config.json").exists()
+    ckd.export(str(student.path), out=out)
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    ckd.load(out)
+
+
+def test_a_run_that_names_code_is_not_obeyed_either(teacher_run: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemError('ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = json.loads((teacher_run / "run.json").read_text())
+    (teacher_run / "run.json").write_text(json.dumps({**run, "model": "evil:net"}))
+    with pytest.raises(UserError, match="names code, 'evil:net'; if you trust it, say so"):
+        ckd.load(teacher_run)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "x" * 5000, "a\0b"])
+def test_what_is_not_there_is_one_sentence(path: str):
+    with pytest.raises(UserError):
+        ckd.load(path)
+
+
+def test_a_config_that_names_code_is_not_obeyed(student: ckd.Trajectory, tmp_path: Path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemError('ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ckd.export(str(student.path), out=tmp_path / "e")
+    config = json.loads((tmp_path / "e" / "config.json").read_text())
+    (tmp_path / "e" / "config.json").write_text(json.dumps({**config, "model": "evil:net"}))
+    with pytest.raises(UserError, match="names code, 'evil:net'; if you trust it, say so: model='evil:net'"):
+        ckd.load(tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": "other"}, "is none of ours"),
+        ({"teacher_weights": "../student.safetensors"}, "its weights lie elsewhere"),
+        ({"teacher_weights": 3}, "its weights is no str"),
+        ({"sha256": "0"}, "is not the network that config.json describes"),
+        ({"classes": []}, "its classes or its normalization"),
+        ({"std": [0.0]}, "its classes or its normalization"),
+        ({"mean": ["a"]}, "its classes or its normalization"),
+        ({"model": "wrn_16_1"}, "doesn't fit wrn_16_1"),
+        ({"model": "wrn_9"}, "unknown model 'wrn_9'"),
+    ],
+)
+def test_damaged_configs_are_one_sentence(student: ckd.Trajectory, tmp_path: Path, change: dict, sentence: str):
+    ckd.export(str(student.path), out=tmp_path / "e")
+    path = tmp_path / "e" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=sentence):
+        ckd.load(tmp_path / "e")
+
+
+def test_without_a_hub_the_folder_is_whole_and_it_is_said(student: ckd.Trajectory, tmp_path: Path):
+    """A fresh process, since the Hub's library reads its address when it is imported."""
+    command = [sys.executable, "-m", "checkpointkd.cli", "export", str(student.path), "--out", str(tmp_path / "e")]
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "x", "PATH": "", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [*command, "--push", "me/student"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "on the Hub as 'me/student'" in done.stderr
+    assert "Traceback" not in done.stderr
+    ckd.load(tmp_path / "e")
