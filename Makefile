@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 AT_ONCE := -n auto --dist worksteal
-CIFAR100 ?= ../shared/data/cifar100
+CIFAR100 ?= $(CHECKPOINTKD_TEST_DATA)/cifar100
 
 .PHONY: demo test test-all check bench format clean
 

@@ -41,14 +41,21 @@ def _home(tmp_path_factory: pytest.TempPathFactory, together: Path) -> Iterator[
         yield
 
 
+def _real_data(name: str) -> Path:
+    """A folder of CHECKPOINTKD_TEST_DATA, which holds the real data sets; without it the test is skipped."""
+    root = os.environ.get("CHECKPOINTKD_TEST_DATA")
+    if not root:
+        pytest.skip("CHECKPOINTKD_TEST_DATA is not set: it names a folder with cifar100/, tiny-imagenet/, cifar100n/")
+    path = Path(root) / name
+    if not path.exists():
+        pytest.skip(f"CHECKPOINTKD_TEST_DATA has no {name}/")
+    return path
+
+
 @pytest.fixture(scope="session")
 def cifar100() -> Path:
     """The folder of the real CIFAR-100."""
-    beside = Path(__file__).parents[2] / "shared" / "data" / "cifar100"
-    path = Path(os.environ.get("CHECKPOINTKD_TEST_CIFAR100", beside))
-    if not path.exists():
-        pytest.skip(f"no CIFAR-100 in {path}; set CHECKPOINTKD_TEST_CIFAR100")
-    return path
+    return _real_data("cifar100")
 
 
 @pytest.fixture(scope="session")
