@@ -14,10 +14,11 @@ from typing import Any
 
 from checkpointkd.analysis.statistics import claim_from
 from checkpointkd.errors import UserError
-from checkpointkd.reports import collect, notes_of_all, settings_words
+from checkpointkd.reports import collect, preset_sentence, shared_notes
 from checkpointkd.reports.charts import from_plain
-from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
-from checkpointkd.reports.stills import stills
+from checkpointkd.reports.page import anchor
+from checkpointkd.reports.plot import draw
+from checkpointkd.reports.tables import CLAIMS_NOTE, caveats, claims_table
 
 LONG = 400_000  # bytes
 ORIGIN = "## Where this comes from"
@@ -41,8 +42,8 @@ def main() -> None:
     several = len(collected.studies) > 1
     title = "The paper's experiments" if several else collected.studies[0]["title"]
     lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
-    lines += dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)
-    of_all = notes_of_all(collected.studies)
+    lines += dict.fromkeys(preset_sentence(study["scale"]) for study in collected.studies)
+    of_all = shared_notes(collected.studies)
     lines += ["", *(line for note in [*of_all, *collected.notes] for line in (f"> {note}", ""))]
     lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
     for study in collected.studies:
@@ -72,13 +73,14 @@ def _section(study: dict[str, Any], out: Path) -> list[str]:
         lines += [f"**{table['title']}**", "", *_table(table["columns"], table["rows"]), "", table["note"], ""]
     if study["claims"]:
         claims = [claim_from(stored) for stored in study["claims"]]
-        lines += [*_table(*claim_rows(claims)), ""]
+        table = claims_table(claims)
+        lines += [*_table(table.columns, table.rows), ""]
         lines += [f"[{number}] {caveat[0].upper()}{caveat[1:]}.  " for number, caveat in enumerate(caveats(claims), 1)]
         lines += [""]
     for number, stored in enumerate(study["figures"], start=1):
         figure = from_plain(stored)
         name = f"{study['study']}-{number}-{anchor(figure.title)}.svg"
-        (out / name).write_bytes(dict(stills(figure))["svg"])
+        (out / name).write_bytes(draw(figure, ["svg"])["svg"])
         lines += [f"![{figure.alt}]({name})", "", f"*{figure.title}. {figure.caption}*", ""]
     return lines
 

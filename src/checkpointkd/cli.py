@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from rich.console import Console
 
 from . import commands, console
 from .errors import UserError, printable
@@ -52,9 +51,7 @@ def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
         if json:
             print(json_module.dumps(console.plain(result), ensure_ascii=False, allow_nan=False))
         else:
-            Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(
-                words(result), crop=False
-            )
+            console.show(words(result))
 
     signature = inspect.signature(verb, eval_str=True, locals=_UNRESOLVED)
     parameters = signature.parameters

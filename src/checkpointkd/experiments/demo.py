@@ -74,7 +74,7 @@ def demo(
         Where to compute.
     """
     from ..checkpoints import find_checkpoint, open_trajectory
-    from ..reports import collect, conclusions, difference, write_report
+    from ..reports import collect, conclusions, student_rows, write_report
 
     sizes, out = _sizes or Sizes(), Path(out)
     teacher = out / "teacher"
@@ -134,15 +134,10 @@ def demo(
 
     page = write_report(out, out=out / "report.html")
     collected = collect(out)
-    rows = []
-    for arm in collected.arms:
-        baseline = collected.baseline(arm)
-        against = difference(arm, baseline).words if baseline is not None and arm.teachers else ""
-        rows.append({"label": arm.label, "n": arm.n, "mean": arm.mean, "sd": arm.sd, "against": against})
     return {
         "headline": f"Algorithm 1 chose epoch {chosen.epoch} of {sizes.teacher_epochs}",
         "chosen_epoch": chosen.epoch,
-        "students": rows,
+        "students": student_rows(collected),
         "notes": [*chosen.warnings, *conclusions(collected)],
         "report": str(page),
     }

@@ -69,7 +69,7 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
         series.append(
             Series(
                 name="no teacher",
-                style="level",
+                style="hline",
                 x=[min(epochs), max(epochs)],
                 y=[fmean(alone)] * 2,
                 error=[_sd(alone)] * 2,
@@ -83,7 +83,7 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
             y=[fmean(found[arm].values()) for arm in arms],
             error=[_sd(list(found[arm].values())) for arm in arms],
             hover=[
-                "<br>".join(
+                "\n".join(
                     [
                         f"teacher of epoch {epoch}: {spread(list(found[arm].values()))}%",
                         *(f"seed {row['seed']}: {row['accuracy']:.2f}%, {row['run']}" for row in of_arm[arm]),

@@ -88,7 +88,7 @@ def _chart(rows: Sequence[Row], pair: Pair, there: list[tuple[str, int]], what: 
                 y=[fmean(one) for one in values] if of_accuracy else [epochs for epochs, _ in costs],
                 error=[stdev(one) if len(one) > 1 else 0.0 for one in values] if of_accuracy else None,
                 hover=[
-                    f"{name}, k = {k}<br>{spread(one)}%, n = {len(one)}<br>{epochs:,} epochs, {seconds:,.0f} s"
+                    f"{name}, k = {k}\n{spread(one)}%, n = {len(one)}\n{epochs:,} epochs, {seconds:,.0f} s"
                     for k, one, (epochs, seconds) in zip(sizes, values, costs, strict=True)
                 ],
                 color=number,

@@ -192,7 +192,7 @@ def _check_study(result: Any, path: Path) -> None:
         for table in result["tables"]:
             Table(**table).check()
         for claim in map(claim_from, result["claims"]):
-            Table(claim.text, [claim.where, *claim.cells()], [], claim.caveat).check()
+            Table(claim.text, [claim.where, claim.effect_text, claim.n_text], [], claim.caveat).check()
         scale, provenance = result["scale"], result["provenance"]
         words = [scale["name"], scale["dataset"], scale["select_on"], *provenance, *provenance.values()]
         words += [one for pair in scale["pairs"] for one in (pair["teacher"], pair["student"])]
