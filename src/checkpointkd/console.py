@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .errors import pluralize, printable
+from .records import DistillRecord, Measured
 
 if TYPE_CHECKING:
     from .checkpoints import Trajectory
@@ -39,27 +40,25 @@ def plain(result: Any) -> Any:
     return {"path": str(result)} if isinstance(result, Path) else result
 
 
-def trajectory(run: Trajectory) -> RenderableType:
+def trajectory(trajectory: Trajectory) -> RenderableType:
     """Show a run's checkpoints, its accuracy and its cost."""
-    result = run.result()
-    lines = [f"{run.path}: {pluralize(len(run), 'checkpoint')}, {run.unit}s {', '.join(map(str, run))}"]
+    run, result, epochs = trajectory.run, trajectory.result(), ", ".join(map(str, trajectory))
+    lines = [f"{trajectory.path}: {pluralize(len(trajectory), 'checkpoint')}, {trajectory.unit}s {epochs}"]
     if result is None:
         return _lines(lines)
-    test = f"test accuracy {_percent(result['test'])} ({result['test_images']:,} images)"
-    if run.run["data"]["select_on"] == "test":
-        lines.append(f"After epoch {result['epoch']}: {test}; the test set is also used for selection")
-    else:
-        lines.append(f"After epoch {result['epoch']}: {test}, validation accuracy {_percent(result['val'])}")
-    cost = run.run.get("teachers_cost")
-    if cost is not None:
-        seconds = "" if cost["seconds"] is None else f" ({cost['seconds']:,.0f} s)"
+    if result.test is not None:
+        test = f"After epoch {result.epoch}: test accuracy {_percent(result.test)} ({result.test_images:,} images)"
+        test_selects = run.data.select_on == "test"
+        also = "the test set is also used for selection" if test_selects else f"validation {_percent(result.val)}"
+        lines.append(f"{test}; {also}")
+    if isinstance(run, DistillRecord):
+        cost, epochs = run.teachers_cost, pluralize(trajectory.planned_epochs, "epoch")
         lines.append(
-            f"Cost: {_epochs_of(cost)}{seconds} to train the teachers, {pluralize(run.planned_epochs, 'epoch')} "
-            f"({result['seconds']:,.0f} s) to distill"
+            f"Cost: teachers {_cost(cost.runs, cost.epochs, cost.seconds)}; student {epochs}, {result.seconds:,.0f} s"
         )
-    if "best_of_last_ten" in result:
-        best = result["best_of_last_ten"]
-        lines.append(f"Best test accuracy of the last ten epochs: {100 * best['accuracy']:.1f}%, epoch {best['epoch']}")
+    if result.best_of_last_ten is not None:
+        best = result.best_of_last_ten
+        lines.append(f"Best test accuracy of the last ten epochs: {100 * best.accuracy:.1f}%, epoch {best.epoch}")
     return _lines(lines)
 
 
@@ -121,8 +120,8 @@ def evaluation(result: Mapping[str, Any]) -> RenderableType:
     from .reports.tables import evaluation_table
 
     cost = result["training_cost"]
-    seconds = "" if cost["seconds"] is None else f", {cost['seconds']:,.0f} s"
-    return Group(*_table(evaluation_table(result)), _lines([f"Training cost: {_epochs_of(cost)}{seconds}"]))
+    line = f"Training cost: {_cost(cost['runs'], cost['epochs'], cost['seconds'])}"
+    return Group(*_table(evaluation_table(result)), _lines([line]))
 
 
 def correlation(result: Mapping[str, Any]) -> RenderableType:
@@ -185,12 +184,13 @@ def demo(result: Mapping[str, Any]) -> RenderableType:
     return Group(_lines([result["headline"]]), *table, _lines(result["notes"]), report(result["report"]))
 
 
-def _epochs_of(cost: Mapping[str, Any]) -> str:
-    return f"{pluralize(cost['epochs'], 'epoch')} of {pluralize(cost['runs'], 'run')}"
+def _cost(runs: int, epochs: int, seconds: float | None) -> str:
+    cost = f"{pluralize(epochs, 'epoch')} of {pluralize(runs, 'run')}"
+    return cost if seconds is None else f"{cost}, {seconds:,.0f} s"
 
 
-def _percent(measured: Mapping[str, float]) -> str:
-    return f"{100 * measured['accuracy']:.1f} ± {100 * measured['accuracy_se']:.1f}%"
+def _percent(measured: Measured) -> str:
+    return f"{100 * measured.accuracy:.1f} ± {100 * measured.accuracy_se:.1f}%"
 
 
 def _lines(lines: Sequence[str]) -> Text:

@@ -61,7 +61,7 @@ def write_correlation(result: Mapping[str, Any], *, out: Path) -> Path:
     """Write the result of `correlate` as one HTML file; raises UserError if `out` exists and is not a report."""
     heatmaps = [correlation_heatmaps(result, kind) for kind in CORRELATION_KINDS]
     page = Page(
-        title="Class correlation: " + " and ".join(checkpoint["address"] for checkpoint in result["checkpoints"]),
+        title="Class correlation: " + " and ".join(checkpoint["ref"] for checkpoint in result["checkpoints"]),
         about=ABOUT_CORRELATION.format(**result),
         summary=correlation_sentences(result),
         sections=[
@@ -253,12 +253,9 @@ def _choice_sentence(scored: Scored) -> str:
     selection, count = scored.selection, pluralize(len(scored.plane.points), "checkpoint")
     if selection is None:
         return f"{scored.name}: {count} scored, none selected yet."
-    unit, student = scored.trajectory.unit, selection.get("student")
-    estimator = (selection.get("made_with") or {}).get("estimator")
-    by_estimator = f" (I(X;F) by {estimator})" if estimator and selection["rule"] == "algorithm1" else ""
-    runner_up = selection.get("runner_up")
-    return (
-        f"{scored.name}: of {count}, {rule_name(selection['rule'])}{by_estimator} chose "
-        f"{teacher_name(selection['epochs'], unit)}{f' for {student}' if student else ''}. Reason: "
-        f"{selection['reason']}." + ("" if runner_up is None else f" Runner-up: {unit} {runner_up}.")
-    )
+    unit, rule = scored.trajectory.unit, rule_name(selection.rule)
+    if selection.estimator and selection.rule == "algorithm1":
+        rule += f" (I(X;F) by {selection.estimator})"
+    teacher = teacher_name(selection.epochs, unit) + (f" for {selection.student}" if selection.student else "")
+    runner_up = "" if selection.runner_up is None else f" Runner-up: {unit} {selection.runner_up}."
+    return f"{scored.name}: of {count}, {rule} chose {teacher}. Reason: {selection.reason}.{runner_up}"

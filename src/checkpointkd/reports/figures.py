@@ -220,7 +220,7 @@ def tune_chart(name: str, result: Mapping[str, Any]) -> Chart:
         x_title=titles[0],
         y_title=titles[1] if len(settings) > 1 else accuracy,
         series=drawn,
-        caption=f"{result['student']} distilled from {', '.join(result['teacher_addresses'])}, method "
+        caption=f"{result['student']} distilled from {', '.join(result['teacher_refs'])}, method "
         f"{result['method']}; {len(trials)} of {pluralize(result['planned'], 'trial')}.",
         alt=f"{accuracy.capitalize()} by {' and '.join(titles)}",
         log_x=x_log,
@@ -247,7 +247,7 @@ def _trial_text(trial: Mapping[str, Any]) -> str:
 def correlation_heatmaps(result: Mapping[str, Any], kind: str) -> Heatmaps:
     """Return the class similarity (Fig. 5) of one checkpoint, or of two and their difference."""
     maps = list(result[kind]["similarity"])
-    names = [checkpoint["address"] for checkpoint in result["checkpoints"]]
+    names = [checkpoint["ref"] for checkpoint in result["checkpoints"]]
     caption = f"Classes are ordered by {result['order']}."
     if "difference" in result[kind]:
         maps.append(result[kind]["difference"])

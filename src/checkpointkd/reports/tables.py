@@ -183,7 +183,7 @@ def tune_table(result: Mapping[str, Any]) -> Table:
 
 def evaluation_table(result: Mapping[str, Any]) -> Table:
     """Return accuracy, NLL and calibration error of checkpoints and of their ensemble."""
-    measured = [(member["address"], str(member["epoch"]), member) for member in result["members"]]
+    measured = [(member["ref"], str(member["epoch"]), member) for member in result["members"]]
     note = f"{result['data']}, {result['split']} set: {result['images']:,} images."
     if len(measured) > 1:
         weights = result["weights"] and f", weights {' '.join(f'{weight:g}' for weight in result['weights'])}"
@@ -210,7 +210,7 @@ def correlation_table(result: Mapping[str, Any]) -> Table:
         numbers = zip(result["checkpoints"], *result[kind]["numbers"].values(), strict=True)
         for checkpoint, *intervals in numbers:
             accuracy = _plus_minus(100 * checkpoint["accuracy"], 100 * checkpoint["accuracy_se"], 1)
-            rows.append([checkpoint["address"], accuracy, name.format(**result), *map(_interval, intervals)])
+            rows.append([checkpoint["ref"], accuracy, name.format(**result), *map(_interval, intervals)])
         if "differences" in result[kind]:
             differences = map(_interval, result[kind]["differences"].values())
             rows.append(["first minus second", "", name.format(**result), *differences])
