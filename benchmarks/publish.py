@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     collected = collect(options.studies)
-    if not collected.studies:
+    if not collected.experiments:
         raise UserError(f"no experiment in {options.studies}")
     page = options.out / "README.md"
     ours = not options.out.exists() or (page.exists() and ORIGIN in page.read_text(encoding="utf-8").splitlines())
@@ -39,14 +39,14 @@ def main() -> None:
     made = options.out.with_name(f"{options.out.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    several = len(collected.studies) > 1
-    title = "The paper's experiments" if several else collected.studies[0]["title"]
-    lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
-    lines += dict.fromkeys(preset_sentence(study["scale"]) for study in collected.studies)
-    of_all = shared_notes(collected.studies)
+    several = len(collected.experiments) > 1
+    title = "The paper's experiments" if several else collected.experiments[0]["title"]
+    lines = [f"# {title} at the scale {collected.experiments[0]['scale']['name']}", ""]
+    lines += dict.fromkeys(preset_sentence(study["scale"]) for study in collected.experiments)
+    of_all = shared_notes(collected.experiments)
     lines += ["", *(line for note in [*of_all, *collected.notes] for line in (f"> {note}", ""))]
     lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
-    for study in collected.studies:
+    for study in collected.experiments:
         _rows(options.studies / study["study"] / "rows.jsonl", made / f"{study['study']}.jsonl")
         lines += _section({**study, "notes": [note for note in study["notes"] if note not in of_all]}, made)
     lines += [ORIGIN, ""]

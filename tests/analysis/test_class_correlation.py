@@ -18,10 +18,11 @@ from checkpointkd.analysis.class_correlation import (
     class_similarity,
     diversity,
 )
+from checkpointkd.checkpoints import resolve_ensemble
 from checkpointkd.cli import main
 from checkpointkd.data import DataConfig, load_data, superclasses
 from checkpointkd.errors import UserError
-from checkpointkd.teachers.ensemble import open_teacher
+from checkpointkd.teachers.ensemble import Teacher
 
 
 def _drawn(per_class: int, seed: int, spread: float = 1.0, classes: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +109,8 @@ def test_correlate_returns_writes_and_orders(teacher_run: Path, tmp_path: Path, 
     assert main(["correlate", *both, "--order", "given", "--out", str(page), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     data = load_data(DataConfig(data="digits", train_images=100))
-    logits_MNK = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=torch.device("cpu")).predict(data.val)
+    refs = resolve_ensemble([f"{teacher_run}@2", f"{teacher_run}@4"], None)
+    logits_MNK = Teacher(refs, device=torch.device("cpu")).predict(data.val)
     for name, vectors_MNK in (("logits", logits_MNK), ("softened", (logits_MNK / 5).softmax(-1))):
         for number, vectors_NK in enumerate(vectors_MNK):
             by_hand = class_similarity(vectors_NK, data.val.labels_N).double()

@@ -10,8 +10,9 @@ from .build import (
     write_correlation,
     write_report,
 )
-from .collect import Collected, Difference, Scored, Variant, collect, difference, is_probing
+from .collect import Collected, Scored, collect, is_probing
 from .page import refuse_others
+from .variants import Difference, Variant, difference
 
 __all__ = [
     "Collected",

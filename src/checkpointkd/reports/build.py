@@ -10,7 +10,7 @@ from ..analysis.statistics import AVERAGE, Claim, Verdict, claim_from
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
 from .charts import Figure, Table, from_plain
-from .collect import Collected, Scored, collect, difference, rule_name
+from .collect import Collected, Scored, collect
 from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of, students_charts, tune_chart
 from .page import Page, Section, write_page
 from .tables import (
@@ -24,6 +24,7 @@ from .tables import (
     teacher_name,
     tune_table,
 )
+from .variants import difference, rule_name
 
 ABOUT = (
     "Which checkpoint of a network's training is the best teacher for a smaller network? Each checkpoint has two "
@@ -53,7 +54,7 @@ def write_report(folder: Path, *, out: Path) -> Path:
         UserError: there is nothing to report on, or `out` exists and is not a report.
     """
     collected = collect(folder)
-    page = _experiments_page(collected) if collected.studies else _runs_page(collected)
+    page = _experiments_page(collected) if collected.experiments else _runs_page(collected)
     return write_page(page, out=out)
 
 
@@ -86,16 +87,16 @@ def _runs_page(collected: Collected) -> Page:
         for scored in planes
     ]
     figures += [*curves_charts(collected), *students_charts(collected)]
-    figures += [tune_chart(name, result) for name, result in collected.searches.items()]
+    figures += [tune_chart(name, result) for name, result in collected.tunings.items()]
     sections = []
-    if collected.arms:
-        title = "Students" if any(variant.teachers for variant in collected.arms) else "Networks"
+    if collected.variants:
+        title = "Students" if any(variant.teachers for variant in collected.variants) else "Networks"
         sections.append(Section(title=title, tables=[students_table(student_rows(collected))]))
     sections += [Section(title=figure.title, figures=[figure]) for figure in figures]
     sections += [
-        Section(title=f"Trials of {name}", tables=[tune_table(result)]) for name, result in collected.searches.items()
+        Section(title=f"Trials of {name}", tables=[tune_table(result)]) for name, result in collected.tunings.items()
     ]
-    sections += [_pilot_section(name, stored) for name, stored in collected.probings.items()]
+    sections += [_pilot_section(name, stored) for name, stored in collected.pilots.items()]
     sections += [
         Section(
             title=f"Checkpoints of {scored.name}",
@@ -125,12 +126,12 @@ def _pilot_section(name: str, stored: Mapping[str, Any]) -> Section:
 
 
 def _experiments_page(collected: Collected) -> Page:
-    shared = shared_notes(collected.studies)
-    claims = [[claim_from(stored) for stored in result["claims"]] for result in collected.studies]
+    shared = shared_notes(collected.experiments)
+    claims = [[claim_from(stored) for stored in result["claims"]] for result in collected.experiments]
     return Page(
         title=f"Experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_EXPERIMENTS,
-        summary=list(dict.fromkeys(preset_sentence(result["scale"]) for result in collected.studies)),
+        summary=list(dict.fromkeys(preset_sentence(result["scale"]) for result in collected.experiments)),
         findings=_findings([claim for group in claims for claim in group]),
         notes=[*shared, *collected.notes],
         sections=[
@@ -141,7 +142,7 @@ def _experiments_page(collected: Collected) -> Page:
                 claims=group,
                 figures=[from_plain(figure) for figure in result["figures"]],
             )
-            for result, group in zip(collected.studies, claims, strict=True)
+            for result, group in zip(collected.experiments, claims, strict=True)
         ],
         provenance=collected.provenance,
     )
@@ -215,7 +216,7 @@ def _findings(claims: Sequence[Claim]) -> dict[str, list[str]]:
 def student_rows(collected: Collected) -> list[dict[str, Any]]:
     """Return each variant of the students as a plain dict: label, accuracy in percent, difference to no teacher."""
     rows = []
-    for variant in collected.arms:
+    for variant in collected.variants:
         baseline = collected.baseline(variant)
         rows.append(
             {
@@ -224,7 +225,7 @@ def student_rows(collected: Collected) -> list[dict[str, Any]]:
                 "n": variant.n,
                 "mean": variant.mean,
                 "sd": variant.sd if variant.n > 1 else None,
-                "against": "" if baseline is None or variant.alone else difference(variant, baseline).words,
+                "against": "" if baseline is None or variant.from_scratch else difference(variant, baseline).text,
                 "chosen": variant.chosen,
             }
         )
@@ -236,7 +237,7 @@ def conclusions(collected: Collected) -> list[str]:
     sentences = []
     for variants in collected.families():
         student, baseline = variants[0].student, collected.baseline(variants[0])
-        taught = [variant for variant in variants if not variant.alone]
+        taught = [variant for variant in variants if not variant.from_scratch]
         if not taught:
             continue
         if baseline is None:

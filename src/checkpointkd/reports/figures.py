@@ -12,8 +12,9 @@ from ..config import CORRELATION_KINDS, INFORMATION_UNITS
 from ..errors import pluralize
 from ..selection import normalized
 from .charts import Chart, Heatmaps, Series
-from .collect import Collected, Scored, Variant
+from .collect import Collected, Scored
 from .tables import setting_name
+from .variants import Variant
 
 Point = Mapping[str, Any]  # of a plane: epoch, information, accuracy (in percent), their errors, and its file
 
@@ -134,7 +135,7 @@ def students_charts(collected: Collected) -> list[Chart]:
     """Return a chart for each family of students: accuracy against the epoch of the single teacher (Fig. 2)."""
     charts = []
     for variants in collected.families():
-        single = [variant for variant in variants if len(variant.teachers) == 1 and not variant.way]
+        single = [variant for variant in variants if len(variant.teachers) == 1 and not variant.distillation]
         if len({variant.teachers[0][1] for variant in single}) > 1:
             charts.append(_students_chart(variants, sorted(single, key=lambda variant: variant.teachers[0][1])))
     return charts
@@ -142,7 +143,7 @@ def students_charts(collected: Collected) -> list[Chart]:
 
 def _students_chart(variants: Sequence[Variant], single: Sequence[Variant]) -> Chart:
     epochs, series = [variant.teachers[0][1] for variant in single], []
-    baseline = next((variant for variant in variants if variant.alone), None)
+    baseline = next((variant for variant in variants if variant.from_scratch), None)
     if baseline is not None:
         ends = [min(epochs), max(epochs)]
         level: dict[str, Any] = {"x": ends, "y": [baseline.mean] * 2, "error": [baseline.sd] * 2}
@@ -153,7 +154,7 @@ def _students_chart(variants: Sequence[Variant], single: Sequence[Variant]) -> C
             x=epochs,
             y=[variant.mean for variant in single],
             error=[variant.sd for variant in single],
-            hover=[f"{variant.label}\n{variant.words}%, n = {variant.n}" for variant in single],
+            hover=[f"{variant.label}\n{variant.text}%, n = {variant.n}" for variant in single],
             color=0,
         )
     )
@@ -163,7 +164,7 @@ def _students_chart(variants: Sequence[Variant], single: Sequence[Variant]) -> C
             x=[max(epochs)],
             y=[variant.mean],
             error=[variant.sd],
-            hover=[f"{variant.label}\n{variant.words}%, n = {variant.n}"],
+            hover=[f"{variant.label}\n{variant.text}%, n = {variant.n}"],
             style="points",
             symbol="diamond",
             color=2,
