@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -214,6 +214,7 @@ class _Columns:
 
     def __init__(self, table: Table) -> None:
         self._header = [printable(name) for name in table.columns]
+        self._justify: list[JustifyMethod] = ["left" if is_text else "right" for is_text in table.text_columns()]
         self._rows = [
             [printable(cell) + CHOSEN * (number in table.marked and column == 0) for column, cell in enumerate(row)]
             for number, row in enumerate(table.rows)
@@ -224,9 +225,9 @@ class _Columns:
         shown = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
         names = [_wrapped(name, width) for name, width in zip(self._header, widths, strict=True)]
         height = max(len(lines) for lines in names)
-        for number, (lines, width) in enumerate(zip(names, widths, strict=True)):
+        for lines, width, justify in zip(names, widths, self._justify, strict=True):
             name = Text("\n".join([""] * (height - len(lines)) + lines))
-            shown.add_column(name, justify="left" if number == 0 else "right", width=width, overflow="fold")
+            shown.add_column(name, justify=justify, width=width, overflow="fold")
         for row in self._rows:
             shown.add_row(*(Text("\n".join(_wrapped(cell, width))) for cell, width in zip(row, widths, strict=True)))
         return [shown]

@@ -15,6 +15,7 @@ from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of
 from .page import Page, Section, write_page
 from .tables import (
     CLAIMS_NOTE,
+    SPLITS,
     correlation_sentences,
     correlation_table,
     pilot_sentences,
@@ -72,7 +73,7 @@ def write_correlation(result: Mapping[str, Any], *, out: Path) -> Path:
         provenance={
             "data": result["data"],
             "select on": result["select_on"],
-            "images": f"{result['images']:,} of the {result['split']} set",
+            "images": f"{result['images']:,} of the {SPLITS[result['split']]}",
             "weights": ", ".join(checkpoint["sha256"][:12] for checkpoint in result["checkpoints"]),
             **result["provenance"],
         },

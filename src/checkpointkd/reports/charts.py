@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -204,6 +205,18 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     marked: list[int] = field(default_factory=list)
+
+    def text_columns(self) -> list[bool]:
+        """Return which columns hold text, to be aligned left; columns of numbers are aligned right.
+
+        >>> Table("", ["epoch", "p", "stopped"], [["1", "< 0.001", "after epoch 3"], ["2", "", ""]]).text_columns()
+        [True, False, True]
+        """
+        number = re.compile(r"([-+−<] ?)?\d|—$|$")
+        return [
+            column == 0 or not all(number.match(row[column]) for row in self.rows)
+            for column in range(len(self.columns))
+        ]
 
     def check(self) -> None:
         """Raise ValueError or TypeError if the table cannot be shown."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..information import Plane
     from ..selection import Choice
 
+SPLITS = {"val": "validation set", "test": "test set"}
 SYMBOLS = {"alpha": "α", "tau": "τ"}
 CLAIMS_NOTE = (
     "A positive effect agrees with the claim. p is two-sided and corrected for the number of claims in this experiment "
@@ -162,8 +163,7 @@ def tune_table(result: Mapping[str, Any]) -> Table:
         ]
         for trial in trials
     ]
-    images = "the validation set" if result["data"]["select_on"] == "val" else "the test set"
-    note = f"Accuracy on {images}, {result['images']:,} images. "
+    note = f"Accuracy on the {SPLITS[result['data']['select_on']]}, {result['images']:,} images. "
     if best is None:
         note += "No trial has finished yet."
     else:
@@ -184,7 +184,7 @@ def tune_table(result: Mapping[str, Any]) -> Table:
 def evaluation_table(result: Mapping[str, Any]) -> Table:
     """Return accuracy, NLL and calibration error of checkpoints and of their ensemble."""
     measured = [(member["ref"], str(member["epoch"]), member) for member in result["members"]]
-    note = f"{result['data']}, {result['split']} set: {result['images']:,} images."
+    note = f"{result['data']}, {SPLITS[result['split']]}: {result['images']:,} images."
     if len(measured) > 1:
         weights = result["weights"] and f", weights {' '.join(f'{weight:g}' for weight in result['weights'])}"
         measured.append((f"ensemble (mean of {result['average']}{weights or ''})", "", result["ensemble"]))
@@ -215,10 +215,10 @@ def correlation_table(result: Mapping[str, Any]) -> Table:
             differences = map(_interval, result[kind]["differences"].values())
             rows.append(["first minus second", "", name.format(**result), *differences])
     note = (
-        f"{result['data']}, {result['split']} set: {result['images']:,} images. In parentheses: 95% confidence "
+        f"{result['data']}, {SPLITS[result['split']]}: {result['images']:,} images. In parentheses: 95% confidence "
         "intervals over images."
     )
-    return Table("", ["checkpoint", "accuracy, %", "of", "mean similarity", "diversity"], rows, note)
+    return Table("", ["checkpoint", "accuracy, %", "class vectors", "mean similarity", "diversity"], rows, note)
 
 
 def correlation_sentences(result: Mapping[str, Any]) -> list[str]:
