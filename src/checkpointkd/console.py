@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .reports.charts import Table
 
 GAP = 2  # spaces between columns
+MIN_TEXT = 8  # columns of texts are not narrower than this while a number would have to be broken instead
 CHOSEN = " ←"
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -214,45 +215,53 @@ class _Columns:
 
     def __init__(self, table: Table) -> None:
         self._header = [printable(name) for name in table.columns]
-        self._justify: list[JustifyMethod] = ["left" if is_text else "right" for is_text in table.text_columns()]
+        self._is_text = table.text_columns()
         self._rows = [
             [printable(cell) + CHOSEN * (number in table.marked and column == 0) for column, cell in enumerate(row)]
             for number, row in enumerate(table.rows)
         ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> list[RenderableType]:
-        widths = self._widths(options.max_width)
-        shown = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+        widths, gap = self._widths(options.max_width)
+        shown = RichTable(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
         names = [_wrapped(name, width) for name, width in zip(self._header, widths, strict=True)]
         height = max(len(lines) for lines in names)
-        for lines, width, justify in zip(names, widths, self._justify, strict=True):
+        for lines, width, is_text in zip(names, widths, self._is_text, strict=True):
             name = Text("\n".join([""] * (height - len(lines)) + lines))
-            shown.add_column(name, justify=justify, width=width, overflow="fold")
+            shown.add_column(name, justify="left" if is_text else "right", width=width, overflow="fold")
         for row in self._rows:
             shown.add_row(*(Text("\n".join(_wrapped(cell, width))) for cell, width in zip(row, widths, strict=True)))
         return [shown]
 
-    def _widths(self, available: int) -> list[int]:
-        """Return the width of each column.
+    def _widths(self, available: int) -> tuple[list[int], int]:
+        """Return the width of each column and of the gap between two.
 
-        Each column begins with its longest unbreakable part. The column whose longest cell would take the most lines
-        is widened until the table fills the width, or all cells fit on one line.
+        Each column begins with its longest unbreakable part. If these do not fit, the gap shrinks, then parts of texts
+        are broken, then numbers. Otherwise, the column whose longest cell would take the most lines is widened until
+        the table fills the width, or all cells fit on one line.
         """
         columns = list(zip(self._header, *self._rows, strict=True))
         full = [max(map(cell_len, cells)) for cells in columns]
         widths = [max(cell_len(part) for cell in cells for part in _parts(cell)) for cells in columns]
-        available -= GAP * (len(columns) - 1)
-        while sum(widths) > available and max(widths) > 1:  # parts too long for the console are broken
-            widths[widths.index(max(widths))] -= 1
+        gap = GAP if sum(widths) + GAP * (len(columns) - 1) <= available else 1
+        available -= gap * (len(columns) - 1)
+        while sum(widths) > available and max(widths) > 1:
+            broken = max(range(len(widths)), key=lambda n: (self._is_text[n] and widths[n] > MIN_TEXT, widths[n]))
+            widths[broken] -= 1
         while sum(widths) < min(available, sum(full)):
             lines = [wanted / width if width < wanted else 0.0 for wanted, width in zip(full, widths, strict=True)]
             widths[lines.index(max(lines))] += 1
-        return widths
+        return widths, gap
 
 
 def _parts(cell: str) -> list[str]:
-    """Return the parts of a cell between which it may be broken; "1.0 ± 0.1" is one part."""
-    return cell.replace(" ± ", f"{NBSP}±{NBSP}").replace(CHOSEN, f"{NBSP}{CHOSEN.strip()}").split(" ")
+    """Return the parts of a cell between which it may be broken; "1.0 ± 0.1" and "< 0.001" are one part each."""
+    return (
+        cell.replace(" ± ", f"{NBSP}±{NBSP}")
+        .replace("< ", f"<{NBSP}")
+        .replace(CHOSEN, f"{NBSP}{CHOSEN.strip()}")
+        .split(" ")
+    )
 
 
 def _wrapped(cell: str, width: int) -> list[str]:

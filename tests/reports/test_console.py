@@ -109,9 +109,16 @@ def test_the_table_of_a_pilot_search_fits_80_columns():
 
 
 def test_the_tables_of_experiments_fit_80_columns():
-    table = Table(
-        "Students", ["teacher → student", *["EN₃ = T₁ midpoint + T₁ last"] * 4], [["a → b", *["33.1 ± 0.4"] * 4]]
-    )
+    columns = [
+        "teacher → student",
+        "T last",
+        "S from scratch",
+        "S from T last",
+        "S from T midpoint",
+        "best intermediate",
+    ]
+    cells = [f"{number}8.{number}9 ± 0.7{number} (n = 2)" for number in range(4)]
+    table = Table("Students", columns, [["wrn_16_2 → wrn_10_1", "45.71", *cells]])
     claims = _claims()
     result: dict[str, Any] = {
         "title": "Table 2: Snapshot Ensembles against Full Ensembles",
@@ -122,6 +129,7 @@ def test_the_tables_of_experiments_fit_80_columns():
     }
     text = _check(console.experiments({"studies": {"table2": result}, "report": "r.html"}))
     assert "[1] rests on one run" in text
+    assert all(cell.partition(" (")[0] in text for cell in cells)
     overview = console.experiments({"studies": {"table2": result, "figure3": result}, "report": "r.html"})
     _check(overview)
     assert "3  2 supported, 1 undecided, 1 not run yet" in _printed(overview, 200)
