@@ -17,6 +17,7 @@ from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation
 from checkpointkd.models import build_network
+from checkpointkd.records import TeacherRecord
 from checkpointkd.teachers import ensemble as teachers
 from checkpointkd.teachers.ensemble import Teacher, open_teacher, refuse_at_chance
 from checkpointkd.training.loop import fit, start
@@ -82,9 +83,9 @@ def test_chance_is_the_most_frequent_class_and_its_noise():
 def test_the_students_manifest_names_its_teachers(teacher_run: Path, tmp_path: Path):
     student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
     checkpoint = ckd.open_trajectory(teacher_run)[2]
-    assert student.run.teachers == [{"epoch": 2, "sha256": checkpoint.sha256}]
-    assert student.run.kd == {"alpha": 0.5, "tau": 5.0, "tau_squared": True, "average": "probabilities"}
-    assert student.run.teachers_measured.members[0]["accuracy"] > 0.1
+    assert student.run.teachers == (TeacherRecord(epoch=2, sha256=checkpoint.sha256),)
+    assert student.run.kd == KDConfig(alpha=0.5, tau=5.0, tau_squared=True, average="probabilities")
+    assert student.run.teachers_measured.members[0].accuracy > 0.1
 
 
 def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypatch):
@@ -134,7 +135,7 @@ def test_answers_are_kept_where_they_can_be(teacher_run: Path, tmp_path: Path, m
     """Nowhere to write costs time only, and another's answers are not taken for these."""
     home = tmp_path / "home"
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(home))
-    full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("full", "half"))
+    full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("last", "midpoint"))
     assert full["ensemble"]["accuracy"] != half["ensemble"]["accuracy"]
     one, other = (home / "answers").iterdir()
     content = one.read_bytes()
@@ -185,7 +186,7 @@ def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):
 
 def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):
     ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
-    with pytest.raises(UserError, match=r"already holds another run .*teachers"):
+    with pytest.raises(UserError, match=r"already holds another run \(taught_by"):
         ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@4"], epochs=1, out=tmp_path / "s")
     with pytest.raises(UserError, match=r"already holds another run \(kd alpha 0\.5 there, 0\.9 here\)"):
         ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], alpha=0.9, epochs=1, out=tmp_path / "s")

@@ -36,7 +36,9 @@ def data() -> Data:
 
 def _taught(data: Data, teacher: Teacher, *, seed: int = 0, precision="fp32", limit: int = 10**9, batch_size: int = 16):
     batches = data.train.batches(batch_size=batch_size, seed=seed, device=CPU)
-    return with_cached_logits(batches, data.train, teacher, precision=precision, limit=limit, tell=lambda *_: None)
+    return with_cached_logits(
+        batches, data.train, teacher, precision=precision, limit=limit, on_progress=lambda *_: None
+    )
 
 
 def _asked(teacher: Teacher, monkeypatch) -> list[int]:
@@ -205,12 +207,12 @@ import torch
 torch.set_num_threads(1)
 import checkpointkd as ckd
 from checkpointkd.data import DataConfig, load_data
-from checkpointkd.tables import taught
-from checkpointkd.teacher import teacher_of
+from checkpointkd.teachers.ensemble import open_teacher
+from checkpointkd.teachers.logit_cache import with_cached_logits
 data = load_data(DataConfig(data="digits", train_images=600, flip=True))
-teacher = teacher_of([sys.argv[1]], device=torch.device("cpu"))
+teacher = open_teacher([sys.argv[1]], device=torch.device("cpu"))
 batches = data.train.batches(batch_size=100, seed=0, device="cpu")
-batches = taught(batches, data.train, teacher, precision="fp32", limit=10**9, tell=lambda *_: None)
+batches = with_cached_logits(batches, data.train, teacher, precision="fp32", limit=10**9, on_progress=lambda *_: None)
 print("begun", flush=True)
 for epoch in range(8):
     list(batches.epoch(epoch))

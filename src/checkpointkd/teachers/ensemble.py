@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import storage
-from ..checkpoints import CheckpointRef
+from ..checkpoints import CheckpointRef, resolve_ensemble
 from ..config import BatchNormMode, EnsembleAverage
 from ..data import Batch, Data, Images, InMemoryImages, cache_dir
 from ..errors import UserError
@@ -207,6 +207,13 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def open_teacher(
+    refs: Sequence[str], *, device: torch.device | str = "cpu", batch_norm: BatchNormMode = "eval"
+) -> Teacher:
+    """Load the checkpoints that these references name, such as `runs/teacher@last`, as one teacher."""
+    return Teacher(resolve_ensemble(refs), device=torch.device(device), batch_norm=batch_norm)
 
 
 def chance_level(labels_N: Tensor) -> tuple[float, float]:
