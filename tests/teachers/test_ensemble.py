@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation
 from checkpointkd.models import build_network
 from checkpointkd.records import TeacherRecord
-from checkpointkd.teachers import ensemble as teachers
 from checkpointkd.teachers.ensemble import Teacher, open_teacher, refuse_at_chance
 from checkpointkd.training.loop import fit, start
 
@@ -92,13 +90,13 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
     """Not again for a second student, another ensemble or a run that has moved; but where what was kept is damaged."""
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
     asked: list[str] = []
-    real = Teacher._ask
+    real = Teacher._compute_clean
 
     def ask(teacher: Teacher, member: int, images: Any) -> torch.Tensor:
         asked.append(teacher.members[member].text)
         return real(teacher, member, images)
 
-    monkeypatch.setattr(Teacher, "_ask", ask)
+    monkeypatch.setattr(Teacher, "_compute_clean", ask)
 
     def taught(name: str, *teachers: str, **more: Any) -> dict[str, Any]:
         run = ckd.distill(
@@ -121,7 +119,7 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
     assert asked[1:] == [f"{moved}@midpoint"]
     assert both["members"][0] == {**first["members"][0], "ref": f"{moved}@last"}
     assert both["members"][1]["accuracy"] == pytest.approx(0.33, abs=0.01)
-    kept = list((tmp_path / "home" / "answers").iterdir())
+    kept = list((tmp_path / "home" / "logits").glob("*/*.safetensors"))
     assert len(kept) == 2
     for path in kept:
         path.write_bytes(path.read_bytes()[:-3])
@@ -137,7 +135,7 @@ def test_answers_are_kept_where_they_can_be(teacher_run: Path, tmp_path: Path, m
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(home))
     full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("last", "midpoint"))
     assert full["ensemble"]["accuracy"] != half["ensemble"]["accuracy"]
-    one, other = (home / "answers").iterdir()
+    one, other = (home / "logits").glob("*/*.safetensors")
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
@@ -171,17 +169,6 @@ def test_answers_to_pictures_that_may_change_are_not_kept(tmp_path: Path, monkey
     clean = ckd.evaluate(str(run.path), split="test")["ensemble"]
     noisy = ckd.evaluate(str(run.path), split="test", data=f"folder:{tmp_path / 'noisy'}")["ensemble"]
     assert noisy["nll"] > clean["nll"] + 0.1
-
-
-def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):
-    """The oldest go; those of very many images and classes are not kept at all."""
-    for number in range(4):
-        path = tmp_path / f"{number}.safetensors"
-        path.write_bytes(bytes(100))
-        os.utime(path, (number, number))
-    monkeypatch.setattr(teachers, "ALL_ANSWERS", 250)
-    teachers._remove_oldest(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.safetensors", "3.safetensors"]
 
 
 def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):

@@ -16,9 +16,9 @@ from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, distillation, kd, soft_targets
 from checkpointkd.models import build_network
+from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.cost import training_cost
 from checkpointkd.teachers.ensemble import Teacher, open_teacher
-from checkpointkd.teachers.logit_cache import CachedTeacherBatches, with_cached_logits
 
 CPU = torch.device("cpu")
 SHORT = {"epochs": 2, "batch_size": 25, "precision": "fp32"}
@@ -260,7 +260,7 @@ def test_teachers_that_normalize_by_batch_are_asked_at_every_step(teacher_run: P
         )
         for mode in ("eval", "batch")
     }
-    assert "their answers depend on the company" in caplog.text
+    assert "with batch statistics, logits depend on the other images" in caplog.text
     assert runs["batch"].run.distill_config.batch_norm == "batch"
     assert runs["eval"].last.sha256 != runs["batch"].last.sha256
 

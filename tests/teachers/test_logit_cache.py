@@ -15,10 +15,14 @@ import pytest
 import torch
 
 import checkpointkd as ckd
+from checkpointkd import records
+from checkpointkd.checkpoints import resolve_ensemble
 from checkpointkd.data import Data, DataConfig, InMemoryBatches, load_data
-from checkpointkd.teachers import logit_cache as module
+from checkpointkd.records import LogitManifest, ViewsRecord
+from checkpointkd.teachers import cached_batches
+from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import Teacher, open_teacher
-from checkpointkd.teachers.logit_cache import CachedTeacherBatches, LogitFile, size_of, with_cached_logits
+from checkpointkd.teachers.logit_cache import LogitFile, size_of
 
 CPU = torch.device("cpu")
 
@@ -34,7 +38,9 @@ def data() -> Data:
     return load_data(DataConfig(data="digits", train_images=60, flip=True))
 
 
-def _taught(data: Data, teacher: Teacher, *, seed: int = 0, precision="fp32", limit: int = 10**9, batch_size: int = 16):
+def _with_cache(
+    data: Data, teacher: Teacher, *, seed: int = 0, precision="fp32", limit: int = 10**9, batch_size: int = 16
+):
     batches = data.train.batches(batch_size=batch_size, seed=seed, device=CPU)
     return with_cached_logits(
         batches, data.train, teacher, precision=precision, limit=limit, on_progress=lambda *_: None
@@ -57,7 +63,7 @@ def _asked(teacher: Teacher, monkeypatch) -> list[int]:
 def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
     """For every image in every view that four epochs show, shuffled and flipped, for both members."""
     teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
-    batches = _taught(data, teacher)
+    batches = _with_cache(data, teacher)
     assert isinstance(batches, CachedTeacherBatches)
     seen = set()
     for epoch in (0, 1, 2, 1):
@@ -72,24 +78,24 @@ def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
 
 
 def test_what_is_known_is_not_asked_again(teacher_run: Path, data: Data, monkeypatch):
-    monkeypatch.setattr(module, "FILL_BATCH", 1)
+    monkeypatch.setattr(cached_batches, "FILL_BATCH", 1)
     teacher = open_teacher([str(teacher_run)], device=CPU)
     asked = _asked(teacher, monkeypatch)
-    first = [batch.teacher_TBK for batch in _taught(data, teacher).epoch(0)]
+    first = [batch.teacher_TBK for batch in _with_cache(data, teacher).epoch(0)]
     assert asked == [1] * 60
-    again = [batch.teacher_TBK for batch in _taught(data, teacher).epoch(0)]
+    again = [batch.teacher_TBK for batch in _with_cache(data, teacher).epoch(0)]
     assert asked == [1] * 60, "warm: nothing is asked"
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
-    batches = _taught(data, teacher)
+    batches = _with_cache(data, teacher)
     assert isinstance(batches, CachedTeacherBatches)
     first_N, second_N = (batches.batches.view_N(epoch) for epoch in (0, 1))
     new = int((first_N != second_N).sum())
     assert 30 < new < 60, "with 18 views some images show the same one again"
     said = []
-    batches.tell = lambda *step: said.append(step)
+    batches.on_progress = lambda *step: said.append(step)
     list(batches.epoch(1))
     assert asked == [1] * (60 + new), "only what is missing"
-    assert said[-1] == ("ask the teachers", new, new)
+    assert said[-1] == ("teacher forward", new, new)
 
 
 def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data: Data, home: Path):
@@ -97,7 +103,7 @@ def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data:
     teacher = open_teacher([str(teacher_run)], device=CPU)
     contents = []
     for order in ((0, 1, 2), (2, 0, 1)):
-        batches = _taught(data, teacher)
+        batches = _with_cache(data, teacher)
         for epoch in order:
             list(batches.epoch(epoch))
         (rows,) = home.rglob("rows.bin")
@@ -155,16 +161,16 @@ def test_every_change_of_what_answers_follow_from_is_another_table(teacher_run: 
     other_data = load_data(DataConfig(data="digits", train_images=50, flip=True))
     no_flip = load_data(DataConfig(data="digits", train_images=60))
     for change in (
-        lambda: _taught(data, full),
-        lambda: _taught(data, half),
-        lambda: _taught(other_data, full),
-        lambda: _taught(no_flip, full),
-        lambda: _taught(data, full, precision="bf16"),
+        lambda: _with_cache(data, full),
+        lambda: _with_cache(data, half),
+        lambda: _with_cache(other_data, full),
+        lambda: _with_cache(no_flip, full),
+        lambda: _with_cache(data, full, precision="bf16"),
     ):
         assert isinstance(change(), CachedTeacherBatches)
         assert len(tables() - before) == 1
         before = tables()
-    _taught(data, full, seed=7, batch_size=5)
+    _with_cache(data, full, seed=7, batch_size=5)
     assert tables() == before, "seeds and batch sizes share"
 
 
@@ -206,9 +212,11 @@ import sys
 import torch
 torch.set_num_threads(1)
 import checkpointkd as ckd
+from checkpointkd import records
+from checkpointkd.checkpoints import resolve_ensemble
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.teachers.ensemble import open_teacher
-from checkpointkd.teachers.logit_cache import with_cached_logits
+from checkpointkd.teachers.cached_batches import with_cached_logits
 data = load_data(DataConfig(data="digits", train_images=600, flip=True))
 teacher = open_teacher([sys.argv[1]], device=torch.device("cpu"))
 batches = data.train.batches(batch_size=100, seed=0, device="cpu")
@@ -251,11 +259,11 @@ def test_where_the_disk_can_not_hold_it_the_teachers_are_asked(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    batches = _taught(data, teacher)
+    batches = _with_cache(data, teacher)
     assert isinstance(batches, InMemoryBatches)
-    assert "asked at every step" in caplog.text
+    assert "Teachers run at every step" in caplog.text
     assert "No space left on device" in caplog.text
-    left = (home / "tables").rglob("*")
+    left = (home / "logits").rglob("*")
     assert not [path for path in left if path.is_file() and path.suffix != ".json"], "nothing is left behind"
 
 
@@ -267,32 +275,66 @@ def test_the_limit_makes_room_and_never_takes_what_is_wanted(
     teachers = [open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (1, 2, 3)]
     kept: dict[int, Path] = {}
     for number, teacher in enumerate(teachers[:2]):
-        _taught(data, teacher, limit=2 * one)
+        _with_cache(data, teacher, limit=2 * one)
         (kept[number],) = set(home.rglob("rows.bin")) - set(kept.values())
-        os.utime(kept[number], (1000, 1000))
-    newer = _taught(data, teachers[1 - older], limit=2 * one)  # used again
+        for path in kept[number].parent.iterdir():
+            os.utime(path, (1000 + number, 1000 + number))
+    newer = _with_cache(data, teachers[1 - older], limit=2 * one)  # used again
     assert isinstance(newer, CachedTeacherBatches)
-    assert isinstance(_taught(data, teachers[2], limit=2 * one), CachedTeacherBatches)
+    assert isinstance(_with_cache(data, teachers[2], limit=2 * one), CachedTeacherBatches)
     assert [kept[older].exists(), kept[1 - older].exists()] == [False, True]
-    assert isinstance(_taught(data, teachers[older], limit=one - 1), InMemoryBatches)
+    assert isinstance(_with_cache(data, teachers[older], limit=one - 1), InMemoryBatches)
     assert "--logit-cache-gb allows" in caplog.text
     assert kept[1 - older].exists(), "for what does not fit anyway nothing is removed"
-    assert isinstance(_taught(data, teachers[older], limit=one), CachedTeacherBatches)
+    assert isinstance(_with_cache(data, teachers[older], limit=one), CachedTeacherBatches)
     assert not kept[1 - older].exists()
     answers = [batch.teacher_TBK for batch in newer.epoch(3)]  # its file is gone; whoever uses it goes on
     assert len(answers) == 4
 
 
+def test_logits_of_clean_images_and_of_views_share_the_limit(teacher_run: Path, data: Data, home: Path):
+    """Entries that were unused for longest are removed first, whichever kind they are."""
+
+    def teacher(epoch: int, limit: int = 10**9) -> Teacher:
+        return Teacher(resolve_ensemble([f"{teacher_run}@{epoch}"]), device=CPU, cache_limit=limit)
+
+    def keys() -> set[str]:
+        return {path.name for path in (home / "logits").iterdir()}
+
+    def age(key: str, seconds: int) -> None:
+        for path in (home / "logits" / key).iterdir():
+            os.utime(path, (seconds, seconds))
+
+    teacher(1).predict(data.val)
+    (first,) = keys()
+    teacher(2).predict(data.val)
+    (second,) = keys() - {first}
+    age(first, 1000)
+    age(second, 2000)
+    teacher(1).predict(data.val)  # the first entry is used again
+    clean = (home / "logits" / first / "logits.safetensors").stat().st_size
+    _with_cache(data, teacher(1), limit=size_of(60 * 18, 10) + clean)
+    assert first in keys()
+    assert second not in keys()
+    assert len(keys()) == 2
+    teacher(3, limit=300 * 10 * 4 - 1).predict(data.val)
+    assert len(keys()) == 2, "for logits that do not fit into the limit nothing is removed and nothing is stored"
+    for key in keys():
+        manifest = records.read(home / "logits" / key / "manifest.json", LogitManifest, remedy="")
+        assert manifest.views == (None if key == first else ViewsRecord(pad=1, flip=True))
+        assert manifest.rows == (300 if key == first else 60 * 18)
+
+
 def test_a_file_of_another_size_is_made_anew(teacher_run: Path, data: Data, home: Path):
     teacher = open_teacher([str(teacher_run)], device=CPU)
-    list(_taught(data, teacher).epoch(0))
+    list(_with_cache(data, teacher).epoch(0))
     (rows,) = home.rglob("rows.bin")
     whole = rows.read_bytes()
     rows.write_bytes(whole[:-8])
-    list(_taught(data, teacher).epoch(0))
+    list(_with_cache(data, teacher).epoch(0))
     assert rows.read_bytes() == whole
 
 
 def test_the_size_for_all_of_cifar100():
     assert size_of(50_000 * 162, 100) == pytest.approx(1.685e9, rel=1e-3)
-    assert module.FILL_BATCH >= 100
+    assert cached_batches.FILL_BATCH >= 100
