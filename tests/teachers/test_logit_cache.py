@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 import checkpointkd as ckd
 from checkpointkd import records
-from checkpointkd.checkpoints import resolve_ensemble
+from checkpointkd.checkpoints import CheckpointRef, resolve_ensemble
 from checkpointkd.data import Data, DataConfig, InMemoryBatches, load_data
 from checkpointkd.records import LogitManifest, ViewsRecord
-from checkpointkd.teachers import cached_batches
+from checkpointkd.teachers import cached_batches, logit_cache
 from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import Teacher, open_teacher
-from checkpointkd.teachers.logit_cache import LogitFile, size_of
+from checkpointkd.teachers.logit_cache import LogitFile, manifests_of, size_of
 
 CPU = torch.device("cpu")
 
@@ -174,6 +175,74 @@ def test_every_change_of_what_answers_follow_from_is_another_table(teacher_run: 
     assert tables() == before, "seeds and batch sizes share"
 
 
+@pytest.mark.parametrize("package", ["checkpointkd", "torch"])
+def test_another_version_of_the_code_is_another_entry(
+    package: str, teacher_run: Path, data: Data, home: Path, monkeypatch
+):
+    def computed() -> int:
+        """How many images the teacher's network sees for one epoch and for the validation set."""
+        teacher = open_teacher([str(teacher_run)])
+        counts = _asked(teacher, monkeypatch)
+        list(_with_cache(data, teacher).epoch(0))
+        monkeypatch.setattr(teacher, "_compute_clean", lambda member, images: counts.append(1) or torch.zeros(300, 10))
+        teacher.predict(data.val)
+        return len(counts)
+
+    real = logit_cache.version
+    assert [computed(), computed()] == [2, 0]
+    monkeypatch.setattr(logit_cache, "version", lambda name: "0.0.1" if name == package else real(name))
+    assert [computed(), computed()] == [2, 0]
+    assert len(list((home / "logits").iterdir())) == 4
+
+
+def test_the_version_of_timm_is_part_of_the_key_of_its_models_only(teacher_run: Path, data: Data):
+    checkpoint = open_teacher([str(teacher_run)]).members[0].checkpoint
+    names = {}
+    for model in ("wrn_10_1", "timm:resnet18"):
+        member = CheckpointRef("run", replace(checkpoint, run=structs.replace(checkpoint.run, model=model)))
+        (manifest,) = manifests_of([member], data.val, views=None, precision="fp32", device=CPU, batch_size=1)
+        names[model] = set(manifest.versions)
+    assert names == {"wrn_10_1": {"checkpointkd", "torch"}, "timm:resnet18": {"checkpointkd", "torch", "timm"}}
+
+
+OWN_NETWORK = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, num_classes)
+    def forward(self, images):
+        return FACTOR * self.head(self.layers(images))
+"""
+
+
+def test_an_edited_forward_of_a_users_network_gives_fresh_logits(
+    data: Data, tmp_path: Path, home: Path, monkeypatch, caplog
+):
+    """The weights stay the same, and so does everything else in a key."""
+    caplog.set_level("INFO", "checkpointkd")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two edits within a second look alike to Python's own cache
+    code = tmp_path / "edited_network.py"
+    code.write_text(OWN_NETWORK.replace("FACTOR", "1"))
+    ckd.train("edited_network:Net", data="digits", train_images=60, epochs=1, out=tmp_path / "run")
+
+    def logits() -> tuple[torch.Tensor, torch.Tensor]:
+        sys.modules.pop("edited_network", None)
+        teacher = open_teacher([str(tmp_path / "run")])
+        batch = next(iter(_with_cache(data, teacher).epoch(0)))
+        return teacher.predict(data.val), teacher.logits(batch) if batch.teacher_TBK is None else batch.teacher_TBK
+
+    clean, seen = logits()
+    code.write_text(OWN_NETWORK.replace("FACTOR", "2"))
+    edited_clean, edited_seen = logits()
+    torch.testing.assert_close(edited_clean, 2 * clean)
+    torch.testing.assert_close(edited_seen, 2 * seen, rtol=2**-9, atol=1e-4)
+    assert not (home / "logits").exists()
+    assert "Teachers run at every step: the code of edited_network:Net may change" in caplog.text
+
+
 def test_a_row_is_whole_and_in_its_place_or_missing(tmp_path: Path):
     table = LogitFile(tmp_path / "rows.bin", rows=50, classes=7)
     rows = torch.arange(0, 50, 3)
@@ -213,7 +282,7 @@ import torch
 torch.set_num_threads(1)
 import checkpointkd as ckd
 from checkpointkd import records
-from checkpointkd.checkpoints import resolve_ensemble
+from checkpointkd.checkpoints import CheckpointRef, resolve_ensemble
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.teachers.ensemble import open_teacher
 from checkpointkd.teachers.cached_batches import with_cached_logits

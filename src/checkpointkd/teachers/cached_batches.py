@@ -20,7 +20,7 @@ from ..config import TEACHER_FORWARD, OnProgress, Precision
 from ..data import Batch, EpochLoader, InMemoryBatches, InMemoryImages
 from ..errors import UserError
 from .ensemble import Teacher
-from .logit_cache import LogitFile, format_bytes, manifests_of, size_of, view_logits
+from .logit_cache import LogitFile, format_bytes, manifests_of, size_of, user_code_in, view_logits
 
 log = logging.getLogger("checkpointkd")
 
@@ -117,6 +117,9 @@ def with_cached_logits(
         return batches
     if not isinstance(batches, InMemoryBatches) or not isinstance(images, InMemoryImages):
         log.info("Teachers run at every step: streamed images have no finite number of views")
+        return batches
+    if (model := user_code_in(teacher.members)) is not None:
+        log.info("Teachers run at every step: the code of %s may change, so its logits are not cached", model)
         return batches
     manifests = manifests_of(
         teacher.members,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoints import CheckpointRef, resolve_ensemble
+from ..checkpoints import CheckpointRef, names_code, resolve_ensemble
 from ..config import BatchNormMode, EnsembleAverage
 from ..data import Batch, Data, Images, InMemoryImages, eval_batch_size
 from ..errors import UserError
@@ -105,7 +105,7 @@ class Teacher:
         return torch.stack(
             [
                 self._compute_clean(member, images)
-                if ":" in manifest.model
+                if names_code(manifest.model)
                 else clean_logits(manifest, partial(self._compute_clean, member, images), limit=self.cache_limit)
                 for member, manifest in enumerate(manifests)
             ]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import records, storage
-from ..checkpoints import CheckpointRef
+from ..checkpoints import CheckpointRef, names_code
 from ..config import Precision
 from ..data import InMemoryImages, Views, cache_dir
 from ..errors import UserError
@@ -106,10 +106,19 @@ def manifests_of(
             precision=precision,
             device=device.type,
             batch_size=batch_size,
-            versions={} if views is not None else {name: version(name) for name in ("checkpointkd", "torch")},
+            versions=_versions(member.checkpoint.run.model),
         )
         for member in members
     ]
+
+
+def user_code_in(members: Sequence[CheckpointRef]) -> str | None:
+    """Return the first network of these that is a user's own code, `package.module:callable`, or None.
+
+    Such code may change without a trace in the key, so logits of these networks are never cached.
+    """
+    models = [member.checkpoint.run.model for member in members]
+    return next((model for model in models if names_code(model)), None)
 
 
 def clean_logits(manifest: LogitManifest, compute: Callable[[], Tensor], *, limit: int) -> Tensor:
@@ -154,6 +163,12 @@ def size_of(rows: int, classes: int) -> int:
 def format_bytes(count: int) -> str:
     """Return a size as text, such as `1.7 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _versions(model: str) -> dict[str, str]:
+    """The versions of the packages whose code computes a network's logits."""
+    packages = ["checkpointkd", "torch"] + (["timm"] if model.startswith("timm:") else [])
+    return {package: version(package) for package in packages}
 
 
 def _folder() -> Path:
