@@ -52,7 +52,7 @@ def synthetic() -> dict[str, Any]:
 
 def real(run: ckd.Trajectory) -> dict[str, Any]:
     """Estimates of the last checkpoint's I(X;F) by numbers of images to fit on, over draws of these images."""
-    data = load_data(config_of(run.run["data"]))
+    data = load_data(config_of(run.run.data))
     network = run.last.network()
     path = last_map_path(network.body, data.val.subset(torch.arange(2)).to_float())
 

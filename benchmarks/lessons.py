@@ -25,11 +25,13 @@ from torch.nn import functional as F
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import build_from_run, resolve
+from checkpointkd.checkpoints.run_dir import read_metrics
 from checkpointkd.config import KDConfig
 from checkpointkd.data import Data, config_like, load_data
 from checkpointkd.losses import METHODS, LogitDistillation, Supervised
 from checkpointkd.metrics import predict
-from checkpointkd.storage import read_json, read_jsonl
+from checkpointkd.records import DistillRecord
+from checkpointkd.storage import read_json
 from checkpointkd.teachers.ensemble import Teacher
 from common import write_result
 
@@ -82,9 +84,9 @@ def _parts(studies: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, dic
     reached: dict[tuple[int, int, int], dict[Key, float]] = {}
     for key, several in _by_key(rows).items():
         for row in several:
-            for one in read_jsonl(studies / "runs" / row["run"] / "metrics.jsonl"):
-                if "val_accuracy" in one and one["epoch"] < row["epochs"]:
-                    reached.setdefault((row["seed"], one["epoch"], row["epochs"]), {})[key] = one["val_accuracy"]
+            for one in read_metrics(studies / "runs" / row["run"] / "metrics.jsonl"):
+                if one.val_accuracy is not None and one.epoch < row["epochs"]:
+                    reached.setdefault((row["seed"], one.epoch, row["epochs"]), {})[key] = one.val_accuracy
     for (_, epoch, epochs), scores in sorted(reached.items()):
         yield f"accuracy of whole students after {epoch} of {epochs} epochs", scores
 
@@ -108,7 +110,7 @@ def _untrained(
     """Scores that see the student but train it, if at all, without a teacher."""
     by_key = _by_key(rows)
     alone = ckd.open_trajectory(studies / "runs" / by_key[0, 1.0][0]["run"])
-    loaded = load_data(config_like(alone.run["data"], data))
+    loaded = load_data(config_like(alone.run.data, data))
     device = torch.device("cpu")
     student = alone.last.network(device)
     student_NK = predict(student, loaded.val)
@@ -118,9 +120,10 @@ def _untrained(
     features_ND = _features(student, loaded)
     for key in keys:
         run = ckd.open_trajectory(studies / "runs" / by_key[key][0]["run"])
-        teacher = Teacher([resolve(address) for address in run.run["teacher_addresses"]], device=device)
+        assert isinstance(run.run, DistillRecord)
+        teacher = Teacher([resolve(address) for address in run.run.teacher_refs], device=device)
         logits_NK = teacher.predict(loaded.val)[0]
-        tau = run.run["kd"]["tau"]
+        tau = run.run.kd.tau
         p_NK, log_q_NK = (logits_NK / tau).softmax(-1), (student_NK / tau).log_softmax(-1)
         agreement[key] = -F.kl_div(log_q_NK, p_NK, reduction="batchmean").item()
         complexity[key] = -_complexity(features_ND, p_NK)

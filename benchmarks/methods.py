@@ -56,7 +56,7 @@ def main() -> None:
                     run = ckd.distill("wrn_10_1", teachers=[options.teacher], out=out, seed=seed, **way, **student)
                 else:
                     run = ckd.train("wrn_10_1", out=out, seed=seed, **student)
-                found |= {"accuracy": run.test_accuracy, "seconds": round(sum(row["seconds"] for row in run.rows()), 1)}
+                found |= {"accuracy": run.test_accuracy, "seconds": round(sum(row.seconds for row in run.rows()), 1)}
             except ckd.UserError as error:
                 found |= {"failed": str(error)}
             print(f"{name}, seed {seed}: {found} ({time.perf_counter() - began:.0f} s)", flush=True)

@@ -51,8 +51,8 @@ def main() -> None:
 
 def accuracies(run: ckd.Trajectory) -> list[dict[str, Any]]:
     """The accuracy on the selection images at each saved epoch."""
-    rows = [row for row in run.rows() if "val_accuracy" in row]
-    return [{name: row[name] for name in ("epoch", "val_accuracy", "train_accuracy", "loss")} for row in rows]
+    rows = [row for row in run.rows() if row.val_accuracy is not None]
+    return [{name: getattr(row, name) for name in ("epoch", "val_accuracy", "train_accuracy", "loss")} for row in rows]
 
 
 def _say(task: str, done: int, total: int) -> None:

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpointkd as ckd
+from checkpointkd.checkpoints import resolve
 from checkpointkd.config import KDConfig, Precision
 from checkpointkd.data import Batch, Data, DataConfig, EpochLoader, load_data
 from checkpointkd.device import pick_device
@@ -35,7 +36,7 @@ from checkpointkd.losses import METHODS, LogitDistillation, Supervised
 from checkpointkd.metrics import predict
 from checkpointkd.models import build_network
 from checkpointkd.recipes import recipe
-from checkpointkd.teachers.ensemble import Teacher, open_teacher
+from checkpointkd.teachers.ensemble import Teacher
 from checkpointkd.teachers.logit_cache import FILL_BATCH, CachedTeacherBatches, with_cached_logits
 from checkpointkd.training.loop import fit, start, step
 from checkpointkd.training.run import benchmark_precision
@@ -129,7 +130,7 @@ def distilling(bench: Bench, teachers: dict[int, Teacher], precision: Precision,
     jobs: dict[str, Job] = {"plain": plain}
     for count, teacher in teachers.items():
         batches = with_cached_logits(
-            bench.batches(), bench.images, teacher, precision=precision, limit=10**11, tell=lambda *_: None
+            bench.batches(), bench.images, teacher, precision=precision, limit=10**11, on_progress=lambda *_: None
         )
         assert isinstance(batches, CachedTeacherBatches)
         jobs[f"warm {count}"] = bench.epoch_of(
@@ -193,7 +194,7 @@ def filling(bench: Bench, teacher: Teacher, precision: Precision) -> Job:
     """Ask the teacher for one batch of missing rows, and keep them: rows of ever new epochs."""
     images = bench.images.subset(torch.arange(FILL_BATCH))
     batches = images.batches(batch_size=BATCH, seed=1, device=bench.device)
-    kept = with_cached_logits(batches, images, teacher, precision=precision, limit=10**11, tell=lambda *_: None)
+    kept = with_cached_logits(batches, images, teacher, precision=precision, limit=10**11, on_progress=lambda *_: None)
     assert isinstance(kept, CachedTeacherBatches)
     views = iter(range(162))
 
@@ -475,7 +476,7 @@ def main() -> None:
             out=f"{folder}/teacher",
         )
         teachers = {
-            count: open_teacher([f"{folder}/teacher@{epoch + 1}" for epoch in range(count)], device=device)
+            count: Teacher([resolve(f"{folder}/teacher@{epoch + 1}") for epoch in range(count)], device=device)
             for count in ENSEMBLES
         }
         loop(bench, precisions)

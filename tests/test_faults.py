@@ -107,12 +107,12 @@ def contents(run: Path) -> dict[str, Any]:
                 "provenance",
                 "seconds",
                 "wall_seconds_since_start_or_resume",
-                "teacher_addresses",
+                "teacher_refs",
                 "teachers_cost",
             )
             found[name] = {key: value[key] for key in value if key not in timeless}
             for member in value.get("teachers_measured", {}).get("members", []):
-                del member["address"]
+                del member["ref"]
         elif path.suffix == ".jsonl":
             found[name] = [{key: row[key] for key in row if key != "seconds"} for row in storage.read_jsonl(path)]
         else:

@@ -27,30 +27,28 @@ def plain(result: Any) -> Any:
 
 def trajectory(found: Any) -> RenderableType:
     """One line on what a run left, one on how good it is."""
-    result = found.result()
+    result, run = found.result(), found.run
     lines = [f"{found.path}: {pluralize(len(found), 'checkpoint')}, {found.unit}s {', '.join(map(str, found))}"]
-    if result is not None and found.run["data"]["select_on"] == "test":
+    if result is not None and run.data.select_on == "test":
         lines.append(
-            f"after epoch {result['epoch']}: accuracy {_percent(result['test'])} on the {result['test_images']:,} test "
-            "images, which select, too (protocol paper)"
+            f"after epoch {result.epoch}: accuracy {_percent(result.test)} on the {result.test_images:,} test images, "
+            "which also select (--select-on test)"
         )
     elif result is not None:
         lines.append(
-            f"after epoch {result['epoch']}: accuracy {_percent(result['val'])} on the selection images, "
-            f"{_percent(result['test'])} on the {result['test_images']:,} test images"
+            f"after epoch {result.epoch}: accuracy {_percent(result.val)} on the validation set, "
+            f"{_percent(result.test)} on the {result.test_images:,} test images"
         )
-    cost = found.run.get("teachers_cost")
+    cost = getattr(run, "teachers_cost", None)
     if result is not None and cost is not None:
-        spent = "" if cost["seconds"] is None else f" ({cost['seconds']:,.0f} s)"
+        seconds = "" if cost.seconds is None else f" ({cost.seconds:,.0f} s)"
         lines.append(
-            f"cost: {_epochs_of(cost)}{spent} to train the teachers, {pluralize(found.planned_epochs, 'epoch')} "
-            f"({result['seconds']:,.0f} s) to distill"
+            f"cost: {pluralize(cost.epochs, 'epoch')} of {pluralize(cost.runs, 'run')}{seconds} to train the teachers, "
+            f"{pluralize(found.planned_epochs, 'epoch')} ({result.seconds:,.0f} s) to distill"
         )
-    if result is not None and "best_of_last_ten" in result:
-        best = result["best_of_last_ten"]
-        lines.append(
-            f"the best of the last ten epochs on the test images: {100 * best['accuracy']:.1f}%, epoch {best['epoch']}"
-        )
+    if result is not None and result.best_of_last_ten is not None:
+        best = result.best_of_last_ten
+        lines.append(f"best of the last ten epochs on the test images: {100 * best.accuracy:.1f}%, epoch {best.epoch}")
     return Text("\n".join(lines))
 
 
@@ -169,7 +167,7 @@ def _ruled(chosen: Any) -> RenderableType:
 def evaluation(measured: dict[str, Any]) -> RenderableType:
     """Accuracy and NLL of checkpoints and of their ensemble."""
     table = _table("checkpoint", "epoch", "accuracy", "NLL, nats", "calibration error")
-    rows = [(member["address"], str(member["epoch"]), member) for member in measured["members"]]
+    rows = [(member["ref"], str(member["epoch"]), member) for member in measured["members"]]
     together, cost = measured["ensemble"], measured["training_cost"]
     lines = []
     if len(rows) > 1:
@@ -290,8 +288,13 @@ def _epochs_of(cost: dict[str, Any]) -> str:
     return f"{pluralize(cost['epochs'], 'epoch')} of {pluralize(cost['runs'], 'run')}"
 
 
-def _percent(measured: dict[str, float]) -> str:
-    return f"{100 * measured['accuracy']:.1f} ± {100 * measured['accuracy_se']:.1f}%"
+def _percent(measured: Any) -> str:
+    accuracy, error = (
+        (measured.accuracy, measured.accuracy_se)
+        if hasattr(measured, "accuracy")
+        else (measured["accuracy"], measured["accuracy_se"])
+    )
+    return f"{100 * accuracy:.1f} ± {100 * error:.1f}%"
 
 
 class _Cells(Table):

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .checkpoints import Checkpoint, Trajectory, open_trajectory, resolve
-from .checkpoints.trajectory import names_code
+from .checkpoints import Checkpoint, Trajectory, names_code, open_trajectory, resolve
 from .errors import UserError, first_line
 from .models import Network, build_network
+from .records import DistillRecord, ExternalRecord, RunResult, plain
 
 log = logging.getLogger("checkpointkd")
 
@@ -54,33 +54,31 @@ def _is_whole(weights: Path, sha256: str) -> bool:
         return False
 
 
-def config_of(checkpoint: Checkpoint, *, result: dict[str, Any] | None, weights: str) -> dict[str, Any]:
-    """What someone needs to know who has nothing but the weights."""
+def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str) -> dict[str, Any]:
+    """Return what somebody needs to know who has only the weights."""
     run = checkpoint.run
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "weights": weights,
         "sha256": checkpoint.sha256,
-        "model": run["model"],
-        "classes": run["classes"],
-        "image_shape": run["data"].get("shape"),
-        "mean": run["mean"],
-        "std": run["std"],
+        "model": run.model,
+        "classes": list(run.classes),
+        "image_shape": list(run.data.shape),
+        "mean": list(run.mean),
+        "std": list(run.std),
         "epoch": checkpoint.epoch,
-        "data": {name: run["data"].get(name) for name in ("data", "sha256", "select_on", "train_size")},
+        "data": {name: getattr(run.data, name) for name in ("name", "sha256", "select_on", "train_size")},
         "accuracy": None,
     }
-    if result is not None and result["epoch"] == checkpoint.epoch:
-        config["accuracy"] = {split: result[split]["accuracy"] for split in ("val", "test") if split in result}
-    if run["kind"] == "distill":
-        measured = run["teachers_measured"]["members"]
-        config |= {name: run[name] for name in ("method", "kd", "distill_config")}
+    if result is not None and result.epoch == checkpoint.epoch:
+        config["accuracy"] = {"val": result.val.accuracy} | ({"test": result.test.accuracy} if result.test else {})
+    if isinstance(run, DistillRecord):
+        config |= {"method": run.method, "kd": plain(run.kd), "distill_config": plain(run.distill_config)}
         config["teachers"] = [
-            {**teacher, "accuracy": member["accuracy"]}  # where they lay is nobody's business elsewhere
-            for teacher, member in zip(run["teachers"], measured, strict=True)
+            {**plain(teacher), "accuracy": member.accuracy}  # their paths mean nothing elsewhere
+            for teacher, member in zip(run.teachers, run.teachers_measured.members, strict=True)
         ]
-    config["provenance"] = run["provenance"]
-    return config
+    return config | {"provenance": plain(run.provenance)}
 
 
 def load(path: Path | str, /, *, model: str | None = None, device: torch.device | str = "cpu") -> Network:
@@ -101,9 +99,9 @@ def load(path: Path | str, /, *, model: str | None = None, device: torch.device 
         folder, of_the_hub = (folder, False) if from_hub is None else (from_hub, True)
     if not of_the_hub and (_there(folder / "run.json") or not _there(folder / CONFIG)):
         checkpoint = resolve(str(path)).checkpoint
-        _vouch(checkpoint.run["model"], model, where=str(path))
+        _vouch(checkpoint.run.model, model, where=str(path))
         network = checkpoint.network(device)
-        network.classes = list(checkpoint.run["classes"])
+        network.classes = list(checkpoint.run.classes)
         return network
     config = storage.read_json(folder / CONFIG)
     _check(config, folder / CONFIG)
@@ -160,7 +158,7 @@ def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, An
                 f"{out} already holds something else ({', '.join(sorted(there)[:3])}); choose another --out"
             )
     network = checkpoint.network()
-    result = None if run["kind"] == "external" else open_trajectory(checkpoint.path.parents[1]).result()
+    result = None if isinstance(run, ExternalRecord) else open_trajectory(checkpoint.path.parents[1]).result()
     config = config_of(checkpoint, result=result, weights=WEIGHTS)
     written = [WEIGHTS, "README.md", CONFIG]
     content, difference = _onnx(network, config) if onnx else (b"", None)
@@ -281,7 +279,7 @@ def _card(config: dict[str, Any]) -> str:
         "library_name: checkpointkd",
         "tags: [image-classification, knowledge-distillation]",
         "---",
-        f"# {config['model']}, {len(config['classes'])} classes of {config['data']['data']}",
+        f"# {config['model']}, {len(config['classes'])} classes of {config['data']['name']}",
         "",
         "```python",
         "import checkpointkd",

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .errors import UserError, first_line
+from .records import plain
 
 METADATA = "checkpointkd"  # the entry of a safetensors header that is ours
 TMP_SUFFIX = ".unfinished"  # the ending of a file that is still being written
@@ -63,8 +64,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all; NaN is refused rather than written as invalid JSON."""
-    atomic_write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write a value, records included, as indented JSON, whole or not at all. NaN raises ValueError: it is not JSON."""
+    atomic_write_bytes(
+        path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=plain) + "\n").encode()
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -82,20 +85,6 @@ def read_json(path: Path) -> Any:
 def jsonl_text(rows: list[dict]) -> str:
     """Rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file, none where there is no file; raises UserError for a line that is no row."""
-    if not path.exists():
-        return []
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from None
-    for row in rows:
-        if not (isinstance(row, dict) and isinstance(row.get("epoch"), int)):
-            raise UserError(f"{path} is damaged: a line of it is no epoch's row")
-    return rows
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

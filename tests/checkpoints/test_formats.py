@@ -37,7 +37,7 @@ def test_every_format_is_recognized_and_gives_exactly_the_weights(written: Writt
     for epoch, state in states.items():
         body = getattr(users, model.partition(":")[2])(10, 1)
         body.load_state_dict(state)
-        theirs = Network(body, mean=trajectory.run["mean"], std=trajectory.run["std"]).eval()
+        theirs = Network(body, mean=trajectory.run.mean, std=trajectory.run.std).eval()
         ours = ckd.open_trajectory(path)[epoch].network()
         assert ours.state_dict().keys() == theirs.state_dict().keys()
         for key, tensor in theirs.state_dict().items():
@@ -121,7 +121,7 @@ def test_the_whole_story_with_checkpoints_of_others(written: Written, tmp_path: 
         allow_weak_teacher=True,
         out=tmp_path / "student",
     )
-    assert [teacher["epoch"] for teacher in student.run["teachers"]] == [choice.epoch, 3]
+    assert [teacher["epoch"] for teacher in student.run.teachers] == [choice.epoch, 3]
     assert len(ckd.evaluate(f"{path}@0.5", f"{path}@last")["members"]) == 2
     assert [one["epoch"] for one in ckd.correlate(f"{path}@1", f"{path}@last")["checkpoints"]] == [1, 3]
     assert ckd.report(tmp_path).exists()

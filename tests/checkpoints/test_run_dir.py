@@ -74,7 +74,7 @@ def test_what_a_run_leaves(teacher_run: Path):
     assert result["test_images"] == 599
     rows = storage.read_jsonl(teacher_run / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    assert rows[-1]["val_accuracy"] == result["val"]["accuracy"]
+    assert rows[-1]["val_accuracy"] == result.val.accuracy
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other model"])

@@ -399,7 +399,11 @@ def test_damaged_notes_are_named(all_written: dict[str, Written], tmp_path: Path
     notes.write_text(json.dumps(run))
     for name in "abc":
         (Path(path) / f"{name}.safetensors").unlink()
-    for ask in (lambda: ckd.inspect(path), lambda: ckd.evaluate(f"{path}@last"), lambda: ckd.select(path, rule="midpoint")):
+    for ask in (
+        lambda: ckd.inspect(path),
+        lambda: ckd.evaluate(f"{path}@last"),
+        lambda: ckd.select(path, rule="midpoint"),
+    ):
         with pytest.raises(UserError, match="none of the checkpoints that were looked at"):
             ask()
 
@@ -420,7 +424,7 @@ def test_a_preprocessor_that_says_nonsense(content: str, all_written: dict[str, 
     for checkpoint in Path(path).glob("checkpoint-*"):
         (checkpoint / "preprocessor_config.json").write_text(content)
     try:
-        assert register_external(path, model=model, data=digits).run["normalized_as"] == "the training images' own"
+        assert register_external(path, model=model, data=digits).run.normalized_as == "the training images' own"
     except UserError as error:
         assert "preprocessor_config.json is damaged" in str(error)  # noqa: PT017
 

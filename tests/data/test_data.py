@@ -58,7 +58,7 @@ def test_no_verb_but_the_last_measurement_reads_the_test_images(teacher_run: Pat
 
 def test_the_split_does_not_depend_on_the_seed_of_the_run(teacher_run: Path, tmp_path: Path):
     other = ckd.train("wrn_10_1", data="digits", train_images=100, epochs=1, seed=5, out=tmp_path / "other")
-    assert other.run["data"] == ckd.open_trajectory(teacher_run).run["data"]
+    assert other.run.data == ckd.open_trajectory(teacher_run).run.data
 
 
 def test_stratified_keeps_proportions_and_says_when_it_can_not():

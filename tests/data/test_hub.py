@@ -27,7 +27,7 @@ def test_the_real_cifar100_is_the_same_by_either_way(tmp_path: Path, cifar100: P
     ours, theirs = (load_data(DataConfig(data=f"{name}:{tmp_path}")) for name in ("cifar100", "hf"))
     assert theirs.classes == ours.classes
     assert isinstance(theirs.train, InMemoryImages)
-    assert theirs.identity["sha256"] == ours.identity["sha256"]
+    assert theirs.record.sha256 == ours.record.sha256
     assert torch.equal(theirs.val.index_N, ours.val.index_N)
     assert theirs.recipe == "cifar100"
     assert load_test(DataConfig(data=f"hf:{tmp_path}")).labels_N.bincount().tolist() == [100] * 100
@@ -85,10 +85,10 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
 def test_pictures_that_changed_beside_the_librarys_files_are_seen(tmp_path: Path):
     place = _squares(tmp_path / "squares", 20)
     settings = DataConfig(data=f"hf:{place}", select_on="test")
-    before = load_data(settings).identity["sha256"]
+    before = load_data(settings).record.sha256
     target = place / "train" / "class-0" / "3.png"
     digit(9, 0, size=(20, 20)).save(target)
-    assert load_data(settings).identity["sha256"] != before
+    assert load_data(settings).record.sha256 != before
 
 
 def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):

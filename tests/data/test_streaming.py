@@ -154,14 +154,14 @@ def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
     """Trained, scored, chosen, distilled, evaluated; and continued after pictures moved elsewhere."""
     common = {"epochs": 2, "batch_size": 9, "learning_rate": 0.05}
     teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, save_every=1, out=tmp_path / "t", **common)
-    assert teacher.run["recipe"]["lr_schedule"] == "cosine", "small pictures have CIFAR's recipe"
+    assert teacher.run.recipe.lr_schedule == "cosine", "small pictures have CIFAR's recipe"
     assert load_data(_settings(folder, image_size=None)).recipe == "imagenet"
     ckd.score(teacher.path, decoder_steps=4, decoder_seeds=1)
     ckd.select(teacher.path)
     student = ckd.distill(
         "wrn_10_1", teachers=[f"{teacher.path}@best"], allow_weak_teacher=True, out=tmp_path / "s", **common
     )
-    assert student.run["data"]["image_size"] == 16
+    assert student.run.data.image_size == 16
     moved = folder.rename(tmp_path / "moved")
     measured = ckd.evaluate(f"{student.path}@last", data=f"folder:{moved}", split="test")
     assert measured["images"] == 12
@@ -340,7 +340,7 @@ def test_a_teacher_of_other_data_teaches_at_its_own_size(folder: Path, tmp_path:
         "wrn_10_1", data=f"folder:{folder}", image_size=24, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
     )
     copied = shutil.copytree(folder, tmp_path / "copied")
-    identity = teacher.run["data"]
+    identity = teacher.run.data
     assert config_like({**identity, "data": "cifar100", "shape": [3, 32, 32]}, f"folder:{copied}").image_size == 32
     assert config_like(identity, f"folder:{copied}").image_size == 24
     assert config_like(identity, "digits").image_size is None

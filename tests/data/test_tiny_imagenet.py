@@ -76,7 +76,7 @@ def test_every_form_gives_the_same_images(folder: Path, archive: Path):
     loaded = [_load(place) for place in (folder, folder.parent, archive, archive.parent)]
     for data in loaded:
         assert data.classes == tuple(CLASSES)
-        assert data.identity["sha256"] == loaded[0].identity["sha256"]
+        assert data.record.sha256 == loaded[0].record.sha256
         assert torch.equal(data.val.to_float(), loaded[0].selection.to_float())
     data = loaded[0]
     assert (len(data.train), len(data.val), data.train.shape) == (36, 9, (3, 64, 64))
@@ -111,7 +111,7 @@ def test_decoded_once_and_again_when_a_file_has_changed(folder: Path, home: Path
     size = target.stat().st_size
     other = encoded(digit(7, 3, size=(64, 64)), "JPEG", quality=30)
     target.write_bytes(other + bytes(size - len(other)))  # of the same size
-    assert _load(folder).identity["sha256"] != first.identity["sha256"]
+    assert _load(folder).record.sha256 != first.record.sha256
 
 
 def test_downloaded_where_there_is_none(archive: Path, monkeypatch):

@@ -310,8 +310,7 @@ def test_who_teaches_whom(smoke: Path):
         row = next(one for one in rows if one["kind"] == "network" and one["arm"] == arm and one["seed"] == 1)
         run = json.loads((smoke / "runs" / row["run"] / "run.json").read_text())
         seeds = [
-            json.loads((Path(one.partition("@")[0]) / "run.json").read_text())["seed"]
-            for one in run["teacher_addresses"]
+            json.loads((Path(one.partition("@")[0]) / "run.json").read_text())["seed"] for one in run["teacher_refs"]
         ]
         return list(zip(seeds, [one["epoch"] for one in run["teachers"]], strict=True))
 

@@ -312,9 +312,9 @@ def test_every_method_teaches_digits(name: str, teacher_run: Path, tmp_path: Pat
     assert all(row["loss"] > 0 or name == "vid" for row in run.rows())
     network = build_network("resnet_8", num_classes=10, in_channels=1, mean=[0.3], std=[0.3])
     assert run.last.network().state_dict().keys() == network.state_dict().keys()
-    assert run.run["method"] == name
+    assert run.run.method == name
     alpha, tau = defaults(name)
-    assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (alpha, tau)
+    assert (run.run.kd.alpha, run.run.kd.tau) == (alpha, tau)
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -93,9 +93,9 @@ def test_the_best_lesson_is_chosen_and_no_test_image_is_seen(teacher: Path, prob
         run = ckd.open_trajectory(probe / "lessons" / f"{words}-{lesson['lesson_epochs']}-epochs")
         result = run.result()
         assert result is not None
-        assert result["val"]["accuracy"] == pytest.approx(lesson["accuracy"])
-        assert run.run["precision"] == "fp32", "as was asked, not as what had begun there"
-        assert run.run["recipe"]["epochs"] == lesson["lesson_epochs"], "its learning rate falls to the end"
+        assert result.val.accuracy == pytest.approx(lesson["accuracy"])
+        assert run.run.precision == "fp32", "as was asked, not as what had begun there"
+        assert run.run.recipe.epochs == lesson["lesson_epochs"], "its learning rate falls to the end"
 
 
 def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Path, probe: Path, tmp_path: Path):
@@ -110,10 +110,10 @@ def test_what_was_chosen_is_what_best_means_and_the_command_uses_it(teacher: Pat
     command = shlex.split(found.command.replace("OUT", str(tmp_path / "student")))
     assert main(command[1:]) == 0
     run = ckd.open_trajectory(tmp_path / "student")
-    assert [one["epoch"] for one in run.run["teachers"]] == list(found.epochs)
-    assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (found.alpha, 5.0)
-    assert (run.run["recipe"]["epochs"], run.run["recipe"]["batch_size"]) == (20, 20)
-    assert (run.run["data"]["train_images"], run.run["precision"]) == (100, "fp32")
+    assert [one["epoch"] for one in run.run.teachers] == list(found.epochs)
+    assert (run.run.kd.alpha, run.run.kd.tau) == (found.alpha, 5.0)
+    assert (run.run.recipe.epochs, run.run.recipe.batch_size) == (20, 20)
+    assert (run.run.data.train_images, run.run.precision) == (100, "fp32")
     page = ckd.report(teacher)
     assert f"probing chose epoch{'s' if len(found.epochs) > 1 else ''} " in page.read_text()
 
@@ -334,7 +334,7 @@ def test_a_lesson_has_the_whole_schedule(teacher: Path, tmp_path: Path):
     steps = {**SHORT, "recipe": "cifar100-step", "epochs": 40, "budget": 30}
     ckd.select(teacher, out=tmp_path / "probe", **steps)
     (run, *_) = (tmp_path / "probe" / "lessons").glob("none-*")
-    recipe = ckd.open_trajectory(run).run["recipe"]
+    recipe = ckd.open_trajectory(run).run.recipe
     assert (recipe["epochs"], recipe["step_every"]) == (10, 3), "of 200 epochs they fall every 60"
 
 

@@ -35,10 +35,10 @@ def test_the_grid_is_tried_and_the_best_is_the_best(teacher_run: Path, tmp_path:
     for trial in found["trials"]:
         values = trial["values"]
         run = ckd.open_trajectory(tmp_path / "s" / "trials" / f"alpha-{values['alpha']:g}_tau-{values['tau']:g}_seed-0")
-        assert (run.run["kd"]["alpha"], run.run["kd"]["tau"]) == (values["alpha"], values["tau"])
+        assert (run.run.kd.alpha, run.run.kd.tau) == (values["alpha"], values["tau"])
         result = run.result()
         assert result is not None
-        assert result["val"]["accuracy"] == trial["accuracy"]
+        assert result.val.accuracy == trial["accuracy"]
         assert "test" not in result
     best = found["best"]["values"]
     assert f"--alpha {best['alpha']:g} --tau {best['tau']:g}" in found["command"]
@@ -211,7 +211,7 @@ def test_one_precision_for_all_trials(teacher_run: Path, tmp_path: Path):
     found = _search(teacher_run, tmp_path / "s", epochs=1, precision="bf16")
     assert found["precision"] == "bf16"
     assert "--precision bf16" in found["command"]
-    runs_of = [ckd.open_trajectory(path).run["precision"] for path in (tmp_path / "s" / "trials").iterdir()]
+    runs_of = [ckd.open_trajectory(path).run.precision for path in (tmp_path / "s" / "trials").iterdir()]
     assert runs_of == ["bf16"] * 4
 
 

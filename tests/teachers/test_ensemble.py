@@ -71,20 +71,20 @@ def test_a_teacher_at_chance_is_refused_unless_wanted(tmp_path: Path):
 
 
 def test_chance_is_the_most_frequent_class_and_its_noise():
-    measured = {"members": [{"address": "t", "accuracy": 0.03}]}
+    measured = {"members": [{"ref": "t", "accuracy": 0.03}]}
     refuse_at_chance(measured, torch.arange(100).repeat(50))
     with pytest.raises(UserError, match=r"guessing is on 1\.0%"):
         refuse_at_chance(measured, torch.arange(100))
     with pytest.raises(UserError, match=r"guessing is on 90\.0%"):
-        refuse_at_chance({"members": [{"address": "t", "accuracy": 0.9}]}, torch.tensor([0] * 90 + [1] * 10))
+        refuse_at_chance({"members": [{"ref": "t", "accuracy": 0.9}]}, torch.tensor([0] * 90 + [1] * 10))
 
 
 def test_the_students_manifest_names_its_teachers(teacher_run: Path, tmp_path: Path):
     student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
     checkpoint = ckd.open_trajectory(teacher_run)[2]
-    assert student.run["teachers"] == [{"epoch": 2, "sha256": checkpoint.sha256}]
-    assert student.run["kd"] == {"alpha": 0.5, "tau": 5.0, "tau_squared": True, "average": "probabilities"}
-    assert student.run["teachers_measured"]["members"][0]["accuracy"] > 0.1
+    assert student.run.teachers == [{"epoch": 2, "sha256": checkpoint.sha256}]
+    assert student.run.kd == {"alpha": 0.5, "tau": 5.0, "tau_squared": True, "average": "probabilities"}
+    assert student.run.teachers_measured.members[0]["accuracy"] > 0.1
 
 
 def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypatch):
@@ -118,7 +118,7 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
     moved = teacher_run.rename(tmp_path / "moved")
     both = taught("two", f"{moved}@last", f"{moved}@midpoint", seed=1)
     assert asked[1:] == [f"{moved}@midpoint"]
-    assert both["members"][0] == {**first["members"][0], "address": f"{moved}@last"}
+    assert both["members"][0] == {**first["members"][0], "ref": f"{moved}@last"}
     assert both["members"][1]["accuracy"] == pytest.approx(0.33, abs=0.01)
     kept = list((tmp_path / "home" / "answers").iterdir())
     assert len(kept) == 2

@@ -150,7 +150,11 @@ def test_teaching_that_cannot_be_is_one_sentence(settings: dict, sentence: str):
 def test_as_many_weights_as_teachers(teacher_run: Path, tmp_path: Path):
     with pytest.raises(UserError, match="--teacher-weights gives 3 weights to 2 checkpoints"):
         ckd.distill(
-            "wrn_10_1", teachers=[str(teacher_run)], ensemble="snapshot:2", teacher_weights=[0.2, 0.3, 0.5], out=tmp_path / "s"
+            "wrn_10_1",
+            teachers=[str(teacher_run)],
+            ensemble="snapshot:2",
+            teacher_weights=[0.2, 0.3, 0.5],
+            out=tmp_path / "s",
         )
     assert not (tmp_path / "s").exists()
 
@@ -256,7 +260,7 @@ def test_teachers_that_normalize_by_batch_are_asked_at_every_step(teacher_run: P
         for mode in ("eval", "batch")
     }
     assert "their answers depend on the company" in caplog.text
-    assert runs["batch"].run["distill_config"]["batch_norm"] == "batch"
+    assert runs["batch"].run.distill_config.batch_norm == "batch"
     assert runs["eval"].last.sha256 != runs["batch"].last.sha256
 
 
@@ -310,7 +314,7 @@ def test_what_teachers_cost_to_train(teacher_run: Path, second_run: Path, tmp_pa
         assert (cost["runs"], cost["epochs"]) == (runs, epochs)
         assert cost["seconds"] == pytest.approx(seconds, abs=2e-3)
     student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=tmp_path / "s", **SHORT)
-    assert student.run["teachers_cost"]["epochs"] == 2
+    assert student.run.teachers_cost.epochs == 2
     assert ckd.evaluate(f"{teacher_run}@2")["training_cost"]["epochs"] == 2
 
 
@@ -390,7 +394,7 @@ def test_features_of_any_module_by_path(wide_run: Path, tmp_path: Path):
         out=tmp_path / "s",
         **SHORT,
     )
-    assert run.run["distill_config"]["teacher_features"] == ["stage1.0", "stage3"]
+    assert run.run.distill_config.teacher_features == ["stage1.0", "stage3"]
     assert run.complete
 
 
@@ -406,7 +410,7 @@ def test_the_best_of_the_last_ten_is_told_beside_the_last(tmp_path: Path):
         best_of_last_ten=True,
         out=tmp_path / "r",
     )
-    tested = {row["epoch"]: row["test_accuracy"] for row in run.rows() if "test_accuracy" in row}
+    tested = {row["epoch"]: row.test_accuracy for row in run.rows() if "test_accuracy" in row}
     assert list(tested) == list(range(3, 13))
     result = run.result()
     assert result is not None
@@ -424,7 +428,7 @@ def test_older_students_are_read_with_the_options_that_there_were_not(teacher_ru
             del run[name]
 
     _rewrite(tmp_path / "s", forget)
-    assert ckd.open_trajectory(tmp_path / "s").run["distill_config"]["teacher_schedule"] == "joint"
+    assert ckd.open_trajectory(tmp_path / "s").run.distill_config.teacher_schedule == "joint"
     assert ckd.distill("wrn_10_1", **options).last.sha256 == student.last.sha256
     with pytest.raises(UserError, match=r"another run \(teaching weight None there, 0.3 here"):
         ckd.distill("wrn_10_1", method_weight=0.3, **options)

@@ -125,8 +125,8 @@ def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path, 
         warm = student("warm")
     assert [c.sha256 for c in cold.values()] == [c.sha256 for c in warm.values()]
     live = student("live", logit_cache_gb=0)
-    assert [row["loss"] for row in live.rows()] == pytest.approx([row["loss"] for row in cold.rows()], rel=1e-3)
-    assert live.run["teachers"] == cold.run["teachers"]
+    assert [row.loss for row in live.rows()] == pytest.approx([row.loss for row in cold.rows()], rel=1e-3)
+    assert live.run.teachers == cold.run.teachers
     partly = student("partly")  # the run is the same run whichever way its teachers answer
     assert partly.last.sha256 == cold.last.sha256
 

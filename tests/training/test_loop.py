@@ -48,7 +48,7 @@ def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path)
     plane = ckd.score(teacher_run, decoder_steps=8, decoder_seeds=2)
     now = {
         "teacher": [row["loss"] for row in ckd.open_trajectory(teacher_run).rows()],
-        "student": [row["loss"] for row in student.rows()],
+        "student": [row.loss for row in student.rows()],
         "information": [point.image_information for point in plane.points],
         "nll": [point.nll for point in plane.points],
     }
@@ -122,7 +122,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
         assert resumed[epoch].path.read_bytes() == undisturbed[epoch].path.read_bytes(), f"epoch {epoch}"
     timeless = [[{**row, "seconds": 0} for row in run.rows()] for run in (resumed, undisturbed)]
     assert timeless[0] == timeless[1]
-    assert resumed.result()["test"] == undisturbed.result()["test"]  # type: ignore[index]
+    assert resumed.result().test == undisturbed.result().test  # type: ignore[index]
     assert list(resumed) == [3, 6, 9, 12]
 
 

@@ -23,7 +23,7 @@ def test_the_precision_that_was_chosen_is_kept(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run_module, "MIN_STEPS_TO_BENCHMARK", 1)
     monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: "bf16")
     first = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
-    assert first.run["precision"] == "bf16"
+    assert first.run.precision == "bf16"
     assert all(tensor.dtype != torch.bfloat16 for tensor in first.last.network().state_dict().values())
     monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: pytest.fail("measured again"))
     assert ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL).last.sha256 == first.last.sha256
@@ -44,7 +44,7 @@ def test_a_folder_in_which_nothing_was_done_yet_is_taken_over(tmp_path: Path, mo
             ckd.train("wrn_10_1", out=tmp_path / "run", precision="bf16", **SMALL)
     assert (tmp_path / "run" / "run.json").exists()
     run = ckd.train("wrn_10_1", out=tmp_path / "run", precision="fp32", **SMALL)
-    assert run.run["precision"] == "fp32"
+    assert run.run.precision == "fp32"
     with pytest.raises(UserError, match="already holds another run"):
         ckd.train("wrn_10_1", out=tmp_path / "run", precision="bf16", **SMALL)
     with pytest.raises(UserError, match=r"run/inner is or lies in the folder of a run, .*run; choose another --out"):
@@ -55,7 +55,7 @@ def test_a_short_run_is_not_measured_and_says_what_it_is(tmp_path: Path, monkeyp
     monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: pytest.fail("three steps are not worth twelve"))
     caplog.set_level("INFO", "checkpointkd")
     run = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
-    assert run.run["precision"] == "fp32"
+    assert run.run.precision == "fp32"
     assert "1 epoch of 3 steps, batch 20, learning rate 0.1, cosine; a checkpoint every 1 epoch" in caplog.text
 
 
@@ -75,9 +75,9 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path):
         ckd.train("wrn_10_1", out=tmp_path / str(compile), precision="fp32", compile=compile, **SMALL)
         for compile in (False, True)
     )
-    assert compiled.run["recipe"] == plain.run["recipe"]
+    assert compiled.run.recipe == plain.run.recipe
     assert list(compiled.last.network().state_dict()) == list(plain.last.network().state_dict())
-    losses = [[row["loss"] for row in run.rows()] for run in (plain, compiled)]
+    losses = [[row.loss for row in run.rows()] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
@@ -97,7 +97,7 @@ def test_half_checkpoints_are_half_as_large_and_what_is_measured(tmp_path: Path)
         assert found["nll"] == row["val_nll"], "measured as it was saved"
     result = half.result()
     assert result is not None
-    assert result["val"]["nll"] == half.rows()[-1]["val_nll"]
+    assert result.val.nll == half.rows()[-1].val_nll
     student = ckd.distill(
         "wrn_10_1",
         teachers=[str(half.path)],

@@ -1,11 +1,12 @@
-"""Trajectories: run folders, the checkpoints in them, and their addresses."""
+"""Trajectories: run directories, the checkpoints in them, and references to checkpoints."""
 
 from .describe import describe, is_registered
 from .external import GIVEN, refresh_external, register_external
 from .formats import scan_folder
+from .metadata import metadata_dir, names_code
 from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
-from .run_dir import RunDir, provenance, refuse_inside_run
-from .trajectory import Checkpoint, Trajectory, build_from_run, metadata_dir, open_trajectory
+from .run_dir import RunDir, refuse_inside_run
+from .trajectory import Checkpoint, Trajectory, build_from_run, open_trajectory
 
 __all__ = [
     "GIVEN",
@@ -18,8 +19,8 @@ __all__ = [
     "find_checkpoint",
     "is_registered",
     "metadata_dir",
+    "names_code",
     "open_trajectory",
-    "provenance",
     "refresh_external",
     "refuse_inside_run",
     "register_external",

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .. import records
+from ..records import ExternalRecord
 from .formats import scan_folder
-from .trajectory import metadata_dir, open_trajectory
+from .metadata import metadata_dir
+from .trajectory import open_trajectory
 
 
 def is_registered(path: Path | str) -> bool:
@@ -45,47 +48,45 @@ def describe(path: Path | str) -> dict[str, Any]:
         }
     trajectory = open_trajectory(path)
     run, selection = trajectory.run, trajectory.selection()
-    rows = {row["epoch"]: row for row in trajectory.rows()}
-    notes = run["checkpoints"] if trajectory.external else {}
+    val_accuracy = {row.epoch: row.val_accuracy for row in trajectory.rows()}
+    registered = run.checkpoints if isinstance(run, ExternalRecord) else {}
     checkpoints = []
     for epoch, checkpoint in trajectory.items():
-        note = notes.get(str(epoch), {})
-        accuracy = note.get("accuracy") if trajectory.external else rows.get(epoch, {}).get("val_accuracy")
+        external = registered.get(epoch)
         checkpoints.append(
             {
                 "epoch": epoch,
-                "epoch_from": note.get("epoch_from", "the file's name"),
-                "stated": note.get("stated", f"epoch {epoch}"),
+                "epoch_from": external.epoch_from if external else "the file's name",
+                "stated": external.stated if external else f"epoch {epoch}",
                 "file": checkpoint.path.name,
                 "bytes": checkpoint.bytes,
                 "sha256": checkpoint.sha256,
-                "val_accuracy": accuracy,
+                "val_accuracy": external.accuracy if external else val_accuracy.get(epoch),
             }
         )
-    found = {
+    description = {
         "path": str(trajectory.source),
-        "format": _formats(note["format"] for note in notes.values()) if trajectory.external else "checkpointkd",
-        "kind": run["kind"],
-        "model": run["model"],
-        "data": run["data"]["data"],
-        "select_on": run["data"]["select_on"],
-        "classes": len(run["classes"]),
-        "mean": run["mean"],
-        "std": run["std"],
+        "format": _formats(external.format for external in registered.values()) if registered else "checkpointkd",
+        "kind": type(run).__struct_config__.tag,
+        "model": run.model,
+        "data": run.data.name,
+        "select_on": run.data.select_on,
+        "classes": len(run.classes),
+        "mean": run.mean,
+        "std": run.std,
         "checkpoints": checkpoints,
         "scored": (trajectory.path / "plane.json").exists(),
-        "selected": None if selection is None else selection["epochs"],
+        "selected": None if selection is None else selection.epochs,
         "complete": trajectory.complete,
         "planned_epochs": trajectory.planned_epochs,
     }
-    if trajectory.external:
-        about = ("weights_at", "normalized_as", "unit", "left_out")
-        return found | {name: run[name] for name in about}
-    return found | {
-        "seed": run["seed"],
-        "epochs_done": max(rows, default=0),
-        "teachers": run.get("teachers", []),
-        "result": trajectory.result(),
+    if isinstance(run, ExternalRecord):
+        return description | {name: getattr(run, name) for name in ("weights_at", "normalized_as", "unit", "left_out")}
+    return description | {
+        "seed": run.seed,
+        "epochs_done": max(val_accuracy, default=0),
+        "teachers": records.plain(run.teachers),
+        "result": records.plain(trajectory.result()),
     }
 
 

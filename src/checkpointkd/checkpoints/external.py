@@ -1,10 +1,9 @@
-"""Trajectories of other trainers: what a user says of them once is kept beside them, and from then on they are used
-like our own.
+"""Checkpoints of other trainers: what a user says of them once is recorded, and from then on they are used like ours.
 
-PATH/checkpointkd/run.json                     what the network is, on which data; each checkpoint's file and content
-PATH/checkpointkd/plane.json, selection.json   as in a run's folder
+PATH/checkpointkd/run.json                     the network, the data, and each checkpoint's file and content
+PATH/checkpointkd/plane.json, selection.json   as in a run directory
 
-For a folder that can't be written to, these lie below `CHECKPOINTKD_HOME`.
+For a folder that cannot be written to, these files lie below `CHECKPOINTKD_HOME`.
 """
 
 from __future__ import annotations
@@ -18,28 +17,23 @@ from typing import Any
 
 import torch
 
-from .. import storage
+from .. import records, storage
 from ..config import OnProgress
 from ..data import Data
 from ..errors import UserError
-from ..models import Network, check_trainable
+from ..models import Network, build_network, check_trainable
+from ..records import ExternalCheckpoint, ExternalRecord
 from .formats import FoundFolder, candidate_files, scan_folder
-from .run_dir import provenance
-from .trajectory import (
-    Trajectory,
-    build_from_run,
-    file_fingerprint,
-    metadata_dir,
-    metadata_dirs,
-    names_code,
-    open_trajectory,
-    trust_marker,
-)
+from .metadata import file_fingerprint, metadata_dir, metadata_dirs, names_code, trust_marker
+from .trajectory import Trajectory, open_trajectory
 from .weights import weights
 
 log = logging.getLogger("checkpointkd")
 
 GIVEN = "as given"
+
+Accuracy = Callable[[Network], float]
+Measurement = tuple[str, str, str]  # the hashes of network and data, and which images were measured
 
 
 def register_external(
@@ -50,127 +44,157 @@ def register_external(
     where: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    accuracy: Callable[[Network], float] | None = None,
+    accuracy: Accuracy | None = None,
     on_progress: OnProgress | None = None,
 ) -> Trajectory:
-    """The trajectory in another trainer's folder, as a network of this name that knows the data's classes.
+    """Record what another trainer's folder holds, and return it as a trajectory.
 
-    Every file is read and held against the network. `where` is the place of the weights in a file; `mean` and `std`
-    normalize images in [0, 1], by default as Hugging Face's preprocessor or timm's model says, else as the training
-    images' own channels have it. `accuracy` measures each network, to be noted. Raises UserError when a file is damaged
-    or doesn't fit.
+    Every file is read and compared with the network.
+
+    Args:
+        where: The state-dict key of the weights in a file that holds several.
+        mean: The mean of each channel of images in [0, 1], and `std` the deviation. By default those of Hugging Face's
+            preprocessor or of timm's model, else the training images' own.
+        accuracy: Measures each network; the result is recorded.
+
+    Raises:
+        UserError: If a file is damaged or does not fit the network.
     """
-    if os.path.exists(Path(path) / "run.json"):
-        raise UserError(f"{path} is a run of this toolkit and says itself what it is")
     path = Path(path)
+    if os.path.exists(path / "run.json"):
+        raise UserError(f"{path} is a run directory of this toolkit: it needs no --model")
     folder = scan_folder(path)
-    before = _before(path)
-    run: dict[str, Any] = {
-        "kind": "external",
-        "pattern": None if path.is_dir() else path.name,
-        "model": model,
-        "state_dict_key": where,
-        "classes": list(data.classes),
-        "data": data.identity,
-        "seed": 0,
-        "precision": "fp32",
-        "unit": folder.unit,
-        "left_out": folder.left_out,
+    measured_before = _measured_before(path)
+    own_mean, own_std = data.train.channel_statistics()
+    body = _build(model, data, own_mean, own_std).body
+    normalization: dict[str, Any] = {
+        "mean": tuple(own_mean),
+        "std": tuple(own_std),
+        "normalized_as": "the training images' own",
     }
-    run["mean"], run["std"] = data.train.channel_statistics()
-    run["normalized_as"] = "the training images' own"
-    network = build_from_run(run)
-    run |= _normalization(folder, getattr(network.body, "pretrained_cfg", {}), len(run["mean"]), mean, std)
+    normalization |= _normalization(folder, getattr(body, "pretrained_cfg", {}), len(own_mean), mean, std)
     if accuracy is not None:
-        check_trainable(
-            build_from_run(run), data.train.subset(torch.arange(2)).to_float(), classes=len(data.classes), model=model
-        )
-    network = build_from_run(run).eval()
-    wanted = network.body.state_dict()
-    run["checkpoints"] = {}
-    for number, (epoch, found) in enumerate(folder.checkpoints.items()):
-        taken, at = weights(found.path, wanted, where=where, model=model)
-        if run.setdefault("weights_at", at) != at:
+        images_BCHW = data.train.subset(torch.arange(2)).to_float()
+        trial = _build(model, data, normalization["mean"], normalization["std"])
+        check_trainable(trial, images_BCHW, classes=len(data.classes), model=model)
+    network = _build(model, data, normalization["mean"], normalization["std"]).eval()
+    expected = network.body.state_dict()
+    checkpoints: dict[int, ExternalCheckpoint] = {}
+    weights_at: str | None = None
+    for epoch, file in folder.checkpoints.items():
+        tensors, key = weights(file.path, expected, where=where, model=model)
+        if weights_at not in (None, key):
             raise UserError(
-                f"{found.path} has the weights of {model} at {at or 'its top'!r}, files before it at "
-                f"{run['weights_at'] or 'their top'!r}; say which with --state-dict-key, or name files of one kind by "
-                "a pattern"
+                f"{file.path} has the weights of {model} at {key or 'its top'!r}, files before it at "
+                f"{weights_at or 'their top'!r}. Add --state-dict-key KEY, or name files of one kind by a pattern."
             )
-        network.body.load_state_dict(taken, strict=False)
+        weights_at = key
+        network.body.load_state_dict(tensors, strict=False)
         sha256 = storage.content_hash(network.state_dict())
-        known = before.get((sha256, data.identity["sha256"], data.identity["select_on"]))
-        run["checkpoints"][str(epoch)] = {
-            "file": os.path.relpath(found.path, folder.path),
-            "format": found.format,
-            "epoch_from": found.number_from,
-            "stated": found.stated,
-            "stamp": file_fingerprint(found.path),
-            "sha256": sha256,
-            "accuracy": known if accuracy is None else accuracy(network),
-        }
+        known_accuracy = measured_before.get((sha256, data.record.sha256, data.record.select_on))
+        checkpoints[epoch] = ExternalCheckpoint(
+            file=os.path.relpath(file.path, folder.path),
+            format=file.format,
+            epoch_from=file.number_from,
+            stated=file.stated,
+            fingerprint=file_fingerprint(file.path) or (),
+            sha256=sha256,
+            accuracy=known_accuracy if accuracy is None else accuracy(network),
+        )
         if on_progress is not None:
-            on_progress(f"read {path}", number + 1, len(folder.checkpoints))
-    notes = _writable(metadata_dirs(path))
-    run["folder"] = str(folder.path.resolve())  # counts for notes in our own folder; others lie where they lie
-    noted_files = [note["file"] for note in run["checkpoints"].values()]
-    run["passed_over"] = [name for name in candidate_files(path) if name not in noted_files]
-    with storage.locked(notes):
-        storage.write_json(notes / "run.json", {**run, "provenance": provenance()})
-        if names_code(model):
-            storage.atomic_write_bytes(trust_marker(run), b"")
-        chosen = notes / "selection.json"
-        here = {
-            (note["sha256"], data.identity["sha256"], data.identity["select_on"])
-            for note in run["checkpoints"].values()
-        }
-        if chosen.exists() and not here >= before.keys():
-            chosen.unlink()  # it was made among other networks, or on other images
-    log.info(
-        "%s: %d checkpoints of %s (%s), the last of %s %d; images are normalized with mean %s and deviation %s (%s)",
-        path,
-        len(folder.checkpoints),
-        model,
-        ", ".join(sorted({one.format for one in folder.checkpoints.values()})),
-        folder.unit,
-        max(folder.checkpoints),
-        _numbers(run["mean"]),
-        _numbers(run["std"]),
-        run["normalized_as"],
+            on_progress(f"read {path}", len(checkpoints), len(folder.checkpoints))
+    files = [checkpoint.file for checkpoint in checkpoints.values()]
+    record = ExternalRecord(
+        model=model,
+        classes=tuple(data.classes),
+        data=data.record,
+        seed=0,
+        precision="fp32",
+        provenance=records.provenance(),
+        folder=str(folder.path.resolve()),  # read only from a record in the cache; others lie beside their folder
+        pattern=None if path.is_dir() else path.name,
+        state_dict_key=where,
+        weights_at=weights_at or "",
+        unit=folder.unit,
+        left_out=tuple(folder.left_out),
+        passed_over=tuple(name for name in candidate_files(path) if name not in files),
+        checkpoints=checkpoints,
+        **normalization,
     )
-    for left_out in folder.left_out:
-        log.info("left out: %s", left_out)
-    return open_trajectory(notes)
+    metadata = _write(record, path, measured_before)
+    _log(record, path, folder)
+    return open_trajectory(metadata)
 
 
 def refresh_external(
-    trajectory: Trajectory,
-    *,
-    data: Data,
-    accuracy: Callable[[Network], float] | None = None,
-    on_progress: OnProgress | None = None,
+    trajectory: Trajectory, *, data: Data, accuracy: Accuracy | None = None, on_progress: OnProgress | None = None
 ) -> Trajectory:
-    """The same trajectory with the checkpoints that its folder holds by now."""
-    path = trajectory.source
+    """Return the trajectory with the checkpoints that its folder holds now."""
     run = trajectory.run
-    given = run["normalized_as"] == GIVEN
-    mean, std = (run["mean"], run["std"]) if given else (None, None)
-    where = run["state_dict_key"]
+    assert isinstance(run, ExternalRecord)
+    mean, std = (run.mean, run.std) if run.normalized_as == GIVEN else (None, None)
     return register_external(
-        path, model=run["model"], data=data, where=where, mean=mean, std=std, accuracy=accuracy, on_progress=on_progress
+        trajectory.source,
+        model=run.model,
+        data=data,
+        where=run.state_dict_key,
+        mean=mean,
+        std=std,
+        accuracy=accuracy,
+        on_progress=on_progress,
     )
 
 
-def _before(path: Path) -> dict[tuple[str, str, str], float | None]:
-    """The accuracies that were measured here before, by network, data and protocol."""
+def _build(model: str, data: Data, mean: Sequence[float], std: Sequence[float]) -> Network:
+    return build_network(model, num_classes=len(data.classes), in_channels=len(mean), mean=mean, std=std)
+
+
+def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement, float | None]) -> Path:
+    """Write the record; remove a selection that was made among other networks or on other images."""
+    metadata = _writable(metadata_dirs(path))
+    with storage.locked(metadata):
+        storage.write_json(metadata / "run.json", record)
+        if names_code(record.model):
+            storage.atomic_write_bytes(trust_marker(record), b"")
+        selection = metadata / "selection.json"
+        if selection.exists() and not _measurements(record).keys() >= measured_before.keys():
+            selection.unlink()
+    return metadata
+
+
+def _log(record: ExternalRecord, path: Path, folder: FoundFolder) -> None:
+    log.info(
+        "%s: %d checkpoints of %s (%s), last %s %d; images are normalized with mean %s and std %s (%s)",
+        path,
+        len(record.checkpoints),
+        record.model,
+        ", ".join(sorted({checkpoint.format for checkpoint in record.checkpoints.values()})),
+        record.unit,
+        max(record.checkpoints),
+        _decimals(record.mean),
+        _decimals(record.std),
+        record.normalized_as,
+    )
+    for reason in folder.left_out:
+        log.info("left out: %s", reason)
+
+
+def _measurements(record: ExternalRecord) -> dict[Measurement, float | None]:
+    """The recorded accuracies, by network, data and validation images."""
+    return {
+        (checkpoint.sha256, record.data.sha256, record.data.select_on): checkpoint.accuracy
+        for checkpoint in record.checkpoints.values()
+    }
+
+
+def _measured_before(path: Path) -> dict[Measurement, float | None]:
+    """The accuracies that were recorded here before; none where the record is missing or damaged."""
     try:
-        notes = metadata_dir(path)
-        run = open_trajectory(notes).run if notes is not None else {"checkpoints": {}}
+        metadata = metadata_dir(path)
+        run = None if metadata is None else open_trajectory(metadata).run
     except UserError:
         return {}
-    data = run.get("data", {})
-    return {
-        (note["sha256"], data["sha256"], data["select_on"]): note["accuracy"] for note in run["checkpoints"].values()
-    }
+    return _measurements(run) if isinstance(run, ExternalRecord) else {}
 
 
 def _normalization(
@@ -178,7 +202,7 @@ def _normalization(
 ) -> dict[str, Any]:
     """Mean and deviation of each channel, and who says so; nothing where nobody does."""
     if mean is not None or std is not None:
-        mean, std = list(mean or ()), list(std or ())
+        mean, std = tuple(mean or ()), tuple(std or ())
         if not len(mean) == len(std) == channels:
             raise UserError(
                 f"--mean and --std go together, with one number for each of the images' {channels} channels"
@@ -200,7 +224,7 @@ def _normalization(
     ):
         if said_mean is not None and said_std is not None:
             if _are_numbers(said_mean, channels) and _are_numbers(said_std, channels) and min(said_std) > 0:
-                return {"mean": list(said_mean), "std": list(said_std), "normalized_as": who}
+                return {"mean": tuple(said_mean), "std": tuple(said_std), "normalized_as": who}
             log.warning("what is said of mean and deviation (%s) does not fit %d channels", who, channels)
     return {}
 
@@ -225,5 +249,5 @@ def _writable(folders: Sequence[Path]) -> Path:
     return folders[-1]
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _decimals(values: Sequence[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)

@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class FoundFolder:
     path: Path
     checkpoints: dict[int, FoundFile]
     left_out: list[str]
-    unit: str  # "epoch", or "step" where checkpoints were saved within epochs
+    unit: Literal["epoch", "step"]  # "step" where checkpoints were saved within epochs
 
 
 def scan_folder(path: Path | str) -> FoundFolder:
@@ -87,7 +87,7 @@ def scan_folder(path: Path | str) -> FoundFolder:
         left_out += [f"{one.path.name}: saved within an epoch" for one in found if one.within]
         found = [one for one in found if not one.within]
         steps = False
-    unit = "step" if steps else "epoch"
+    unit: Literal["epoch", "step"] = "step" if steps else "epoch"
     numbered = [one for one in found if one.number is not None]
     if numbered:
         left_out += [f"{one.path.name}: nothing tells its epoch" for one in found if one.number is None]

@@ -158,9 +158,9 @@ def _selected(trajectory: Trajectory) -> list[int]:
             f"nothing has been selected in {trajectory.source} yet; run `checkpointkd score {trajectory.source}` and "
             f"`checkpointkd select {trajectory.source}` first"
         )
-    if not len(selection["epochs"]) > 0:
+    if not len(selection.epochs) > 0:
         raise UserError(
-            f"no checkpoint of {trajectory.source} was found to teach {selection.get('student') or 'the student'} better "
+            f"no checkpoint of {trajectory.source} was found to teach {selection.student or 'the student'} better "
             "than the labels alone: train it with `checkpointkd train`, or name a checkpoint"
         )
-    return selection["epochs"]
+    return list(selection.epochs)

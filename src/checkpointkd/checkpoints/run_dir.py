@@ -1,9 +1,9 @@
-"""A run's folder: what it is, how far it is, and the checkpoints that it leaves.
+"""A run directory: what the run is, how far it is, and the checkpoints that it leaves.
 
 run.json                           what the run is: model, data, recipe, seed, teachers, versions
-metrics.jsonl                      a row an epoch
+metrics.jsonl                      one row an epoch
 checkpoints/epoch-0010.safetensors the network after 10 completed epochs
-state.bin                          what resuming needs; gone when the run is complete
+state.bin                          what resuming needs; removed when the run is complete
 result.json                        the final measurement; its presence says that the run is complete
 plane.json, selection.json         written by `score` and `select`
 student.safetensors, config.json   a finished student as a network of its own, see `export`
@@ -11,134 +11,123 @@ student.safetensors, config.json   a finished student as a network of its own, s
 
 from __future__ import annotations
 
-import json
-import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .. import storage
-from ..config import DistillConfig, Precision, config_differences
+from .. import records, storage
+from ..config import Precision
 from ..errors import UserError
+from ..records import MetricsRow, RunRecord, RunResult
 
 CHECKPOINT = re.compile(r"epoch-(\d+)\.safetensors")
+START_ANEW = "Remove the run directory to start anew."
 
 
 class RunDir:
-    """Where one run writes; hold `files.locked(path)` while using it to write."""
+    """Where one run writes. Hold `storage.locked(path)` while writing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def complete(self) -> bool:
+        """Whether the final measurement is there."""
         return (self.path / "result.json").exists()
 
+    def record(self) -> RunRecord | None:
+        """Return the record of the run that is here, or None."""
+        path = self.path / "run.json"
+        return records.read_run(path) if path.exists() else None
+
     def precision(self) -> Precision | None:
-        """The precision of the run that is here, if one is."""
-        path = self.path / "run.json"
-        there = storage.read_json(path) if path.exists() else None
-        return there.get("precision") if isinstance(there, dict) else None
+        """Return the precision of the run that is here, or None."""
+        stored = self.record()
+        return None if stored is None else stored.precision
 
-    def open(self, run: dict[str, Any], *, notes: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """Begin the run here, or find it here: None when it is new or had no whole epoch, else its stored state.
+    def open(self, record: RunRecord) -> dict[str, Any] | None:
+        """Begin the run here, or find it here.
 
-        `run` is what the run is, `notes` what is worth keeping beside it and need not match (where its
-        teachers lay, say); raises UserError when another run, or anything else, is in the folder.
+        Returns:
+            The stored state, or None for a new run and for one without a completed epoch.
+
+        Raises:
+            UserError: If another run, or anything else, is in the folder.
         """
-        run = json.loads(json.dumps(run, allow_nan=False))  # as it will be read back: tuples are lists
-        path = self.path / "run.json"
-        if path.exists():
-            there = storage.read_json(path)
-            if not isinstance(there, dict):
-                raise UserError(f"{path} is damaged: it is no run's")
-            add_later_options(there)
-            if not self._begun() and config_differences(run, there):
-                path.unlink()  # nothing was done in it yet, so nothing is lost
-        if path.exists():
-            unlike = config_differences(run, there)
-            shown = "; ".join(_shorten(text) for text in unlike[:3])
-            if unlike:
-                raise UserError(
-                    f"{self.path} already holds another run ({shown}); choose another --out, or remove that folder"
-                )
+        path, stored = self.path / "run.json", self.record()
+        if stored is not None and not self._has_progress() and record.differences(stored):
+            path.unlink()  # nothing was trained in it yet, so nothing is lost
+            stored = None
+        if stored is not None:
+            self.refuse_another(record.differences(stored))
         else:
-            strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".lock")]
-            strangers = [name for name in strangers if not name.endswith(storage.TMP_SUFFIX) and name != "checkpoints"]
             refuse_inside_run(self.path)
-            if strangers:
+            entries = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".lock")]
+            entries = [name for name in entries if not name.endswith(storage.TMP_SUFFIX) and name != "checkpoints"]
+            if entries:
                 raise UserError(
-                    f"{self.path} already holds something that is no run ({', '.join(sorted(strangers)[:3])}); "
-                    "choose another --out"
+                    f"{self.path} already holds other files ({', '.join(sorted(entries)[:3])}). Choose another --out."
                 )
-            storage.write_json(path, {**run, **(notes or {}), "provenance": provenance()})
+            storage.write_json(path, record)
         for folder in (self.path, self.path / "checkpoints"):
             storage.remove_leftovers(folder)
         state = self.path / "state.bin"
         return storage.load_state(state) if state.exists() else None
 
-    def _begun(self) -> bool:
-        """Whether anything is there that an epoch left."""
+    def refuse_another(self, differences: list[str]) -> None:
+        """Raise UserError, with the first differences, if there are any between the run that is asked for and this."""
+        if differences:
+            shown = "; ".join(_shorten(text) for text in differences[:3])
+            raise UserError(
+                f"{self.path} already holds another run ({shown}). Choose another --out, or remove that folder."
+            )
+
+    def _has_progress(self) -> bool:
+        """Whether a completed epoch left anything."""
         names = ("state.bin", "metrics.jsonl", "result.json")
         return any((self.path / name).exists() for name in names) or any(self.path.glob("checkpoints/*"))
 
     def save_epoch(self, rows: list[dict], state: dict[str, Any]) -> None:
-        """Record that an epoch is done. The state is written last: what it says has been saved, has been."""
+        """Record that an epoch is done. The state is written last: whatever it says was saved, was saved."""
         storage.atomic_write_bytes(self.path / "metrics.jsonl", storage.jsonl_text(rows).encode())
         storage.save_state(self.path / "state.bin", state)
 
     def save_checkpoint(self, epoch: int, tensors: Mapping[str, Tensor]) -> None:
+        """Save the network of a completed epoch."""
         path = self.path / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
         storage.save_tensors(path, tensors, {"format": "checkpointkd", "epoch": str(epoch)})
 
-    def rows(self, *, up_to: int) -> list[dict]:
-        """The rows of metrics.jsonl, without those past the epoch that a resumed run continues from; raises UserError
-        when rows are missing."""
-        path = self.path / "metrics.jsonl"
-        rows = [row for row in storage.read_jsonl(path) if row["epoch"] <= up_to]
-        if [row["epoch"] for row in rows] != list(range(1, up_to + 1)):
-            raise UserError(f"{path} is damaged: it lacks epochs before {up_to}; remove the run's folder to start anew")
-        return rows
+    def rows(self, *, up_to: int) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl up to the epoch from which a resumed run continues.
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the final measurement; the run is complete."""
+        Raises:
+            UserError: If rows are missing or damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row.epoch <= up_to]
+        if [row.epoch for row in rows] != list(range(1, up_to + 1)):
+            raise UserError(f"{path} is damaged: epochs before {up_to} are missing. {START_ANEW}")
+        return [records.plain(row) for row in rows]
+
+    def finish(self, result: RunResult) -> None:
+        """Write the final measurement. The run is complete."""
         storage.write_json(self.path / "result.json", result)
         (self.path / "state.bin").unlink(missing_ok=True)
 
 
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """Return the rows of a metrics.jsonl; none where there is no file."""
+    return records.read_lines(path, MetricsRow, remedy=START_ANEW)
+
+
 def refuse_inside_run(path: Path) -> None:
-    """Raise UserError for a folder that is a run's or lies in one."""
-    inside = next((one for one in (path, *path.resolve().parents) if (one / "run.json").exists()), None)
-    if inside is not None:
-        raise UserError(f"{path} is or lies in the folder of a run, {inside}; choose another --out")
-
-
-def provenance() -> dict[str, str]:
-    """Versions and machine, for whoever reads the run later."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "checkpointkd": version("checkpointkd"),
-        "torch": version("torch"),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def add_later_options(run: dict[str, Any]) -> None:
-    """Give a stored run the options that there are since it was made, as it was made."""
-    later: dict[str, Any] = {"best_of_last_ten": False, "checkpoint_dtype": "float32"}
-    if run.get("kind") == "train":
-        later["label_smoothing"] = 0.0
-    if run.get("kind") == "distill":
-        later["distill_config"] = asdict(DistillConfig())
-    for name, value in later.items():
-        run.setdefault(name, value)
+    """Raise UserError for a folder that is a run directory or lies in one."""
+    run = next((folder for folder in (path, *path.resolve().parents) if (folder / "run.json").exists()), None)
+    if run is not None:
+        raise UserError(f"{path} is, or lies in, the run directory {run}. Choose another --out.")
 
 
 def _shorten(text: str, limit: int = 160) -> str:

@@ -20,6 +20,7 @@ from ..config import (
     check_choice,
 )
 from ..errors import UserError, unknown_name
+from ..records import ExternalRecord
 from .common import AUTO, device_of, recipe_from, say_if_seen
 
 if TYPE_CHECKING:
@@ -115,15 +116,16 @@ def inspect(
             raise UserError(f"{' and '.join(said)} is about another trainer's checkpoints; say --model too")
         unmeasured = there is not None and there.external and not there.measured
         if there is not None and (there.new_files() or unmeasured):
-            loaded = load_data(config_like(there.run["data"], None), on_progress=on_progress)
+            loaded = load_data(config_like(there.run.data, None), on_progress=on_progress)
             accuracy = _accuracy_on(loaded, device_of(device))
             refresh_external(there, data=loaded, accuracy=accuracy, on_progress=on_progress)
         return describe(path)
     if there is not None:  # what is not said anew stays
-        model, state_dict_key, path = there.run["model"], state_dict_key or there.run["state_dict_key"], there.source
-        if mean is None and std is None and there.run["normalized_as"] == GIVEN:
-            mean, std = there.run["mean"], there.run["std"]
-        settings = config_like(there.run["data"], data, select_on, image_size=image_size, flip=flip)
+        assert isinstance(there.run, ExternalRecord)
+        model, state_dict_key, path = there.run.model, state_dict_key or there.run.state_dict_key, there.source
+        if mean is None and std is None and there.run.normalized_as == GIVEN:
+            mean, std = list(there.run.mean), list(there.run.std)
+        settings = config_like(there.run.data, data, select_on, image_size=image_size, flip=flip)
     else:
         if data is None:
             raise UserError("--model goes with --data, which says how many classes the network knows")
@@ -219,7 +221,7 @@ def score(
         seeds=decoder_seeds,
     )
     there = open_trajectory(run) if model is None or is_registered(run) else None
-    if there is not None and model not in (None, there.run["model"]):
+    if there is not None and model not in (None, there.run.model):
         there = None  # said anew
     if there is None:
         if data is None:
@@ -231,9 +233,9 @@ def score(
     else:
         trajectory = there
         if trajectory.new_files():  # its folder has grown
-            noted = load_data(config_like(trajectory.run["data"], None), on_progress=on_progress)
+            noted = load_data(config_like(trajectory.run.data, None), on_progress=on_progress)
             trajectory = refresh_external(trajectory, data=noted, on_progress=on_progress)
-        loaded = load_data(config_like(trajectory.run["data"], data), on_progress=on_progress)
+        loaded = load_data(config_like(trajectory.run.data, data), on_progress=on_progress)
     _same_classes(trajectory, loaded)
     say_if_seen(str(run), trajectory.run, loaded)
     with locked(trajectory.path):
@@ -410,7 +412,9 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     try:
         with storage.locked(trajectory.path):
             before = _meaning_of_best(trajectory)
-            storage.write_json(trajectory.path / "selection.json", {**asdict(choice), "made_with": made_with})
+            storage.write_json(
+                trajectory.path / "selection.json", {**asdict(choice), "epochs": choice.epochs, "made_with": made_with}
+            )
         if before not in (None, now := _meaning_of_best(trajectory)):
             log.info("%s@best is %s from now on; it was %s", run, now, before)
     except UserError as error:
@@ -430,8 +434,8 @@ def _meaning_of_best(trajectory: Trajectory) -> str | None:
         return None
     if found is None:
         return None
-    which = " and ".join(f"{trajectory.unit} {epoch}" for epoch in found["epochs"]) or "no teacher"
-    return f"{which}, for {found['student']}" if "student" in found else f"{which}, by the rule {found['rule']}"
+    which = " and ".join(f"{trajectory.unit} {epoch}" for epoch in found.epochs) or "no teacher"
+    return f"{which}, for {found.student}" if found.student else f"{which}, by the rule {found.rule}"
 
 
 def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, dict[str, Any] | None]:
@@ -446,11 +450,11 @@ def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tup
             f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.source}` again"
         )
     if plane is not None and trajectory.external:
-        there, now = plane.settings["data"], trajectory.run["data"]
-        if not all(there[name] == now[name] for name in ("sha256", "select_on")):
+        there, now = plane.settings["data"], trajectory.run.data
+        if not all(there[name] == getattr(now, name) for name in ("sha256", "select_on")):
             raise UserError(
-                f"{trajectory.source} was scored on other images ({there['data']}, protocol {there['select_on']}) than it "
-                f"was last inspected on ({now['data']}, protocol {now['select_on']}); run `checkpointkd score "
+                f"{trajectory.source} was scored on other images ({there['name']}, protocol {there['select_on']}) than it "
+                f"was last inspected on ({now.name}, protocol {now.select_on}); run `checkpointkd score "
                 f"{trajectory.source}` again"
             )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
@@ -474,7 +478,7 @@ def _probe(
     from ..selection.pilot import PilotSearch, run_pilot_search
 
     loaded = load_data(
-        config_like(trajectory.run["data"], given["data"], None, given["train_images"]), on_progress=on_progress
+        config_like(trajectory.run.data, given["data"], None, given["train_images"]), on_progress=on_progress
     )
     _same_classes(trajectory, loaded)
     say_if_seen(str(trajectory.source), trajectory.run, loaded)
@@ -504,8 +508,8 @@ def _accuracy_on(data: Data, device: torch.device) -> Callable[[Network], float]
 
 
 def _same_classes(trajectory: Trajectory, data: Data) -> None:
-    if trajectory.run["classes"] != list(data.classes):
+    if trajectory.run.classes != data.classes:
         raise UserError(
-            f"the run in {trajectory.path} knows {len(trajectory.run['classes'])} classes, the data {data.name!r} has "
+            f"the run in {trajectory.path} knows {len(trajectory.run.classes)} classes, the data {data.name!r} has "
             f"{len(data.classes)}, or in another order"
         )

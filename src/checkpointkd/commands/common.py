@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import Device, DistillConfig, KDConfig, Recipe, check_choice
 from ..errors import UserError
 from ..recipes import recipe as recipe_of
+from ..records import AnyRun, ExternalRecord
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +40,21 @@ def shares_of(given: list[float] | None, teachers: int) -> tuple[float, ...] | N
     return DistillConfig(teacher_weights=tuple(given)).teacher_weights
 
 
-def say_if_seen(who: str, run: dict[str, Any], data: Data) -> None:
+def say_if_seen(who: str, run: AnyRun, data: Data) -> None:
     """Warn when a network may have learned from the images that are kept back here to choose with."""
-    ours, theirs = data.identity, run["data"]
-    if run["kind"] == "external":
-        if ours["select_on"] == "val":
+    ours, theirs = data.record, run.data
+    if isinstance(run, ExternalRecord):
+        if ours.select_on == "val":
             log.warning(
                 "%s was trained elsewhere, so it may have seen the selection images, which are part of the training "
                 "set, and its accuracy on them may flatter it; `inspect --select-on test` has the test images instead",
                 who,
             )
         return
-    if ours["select_on"] == "test" and theirs["sha256"] == ours["sha256"]:
+    if ours.select_on == "test" and theirs.sha256 == ours.sha256:
         return  # the test images, from which nothing of ours learns
     split = ("sha256", "select_on", "val_fraction", "split_seed")
-    if [theirs.get(key) for key in split] != [ours[key] for key in split]:
+    if any(getattr(theirs, name) != getattr(ours, name) for name in split):
         log.warning(
             "%s was trained on another split (other data, other settings, or files that changed since), so it may "
             "have seen the selection images, and its accuracy on them may flatter it",
@@ -80,12 +80,12 @@ def say_if_found_otherwise(teachers: Sequence[str], student: str, settings: KDCo
 
     for teacher in teachers:
         run, _, which = teacher.rpartition("@")
-        found = (open_trajectory(run).selection() or {}) if which == "best" else {}
-        if found.get("rule") != "pilot":
+        found = open_trajectory(run).selection() if which == "best" else None
+        if found is None or found.rule != "pilot":
             continue
-        there, here = [found.get("student")], [student]
+        there, here = [found.student], [student]
         if settings is not None:
-            there += [f"{name} {float(found.get(name, math.nan))!r}" for name in ("alpha", "tau")]
+            there += [f"{name} {float(getattr(found, name))!r}" for name in ("alpha", "tau")]
             here += [f"alpha {float(settings.alpha)!r}", f"tau {float(settings.tau)!r}"]
         if there != here:
             way = f"checkpointkd select {run} --student {student} finds this one's"

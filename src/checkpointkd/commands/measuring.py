@@ -69,7 +69,8 @@ def evaluate(
     UserError
         For addresses that lead nowhere, and for data of other classes.
     """
-    from ..teachers.ensemble import training_cost
+    from ..records import plain
+    from ..teachers.cost import training_cost
 
     check_choice("average", average, EnsembleAverage)
     teacher, loaded, images = _asked(
@@ -80,10 +81,10 @@ def evaluate(
         "average": average,
         "weights": shares,
         "data": loaded.name,
-        "select_on": loaded.identity["select_on"],
+        "select_on": loaded.record.select_on,
         "split": split,
         **teacher.measure(images, average=average, weights=shares),
-        "training_cost": training_cost(teacher.members),
+        "training_cost": plain(training_cost(teacher.members)),
     }
 
 
@@ -130,9 +131,9 @@ def correlate(
         For addresses that lead nowhere, for data of other classes, and for classes without images.
     """
     from ..analysis.class_correlation import by_similarity, class_correlation, grouped
-    from ..checkpoints import provenance
     from ..data import superclasses
     from ..metrics import measure
+    from ..records import plain, provenance
     from ..reports import write_correlation
 
     if not len(addresses) <= 2:
@@ -154,7 +155,7 @@ def correlate(
     measured = [measure(logits_NK, images.labels_N) for logits_NK in logits_MNK]
     result: dict[str, Any] = {
         "data": loaded.name,
-        "select_on": loaded.identity["select_on"],
+        "select_on": loaded.record.select_on,
         "split": split,
         "images": len(images),
         "tau": settings.tau,
@@ -162,10 +163,10 @@ def correlate(
         "classes": [loaded.classes[number] for number in ordered],
         "groups": groups and [groups[number] for number in ordered],
         "checkpoints": [
-            {"address": member.text, "epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256, **accuracy}
+            {"ref": member.text, "epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256, **accuracy}
             for member, accuracy in zip(teacher.members, measured, strict=True)
         ],
-        "provenance": provenance(),
+        "provenance": plain(provenance()),
     }
     for name, one in found.items():
         similarity_MKK = one.similarity_MKK[:, ordered][:, :, ordered].double()
@@ -264,7 +265,7 @@ def _asked(
         raise UserError("name at least one checkpoint, such as runs/teacher@last")
     check_choice("split", split, SplitName)
     found = resolve_ensemble(addresses, ensemble)
-    settings = config_like(found[0].checkpoint.run["data"], data)
+    settings = config_like(found[0].checkpoint.run.data, data)
     loaded = load_data(settings, on_progress=on_progress)
     teacher = Teacher(found, device=device_of(device))
     if teacher.classes != list(loaded.classes):

@@ -113,29 +113,24 @@ def train(
         When the folder holds another run or anything else, and when the loss stops being a number.
     """
     from ..data import load_data
-    from ..losses import Supervised
-    from ..training.run import run_training
+    from ..training.run import RunSpec, from_labels, run_training
 
-    objective = Supervised(smoothing=label_smoothing)
+    method = from_labels(label_smoothing)
     settings = DataConfig(data=data, select_on=select_on, train_images=train_images, image_size=image_size, flip=flip)
     loaded = load_data(settings, on_progress=on_progress)
-    return run_training(
-        model,
-        kind="train",
+    spec = RunSpec(
+        model=model,
         out=Path(out),
-        data=loaded,
         recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, learning_rate),
+        device=device_of(device),
         save_every=save_every,
         seed=seed,
         precision=precision,
         compile=compile,
-        device=device_of(device),
-        on_progress=on_progress,
-        objective=objective,
         best_of_last_ten=best_of_last_ten,
         checkpoint_dtype=checkpoint_dtype,
-        more={"label_smoothing": label_smoothing},
     )
+    return run_training(spec, loaded, method, on_progress=on_progress)
 
 
 def distill(
@@ -276,7 +271,8 @@ def distill(
     from ..checkpoints import resolve_ensemble
     from ..data import config_like, load_data
     from ..losses import METHODS, defaults, takes_features
-    from ..training.distillation import prepare_teachers, run_distillation
+    from ..training.distillation import DistillSpec, run_distillation
+    from ..training.run import RunSpec
 
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
@@ -303,33 +299,30 @@ def distill(
         channel_adapter,
         members=len(addresses),
     )
-    taught_on = addresses[0].checkpoint.run["data"]
+    taught_on = addresses[0].checkpoint.run.data
     loaded = load_data(config_like(taught_on, data, select_on, train_images, image_size, flip), on_progress=on_progress)
     say_if_any_has_seen(addresses, loaded)
-    lesson = prepare_teachers(
-        addresses,
-        loaded,
-        distill_config=distill_config,
-        average=average,
-        allow_weak_teacher=allow_weak_teacher,
-        device=device_of(device),
-    )
-    return run_distillation(
-        student,
-        lesson,
-        out=Path(out),
+    spec = DistillSpec(
+        refs=tuple(addresses),
         method=method,
-        settings=settings,
+        kd=settings,
+        config=distill_config,
+        logit_cache_gb=logit_cache_gb,
+        allow_weak_teacher=allow_weak_teacher,
+    )
+    run = RunSpec(
+        model=student,
+        out=Path(out),
         recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, learning_rate),
+        device=device_of(device),
         save_every=save_every,
         seed=seed,
         precision=precision,
         compile=compile,
-        logit_cache_gb=logit_cache_gb,
         best_of_last_ten=best_of_last_ten,
         checkpoint_dtype=checkpoint_dtype,
-        on_progress=on_progress,
     )
+    return run_distillation(run, spec, loaded, on_progress=on_progress)
 
 
 def tune(
@@ -457,13 +450,15 @@ def tune(
     """
     from ..checkpoints import resolve_ensemble
     from ..data import config_like, load_data
-    from ..losses import METHODS, takes_features
+    from ..losses import METHODS, defaults, takes_features
     from ..selection import tuning
-    from ..training.distillation import prepare_teachers
+    from ..training.distillation import DistillSpec
+    from ..training.run import RunSpec
 
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     check_choice("average", average, EnsembleAverage)
+    own_alpha, own_tau = defaults(method)
     given = {"alpha": alpha, "tau": tau, "method_weight": method_weight, "learning_rate": learning_rate}
     space = tuning.default_space(method) | {name: tuple(v) for name, v in given.items() if v is not None}
     if not (tau is None or not takes_features(method) or min(space.get("alpha", (1.0,))) < 1):
@@ -472,36 +467,37 @@ def tune(
     if not len(teachers) > 0:
         raise UserError("a search needs --teachers")
     addresses = resolve_ensemble(teachers, ensemble)
-    taught_on = addresses[0].checkpoint.run["data"]
+    taught_on = addresses[0].checkpoint.run.data
     loaded = load_data(config_like(taught_on, data, select_on, train_images), on_progress=on_progress)
     say_if_any_has_seen(addresses, loaded)
-    lesson = prepare_teachers(
-        addresses,
-        loaded,
-        distill_config=_teaching(
-            None,
-            teacher_weights,
-            teacher_schedule,
-            teacher_batch_norm,
-            teacher_features,
-            student_features,
-            channel_adapter,
-            members=len(addresses),
-        ),
-        average=average,
-        allow_weak_teacher=allow_weak_teacher,
-        device=device_of(device),
-    )
     task = tuning.TuneTask(
-        student=student,
-        lesson=lesson,
-        method=method,
-        average=average,
-        tau_squared=tau_squared,
-        recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, None),
-        seed=seed,
-        precision=precision,
-        logit_cache_gb=logit_cache_gb,
+        run=RunSpec(
+            model=student,
+            out=Path(out),
+            recipe=recipe_from(recipe or loaded.recipe, epochs, batch_size, None),
+            device=device_of(device),
+            seed=seed,
+            precision=precision,
+            evaluate_test=False,
+        ),
+        spec=DistillSpec(
+            refs=tuple(addresses),
+            method=method,
+            kd=KDConfig(alpha=own_alpha, tau=own_tau, tau_squared=tau_squared, average=average),
+            config=_teaching(
+                None,
+                teacher_weights,
+                teacher_schedule,
+                teacher_batch_norm,
+                teacher_features,
+                student_features,
+                channel_adapter,
+                members=len(addresses),
+            ),
+            logit_cache_gb=logit_cache_gb,
+            allow_weak_teacher=allow_weak_teacher,
+        ),
+        data=loaded,
     )
     found = tuning.run_tuning(
         task, settings=settings, out=Path(out), storage_url=storage, study_name=study_name, on_progress=on_progress

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..config import DataConfig, OnProgress, SelectOn
 from ..errors import UserError, unknown_name
+from ..records import DataRecord
 from .cache import cache_dir
 from .cifar import cifar10, cifar100, superclasses
 from .datasets import Data, DataSet
@@ -66,13 +66,13 @@ def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
     dataset = _open(settings, on_progress)
     official = dataset.train()
     if settings.select_on == "test":
-        train, selection, fraction = official, dataset.test(), None
+        train, val, fraction = official, dataset.test(), None
     else:
         fraction = settings.val_fraction or dataset.val_fraction
         rows_M = stratified(
             official.labels_N, round(fraction * len(official)), seed=settings.split_seed, purpose="selection"
         )
-        train, selection = official.subset(complement(len(official), rows_M)), official.subset(rows_M)
+        train, val = official.subset(complement(len(official), rows_M)), official.subset(rows_M)
     if settings.train_images is not None:
         rows_M = stratified(train.labels_N, settings.train_images, seed=settings.split_seed, purpose="training")
         train = train.subset(rows_M)
@@ -84,19 +84,21 @@ def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
     if isinstance(official, StreamingImages):
         official.say_if_enlarged()
     name, path = _parts(settings.data)
-    identity = {
-        **asdict(settings),
-        "data": name,
-        "image_size": official.shape[1] if isinstance(official, StreamingImages) else None,
-        "flip": official.flip,
-        "shape": list(official.shape),
-        "source": (str(Path(path).resolve()) if Path(path).exists() else path) if path else None,
-        "val_fraction": fraction,
-        "sha256": official.sha256(),
-        "train_size": len(train),
-        "val_size": len(selection),
-    }
-    return Data(dataset.classes, train, selection, dataset.recipe, identity)
+    record = DataRecord(
+        name=name,
+        source=(str(Path(path).resolve()) if Path(path).exists() else path) if path else None,
+        sha256=official.sha256(),
+        select_on=settings.select_on,
+        val_fraction=fraction,
+        split_seed=settings.split_seed,
+        train_images=settings.train_images,
+        image_size=official.shape[1] if isinstance(official, StreamingImages) else None,
+        flip=official.flip,
+        shape=official.shape,
+        train_size=len(train),
+        val_size=len(val),
+    )
+    return Data(dataset.classes, train, val, dataset.recipe, record)
 
 
 def load_test(settings: DataConfig, *, on_progress: OnProgress | None = None) -> Images:
@@ -104,15 +106,14 @@ def load_test(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
     return _open(settings, on_progress).test()
 
 
-def config_of(identity: dict) -> DataConfig:
-    """The settings that a stored identity was loaded with."""
-    stored = {name: identity[name] for name in DataConfig.__dataclass_fields__ if name in identity}
-    spec = f"{identity['data']}:{identity['source']}" if identity["source"] else identity["data"]
-    return DataConfig(**{**stored, "data": spec})
+def config_of(record: DataRecord) -> DataConfig:
+    """Return the settings that recorded data were loaded with."""
+    names = [name for name in DataConfig.__dataclass_fields__ if name != "data"]
+    return DataConfig(data=record.spec, **{name: getattr(record, name) for name in names})
 
 
 def config_like(
-    identity: dict[str, Any],
+    record: DataRecord,
     data: str | None,
     select_on: SelectOn | None = None,
     train_images: int | None = None,
@@ -120,14 +121,14 @@ def config_like(
     flip: bool | None = None,
 ) -> DataConfig:
     """The settings that a stored identity was loaded with, with what the user says in their place."""
-    settings = config_of(identity)
+    settings = config_of(record)
     if select_on is not None and select_on != settings.select_on:
         settings = replace(settings, select_on=select_on, val_fraction=None)
     if data is not None:
         settings = replace(settings, data=data)
         kind = data.partition(":")[0]
-        if kind != identity["data"]:  # another data set has its own ways; pictures are cut to what the network knows
-            side = identity["shape"][1] if kind in ("folder", "imagenet") else None
+        if kind != record.name:  # another data set has its own ways; pictures are cut to what the network knows
+            side = record.shape[1] if kind in ("folder", "imagenet") else None
             settings = replace(settings, val_fraction=None, flip=None, image_size=side)
     changes = {"train_images": train_images, "image_size": image_size, "flip": flip}
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..records import DataRecord
 from .images import Images
 
 
@@ -42,9 +43,9 @@ class Data:
     train: Images
     val: Images
     recipe: str
-    identity: dict  # settings, content hash and sizes: what run.json keeps, and what a resumed run must match
+    record: DataRecord  # settings, content hash and sizes: run.json keeps them, and a resumed run must match them
 
     @property
     def name(self) -> str:
         """The data set's name."""
-        return self.identity["data"]
+        return self.record.name

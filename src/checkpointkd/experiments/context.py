@@ -131,9 +131,9 @@ class Context:
     def chosen(self, work: TrainTask | DistillTask) -> int | None:
         """What Algorithm 1 chose of a teacher by the decoder's scores; None where another rule chose last, or none."""
         selection = self.run(work).selection()
-        if selection is None or selection["rule"] != "algorithm1":
+        if selection is None or selection.rule != "algorithm1":
             return None
-        return selection["epoch"] if (selection.get("made_with") or {}).get("estimator") == "decoder" else None
+        return selection.epochs[0] if selection.estimator == "decoder" else None
 
     def plane(self, work: ScoreTask) -> Plane | None:
         """The plane of a run that is done, if all of its checkpoints are scored as the scale says."""
@@ -144,7 +144,7 @@ class Context:
         if plane is None or plane.epochs != list(run) or stale_epochs(plane, run):
             return None
         asked = self.estimator_settings(work.estimator)
-        sizes = asked.images(run.run["data"]["train_size"], run.run["data"]["val_size"])
+        sizes = asked.images(run.run.data.train_size, run.run.data.val_size)
         asked = replace(asked, fit_images=sizes[0], measure_images=sizes[1])
         return plane if plane.settings["settings"] == asdict(asked) else None
 
@@ -196,7 +196,7 @@ class Context:
         """The lab, with each network's precision and speed measured on this machine, or as they were measured when its
         first run was begun: equal runs compute alike."""
         from ..commands.common import device_of
-        from ..training.run import benchmark_training
+        from ..training.precision import benchmark_training
 
         path = self.out / "machine.json"
         known = read_checked(path, _is_machine) if path.exists() else {}
@@ -210,7 +210,7 @@ class Context:
                 )
                 storage.write_json(path, {**known, self._kind(): measured})
         steps = math.ceil(len(data.train) / recipe.batch_size)  # of these images, however many there were then
-        measured = {model: {**one, "steps_an_epoch": steps} for model, one in measured.items()}
+        measured = {model: {**one, "steps_per_epoch": steps} for model, one in measured.items()}
         return Context(self.out, self.preset, self.data, self.device, self.logit_cache_gb, measured)
 
     def carry_out(self, work: Task, on_progress: OnProgress | None = None) -> None:
@@ -331,14 +331,14 @@ class Context:
         """About how many seconds this work takes on this machine, from nothing."""
         if isinstance(work, PilotTask):
             epochs = self.probe_settings(work).epochs(self.preset.student_epochs)
-            return epochs * self._steps_an_epoch() * self._step(work.model)
+            return epochs * self._steps_per_epoch() * self._step(work.model)
         if isinstance(work, ScoreTask):
             return STEPS_A_SCORE * self.checkpoints(work.run) * self._step(work.run.model)
         if isinstance(work, EvaluateTask | CorrelateTask):
             return 10 * self._step((work.run if isinstance(work, CorrelateTask) else work.members[0].run).model)
         if isinstance(work, TuneTask):
-            return 25 * self._epochs(work) * self._steps_an_epoch() * self._step(work.model) / 2  # half are stopped
-        return self._epochs(work) * self._steps_an_epoch() * self._step(work.model)
+            return 25 * self._epochs(work) * self._steps_per_epoch() * self._step(work.model) / 2  # half are stopped
+        return self._epochs(work) * self._steps_per_epoch() * self._step(work.model)
 
     def megabytes(self, work: TrainTask | DistillTask | AdvisedStudent) -> float:
         """What a run's checkpoints take up."""
@@ -352,7 +352,7 @@ class Context:
         """About how many seconds it takes to ask a teacher for all that so many students will see of the images."""
         views = self._views()
         seen = views * (1 - math.exp(-students * self.preset.student_epochs / views))
-        return seen * self._steps_an_epoch() * self._step(picked.run.model) / 3  # of a step a third is the way forward
+        return seen * self._steps_per_epoch() * self._step(picked.run.model) / 3  # of a step a third is the way forward
 
     def table_gigabytes(self) -> float:
         """How large a table of one teacher's answers is; 0 for pictures that are streamed."""
@@ -361,7 +361,7 @@ class Context:
         if self.preset.dataset == "imagenet":
             return 0.0
         classes = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}[self.preset.dataset]
-        images = self._steps_an_epoch() * recipe_of(self.preset.student_recipe).batch_size
+        images = self._steps_per_epoch() * recipe_of(self.preset.student_recipe).batch_size
         return size_of(images * self._views(), classes) / 1e9
 
     def _views(self) -> int:
@@ -386,11 +386,11 @@ class Context:
         own = self.preset.teacher_recipe if _teaches(work) else self.preset.student_recipe
         return (work.recipe if isinstance(work, TrainTask) else None) or own
 
-    def _steps_an_epoch(self) -> int:
-        return next(iter(self.machine.values()))["steps_an_epoch"]  # the same for all
+    def _steps_per_epoch(self) -> int:
+        return next(iter(self.machine.values()))["steps_per_epoch"]  # the same for all
 
     def _step(self, model: str) -> float:
-        return self.machine[model]["seconds_a_step"]
+        return self.machine[model]["seconds_per_step"]
 
     def _kind(self) -> str:
         """What the precision of networks depends on, beside the network."""
@@ -497,7 +497,7 @@ def _is_search(found: dict[str, Any]) -> bool:
 
 def _is_machine(found: dict[str, Any]) -> bool:
     """What `look` measured, by what precision depends on, then by network."""
-    names = ("seconds_a_step", "steps_an_epoch", "megabytes")
+    names = ("seconds_per_step", "steps_per_epoch", "megabytes")
     return all(
         one["precision"] in get_args(Precision)
         and _finite(*(one[name] for name in names))

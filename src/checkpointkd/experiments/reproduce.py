@@ -268,7 +268,7 @@ def _write(
     """Write each study's rows and what they amount to; returns the latter."""
     from .. import storage
     from ..analysis.statistics import corrected
-    from ..checkpoints import provenance
+    from ..records import plain, provenance
     from ..reports.charts import to_plain
     from .results import rows_of, searched
 
@@ -300,7 +300,7 @@ def _write(
             ],
             "figures": [to_plain(figure) for figure in results.figures],
             "claims": [{**asdict(one), "verdict": one.verdict} for one in corrected(results.claims)],
-            "provenance": provenance(),
+            "provenance": plain(provenance()),
         }
         storage.write_json(folder / "experiment.json", written[name])
     return written
@@ -369,7 +369,7 @@ def _refuse_another(out: Path, preset: Preset, data: Data) -> None:
     from .context import read_checked
 
     path = out / "experiments.json"
-    ours = {"scale": preset.name, "dataset": preset.dataset, "images": data.identity["sha256"]}
+    ours = {"scale": preset.name, "dataset": preset.dataset, "images": data.record.sha256}
     if not path.exists():
         strangers = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
         shown = ", ".join(sorted(strangers)[:3])

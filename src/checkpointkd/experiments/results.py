@@ -14,6 +14,7 @@ from typing import Any
 from ..analysis.statistics import AVERAGE, ROUNDING, Claim, claim, claim_of
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
+from ..records import DistillRecord
 from ..reports.charts import Figure, Table
 from .context import Context
 from .paper_numbers import BY_DATASET
@@ -112,25 +113,27 @@ def _network(context: Context, work: TrainTask | DistillTask) -> Row:
     run = context.run(work)
     result = run.result()
     assert result is not None
+    assert result.test is not None
     row: Row = {
         "kind": "network",
         "model": work.model,
         "seed": work.seed,
-        "accuracy": 100 * result["test"]["accuracy"],
-        "val_accuracy": 100 * result["val"]["accuracy"],
+        "accuracy": 100 * result.test.accuracy,
+        "val_accuracy": 100 * result.val.accuracy,
         "epochs": run.planned_epochs,
-        "seconds": result["seconds"],
+        "seconds": result.seconds,
         "run": run.path.name,
     }
     if isinstance(work, DistillTask):
         alpha, tau = context.alpha_tau(work)
-        cost = run.run["teachers_cost"]
+        assert isinstance(run.run, DistillRecord)
+        cost = run.run.teachers_cost
         row |= {
             "teachers": [[one.run.model, one.run.seed, context.epoch(one)] for one in work.teachers],
             "alpha": alpha,
             "tau": tau,
-            "teachers_epochs": cost["epochs"],
-            "teachers_seconds": cost["seconds"],
+            "teachers_epochs": cost.epochs,
+            "teachers_seconds": cost.seconds,
         }
     return row
 

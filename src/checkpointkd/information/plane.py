@@ -133,9 +133,9 @@ def score_trajectory(
         "estimator": settings.estimator,
         "feature_layer": path,
         "settings": {**asdict(settings), "fit_images": fit_count, "measure_images": measure_count},
-        "precision": trajectory.run["precision"],
-        "data": {name: value for name, value in data.identity.items() if name != "source"},
-        "measured_on": "the test set" if data.identity["select_on"] == "test" else "the selection split",
+        "precision": trajectory.run.precision,
+        "data": data.record.identity,
+        "measured_on": "the test set" if data.record.select_on == "test" else "the selection split",
     }
     if trajectory.unit != "epoch":
         made_with["unit"] = trajectory.unit

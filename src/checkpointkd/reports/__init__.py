@@ -212,7 +212,7 @@ def write_correlation(found: dict[str, Any], *, out: Path) -> Path:
     """Write what `correlate` found as one HTML file; raises UserError when the file is there and is no page of ours."""
     rows = correlation_rows(found)
     page = Page(
-        title="Class correlation: " + " and ".join(one["address"] for one in found["checkpoints"]),
+        title="Class correlation: " + " and ".join(one["ref"] for one in found["checkpoints"]),
         about=ABOUT_CORRELATION.format(**found),
         words=correlation_words(found),
         sections=[
@@ -238,7 +238,7 @@ CORRELATION_COLUMNS = ["checkpoint", "epoch", "accuracy, %", "of", "mean similar
 def correlation_rows(found: dict[str, Any]) -> list[list[str]]:
     """The table of what `correlate` found: a row for each checkpoint, and for the difference of two."""
     members = [
-        [one["address"], str(one["epoch"]), f"{100 * one['accuracy']:.1f} ± {100 * one['accuracy_se']:.1f}"]
+        [one["ref"], str(one["epoch"]), f"{100 * one['accuracy']:.1f} ± {100 * one['accuracy_se']:.1f}"]
         for one in found["checkpoints"]
     ]
     rows = []
@@ -296,17 +296,16 @@ def conclusions(collected: Collected) -> list[str]:
 
 
 def _summary(scored: Scored) -> str:
-    if scored.selection is None:
+    selection = scored.selection
+    if selection is None:
         return f"{scored.name}: {len(scored.plane.points)} checkpoints scored, none chosen yet."
-    used = (scored.selection.get("made_with") or {}).get("estimator")
-    by = f" (I(X;F) by {used})" if used and scored.selection["rule"] == "algorithm1" else ""
-    runner_up, unit = scored.selection.get("runner_up"), scored.trajectory.unit
-    epochs, student = scored.selection["epochs"], scored.selection.get("student")
+    by = f" (I(X;F) by {selection.estimator})" if selection.estimator and selection.rule == "algorithm1" else ""
+    unit, epochs = scored.trajectory.unit, selection.epochs
     chosen = f"{unit}{'s' if len(epochs) > 1 else ''} {' + '.join(map(str, epochs))}" if epochs else "no teacher"
     return (
-        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(scored.selection['rule'])} chose "
-        f"{chosen}{f' for {student}' if student else ''}{by}: {scored.selection['reason']}"
-        + (f"; the runner-up is {unit} {runner_up}." if runner_up is not None else ".")
+        f"{scored.name}: of {len(scored.plane.points)} checkpoints {rule_name(selection.rule)} chose "
+        f"{chosen}{f' for {selection.student}' if selection.student else ''}{by}: {selection.reason}"
+        + (f"; the runner-up is {unit} {selection.runner_up}." if selection.runner_up is not None else ".")
     )
 
 

@@ -18,6 +18,7 @@ from ..analysis.statistics import claim_from, paired
 from ..checkpoints import Trajectory, open_trajectory
 from ..errors import UserError, check_exists, pluralize
 from ..information import Plane, load_planes
+from ..records import AnyRun, DistillRecord, OwnRunRecord, SelectionRecord, plain
 from .charts import Table, from_plain
 
 # Studies, in the paper's order.
@@ -31,12 +32,12 @@ class Scored:
     name: str
     trajectory: Trajectory
     plane: Plane
-    selection: dict[str, Any] | None
+    selection: SelectionRecord | None
 
     @property
     def chosen(self) -> list[int]:
         """The epochs that were chosen."""
-        return self.selection["epochs"] if self.selection else []
+        return list(self.selection.epochs) if self.selection else []
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def collect(folder: Path) -> Collected:
     ]
     for run in runs:
         if not run.complete:
-            done = max((row["epoch"] for row in run.rows()), default=0)
+            done = max((row.epoch for row in run.rows()), default=0)
             notes.append(f"not finished: {names[run.path]}, epoch {done} of {run.planned_epochs}")
     arms, doubled = _arms(runs, names)
     provenance = _provenance(runs) if runs else [*searches.values(), *probings.values(), *studies][0]["provenance"]
@@ -283,7 +284,7 @@ def _is_search(result: dict[str, Any]) -> bool:
         return (
             all(isinstance(result[name], str) for name in ("student", "method"))
             and all(isinstance(result[name], int) for name in ("planned", "images"))
-            and all(isinstance(one, str) for one in result["teacher_addresses"])
+            and all(isinstance(one, str) for one in result["teacher_refs"])
             and isinstance(result["provenance"], dict)
             and isinstance(result["data"]["select_on"], str)
             and len(space) > 0
@@ -312,9 +313,9 @@ def difference(arm: Variant, other: Variant) -> Difference:
     return Difference(found.n, found.mean, 0.0 if found.n > 1 and math.isnan(found.half_width) else found.half_width)
 
 
-def _shown(planes: dict[str, Plane], selection: dict[str, Any] | None) -> Plane:
+def _shown(planes: dict[str, Plane], selection: SelectionRecord | None) -> Plane:
     """The plane on which the choice was made, else the decoder's, else what there is."""
-    used = ((selection or {}).get("made_with") or {}).get("estimator")
+    used = None if selection is None else selection.estimator
     return planes.get(str(used)) or planes.get("decoder") or next(iter(planes.values()))
 
 
@@ -332,18 +333,18 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Variant]
     }
     grouped: dict[tuple[str, str], list[Trajectory]] = {}
     for run in runs:
-        if "test" in (run.result() or {}):
+        if (result := run.result()) is not None and result.test is not None:
             grouped.setdefault((_part(run, _FAMILY), _part(run, _TEACHING)), []).append(run)
-    taught = {teacher["sha256"] for run in runs for teacher in run.run.get("teachers", [])}
+    taught = {teacher.sha256 for run in runs for teacher in run.run.teachers}
     with_students = {
         family
         for (family, _), members in grouped.items()
-        if members[0].run.get("teachers") or members[0].run.get("label_smoothing")
+        if members[0].run.teachers or getattr(members[0].run, "label_smoothing", 0.0)
     }
     found, notes = [], []
     for (family, _), members in grouped.items():
-        teachers = members[0].run.get("teachers", [])
-        known = [where.get(t["sha256"], ("elsewhere", t["epoch"], f"epoch {t['epoch']}")) for t in teachers]
+        teachers = members[0].run.teachers
+        known = [where.get(t.sha256, ("elsewhere", t.epoch, f"epoch {t.epoch}")) for t in teachers]
         is_teacher = not teachers and all(any(c.sha256 in taught for c in run.values()) for run in members)
         if is_teacher and family not in with_students:
             continue  # it is nobody's baseline
@@ -351,42 +352,50 @@ def _arms(runs: list[Trajectory], names: dict[Path, str]) -> tuple[list[Variant]
         for run in members:
             result = run.result()
             assert result is not None
-            if run.run["seed"] in accuracy:
+            assert result.test is not None
+            if run.run.seed in accuracy:
                 notes.append(f"{names[run.path]} is the same as another run here, and is counted once")
-            accuracy.setdefault(run.run["seed"], 100 * result["test"]["accuracy"])
-        smoothing = members[0].run.get("label_smoothing", 0.0)
+            accuracy.setdefault(run.run.seed, 100 * result.test.accuracy)
+        smoothing = getattr(members[0].run, "label_smoothing", 0.0)
         alone = f"the uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
         way = _way(members[0].run) if teachers else ""
         chosen = _chosen(members[0], runs)
         label = (" and ".join(word for _, _, word in known) or alone) + (f", {way}" if way else "")
         label += f", {chosen}" if chosen == BY_PILOT else ""
         who = tuple((name, epoch) for name, epoch, _ in known)
-        arm = Variant(members[0].run["model"], label, who, accuracy, family, smoothing, way, chosen != "")
+        arm = Variant(members[0].run.model, label, who, accuracy, family, smoothing, way, chosen != "")
         found.append((members[0], arm))
     found.sort(key=lambda pair: _order(pair[1]))
     return [_told_apart(run, arm, found) for run, arm in found], notes
+
+
+def distilled(run: Trajectory) -> DistillRecord:
+    """The record of a run that is known to be distilled."""
+    assert isinstance(run.run, DistillRecord)
+    return run.run
 
 
 def _order(arm: Variant) -> tuple:
     return arm.student, arm.family, arm.smoothing, len(arm.teachers), arm.teachers, arm.way
 
 
-def _way(run: dict[str, Any]) -> str:
+def _way(run: AnyRun) -> str:
     """How teachers taught, in words, where it was not by the mean of their predictions and as they are."""
-    distill_config, words = run["distill_config"], []
-    if run["method"] != "kd":
-        words.append(f"by {run['method']}")
-    if distill_config["teacher_schedule"] != "joint":
-        words.append(f"one after the other ({distill_config['route']})")
-    if distill_config["teacher_weights"] is not None:
-        words.append(f"weighted {' : '.join(f'{weight:g}' for weight in distill_config['teacher_weights'])}")
-    if run["kd"]["average"] != "probabilities":
+    assert isinstance(run, DistillRecord)
+    distill_config, words = run.distill_config, []
+    if run.method != "kd":
+        words.append(f"by {run.method}")
+    if distill_config.teacher_schedule != "joint":
+        words.append(f"one after the other ({distill_config.teacher_schedule})")
+    if distill_config.teacher_weights is not None:
+        words.append(f"weighted {' : '.join(f'{weight:g}' for weight in distill_config.teacher_weights)}")
+    if run.kd.average != "probabilities":
         words.append("mean of logits")
-    if distill_config["batch_norm"] != "eval":
+    if distill_config.batch_norm != "eval":
         words.append("normalized by batch")
     for name in ("teacher_features", "student_features"):
-        if distill_config[name] is not None:
-            words.append(f"{name.replace('_', ' ')} {' '.join(distill_config[name])}")
+        if getattr(distill_config, name) is not None:
+            words.append(f"{name.replace('_', ' ')} {' '.join(getattr(distill_config, name))}")
     return ", ".join(words)
 
 
@@ -397,36 +406,37 @@ def _told_apart(run: Trajectory, arm: Variant, found: list[tuple[Trajectory, Var
     def differ(value: Callable[[Trajectory, Variant], Any], only: Callable[[Variant], bool] = lambda one: True) -> bool:
         return len({value(other, one) for other, one in peers if only(one)}) > 1
 
-    kd, words = run.run.get("kd", {}), []
+    kd, words = getattr(run.run, "kd", None), []
     teachers = list(dict.fromkeys(name for name, _ in arm.teachers))
     if teachers and (len(teachers) > 1 or differ(lambda _, one: one.teachers[0][0], lambda one: bool(one.teachers))):
         words.append(f"from {', '.join(teachers)}")
     alike = lambda one: bool(one.teachers) and one.way == arm.way  # noqa: E731
-    if kd and differ(lambda other, _: (other.run["kd"]["alpha"], other.run["kd"]["tau"]), alike):
-        words.append(f"α {kd['alpha']:g}, τ {kd['tau']:g}")
-    if kd and differ(lambda other, _: other.run["distill_config"]["method_weight"], alike):
-        weight = run.run["distill_config"]["method_weight"]
+    if kd and differ(lambda other, _: (distilled(other).kd.alpha, distilled(other).kd.tau), alike):
+        words.append(f"α {kd.alpha:g}, τ {kd.tau:g}")
+    if kd and differ(lambda other, _: distilled(other).distill_config.method_weight, alike):
+        weight = distilled(run).distill_config.method_weight
         words.append("the usual weight" if weight is None else f"weight {weight:g}")
     if differ(lambda other, _: other.planned_epochs):
         words.append(pluralize(run.planned_epochs, "epoch"))
-    if differ(lambda other, _: (other.run["data"]["train_size"], other.run["data"]["sha256"])):
-        words.append(f"{run.run['data']['train_size']:,} images of {run.run['data']['data']}")
-    if differ(lambda other, _: other.run["precision"]):
-        words.append(run.run["precision"])
+    if differ(lambda other, _: (other.run.data.train_size, other.run.data.sha256)):
+        words.append(f"{run.run.data.train_size:,} images of {run.run.data.name}")
+    if differ(lambda other, _: other.run.precision):
+        words.append(run.run.precision)
     others = [one for other, one in peers if one is not arm and one.label == arm.label]
     same = [one for one in others if one.family == arm.family]
     if others and not words and not same:
-        recipe = run.run["recipe"]
-        words.append(f"batch {recipe['batch_size']}, learning rate {recipe['learning_rate']:g}")
+        assert isinstance(run.run, OwnRunRecord)
+        recipe = run.run.recipe
+        words.append(f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}")
     return replace(arm, label=f"{arm.label}; {', '.join(words)}") if words else arm
 
 
 def _part(run: Trajectory, names: tuple[str, ...]) -> str:
     """Some of what a run is, as a key; where data lie is no part of it."""
-    part = {name: run.run[name] for name in names if name in run.run}
+    part = {name: getattr(run.run, name) for name in names if hasattr(run.run, name)}
     if "data" in part:
-        part["data"] = {name: value for name, value in part["data"].items() if name != "source"}
-    return json.dumps(part, sort_keys=True)
+        part["data"] = run.run.data.identity
+    return json.dumps(part, sort_keys=True, default=plain)
 
 
 def _epoch_word(run: Trajectory, epoch: int) -> str:
@@ -436,20 +446,20 @@ def _epoch_word(run: Trajectory, epoch: int) -> str:
     if (run.complete or 2 * max(run) >= run.planned_epochs) and epoch == run.midpoint.epoch:
         words.append("half-way")
     selection = run.selection()
-    if selection is not None and selection["rule"] != "pilot" and epoch in selection["epochs"]:
-        words.append(f"chosen by {rule_name(selection['rule'])}")
+    if selection is not None and selection.rule != "pilot" and epoch in selection.epochs:
+        words.append(f"chosen by {rule_name(selection.rule)}")
     return f"{run.unit} {epoch}" + (f" ({', '.join(words)})" if words else "")
 
 
 def _chosen(student: Trajectory, runs: list[Trajectory]) -> str:
     """By what just these teachers were chosen, in words; by probing, for this student and with this α."""
-    teachers = {one["sha256"] for one in student.run.get("teachers", [])}
+    teachers = {teacher.sha256 for teacher in student.run.teachers}
     for run in runs:
-        selection = run.selection() or {"epochs": []}
-        if teachers and teachers == {run[epoch].sha256 for epoch in selection["epochs"]}:
-            found_for = (selection.get("student"), selection.get("alpha"))
-            if selection["rule"] != "pilot" or found_for == (student.run["model"], student.run["kd"]["alpha"]):
-                return f"chosen by {rule_name(selection['rule'])}"
+        selection = run.selection()
+        if selection is not None and teachers and teachers == {run[epoch].sha256 for epoch in selection.epochs}:
+            found_for = (selection.student, selection.alpha)
+            if selection.rule != "pilot" or found_for == (student.run.model, distilled(student).kd.alpha):
+                return f"chosen by {rule_name(selection.rule)}"
     return ""
 
 
@@ -468,22 +478,22 @@ def _name(run: Trajectory, folder: Path) -> str:
 def _provenance(runs: list[Trajectory]) -> dict[str, str]:
     """What a reviewer asks first: versions, machine, data, protocol, seeds."""
 
-    def all_of(value: Callable[[dict[str, Any]], object]) -> str:
+    def all_of(value: Callable[[AnyRun], object]) -> str:
         return "; ".join(dict.fromkeys(str(value(run.run)) for run in runs))
 
-    def select_on(run: dict[str, Any]) -> str:
-        data = run["data"]
-        return f"{data['select_on']}: {data['train_size']:,} images to train, {data['val_size']:,} to select"
+    def select_on(run: AnyRun) -> str:
+        data = run.data
+        return f"{data.select_on}: {data.train_size:,} images to train, {data.val_size:,} to select"
 
     return {
         "runs": str(len(runs)),
-        "data": all_of(lambda run: f"{run['data']['data']}, content {run['data']['sha256'][:12]}"),
+        "data": all_of(lambda run: f"{run.data.name}, content {run.data.sha256[:12]}"),
         "select_on": all_of(select_on),
-        "seeds": ", ".join(map(str, sorted({run.run["seed"] for run in runs if not run.external}))),
-        "precision": all_of(lambda run: run["precision"]),
+        "seeds": ", ".join(map(str, sorted({run.run.seed for run in runs if not run.external}))),
+        "precision": all_of(lambda run: run.precision),
         **{
-            name: all_of(lambda run, name=name: run["provenance"].get(name, "?"))
+            name: all_of(lambda run, name=name: getattr(run.provenance, name))
             for name in ("checkpointkd", "torch", "python", "machine")
         },
-        "first run started": min(str(run.run["provenance"].get("started", "?")) for run in runs),
+        "first run started": min(run.run.provenance.started for run in runs),
     }

@@ -218,7 +218,7 @@ def search_chart(name: str, result: dict[str, Any]) -> Chart:
         x_title=across[0],
         y_title=across[1] if len(names) > 1 else accuracy,
         series=found,
-        caption=f"{result['student']} taught by {', '.join(result['teacher_addresses'])}, method {result['method']}; "
+        caption=f"{result['student']} taught by {', '.join(result['teacher_refs'])}, method {result['method']}; "
         f"{len(trials)} of {result['planned']} trials.",
         alt=f"Accuracy on the selection images by {' and '.join(across)}",
         log_x=logs[0],
@@ -237,7 +237,7 @@ def _trial(trial: dict[str, Any]) -> str:
 
 def correlation_heatmaps(found: dict[str, Any], kind: str) -> Heatmaps:
     """Class similarity (Fig. 5) of one checkpoint, or of two and their difference."""
-    maps, names = list(found[kind]["similarity"]), [one["address"] for one in found["checkpoints"]]
+    maps, names = list(found[kind]["similarity"]), [one["ref"] for one in found["checkpoints"]]
     differ = "difference" in found[kind]
     return Heatmaps(
         title=f"Class correlation: {CORRELATION_KINDS[kind].format(**found)}",

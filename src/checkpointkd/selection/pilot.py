@@ -31,13 +31,10 @@ from ..checkpoints import (
     CheckpointRef,
     RunDir,
     Trajectory,
-    build_from_run,
     open_trajectory,
-    provenance,
     refuse_inside_run,
 )
 from ..config import (
-    DistillConfig,
     KDConfig,
     OnProgress,
     PilotConfig,
@@ -48,11 +45,12 @@ from ..config import (
 from ..data import Data
 from ..errors import Diverged, UserError, pluralize
 from ..information import fitted_losses, label_entropy
-from ..losses import Supervised
 from ..metrics import measure, predict
+from ..models import build_network
+from ..records import DistillRecord, ExternalRecord, OwnRunRecord, provenance
 from ..teachers.ensemble import chance_level
-from ..training.distillation import prepare_teachers, run_distillation
-from ..training.run import run_training
+from ..training.distillation import DistillSpec, run_distillation
+from ..training.run import RunSpec, from_labels, run_training
 from .pilot_plan import (
     CHECKPOINT_SHARE,
     MIN_RUNS_BEFORE_PROMOTION,
@@ -109,8 +107,9 @@ def run_pilot_search(race: PilotSearch) -> PilotResult:
     length, count = plan_pilot_runs(settings, race.recipe.epochs, steps)
     refuse_inside_run(race.out)
     mean, std = race.data.train.channel_statistics()
-    known = {"model": race.student, "classes": race.data.classes, "seed": settings.seed, "mean": mean, "std": std}
-    build_from_run(known)  # an unknown student leaves no race behind
+    build_network(  # an unknown student leaves no folder behind
+        race.student, num_classes=len(race.data.classes), in_channels=len(mean), mean=mean, std=std
+    )
     with storage.locked(race.out):
         described = _begin(race)
         race = replace(race, recipe=replace(race.recipe, batch_size=batch))
@@ -220,39 +219,33 @@ def _hold(
     precision = race.precision
     if precision == "auto":
         precision = RunDir(first).precision() or "auto"  # one for all, or they could not be compared
-    common: dict[str, Any] = {
-        "out": folder,
-        "recipe": recipe,
-        "save_every": epochs,
-        "seed": race.settings.seed,
-        "precision": precision,
-        "compile": False,
-        "evaluate_test": False,
-        "verbose": False,
-        "on_progress": race.on_progress,
-    }
+    run_spec = RunSpec(
+        model=race.student,
+        out=folder,
+        recipe=recipe,
+        device=race.device,
+        save_every=epochs,
+        seed=race.settings.seed,
+        precision=precision,
+        evaluate_test=False,
+        verbose=False,
+    )
     try:
         if (folder / DIVERGED).exists():
             raise Diverged("it diverged")
         if not candidate.epochs:
-            run = run_training(
-                race.student, kind="train", data=race.data, device=race.device, objective=Supervised(), **common
-            )
+            run = run_training(run_spec, race.data, from_labels(), on_progress=race.on_progress)
         else:
-            addresses = [CheckpointRef(f"{race.trajectory.source}@{e}", race.trajectory[e]) for e in candidate.epochs]
-            taught = prepare_teachers(
-                addresses,
-                race.data,
-                distill_config=DistillConfig(),
-                average=KDConfig.average,
+            spec = DistillSpec(
+                refs=tuple(
+                    CheckpointRef(f"{race.trajectory.source}@{epoch}", race.trajectory[epoch])
+                    for epoch in candidate.epochs
+                ),
+                kd=KDConfig(alpha=candidate.alpha, tau=race.settings.tau),
+                logit_cache_gb=race.logit_cache_gb,
                 allow_weak_teacher=True,
-                device=race.device,
-                verbose=False,
             )
-            settings = KDConfig(alpha=candidate.alpha, tau=race.settings.tau)
-            run = run_distillation(
-                race.student, taught, method="kd", settings=settings, logit_cache_gb=race.logit_cache_gb, **common
-            )
+            run = run_distillation(run_spec, spec, race.data, on_progress=race.on_progress)
     except Diverged as error:
         if not held:
             raise Diverged(
@@ -289,8 +282,12 @@ def _there(race: PilotSearch) -> dict[tuple[Candidate, int], None]:
     found: dict[tuple[Candidate, int], None] = {}
     for result in sorted((race.out / PILOT_RUNS).glob("*/result.json")):
         run = open_trajectory(result.parent).run
-        epochs = tuple(one["epoch"] for one in run.get("teachers", []))
-        found[Candidate(epochs, run["kd"]["alpha"]) if epochs else NO_TEACHER, run["recipe"]["epochs"]] = None
+        assert isinstance(run, OwnRunRecord)
+        if isinstance(run, DistillRecord):
+            candidate = Candidate(tuple(teacher.epoch for teacher in run.teachers), run.kd.alpha)
+        else:
+            candidate = NO_TEACHER
+        found[candidate, run.recipe.epochs] = None
     for path in sorted((race.out / PILOT_RUNS).glob(f"*/{DIVERGED}")):
         lost = storage.read_json(path)
         try:
@@ -317,14 +314,13 @@ def _command(race: PilotSearch, found: PilotResult, accuracies: dict[int, float]
         weak = min(accuracies[epoch] for epoch in found.epochs) < clearly
         more = {"alpha": found.alpha, "tau": found.tau, "allow_weak_teacher": weak}
     else:
-        identity = race.data.identity
-        source = f":{identity['source']}" if identity["source"] else ""
+        record = race.data.record
         words = ["train", race.student]
         more = {
-            "data": told.get("data") or f"{identity['data']}{source}",
+            "data": told.get("data") or record.spec,
             "logit_cache_gb": None,
-            "select_on": None if identity["select_on"] == "val" else identity["select_on"],
-            **{name: identity[name] for name in ("train_images", "image_size", "flip")},
+            "select_on": None if record.select_on == "val" else record.select_on,
+            **{name: getattr(record, name) for name in ("train_images", "image_size", "flip")},
         }
     precision = None if race.precision == "auto" else race.precision
     return format_command(words, {**told, **more, "precision": precision})
@@ -333,10 +329,10 @@ def _command(race: PilotSearch, found: PilotResult, accuracies: dict[int, float]
 def _accuracies(race: PilotSearch, epochs: Sequence[int]) -> dict[int, float]:
     """Each checkpoint's accuracy on the selection images, as its run noted it, or as measured now."""
     trajectory, data = race.trajectory, race.data
-    noted: dict[int, float | None] = {row["epoch"]: row.get("val_accuracy") for row in trajectory.rows()}
-    if trajectory.external:
-        noted = {int(epoch): note.get("accuracy") for epoch, note in trajectory.run["checkpoints"].items()}
-    if any(trajectory.run["data"].get(name) != data.identity[name] for name in ("sha256", "select_on")):
+    noted: dict[int, float | None] = {row.epoch: row.val_accuracy for row in trajectory.rows()}
+    if isinstance(trajectory.run, ExternalRecord):
+        noted = {epoch: checkpoint.accuracy for epoch, checkpoint in trajectory.run.checkpoints.items()}
+    if any(getattr(trajectory.run.data, name) != getattr(data.record, name) for name in ("sha256", "select_on")):
         noted = {}
     found = {}
     for epoch in epochs:
@@ -360,7 +356,7 @@ def _begin(race: PilotSearch) -> dict[str, Any]:
             {
                 "student": race.student,
                 "teachers": [{"epoch": epoch, "sha256": one.sha256} for epoch, one in race.trajectory.items()],
-                "data": {name: value for name, value in race.data.identity.items() if name != "source"},
+                "data": race.data.record.identity,
                 "recipe": asdict(race.recipe),
                 "tau": race.settings.tau,
                 "alphas": race.settings.alphas,

@@ -39,6 +39,11 @@ class Choice:
     details: dict[str, dict[int, float]] = field(default_factory=dict)
     unit: str = "epoch"
 
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The chosen checkpoints, as `select --student` has them too."""
+        return (self.epoch,)
+
 
 def normalized(values_A: np.ndarray) -> np.ndarray:
     """Min–max over the checkpoints: 0 the least, 1 the greatest; all 0 when they are equal (§5, our reading).

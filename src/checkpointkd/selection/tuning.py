@@ -17,25 +17,27 @@ import re
 import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
-from ..checkpoints import RunDir, provenance, refuse_inside_run
+from ..checkpoints import RunDir, refuse_inside_run
+from ..checkpoints.run_dir import read_metrics
 from ..config import (
-    EnsembleAverage,
     KDConfig,
     OnProgress,
-    PrecisionChoice,
     Recipe,
     SamplerName,
     check_choice,
 )
+from ..data import Data
 from ..errors import Diverged, UserError, first_line, pluralize
-from ..losses import METHODS, defaults, takes_features
-from ..training.distillation import PreparedTeachers, run_distillation
+from ..losses import METHODS, takes_features
+from ..records import plain, provenance
+from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
+from ..training.run import RunSpec
 
 if TYPE_CHECKING:
     import optuna
@@ -97,17 +99,11 @@ class TuneConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TuneTask:
-    """What all trials of a search have in common."""
+    """What all trials have in common: the run, how the teachers teach, and the data."""
 
-    student: str
-    lesson: PreparedTeachers
-    method: str
-    average: EnsembleAverage
-    tau_squared: bool
-    recipe: Recipe
-    seed: int
-    precision: PrecisionChoice
-    logit_cache_gb: float
+    run: RunSpec
+    spec: DistillSpec
+    data: Data
 
 
 def default_space(method: str) -> dict[str, tuple[float, ...]]:
@@ -141,29 +137,30 @@ def run_tuning(
     for values in settings.grid():  # all that could be tried, before anything is
         _with(values, task)
     described = {
-        "student": task.student,
-        "method": task.method,
-        "average": task.average,
-        "tau_squared": task.tau_squared,
-        "teachers": task.lesson.teacher.manifest(),
-        "distill_config": asdict(task.lesson.distill_config),
-        "data": {name: value for name, value in task.lesson.data.identity.items() if name != "source"},
-        "recipe": asdict(task.recipe),
-        "seed": task.seed,
+        "student": task.run.model,
+        "method": task.spec.method,
+        "average": task.spec.kd.average,
+        "tau_squared": task.spec.kd.tau_squared,
+        "teachers": [{"epoch": ref.checkpoint.epoch, "sha256": ref.checkpoint.sha256} for ref in task.spec.refs],
+        "distill_config": plain(task.spec.config),
+        "data": task.data.record.identity,
+        "recipe": plain(task.run.recipe),
+        "seed": task.run.seed,
         "seeds": settings.seeds,
         "space": {name: sorted(set(values)) for name, values in settings.space.items()},
         "sampler": settings.sampler,
     }
+    prepared = prepare_teachers(task.spec, task.data, device=task.run.device)
     with storage.locked(out):
         url, shared = storage_url or _local(out / STUDY), storage_url is not None
         of_this_search = {name: value for name, value in described.items() if name not in ("space", "sampler")}
-        of_this_search |= {"searched": sorted(settings.space), "precision": task.precision}
+        of_this_search |= {"searched": sorted(settings.space), "precision": task.run.precision}
         fingerprint = hashlib.sha256(json.dumps(of_this_search, sort_keys=True).encode()).hexdigest()
-        study = _study(optuna, url, study_name, settings, task.recipe, fingerprint, shared=shared)
+        study = _study(optuna, url, study_name, settings, task.run.recipe, fingerprint, shared=shared)
         trial_of: dict[int, dict[str, Any]] = {}
 
         def tell(study: optuna.Study, trial: Any = None) -> dict[str, Any]:
-            result = _result(study, described, task.lesson, url=url, out=out, settings=settings)
+            result = _result(study, described, task, url=url, out=out, settings=settings)
             storage.write_json(out / RESULT, result)
             if on_progress is not None:
                 on_progress(f"search {out}", _ended(result, settings), settings.planned)
@@ -172,7 +169,9 @@ def run_tuning(
         def carry_out(trial: optuna.Trial) -> float:
             values = _suggested(trial, settings)
             trial_of[trial.number] = values
-            return _trial(trial, values, optuna, task, settings=settings, out=out / TRIALS, on_progress=on_progress)
+            return _trial(
+                trial, values, optuna, task, prepared, settings=settings, out=out / TRIALS, on_progress=on_progress
+            )
 
         def say(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             result = tell(study)
@@ -210,14 +209,15 @@ def _trial(
     values: dict[str, float],
     optuna: Any,
     task: TuneTask,
+    prepared: PreparedTeachers,
     *,
     settings: TuneConfig,
     out: Path,
     on_progress: OnProgress | None,
 ) -> float:
     """One trial: the mean accuracy of its students on the selection images. The first may be stopped half-way."""
-    kd, taught, recipe = _with(values, task)
-    chosen = trial.study.user_attrs.get(PRECISION, task.precision)  # one for all, or they could not be compared
+    spec, recipe = _with(values, task)
+    chosen = trial.study.user_attrs.get(PRECISION, task.run.precision)  # one for all, or they could not be compared
     accuracies, reported = [], set()
     for number in range(settings.seeds):
         folder = out / "_".join([*(f"{name}-{_number(value)}" for name, value in values.items()), _seed(task, number)])
@@ -235,22 +235,21 @@ def _trial(
                     raise optuna.TrialPruned
 
         try:
-            for row in storage.read_jsonl(folder / "metrics.jsonl"):  # what was done before it was stopped
-                on_row(row)
+            for row in read_metrics(folder / "metrics.jsonl"):  # what was done before it was stopped
+                on_row(plain(row))
             run = run_distillation(
-                task.student,
-                taught,
-                out=folder,
-                method=task.method,
-                settings=kd,
-                recipe=recipe,
-                save_every=max(1, recipe.epochs // RUNGS),
-                seed=task.seed + number,
-                precision=chosen,
-                compile=False,
-                logit_cache_gb=task.logit_cache_gb,
-                evaluate_test=False,
-                verbose=PRECISION not in trial.study.user_attrs,
+                replace(
+                    task.run,
+                    out=folder,
+                    recipe=recipe,
+                    save_every=max(1, recipe.epochs // RUNGS),
+                    seed=task.run.seed + number,
+                    precision=chosen,
+                    verbose=PRECISION not in trial.study.user_attrs,
+                ),
+                spec,
+                task.data,
+                prepared=prepared,
                 on_row=on_row,
                 on_progress=tell,
             )
@@ -262,23 +261,20 @@ def _trial(
                 trial.study.set_user_attr(PRECISION, used)
         result = run.result()
         assert result is not None
-        accuracies.append(result["val"]["accuracy"])
+        accuracies.append(result.val.accuracy)
     trial.set_user_attr("accuracies", accuracies)
     return sum(accuracies) / len(accuracies)
 
 
-def _with(values: dict[str, float], task: TuneTask) -> tuple[KDConfig, PreparedTeachers, Recipe]:
-    """The settings of a trial; raises UserError where there can be none such."""
-    alpha, tau = defaults(task.method)
-    kd = KDConfig(
-        alpha=values.get("alpha", alpha), tau=values.get("tau", tau), tau_squared=task.tau_squared, average=task.average
-    )
-    distill_config, recipe = task.lesson.distill_config, task.recipe
+def _with(values: dict[str, float], task: TuneTask) -> tuple[DistillSpec, Recipe]:
+    """The settings of a trial. Raises UserError for values that cannot be."""
+    kd = replace(task.spec.kd, **{name: values[name] for name in ("alpha", "tau") if name in values})
+    config, recipe = task.spec.config, task.run.recipe
     if "method_weight" in values:
-        distill_config = replace(distill_config, method_weight=values["method_weight"])
+        config = replace(config, method_weight=values["method_weight"])
     if "learning_rate" in values:
         recipe = replace(recipe, learning_rate=values["learning_rate"])
-    return kd, replace(task.lesson, distill_config=distill_config), recipe
+    return replace(task.spec, kd=kd, config=config), recipe
 
 
 def _suggested(trial: optuna.Trial, settings: TuneConfig) -> dict[str, float]:
@@ -388,14 +384,14 @@ def _asked_for(trial: Any) -> dict[str, float]:
 def _result(
     study: optuna.Study,
     described: dict[str, Any],
-    lesson: PreparedTeachers,
+    task: TuneTask,
     *,
     url: str,
     out: Path,
     settings: TuneConfig,
 ) -> dict[str, Any]:
     """All trials that ended, and the best of those that were not stopped, as JSON's values."""
-    images = len(lesson.data.val)
+    images = len(task.data.val)
     trials = []
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name not in ("COMPLETE", "PRUNED"):
@@ -428,7 +424,7 @@ def _result(
         "images": images,
         "precision": study.user_attrs.get(PRECISION),
         "storage": "study.db" if url == _local(out / STUDY) else re.sub(r"//[^@/]*@", "//", url),  # no password
-        "teacher_addresses": [member.text for member in lesson.teacher.members],
+        "teacher_refs": [ref.text for ref in task.spec.refs],
         "best": best,
         "trials": trials,
         "provenance": provenance(),
@@ -445,7 +441,7 @@ def _ended(result: dict[str, Any], settings: TuneConfig) -> int:
 def command(found: dict[str, Any], *, given: dict[str, Any]) -> str:
     """The command that distils with what was found to be best, and as the trials were, by the options `given`."""
     told = {"method": found["method"], "average": found["average"], **given, **found["best"]["values"]}
-    return format_command(["distill", found["student"], "--teachers", *found["teacher_addresses"]], told)
+    return format_command(["distill", found["student"], "--teachers", *found["teacher_refs"]], told)
 
 
 def format_command(words: Sequence[str], told: dict[str, Any]) -> str:
@@ -470,7 +466,7 @@ def format_command(words: Sequence[str], told: dict[str, Any]) -> str:
 
 
 def _seed(task: TuneTask, number: int) -> str:
-    return f"seed-{task.seed + number}"
+    return f"seed-{task.run.seed + number}"
 
 
 def _number(value: float) -> str:
@@ -494,6 +490,6 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("a search needs Optuna: pip install 'checkpointkd[search]'") from None
+        raise UserError("a search needs Optuna: pip install 'checkpointkd[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

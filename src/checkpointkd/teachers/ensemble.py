@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import storage
-from ..checkpoints import Checkpoint, CheckpointRef, resolve
+from ..checkpoints import CheckpointRef
 from ..config import BatchNormMode, EnsembleAverage
-from ..data import Batch, Images, InMemoryImages, cache_dir
+from ..data import Batch, Data, Images, InMemoryImages, cache_dir
 from ..errors import UserError
 from ..losses import soft_targets
 from ..metrics import calibration_error, measure, predict
@@ -49,7 +48,7 @@ class Teacher:
             _require_alike(members[0], member)
         self.members = tuple(members)
         self.device = device
-        self.classes: list[str] = members[0].checkpoint.run["classes"]
+        self.classes = list(members[0].checkpoint.run.classes)
         self.batch_norm = batch_norm
         self.networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
         if batch_norm == "batch":
@@ -135,7 +134,7 @@ class Teacher:
         return {
             "images": len(images),
             "members": [
-                {"address": member.text, "epoch": member.checkpoint.epoch, **_measure(logits_NK, images.labels_N)}
+                {"ref": member.text, "epoch": member.checkpoint.epoch, **_measure(logits_NK, images.labels_N)}
                 for member, logits_NK in zip(self.members, logits_TNK, strict=True)
             ],
             "ensemble": {
@@ -146,9 +145,7 @@ class Teacher:
 
     def identities(self) -> list[dict[str, str]]:
         """What a member's answers follow from, besides the images: weights (with normalization) and network."""
-        return [
-            {"teacher": member.checkpoint.sha256, "model": member.checkpoint.run["model"]} for member in self.members
-        ]
+        return [{"teacher": member.checkpoint.sha256, "model": member.checkpoint.run.model} for member in self.members]
 
     def manifest(self) -> list[dict]:
         """Who the teachers are, wherever they lie: epoch and content hash of each."""
@@ -187,21 +184,21 @@ def _measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 def _require_alike(first: CheckpointRef, other: CheckpointRef) -> None:
     """Raise UserError, saying what differs, unless two checkpoints can teach together."""
-    one, two = first.checkpoint.run, other.checkpoint.run
-    both = f"{first.text} and {other.text} can't teach together"
-    if one["classes"] != two["classes"]:
-        if sorted(one["classes"]) == sorted(two["classes"]):
-            place = next(
-                n for n, pair in enumerate(zip(one["classes"], two["classes"], strict=True)) if pair[0] != pair[1]
-            )
-            how = f"in another order, first at {place}: {one['classes'][place]!r} and {two['classes'][place]!r}"
+    run, other_run = first.checkpoint.run, other.checkpoint.run
+    both = f"{first.text} and {other.text} cannot teach together"
+    if run.classes != other_run.classes:
+        if sorted(run.classes) == sorted(other_run.classes):
+            pairs = zip(run.classes, other_run.classes, strict=True)
+            place, (name, other_name) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+            how = f"in another order, first at {place}: {name!r} and {other_name!r}"
         else:
-            unlike = sorted(set(one["classes"]) ^ set(two["classes"]))[:3]
-            how = f"{len(one['classes'])} and {len(two['classes'])}, {', '.join(map(repr, unlike))} not in both"
-        raise UserError(f"{both}: they know other classes ({how})")
-    shapes = [tuple(run["data"].get("shape") or (len(run["mean"]),)) for run in (one, two)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{both}: they know images of other sizes, {_shape(shapes[0])} and {_shape(shapes[1])}")
+            not_shared = sorted(set(run.classes) ^ set(other_run.classes))[:3]
+            how = f"{len(run.classes)} and {len(other_run.classes)}, {', '.join(map(repr, not_shared))} not in both"
+        raise UserError(f"{both}: they know different classes ({how})")
+    if run.data.shape != other_run.data.shape:
+        raise UserError(
+            f"{both}: their images differ in size, {_shape(run.data.shape)} and {_shape(other_run.data.shape)}"
+        )
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -212,43 +209,20 @@ def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
-def open_teacher(addresses: Sequence[str], *, device: torch.device) -> Teacher:
-    """The teacher made of the checkpoints at these addresses."""
-    return Teacher([resolve(address) for address in addresses], device=device)
-
-
-def training_cost(members: Sequence[CheckpointRef]) -> dict[str, Any]:
-    """What training these checkpoints took, as Fig. 3 counts it: of each run, however many of its checkpoints teach,
-    the epochs up to the last of them; `seconds` is None where another trainer didn't leave them."""
-    last: dict[Path, CheckpointRef] = {}
-    for member in members:
-        run = member.checkpoint.run
-        path = Path(run["folder"], run["pattern"] or "") if run["kind"] == "external" else member.checkpoint.path.parent
-        path = Path(os.path.realpath(path))
-        if path not in last or member.checkpoint.epoch > last[path].checkpoint.epoch:
-            last[path] = member
-    runs = [{"epochs": member.checkpoint.epoch, "seconds": _seconds(member.checkpoint)} for member in last.values()]
-    seconds = [run["seconds"] for run in runs]
-    return {
-        "runs": len(runs),
-        "epochs": sum(run["epochs"] for run in runs),
-        "seconds": None if None in seconds else round(sum(seconds), 3),
-    }
-
-
-def _seconds(checkpoint: Checkpoint) -> float | None:
-    if checkpoint.run["kind"] == "external":
-        return None
-    rows = storage.read_jsonl(checkpoint.path.parents[1] / "metrics.jsonl")
-    seconds = [row["seconds"] for row in rows if row["epoch"] <= checkpoint.epoch and "seconds" in row]
-    return float(sum(seconds)) if len(seconds) == checkpoint.epoch else None
-
-
 def chance_level(labels_N: Tensor) -> tuple[float, float]:
     """The accuracy of always naming the most frequent class, and the one from which a network surely knows more, by
     three standard errors."""
     chance = labels_N.bincount().max().item() / len(labels_N)
     return chance, chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
+
+
+def check_compatible(teacher: Teacher, data: Data) -> None:
+    """Raise UserError unless the teachers know the data's classes, in the same order."""
+    if teacher.classes != list(data.classes):
+        raise UserError(
+            f"the teacher {teacher.members[0].text} knows {len(teacher.classes)} classes, the data {data.name!r} have "
+            f"{len(data.classes)}, or in another order. Give the data that the teacher was trained on."
+        )
 
 
 def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
@@ -257,7 +231,7 @@ def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
     for member in measured["members"]:
         if member["accuracy"] < clearly:
             raise UserError(
-                f"the teacher {member['address']} is right on {member['accuracy']:.1%} of {len(labels_N):,} images, "
+                f"the teacher {member['ref']} is right on {member['accuracy']:.1%} of {len(labels_N):,} images, "
                 f"where guessing is on {chance:.1%}, and only from {clearly:.1%} on surely better; if it should know "
                 "better, its classes or its preprocessing differ from this data's, or the images are too few to tell; "
                 "if it is meant to teach, add --allow-weak-teacher"

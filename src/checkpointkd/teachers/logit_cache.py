@@ -136,7 +136,7 @@ def with_cached_logits(
     *,
     precision: Precision,
     limit: int,
-    tell: OnProgress,
+    on_progress: OnProgress,
     active_teachers: Callable[[int], list[int]] | None = None,
 ) -> EpochLoader:
     """The batches with the teachers' answers from their tables, or, where there can be no table, as they are, which
@@ -180,7 +180,7 @@ def with_cached_logits(
         )
         return batches
     return CachedTeacherBatches(
-        batches, teacher, tables, precision=precision, active_teachers=active_teachers, tell=tell
+        batches, teacher, tables, precision=precision, active_teachers=active_teachers, tell=on_progress
     )
 
 

@@ -1,0 +1,40 @@
+"""What training the teachers took, as Figure 3 of the paper counts it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints import Checkpoint, CheckpointRef
+from ..checkpoints.run_dir import read_metrics
+from ..records import ExternalRecord, TrainingCost
+
+
+def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
+    """Return the cost of training these checkpoints: each run once, up to the last of its checkpoints.
+
+    `seconds` is None where another trainer left no times.
+    """
+    last: dict[Path, Checkpoint] = {}
+    for ref in refs:
+        checkpoint, run = ref.checkpoint, ref.checkpoint.run
+        folder = Path(run.folder, run.pattern or "") if isinstance(run, ExternalRecord) else checkpoint.path.parent
+        folder = Path(os.path.realpath(folder))
+        if folder not in last or checkpoint.epoch > last[folder].epoch:
+            last[folder] = checkpoint
+    seconds = [_seconds(checkpoint) for checkpoint in last.values()]
+    known = [value for value in seconds if value is not None]
+    return TrainingCost(
+        runs=len(last),
+        epochs=sum(checkpoint.epoch for checkpoint in last.values()),
+        seconds=round(sum(known), 3) if len(known) == len(seconds) else None,
+    )
+
+
+def _seconds(checkpoint: Checkpoint) -> float | None:
+    if isinstance(checkpoint.run, ExternalRecord):
+        return None
+    rows = read_metrics(checkpoint.path.parents[1] / "metrics.jsonl")
+    seconds = [row.seconds for row in rows if row.epoch <= checkpoint.epoch]
+    return float(sum(seconds)) if len(seconds) == checkpoint.epoch else None
