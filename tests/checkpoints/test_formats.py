@@ -175,7 +175,7 @@ MISFITS = [
         r"a\.safetensors does not fit tests.*: \d+ tensors are missing",
     ),
     ({"model": "wrn_10_1"}, r"a\.safetensors does not fit wrn_10_1: .* \(absent in the file, \[.*\] in the model\)"),
-    ({"model": "tests.checkpoints.network:nothing"}, "can't be imported"),
+    ({"model": "tests.checkpoints.network:nothing"}, "cannot be imported"),
     ({"model": NET, "weights": "ema"}, r"a\.safetensors has nothing at 'ema' \(at its top: blocks, head, stem\)"),
     ({"model": NET, "data": None}, "--model goes with --data"),
     ({"model": None}, "--data is about another trainer's checkpoints; say --model too"),
