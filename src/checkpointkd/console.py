@@ -13,13 +13,15 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from . import records
 from .errors import pluralize, printable
-from .records import DistillRecord, Measured
+from .records import DistillRecord, Measured, PilotResult, TuneRecord
 
 if TYPE_CHECKING:
     from .checkpoints import Trajectory
     from .information import Plane
     from .reports.charts import Table
+    from .selection import Choice
 
 GAP = 2  # spaces between columns
 MIN_TEXT = 8  # columns of texts are not narrower than this while a number would have to be broken instead
@@ -36,6 +38,8 @@ def plain(result: Any) -> Any:
     """Return the result of a command as JSON values."""
     if hasattr(result, "to_plain"):
         return result.to_plain()
+    if isinstance(result, records.Record):
+        return records.plain(result)
     if is_dataclass(result) and not isinstance(result, type):
         return asdict(result)
     return {"path": str(result)} if isinstance(result, Path) else result
@@ -99,17 +103,16 @@ def plane(scored: Plane) -> RenderableType:
     """Show each checkpoint on the information plane."""
     from .reports.tables import plane_table
 
-    return Group(*_table(plane_table(scored, unit=scored.settings.get("unit", "epoch"))))
+    return Group(*_table(plane_table(scored)))
 
 
-def choice(chosen: Any) -> RenderableType:
+def choice(chosen: Choice | PilotResult) -> RenderableType:
     """Show which teacher was selected, by a rule or by pilot runs, and what else was close."""
     from .reports.tables import choice_table, pilot_sentences, pilot_table
 
-    if hasattr(chosen, "lessons"):
-        result = asdict(chosen)
-        sentences = [*pilot_sentences(result), "To train the student:"]
-        return Group(*_table(pilot_table(result)), _lines(sentences), _line(chosen.command))
+    if isinstance(chosen, PilotResult):
+        sentences = [*pilot_sentences(chosen), "To train the student:"]
+        return Group(*_table(pilot_table(chosen)), _lines(sentences), _line(chosen.command))
     lines = [f"Selected: {chosen.unit} {chosen.epoch}. Reason: {chosen.reason}."]
     if chosen.runner_up is not None:
         lines.append(f"Runner-up: {chosen.unit} {chosen.runner_up}, {chosen.scores[chosen.runner_up] + 0.0:.4g}.")
@@ -137,7 +140,8 @@ def tune(result: Mapping[str, Any]) -> RenderableType:
     """Show the trials, the best first, and the command that uses the best."""
     from .reports.tables import tune_table
 
-    return Group(*_table(tune_table(result)), _lines(["To train the student:"]), _line(result["command"]))
+    table = tune_table(records.convert(result, TuneRecord))
+    return Group(*_table(table), _lines(["To train the student:"]), _line(result["command"]))
 
 
 def exported(result: Mapping[str, Any]) -> RenderableType:

@@ -101,7 +101,7 @@ def test_trials_on_a_line_have_no_contours(tuned: Path, tmp_path: Path):
             }
             for number, (alpha, tau) in enumerate(values[:count])
         ]
-        best = {**trials[-1], "accuracy_se": 0.01, "within_noise": 0}
+        best = {**trials[-1], "accuracy_se": 0.01, "comparable": 0}
         path.write_text(json.dumps({**result, "trials": trials, "best": best}))
         assert tune_chart("tune", collect(tuned).tunings["tune"]).contour is None
         ckd.report(tuned / "tune", out=tmp_path / "r.html")

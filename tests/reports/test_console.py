@@ -16,10 +16,10 @@ from rich.console import Console, Group, RenderableType
 import checkpointkd as ckd
 from checkpointkd import console
 from checkpointkd.analysis.statistics import Claim, claim, corrected
+from checkpointkd.records import PilotGap, PilotResult, PilotRunRecord
 from checkpointkd.reports import collect, student_rows
 from checkpointkd.reports.charts import Table
 from checkpointkd.reports.tables import claims_table, evaluation_table
-from checkpointkd.selection.pilot_plan import PilotResult
 
 COPIED = ("checkpointkd ", "Report: ", "To load it: ")  # lines to copy, which must not wrap
 
@@ -72,22 +72,22 @@ def test_the_table_of_tune_fits_80_columns(tuned: Path):
 
 
 def _pilot() -> PilotResult:
-    run = {"alpha": 0.5, "lesson_epochs": 30, "information": 1.234, "accuracy": 0.7, "chosen": False}
+    run: dict[str, Any] = {"alpha": 0.5, "pilot_epochs": 30, "information": 1.234, "accuracy": 0.7, "chosen": False}
     runs = [
-        {**run, "epochs": [160, 240], "probability": 0.61, "chosen": True},
-        {**run, "epochs": [240], "probability": 0.39},
-        {**run, "epochs": [], "alpha": 1.0, "probability": None, "lesson_epochs": 15},
+        {**run, "epochs": (160, 240), "probability": 0.61, "chosen": True},
+        {**run, "epochs": (240,), "probability": 0.39},
+        {**run, "epochs": (), "alpha": 1.0, "probability": None, "pilot_epochs": 15},
     ]
-    gap = {"who": "epoch 240, alpha 0.5", "lesson_epochs": 30, "mean": 0.012, "low": -0.003, "high": 0.027}
+    gap = PilotGap(candidate="epoch 240, alpha 0.5", pilot_epochs=30, mean=0.012, low=-0.003, high=0.027)
     return PilotResult(
         student="wrn_16_1",
         epochs=(160, 240),
         alpha=0.5,
         tau=5.0,
         reason="the highest validation I(Y;F) after pilot runs of 30 epochs",
-        lessons=runs,
+        pilot_runs=tuple(PilotRunRecord(**fields) for fields in runs),
         behind={"the last checkpoint": gap, "the runner-up": gap},
-        skipped=[10, 20],
+        skipped=(10, 20),
         spent_epochs=75,
         student_epochs=200,
         untried=(30,),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,8 +9,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
+from msgspec import structs
 
 import checkpointkd as ckd
+from checkpointkd import records
+from checkpointkd.records import BestTrialRecord, TrialRecord, TuneRecord
 from checkpointkd.reports import collect
 from checkpointkd.reports.charts import Chart, Heatmaps, Series
 from checkpointkd.reports.figures import curves_charts, plane_chart, points_of, students_charts, tune_chart
@@ -74,34 +76,40 @@ def test_trajectories_scored_alike_share_a_plane(runs: Path):
     assert "3 trajectories on one information plane" in ckd.report(runs).read_text(encoding="utf-8")
 
 
+def _with_trials(result: TuneRecord, trials: list[TrialRecord], **fields: Any) -> TuneRecord:
+    best = max(trials, key=lambda trial: trial.accuracy or 0.0)
+    best = records.convert({**records.plain(best), "accuracy_se": 0.1, "comparable": 0}, BestTrialRecord)
+    return structs.replace(result, trials=tuple(trials), best=best, **fields)
+
+
 def test_a_tune_search_over_two_settings_has_contours(tuned: Path):
     result = collect(tuned).tunings["tune"]
+    assert result.best is not None
     chart = tune_chart("tune", result)
     assert (chart.x_title, chart.y_title) == ("α", "τ")
     stopped, finished, best = chart.series
-    whole = [trial for trial in result["trials"] if trial["accuracy"] is not None]
-    assert finished.x == [trial["values"]["alpha"] for trial in whole]
-    assert finished.y == [trial["values"]["tau"] for trial in whole]
+    whole = [trial for trial in result.trials if trial.accuracy is not None]
+    assert finished.x == [trial.values["alpha"] for trial in whole]
+    assert finished.y == [trial.values["tau"] for trial in whole]
     assert len(stopped.x) == 6 - len(whole)
-    assert best.x == [result["best"]["values"]["alpha"]]
-    for number, trial in enumerate(result["trials"]):  # as if none had been pruned; how many are differs by machine
-        trial["accuracy"] = trial["accuracy"] or 0.01 * (number + 1)
-    chart = tune_chart("tune", result)
+    assert best.x == [result.best.values["alpha"]]
+    trials = [  # as if none had been pruned; how many are differs by machine
+        structs.replace(trial, accuracy=trial.accuracy or 0.01 * (number + 1))
+        for number, trial in enumerate(result.trials)
+    ]
+    chart = tune_chart("tune", _with_trials(result, trials))
     finished = chart.series[1]
-    assert chart.contour == (finished.x, finished.y, [100 * trial["accuracy"] for trial in result["trials"]])
+    assert chart.contour == (finished.x, finished.y, [100 * (trial.accuracy or 0) for trial in trials])
     assert _drawn(chart)["finished"] == [finished.x, finished.y]
     assert b"validation accuracy, %" in draw(chart, ["svg"])["svg"], "the color bar of the contours"
 
 
 def test_a_tune_search_over_one_setting_is_a_line(tuned: Path):
-    result = json.loads((tuned / "tune" / "tune.json").read_text())
-    result["space"]["tau"] = [2.0]
-    result["trials"] = [trial for trial in result["trials"] if trial["values"]["tau"] == 2]
-    result["best"] = max(result["trials"], key=lambda trial: trial["accuracy"] or 0)
-    chart = tune_chart("tune", result)
+    result = collect(tuned).tunings["tune"]
+    trials = [trial for trial in result.trials if trial.values["tau"] == 2]
+    chart = tune_chart("tune", _with_trials(result, trials, space={**result.space, "tau": (2.0,)}))
     assert (chart.x_title, chart.y_title) == ("α", "validation accuracy, %")
-    finished = [trial for trial in result["trials"] if trial["accuracy"] is not None]
-    assert chart.series[0].x == sorted(trial["values"]["alpha"] for trial in finished)
+    assert chart.series[0].x == sorted(trial.values["alpha"] for trial in trials if trial.accuracy is not None)
 
 
 def test_of_overlapping_labels_the_last_is_shown():

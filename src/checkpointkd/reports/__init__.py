@@ -10,7 +10,7 @@ from .build import (
     write_correlation,
     write_report,
 )
-from .collect import Collected, Scored, collect, is_probing
+from .collect import Collected, Scored, collect
 from .page import refuse_others
 from .variants import Difference, Variant, difference
 
@@ -22,7 +22,6 @@ __all__ = [
     "collect",
     "conclusions",
     "difference",
-    "is_probing",
     "preset_sentence",
     "refuse_others",
     "shared_notes",

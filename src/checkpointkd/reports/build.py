@@ -9,6 +9,7 @@ from typing import Any
 from ..analysis.statistics import AVERAGE, Claim, Verdict, claim_from
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
+from ..records import PilotRecord
 from .charts import Figure, Table, from_plain
 from .collect import Collected, Scored, collect
 from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of, students_charts, tune_chart
@@ -97,11 +98,11 @@ def _runs_page(collected: Collected) -> Page:
     sections += [
         Section(title=f"Trials of {name}", tables=[tune_table(result)]) for name, result in collected.tunings.items()
     ]
-    sections += [_pilot_section(name, stored) for name, stored in collected.pilots.items()]
+    sections += [_pilot_section(name, record) for name, record in collected.pilots.items()]
     sections += [
         Section(
             title=f"Checkpoints of {scored.name}",
-            tables=[plane_table(scored.plane, unit=scored.trajectory.unit, chosen=scored.chosen)],
+            tables=[plane_table(scored.plane, chosen=scored.chosen)],
         )
         for scored in collected.scored
     ]
@@ -115,13 +116,13 @@ def _runs_page(collected: Collected) -> Page:
     )
 
 
-def _pilot_section(name: str, stored: Mapping[str, Any]) -> Section:
-    result = stored["found"]
+def _pilot_section(name: str, record: PilotRecord) -> Section:
+    result = record.result
     return Section(
-        title=f"Pilot search for {result['student']}: {name}",
-        paragraphs=[*pilot_sentences(result), f"Seed of the pilot runs: {stored['seed']}. To train the student:"],
-        command=result["command"],
-        notes=result["warnings"],
+        title=f"Pilot search for {result.student}: {name}",
+        paragraphs=[*pilot_sentences(result), f"Seed of the pilot runs: {record.seed}. To train the student:"],
+        command=result.command,
+        notes=result.warnings,
         tables=[pilot_table(result)],
     )
 

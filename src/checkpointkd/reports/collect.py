@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import storage
+from .. import records, storage
 from ..analysis.statistics import claim_from
 from ..checkpoints import Trajectory, open_trajectory
 from ..errors import UserError, check_exists
 from ..information import Plane, load_planes
-from ..records import AnyRun, SelectionRecord
+from ..records import AnyRun, PilotRecord, SelectionRecord, TuneRecord
 from .charts import Table, from_plain
 from .variants import Variant, group_variants
 
 # Experiments, in the paper's order.
 ORDER = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
+
+REMEDY = "Run the command that wrote it again."
 
 T = TypeVar("T")
 
@@ -52,8 +53,8 @@ class Collected:
     folder: Path
     scored: list[Scored]
     variants: list[Variant]
-    tunings: dict[str, dict[str, Any]]
-    pilots: dict[str, dict[str, Any]]
+    tunings: dict[str, TuneRecord]
+    pilots: dict[str, PilotRecord]
     experiments: list[dict[str, Any]]
     notes: list[str]
     provenance: dict[str, str]
@@ -77,8 +78,8 @@ def collect(folder: Path) -> Collected:
     notes: list[str] = []
     experiments = list(_read_all(folder, "experiment.json", _read_experiment, notes).values())
     experiments.sort(key=lambda result: ORDER.index(result["study"]) if result["study"] in ORDER else len(ORDER))
-    tunings = _read_all(folder, "tune.json", _read_tuning, notes)
-    pilots = _read_all(folder, "pilot.json", _read_pilot, notes)
+    tunings = _read_all(folder, "tune.json", lambda path: records.read(path, TuneRecord, remedy=REMEDY), notes)
+    pilots = _read_all(folder, "pilot.json", lambda path: records.read(path, PilotRecord, remedy=REMEDY), notes)
     runs = _read_runs(folder, notes)
     if (folder / "experiments.json").exists() and not experiments:
         notes.append("Not finished: no experiment here has results yet. Run the same `checkpointkd reproduce` again.")
@@ -93,8 +94,12 @@ def collect(folder: Path) -> Collected:
         if (planes := load_planes(run))
     ]
     variants, duplicates = group_variants(runs, names)
-    results = [*tunings.values(), *pilots.values(), *experiments]
-    provenance = _provenance(runs) if runs else results[0]["provenance"]
+    if runs:
+        provenance = _provenance(runs)
+    elif experiments:
+        provenance = experiments[0]["provenance"]
+    else:
+        provenance = records.plain([*tunings.values(), *pilots.values()][0].provenance)
     return Collected(folder, scored, variants, tunings, pilots, experiments, notes + duplicates, provenance)
 
 
@@ -112,7 +117,7 @@ def _read_all(folder: Path, file_name: str, read: Callable[[Path], T], notes: li
 def _read_runs(folder: Path, notes: list[str]) -> list[Trajectory]:
     """Return the runs, without the trials of `tune` and the pilot runs; a note says which cannot be read."""
     parts = [path.parent / "trials" for path in folder.rglob("tune.json")]
-    parts += [path.parent / "lessons" for path in folder.rglob("pilot_search.json")]
+    parts += [path.parent / "pilot_runs" for path in folder.rglob("pilot_search.json")]
     runs = []
     for path in sorted(folder.rglob("run.json")):
         if any(part in path.parents for part in parts):
@@ -128,7 +133,7 @@ def _read_runs(folder: Path, notes: list[str]) -> list[Trajectory]:
 
 
 def _unfinished(
-    folder: Path, names: dict[Path, str], runs: list[Trajectory], tunings: dict[str, dict[str, Any]]
+    folder: Path, names: dict[Path, str], runs: list[Trajectory], tunings: dict[str, TuneRecord]
 ) -> list[str]:
     """Return a note on each pilot search, tune search and run that is not finished."""
     notes = [
@@ -137,9 +142,9 @@ def _unfinished(
         if not (path.parent / "pilot.json").exists()
     ]
     notes += [
-        f"Not finished: tune search {name}, {len(result['trials'])} of {result['planned']} trials"
+        f"Not finished: tune search {name}, {len(result.trials)} of {result.planned} trials"
         for name, result in tunings.items()
-        if len(result["trials"]) < result["planned"]
+        if len(result.trials) < result.planned
     ]
     for run in runs:
         if not run.complete:
@@ -173,75 +178,6 @@ def _check_study(result: Any, path: Path) -> None:
         right = False
     if not right:
         raise UserError(f"{path} is damaged: it has no experiment's results")
-
-
-def _read_pilot(path: Path) -> dict[str, Any]:
-    stored = storage.read_json(path)
-    if not (isinstance(stored, dict) and is_probing(stored)):
-        raise UserError(f"{path} is damaged")
-    return stored
-
-
-def is_probing(stored: dict[str, Any]) -> bool:
-    """Whether this can be what lessons found (`probing`)."""
-    try:
-        found = stored["found"]
-        numbers = [found[name] for name in ("alpha", "tau", "spent_epochs", "student_epochs")]
-        for lesson in found["lessons"]:
-            numbers += [lesson[name] for name in ("alpha", "lesson_epochs", "information", "accuracy")]
-            numbers += [lesson["probability"]] if lesson["probability"] is not None else []
-        for gap in found["behind"].values():
-            numbers += [gap[name] for name in ("mean", "low", "high", "lesson_epochs")]
-        several = [
-            found["epochs"],
-            found["skipped"],
-            found.get("untried", []),
-            *(lesson["epochs"] for lesson in found["lessons"]),
-        ]
-        words = [found["student"], found["unit"], found["reason"], found["command"], *found["warnings"]]
-        words += [*found["behind"], *(gap["who"] for gap in found["behind"].values())]
-        return (
-            all(type(epoch) is int for epochs in several for epoch in epochs)
-            and all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
-            and all(isinstance(word, str) for word in words)
-            and isinstance(stored["provenance"], dict)
-            and isinstance(stored["seed"], int)
-            and isinstance(found["warnings"], list)
-            and found["student_epochs"] > 0
-        )
-    except (KeyError, TypeError, AttributeError, OverflowError):
-        return False
-
-
-def _read_tuning(path: Path) -> dict[str, Any]:
-    result = storage.read_json(path)
-    if not (isinstance(result, dict) and _is_search(result)):
-        raise UserError(f"{path} is damaged")
-    return result
-
-
-def _is_search(result: dict[str, Any]) -> bool:
-    """Whether this can be what a search found."""
-    try:
-        best, space, trials = result["best"], result["space"], result["trials"]
-        numbers = [trial["trial"] for trial in trials]
-        return (
-            all(isinstance(result[name], str) for name in ("student", "method"))
-            and all(isinstance(result[name], int) for name in ("planned", "images"))
-            and all(isinstance(one, str) for one in result["teacher_refs"])
-            and isinstance(result["provenance"], dict)
-            and isinstance(result["data"]["select_on"], str)
-            and len(space) > 0
-            and all(isinstance(value, float | int) for values in space.values() for value in values)
-            and all(trial["values"].keys() == space.keys() for trial in trials)
-            and all(isinstance(value, float | int) for trial in trials for value in trial["values"].values())
-            and all(trial["accuracy"] is None or 0 <= trial["accuracy"] <= 1 for trial in trials)
-            and all(isinstance(trial["stopped"], str | None) for trial in trials)
-            and (best is None or (best["trial"] in numbers and 0 <= best["accuracy"] <= 1))
-            and (best is None or (best["accuracy_se"] >= 0 and best["within_noise"] >= 0))
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
 
 
 def _plane_of_choice(planes: dict[str, Plane], selection: SelectionRecord | None) -> Plane:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..config import CORRELATION_KINDS, INFORMATION_UNITS
+from ..config import CORRELATION_KINDS, INFORMATION_UNITS, EstimatorConfig
 from ..errors import pluralize
+from ..records import DataRecord, TrialRecord, TuneRecord
 from ..selection import normalized
 from .charts import Chart, Heatmaps, Series
 from .collect import Collected, Scored
@@ -119,14 +119,13 @@ def _point_text(point: Point, unit: str) -> str:
 
 def curves_charts(collected: Collected) -> list[Chart]:
     """Return one chart for each group of trajectories that were scored in the same way on the same images."""
-    groups: dict[str, dict[str, list[Point]]] = {}
+    groups: dict[tuple[EstimatorConfig, DataRecord], dict[str, list[Point]]] = {}
     for scored in collected.scored:
         settings = scored.plane.settings
-        key = json.dumps([settings[name] for name in ("estimator", "settings", "data")], sort_keys=True)
-        groups.setdefault(key, {})[scored.name] = points_of(scored)
+        groups.setdefault((settings.estimator_config, settings.data), {})[scored.name] = points_of(scored)
     return [
-        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=json.loads(key)[0])
-        for key, points in groups.items()
+        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=config.estimator)
+        for (config, _), points in groups.items()
         if len(points) > 1
     ]
 
@@ -183,28 +182,27 @@ def _students_chart(variants: Sequence[Variant], single: Sequence[Variant]) -> C
     )
 
 
-def tune_chart(name: str, result: Mapping[str, Any]) -> Chart:
+def tune_chart(name: str, result: TuneRecord) -> Chart:
     """Return the trials of a tune search over the first two settings that vary, with contours of the accuracy.
 
     With one setting, the chart is a line of accuracy against that setting.
     """
-    varied = [name for name, values in result["space"].items() if len(values) > 1] or list(result["space"])
-    settings, trials = varied[:2], result["trials"]
+    varied = [name for name, values in result.space.items() if len(values) > 1] or list(result.space)
+    settings, trials = varied[:2], result.trials
     titles = [setting_name(setting) for setting in settings]
-    split = "validation" if result["data"]["select_on"] == "val" else "test"
-    accuracy = f"{split} accuracy, %"
-    finished = [trial for trial in trials if trial["accuracy"] is not None]
-    stopped = [trial for trial in trials if trial["accuracy"] is None]
-    best = [trial for trial in finished if result["best"] is not None and trial["trial"] == result["best"]["trial"]]
+    accuracy = f"{'validation' if result.data.select_on == 'val' else 'test'} accuracy, %"
+    finished = [trial for trial in trials if trial.accuracy is not None]
+    stopped = [trial for trial in trials if trial.accuracy is None]
+    best = [trial for trial in finished if result.best is not None and trial.trial == result.best.trial]
 
-    def series(label: str, some: list[dict[str, Any]], **style: Any) -> Series:
-        x = [trial["values"][settings[0]] for trial in some]
-        y = [trial["values"][settings[1]] if len(settings) > 1 else 100 * trial["accuracy"] for trial in some]
+    def series(label: str, some: Sequence[TrialRecord], **style: Any) -> Series:
+        x = [trial.values[settings[0]] for trial in some]
+        y = [trial.values[settings[1]] if len(settings) > 1 else 100 * (trial.accuracy or 0.0) for trial in some]
         return Series(name=label, x=x, y=y, hover=[_trial_text(trial) for trial in some], **style)
 
     contour = None
     if len(settings) == 1:
-        drawn = [series("trials", sorted(finished, key=lambda trial: trial["values"][settings[0]]), color=0)]
+        drawn = [series("trials", sorted(finished, key=lambda trial: trial.values[settings[0]]), color=0)]
     else:
         drawn = [
             series("stopped early", stopped, style="points", symbol="x", color=5),
@@ -212,7 +210,7 @@ def tune_chart(name: str, result: Mapping[str, Any]) -> Chart:
         ]
         points = np.array([drawn[1].x, drawn[1].y])
         if len(finished) > 2 and np.linalg.matrix_rank(points - points[:, :1]) == 2:  # points on a line span no area
-            contour = (drawn[1].x, drawn[1].y, [100 * trial["accuracy"] for trial in finished])
+            contour = (drawn[1].x, drawn[1].y, [100 * (trial.accuracy or 0.0) for trial in finished])
     drawn.append(series("best", best, style="points", symbol="star", color=1))
     x_log, x_ticks = _scale(settings[0], trials)
     y_log, y_ticks = _scale(settings[1], trials) if len(settings) > 1 else (False, None)
@@ -221,8 +219,8 @@ def tune_chart(name: str, result: Mapping[str, Any]) -> Chart:
         x_title=titles[0],
         y_title=titles[1] if len(settings) > 1 else accuracy,
         series=drawn,
-        caption=f"{result['student']} distilled from {', '.join(result['teacher_refs'])}, method "
-        f"{result['method']}; {len(trials)} of {pluralize(result['planned'], 'trial')}.",
+        caption=f"{result.student} distilled from {', '.join(result.teacher_refs)}, method {result.method}; "
+        f"{len(trials)} of {pluralize(result.planned, 'trial')}.",
         alt=f"{accuracy.capitalize()} by {' and '.join(titles)}",
         log_x=x_log,
         log_y=y_log,
@@ -233,16 +231,16 @@ def tune_chart(name: str, result: Mapping[str, Any]) -> Chart:
     )
 
 
-def _scale(setting: str, trials: Sequence[Mapping[str, Any]]) -> tuple[bool, list[float] | None]:
+def _scale(setting: str, trials: Sequence[TrialRecord]) -> tuple[bool, list[float] | None]:
     """Return whether the axis of a setting is logarithmic, and its ticks: the values tried, where they are few."""
-    values = sorted({trial["values"][setting] for trial in trials})
+    values = sorted({trial.values[setting] for trial in trials})
     is_log = bool(values) and setting != "alpha" and values[0] > 0
     return is_log, values if is_log and len(values) <= min(10, len(trials) / 2) else None
 
 
-def _trial_text(trial: Mapping[str, Any]) -> str:
-    outcome = f"stopped {trial['stopped']}" if trial["accuracy"] is None else f"{100 * trial['accuracy']:.2f}%"
-    return "\n".join([*(f"{setting_name(name)} {value:g}" for name, value in trial["values"].items()), outcome])
+def _trial_text(trial: TrialRecord) -> str:
+    outcome = f"stopped {trial.stopped}" if trial.accuracy is None else f"{100 * trial.accuracy:.2f}%"
+    return "\n".join([*(f"{setting_name(name)} {value:g}" for name, value in trial.values.items()), outcome])
 
 
 def correlation_heatmaps(result: Mapping[str, Any], kind: str) -> Heatmaps:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..analysis.statistics import Claim, claim_from
 from ..config import CORRELATION_KINDS, INFORMATION_UNITS
 from ..errors import pluralize
+from ..records import PilotResult, TuneRecord
 from .charts import Table
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def teacher_name(epochs: Sequence[int], unit: str) -> str:
     return f"{unit}{'s' * (len(epochs) > 1)} {' + '.join(map(str, epochs))}"
 
 
-def plane_table(plane: Plane, *, unit: str = "epoch", chosen: Sequence[int] = ()) -> Table:
+def plane_table(plane: Plane, *, chosen: Sequence[int] = ()) -> Table:
     """Return each checkpoint's accuracy, NLL and estimates of I(Y;F) and I(X;F); the chosen epochs are marked."""
-    points, estimator = plane.points, plane.settings["estimator"]
+    points, settings = plane.points, plane.settings
     rows = [
         [
             str(point.epoch),
@@ -67,11 +68,11 @@ def plane_table(plane: Plane, *, unit: str = "epoch", chosen: Sequence[int] = ()
         for point in points
     ]
     note = (
-        f"Measured on {plane.information_ASN.shape[-1]:,} images: {plane.settings['measured_on']}. H(Y) − CE is a "
-        f"lower bound of I(Y;F), in nats. I(X;F) is by {estimator}: {INFORMATION_UNITS[estimator]}. Its ± is the "
+        f"Measured on {plane.information_ASN.shape[-1]:,} images of {settings.measured_on}. H(Y) − CE is a lower bound "
+        f"of I(Y;F), in nats. I(X;F) is by {settings.estimator}: {INFORMATION_UNITS[settings.estimator]}. Its ± is the "
         "standard error over images; the next column is the standard deviation over fits of the estimator."
     )
-    columns = [unit, "accuracy, %", "NLL, nats", "H(Y) − CE", "I(X;F)", "sd of fits", "sha256"]
+    columns = [settings.unit, "accuracy, %", "NLL, nats", "H(Y) − CE", "I(X;F)", "sd of fits", "sha256"]
     return Table("", columns, rows, note, [row for row, point in enumerate(points) if point.epoch in chosen])
 
 
@@ -94,91 +95,77 @@ def choice_table(choice: Choice) -> Table:
     return Table("", columns, rows, note, [list(choice.scores).index(choice.epoch)])
 
 
-def pilot_table(result: Mapping[str, Any]) -> Table:
+def pilot_table(result: PilotResult) -> Table:
     """Return the pilot runs of a student, the best first; the runs of the chosen candidate are marked."""
-    runs = sorted(result["lessons"], key=lambda run: (-run["lesson_epochs"], -run["information"]))
-    chosen = (list(result["epochs"]), result["alpha"])
+    runs = sorted(result.pilot_runs, key=lambda run: (-run.pilot_epochs, -run.information))
     rows = [
         [
-            teacher_name(run["epochs"], result["unit"]),
-            f"{run['alpha']:g}",
-            str(run["lesson_epochs"]),
-            f"{run['information']:.3f}",
-            f"{100 * run['accuracy']:.1f}",
-            "" if run["probability"] is None else f"{100 * run['probability']:.0f}",
+            teacher_name(run.epochs, result.unit),
+            f"{run.alpha:g}",
+            str(run.pilot_epochs),
+            f"{run.information:.3f}",
+            f"{100 * run.accuracy:.1f}",
+            "" if run.probability is None else f"{100 * run.probability:.0f}",
         ]
         for run in runs
     ]
     note = (
-        f"{pluralize(len(runs), 'pilot run')} of {result['student']}, compared on the validation set; a full "
-        f"distillation has {result['student_epochs']} epochs. I(Y;F) is the lower bound H(Y) − CE. Best in: share of "
-        "1,000 bootstrap resamples of the validation images, among the longest runs; another seed may differ by more."
+        f"{pluralize(len(runs), 'pilot run')} of {result.student}, compared on the validation set; a full distillation "
+        f"has {result.student_epochs} epochs. I(Y;F) is the lower bound H(Y) − CE. Best in: share of 1,000 bootstrap "
+        "resamples of the validation images, among the longest runs; another seed may differ by more."
     )
     columns = ["teacher", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
-    return Table(
-        "", columns, rows, note, [row for row, run in enumerate(runs) if (run["epochs"], run["alpha"]) == chosen]
-    )
+    return Table("", columns, rows, note, [row for row, run in enumerate(runs) if run.chosen])
 
 
-def pilot_sentences(result: Mapping[str, Any]) -> list[str]:
+def pilot_sentences(result: PilotResult) -> list[str]:
     """Return the outcome of a pilot search in sentences: choice, gaps to other candidates, what was left out, cost."""
-    unit, teacher = result["unit"], teacher_name(result["epochs"], result["unit"])
-    if result["epochs"]:
-        teacher += f" with α = {result['alpha']:g} and τ = {result['tau']:g}"
-    lines = [f"Chosen for {result['student']}: {teacher}. Reason: {result['reason']}."]
-    names_by_gap: dict[tuple[str, int], list[str]] = {}
-    for name, gap in result["behind"].items():
-        names_by_gap.setdefault((gap["who"], gap["lesson_epochs"]), []).append(name)
-    for (candidate, epochs), names in names_by_gap.items():
-        gap = result["behind"][names[0]]
-        side, sign = ("behind", 1) if gap["mean"] >= 0 else ("ahead", -1)
-        low, high = sorted((sign * gap["low"], sign * gap["high"]))
-        roles = ", ".join(name for name in names if name != candidate)
+    teacher = teacher_name(result.epochs, result.unit)
+    if result.epochs:
+        teacher += f" with α = {result.alpha:g} and τ = {result.tau:g}"
+    lines = [f"Chosen for {result.student}: {teacher}. Reason: {result.reason}."]
+    for gap in dict.fromkeys(result.behind.values()):
+        side, sign = ("behind", 1) if gap.mean >= 0 else ("ahead", -1)
+        low, high = sorted((sign * gap.low, sign * gap.high))
+        roles = ", ".join(name for name, other in result.behind.items() if other == gap and name != gap.candidate)
         lines.append(
-            f"{candidate}{f' ({roles})' if roles else ''} is {side} by {sign * gap['mean']:.3f} nats after "
-            f"{pluralize(epochs, 'epoch')} (95% CI over images: {low:.3f} to {high:.3f})."
+            f"{gap.candidate}{f' ({roles})' if roles else ''} is {side} by {sign * gap.mean:.3f} nats after "
+            f"{pluralize(gap.pilot_epochs, 'epoch')} (95% CI over images: {low:.3f} to {high:.3f})."
         )
-    if result["skipped"]:
-        skipped = ", ".join(map(str, result["skipped"]))
-        lines.append(f"Skipped, because less accurate than the student without a teacher: {unit} {skipped}.")
-    if result["untried"]:
-        untried = ", ".join(map(str, result["untried"]))
-        lines.append(f"Not tried, because the budget was spent: {unit} {untried}.")
-    share = result["spent_epochs"] / result["student_epochs"]
-    lines.append(
-        f"The pilot runs took {pluralize(result['spent_epochs'], 'epoch')}, {100 * share:.0f}% of a full distillation."
-    )
-    return lines
+    if result.skipped:
+        skipped = ", ".join(map(str, result.skipped))
+        lines.append(f"Skipped, because less accurate than the student without a teacher: {result.unit} {skipped}.")
+    if result.untried:
+        untried = ", ".join(map(str, result.untried))
+        lines.append(f"Not tried, because the budget was spent: {result.unit} {untried}.")
+    share = result.spent_epochs / result.student_epochs
+    cost = pluralize(result.spent_epochs, "epoch")
+    return [*lines, f"The pilot runs took {cost}, {100 * share:.0f}% of a full distillation."]
 
 
-def tune_table(result: Mapping[str, Any]) -> Table:
+def tune_table(result: TuneRecord) -> Table:
     """Return the trials of a tune search, the best first; the best is marked."""
-    best, space = result["best"], list(result["space"])
-    trials = sorted(result["trials"], key=lambda trial: (trial["accuracy"] is None, -(trial["accuracy"] or 0)))
+    best = result.best
+    trials = sorted(result.trials, key=lambda trial: (trial.accuracy is None, -(trial.accuracy or 0)))
     rows = [
         [
-            *(f"{trial['values'][name]:g}" for name in space),
-            "" if trial["accuracy"] is None else f"{100 * trial['accuracy']:.2f}",
-            trial["stopped"] or "",
+            *(f"{trial.values[name]:g}" for name in result.space),
+            "" if trial.accuracy is None else f"{100 * trial.accuracy:.2f}",
+            trial.stopped or "",
         ]
         for trial in trials
     ]
-    note = f"Accuracy on the {SPLITS[result['data']['select_on']]}, {result['images']:,} images. "
+    note = f"Accuracy on the {SPLITS[result.data.select_on]}, {result.images:,} images. "
     if best is None:
         note += "No trial has finished yet."
     else:
         note += (
-            f"Best trial: {_plus_minus(100 * best['accuracy'], 100 * best['accuracy_se'], 1)}%. "
-            f"{pluralize(best['within_noise'], 'other trial')} within the noise of these images."
+            f"Best trial: {_plus_minus(100 * best.accuracy, 100 * best.accuracy_se, 1)}%. For "
+            f"{pluralize(best.comparable, 'other trial')} the 95% CI of the difference over images includes 0."
         )
-    columns = [*map(setting_name, space), "accuracy, %", "stopped"]
-    return Table(
-        "",
-        columns,
-        rows,
-        note,
-        [row for row, trial in enumerate(trials) if best is not None and trial["trial"] == best["trial"]],
-    )
+    columns = [*map(setting_name, result.space), "accuracy, %", "stopped"]
+    marked = [row for row, trial in enumerate(trials) if best is not None and trial.trial == best.trial]
+    return Table("", columns, rows, note, marked)
 
 
 def evaluation_table(result: Mapping[str, Any]) -> Table:
