@@ -359,6 +359,22 @@ def test_weights_at_different_places_are_not_mixed(tmp_path: Path, digits: Data)
         register_external(tmp_path, model=NET, data=digits)
 
 
+def test_a_file_without_batch_counters_does_not_take_those_of_the_file_before(tmp_path: Path, digits: Data):
+    """Batch norm's counters may be missing from a file; they are 0 then, whatever was read before it."""
+    for epoch in (1, 2):
+        state = users.build(10, 1).state_dict()
+        counters = [name for name in state if name.endswith("num_batches_tracked")]
+        for name in counters:
+            state[name] = torch.tensor(5)
+        if epoch == 2:
+            state = {name: tensor for name, tensor in state.items() if name not in counters}
+        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    trajectory = register_external(tmp_path, model=NET, data=digits)
+    for epoch, expected in ((1, 5), (2, 0)):
+        network = trajectory[epoch].network()  # verifies the recorded hash
+        assert {int(network.body.state_dict()[name]) for name in counters} == {expected}
+
+
 def test_a_name_with_ema_in_it_is_not_an_average(tmp_path: Path, digits: Data):
     good, other = (users.build(10, 1).state_dict() for _ in "ab")
     torch.save({"semantic_net": good, "teacher": other}, tmp_path / "1.pt")
