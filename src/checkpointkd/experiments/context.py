@@ -91,9 +91,9 @@ class Context:
         if isinstance(work, DistillTask):
             return self.out / "runs" / _name(f"{work.model}-from-{self._words(work.teachers)}-seed{work.seed}", key)
         if isinstance(work, TuneTask):
-            return self.out / "searches" / _name(f"{work.model}-from-{self._words(work.teachers)}", key)
+            return self.out / "tuned" / _name(f"{work.model}-from-{self._words(work.teachers)}", key)
         if isinstance(work, PilotTask):
-            return self.out / "probed" / _name(f"{work.model}-of-{work.run.model}.{work.run.seed}-seed{work.seed}", key)
+            return self.out / "pilots" / _name(f"{work.model}-of-{work.run.model}.{work.run.seed}-seed{work.seed}", key)
         if isinstance(work, EvaluateTask):
             return self.out / "measured" / _name(self._words(work.members), key)
         if isinstance(work, CorrelateTask):
@@ -424,7 +424,7 @@ class Context:
             }
             if isinstance(work, PilotTask):
                 probing = [self.folder(work.run).name, asdict(self.probe_settings(work)), list(self.run(work.run))]
-                return {**what, "probing": probing, "plan": PLAN_VERSION}
+                return {**what, "pilot": probing, "plan": PLAN_VERSION}
             if not isinstance(work, TuneTask):
                 what |= {"every": self._every(work), "seed": work.seed}
                 what |= {"half": True} if (preset.checkpoint_dtype == "float16") else {}
