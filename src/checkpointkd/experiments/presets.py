@@ -283,12 +283,12 @@ def get_preset(name: str, data: str | None) -> Preset:
     150
     >>> get_preset("small", "digits")
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: preset 'small' runs on cifar100, not on 'digits'
+    checkpointkd.errors.UserError: Preset 'small' runs on cifar100, not on 'digits'
     """
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
     by_dataset = PRESETS[name]
     dataset = next(iter(by_dataset)) if data is None else data.partition(":")[0]
     if dataset not in by_dataset:
-        raise UserError(f"preset {name!r} runs on {', '.join(by_dataset)}, not on {dataset!r}")
+        raise UserError(f"Preset {name!r} runs on {', '.join(by_dataset)}, not on {dataset!r}")
     return by_dataset[dataset]()
