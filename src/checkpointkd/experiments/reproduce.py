@@ -249,8 +249,8 @@ def _run(
         dependents = len(failed) - len(errors)
         left_out = f", and {_tasks(dependents)} that require a failed one did not run" if dependents else ""
         raise UserError(
-            f"{len(errors)} of {_tasks(estimate.tasks)} failed{left_out}. The first error: "
-            f"{next(iter(errors), '')}. The results are in {page}."
+            f"{len(errors)} of {_tasks(estimate.tasks)} failed{left_out}. The results are in {page}. "
+            f"First error: {next(iter(errors), '')}"
         )
     return {"experiments": results, "report": str(page), "estimate": {**asdict(estimate), "text": estimate.text}}
 
