@@ -64,7 +64,7 @@ def extra_rows(context: Context, items: Sequence[Item], done: Callable[[Task], b
         if plane is None:
             continue
         trajectory = task.training.trajectory(context)
-        information_ASN, correct_ASN = plane.information_ASN, 100.0 * plane.images["right"][:, None]
+        information_ASN, correct_ASN = plane.information_ASN, 100.0 * plane.images["correct"][:, None]
         midpoint, last = plane.epochs.index(trajectory.midpoint.epoch), len(plane.epochs) - 1
         below_SN, best_earlier = _peak(correct_ASN[:last], correct_ASN[last])
         gaps = {

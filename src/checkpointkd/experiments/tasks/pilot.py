@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import msgspec
-
 from ... import records
 from ...config import OnProgress, PilotConfig
 from ...records import PilotRecord
@@ -64,7 +62,8 @@ class PilotTask:
     def run(self, context: Context, on_progress: OnProgress | None = None) -> None:
         from ...commands.common import device_of, recipe_from
         from ...data import load_data
-        from ...selection.pilot import PilotSearch, run_pilot_search
+        from ...selection.pilot import run_pilot_search
+        from ...selection.pilot_store import PilotSearch
 
         preset = context.preset
         given = {"recipe": preset.student_recipe, "epochs": preset.student_epochs, "batch_size": preset.batch_size}
@@ -79,7 +78,7 @@ class PilotTask:
                 precision=context.speeds[self.model].precision,
                 logit_cache_gb=context.logit_cache_gb,
                 device=device_of(context.device),
-                told=given,
+                command_options=given,
                 on_progress=on_progress,
             )
         )
@@ -99,7 +98,7 @@ class PilotTask:
                 "seed": self.seed,
                 "epochs": list(result.epochs),
                 "alpha": result.alpha,
-                "pilot_runs": [msgspec.structs.asdict(run) for run in result.pilot_runs],
+                "pilot_runs": records.plain(result.pilot_runs),
                 "skipped": list(result.skipped),
                 "spent_epochs": result.spent_epochs,
                 "student_epochs": result.student_epochs,

@@ -137,16 +137,16 @@ class ScoreTask:
 
     def plane(self, context: Context) -> Plane | None:
         """Return the information plane of the run, if all checkpoints are scored with the preset's settings."""
-        from ...information import load_plane, stale_epochs
+        from ...information import load_planes, stale_epochs
 
         trajectory = self.training.trajectory(context)
-        plane = load_plane(trajectory, estimator=self.estimator, missing_ok=True)
+        plane = load_planes(trajectory).get(self.estimator)
         if plane is None or plane.epochs != list(trajectory) or stale_epochs(plane, trajectory):
             return None
         config = context.estimator_config(self.estimator)
         fit_images, measure_images = config.images(trajectory.run.data.train_size, trajectory.run.data.val_size)
         config = replace(config, fit_images=fit_images, measure_images=measure_images)
-        return plane if plane.settings["settings"] == asdict(config) else None
+        return plane if plane.settings.estimator_config == config else None
 
     def done(self, context: Context) -> bool:
         return self.plane(context) is not None
@@ -191,7 +191,7 @@ class ScoreTask:
                 "information_se": point.image_information_se,
                 "information_sd": point.image_information_sd,
                 "fits": len(plane.information_ASN[0]),
-                "images": plane.images["right"].shape[-1],
+                "images": plane.images["correct"].shape[-1],
                 "chosen": point.epoch == chosen,
                 "file": f"{trajectory.path.name}/{trajectory[point.epoch].path.name}",
             }
