@@ -67,5 +67,3 @@ def speeds_of(preset: Preset) -> dict[str, NetworkSpeed]:
 def smoke_preset() -> Preset:
     """Return the preset `smoke`."""
     return get_preset("smoke", None)
-
-

@@ -67,8 +67,8 @@ def test_tables_hold_the_means_of_their_rows(smoke: Path):
     assert table["rows"][2][0] == "average of the pairs"
     pair = "wrn_16_2 → wrn_10_1"
     best = read_rows(smoke, "table3", kind="network", pair=pair, variant="best")[0]["teachers"][0][2]
-    chosen = [point["epoch"] for point in read_rows(smoke, "figure7", kind="point", model="wrn_16_2") if point["chosen"]]
-    assert chosen == [best], "T* of Table 3 is the choice of Figure 7"
+    points = read_rows(smoke, "figure7", kind="point", model="wrn_16_2", chosen=True)
+    assert [point["epoch"] for point in points] == [best], "T* of Table 3 is the choice of Figure 7"
 
 
 def test_runs_are_shared_and_trained_once(smoke: Path, tmp_path: Path):
@@ -296,5 +296,3 @@ def test_the_paper_s_preset_asks_first(tmp_path: Path, cifar100: Path):
     assert "hours with one job" in process.stderr
     assert "To start, add --yes (in Python yes=True)." in process.stderr
     assert not (tmp_path / "paper" / "runs").exists()
-
-
