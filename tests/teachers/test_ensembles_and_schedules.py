@@ -248,7 +248,7 @@ def test_a_route_ends_with_another_student_and_the_table_changes_nothing(
             {"teacher_schedule": "rco", "ensemble": "all", "average": "logits"},
             "--average is for teachers that teach jointly",
         ),
-        ({"method": "at", "channel_adapter": True}, "--channel-adapter means nothing to at; it is for fsp"),
+        ({"method": "at", "channel_adapter": True}, "--channel-adapter does not apply to at, only to fsp"),
         ({"method": "at", "tau": 3.0}, "--tau means nothing to at while alpha is 1"),
         ({"logit_cache_gb": float("inf")}, "--logit-cache-gb must be from 0 to 10⁹, not inf"),
     ],
@@ -377,26 +377,26 @@ def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path
     [
         (
             {"method": "fitnets", "teacher_features": ["stage9"]},
-            r"of the teacher .*: the model has no features 'stage9'; did you mean 'stage3'.*its modules: conv1, stage1",
+            r"of the teacher .*: The model has no module 'stage9'. Did you mean 'stage3'.*Its modules: conv1, stage1",
         ),
         (
             {"method": "fitnets", "student_features": ["stage1", "stage2"]},
-            r"there are 2 \(stage1, stage2\) and, of .*, 3 \(stage1, stage2, relu\): name as many",
+            r"has 2 \(stage1, stage2\) and the teacher .* has 3 \(stage1, stage2, relu\)\. Name equally many",
         ),
         (
             {"method": "crd", "student_features": ["stage1", "stage2"], "teacher_features": ["stage1", "stage2"]},
-            r"crd contrasts one feature, not 2 \(stage1, stage2\)",
+            r"crd contrasts 1 feature, not 2 \(stage1, stage2\)",
         ),
         (
             {"method": "fsp", "student_features": ["stage1"], "teacher_features": ["stage1"]},
-            "there is only one, stage1: name two or more",
+            r"fsp .* needs at least 2 features, not 1 \(stage1\)\. Name more",
         ),
         (
             {"method": "fsp"},
-            r"student's 'stage1' has 16 where the teacher's 'stage1' has 32: --channel-adapter puts a trained",
+            r"student's 'stage1' has 16 and the teacher's 'stage1' has 32\. Add --channel-adapter to train",
         ),
-        ({"method": "kd", "teacher_features": ["stage1"]}, "--teacher-features means nothing to kd"),
-        ({"method": "dkd", "channel_adapter": True}, "--channel-adapter means nothing to dkd; it is for fsp"),
+        ({"method": "kd", "teacher_features": ["stage1"]}, "--teacher-features does not apply to kd"),
+        ({"method": "dkd", "channel_adapter": True}, "--channel-adapter does not apply to dkd, only to fsp"),
         ({"method": "hints"}, r"unknown method 'hints'.*\(known: kd, lskd, dkd"),
         ({"method": "at", "compile": True}, "--compile hides the features that at learns from"),
         ({"best_of_last_ten": True}, "but --select-on val allows one measurement"),
