@@ -137,7 +137,7 @@ MISTAKES = [
     (["train", "wrn_10_1", "--data", "digits", "--epoch", "3", "--out", "{new}"], "Did you mean --epochs"),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "many", "--out", "{new}"], '"many" is no whole number'),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "2.5", "--out", "{new}"], '"2.5" is no whole number'),
-    (["train", "tests.test_cli:raises", "--data", "digits", "--out", "{new}"], "can't be made: no luck today"),
+    (["train", "tests.test_cli:raises", "--data", "digits", "--out", "{new}"], "cannot be built: no luck today"),
     (["train", "tests.test_cli:few_classes", "--data", "digits", "--out", "{new}"], r"gives \(2, 3\), not logits"),
     (["train", "wrn_10_1", "--data", "digits", "--epochs", "0", "--out", "{new}"], "epochs must be at least 1, not 0"),
     (["train", "wrn_10_1", "--data", "digit", "--out", "{new}"], "unknown data set 'digit'; did you mean 'digits'"),

@@ -30,7 +30,7 @@ SamplerName = Literal["grid", "tpe"]
 LrSchedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["val", "test"]
 
-TEACHER_FORWARD = "ask the teachers"  # the task of filling a teachers' table
+TEACHER_FORWARD = "teacher forward"  # the progress task of computing teacher logits
 OnProgress = Callable[[str, int, int], None]  # told the task, how many of its parts are done, how many it has
 
 
