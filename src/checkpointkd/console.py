@@ -164,7 +164,7 @@ def experiments(result: Mapping[str, Any]) -> RenderableType:
     from .reports.charts import Table
     from .reports.tables import CLAIMS_NOTE, caveats, claims_table, experiments_table
 
-    results = list(result["studies"].values())
+    results = list(result["experiments"].values())
     if len(results) > 1:
         notes = dict.fromkeys(note for each in results for note in each["notes"] if not note.startswith("Not finished"))
         return Group(*_table(experiments_table(results)), _lines([*notes]), report(result["report"]))

@@ -409,12 +409,12 @@ def test_steps_are_called_steps(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["select", str(folder), "--rule", "midpoint"]) == 0
     told = capsys.readouterr().out
     assert re.search("^step +accuracy", told, re.MULTILINE)
-    assert "step 500: the nearest to half of 1500 steps" in told
+    assert "Selected: step 500. Reason: the nearest to half of 1500 steps" in told
     assert main(["evaluate", f"{folder}@7"]) == 2
     assert "no checkpoint of step 7" in capsys.readouterr().err
     page = ckd.report(tmp_path).read_text(encoding="utf-8")
     assert "chose step 500" in page
-    assert "step 1500<br>" in page.replace("\\u003c", "<").replace("\\u003e", ">")
+    assert "\nstep 1500\n" in page
 
 
 def test_timms_recovery_files_are_left_out(all_written: dict[str, Written], tmp_path: Path):

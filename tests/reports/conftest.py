@@ -9,6 +9,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.analysis.statistics import claim
+from checkpointkd.records import plain, provenance
 from checkpointkd.reports.charts import Chart, Heatmaps, Series, to_plain
 
 
@@ -64,9 +65,10 @@ def experiment(tmp_path: Path) -> Path:
     chart = Chart(title="a", x_title="b", y_title="c", series=[Series(name="d", x=[1, 2], y=[3, 4])])
     maps = Heatmaps(title="a", names=["b"], classes=["c", "d"], maps=[[[1, 0.5], [0.5, 1]]])
     result = {
-        "study": "table1",
+        "experiment": "table1",
         "title": "Table 1",
-        "scale": {
+        "missing": 0,
+        "preset": {
             "name": "smoke",
             "dataset": "digits",
             "select_on": "val",
@@ -80,7 +82,7 @@ def experiment(tmp_path: Path) -> Path:
         "tables": [{"title": "t", "columns": ["a", "b"], "rows": [["1", "2"]], "note": "", "marked": []}],
         "figures": [to_plain(chart), to_plain(maps)],
         "claims": [{**vars(claim("a", "b", [1.0, 2.0, 4.0])), "verdict": ""}],
-        "provenance": {"torch": "2"},
+        "provenance": plain(provenance()),
     }
     (tmp_path / "table1").mkdir()
     (tmp_path / "table1" / "experiment.json").write_text(json.dumps(result))

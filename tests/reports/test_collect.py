@@ -120,7 +120,7 @@ def test_an_experiment_alone_has_a_report(experiment: Path):
         ("notes", [3]),
         ("provenance", None),
         ("provenance", {"a": 1}),
-        ("scale", {}),
+        ("preset", {}),
         ("tables.0.columns", ["a"]),
         ("tables.0.rows", [["a", 3]]),
         ("tables.0.marked", 3),

@@ -127,10 +127,10 @@ def test_the_tables_of_experiments_fit_80_columns():
         "tables": [asdict(table)],
         "claims": [{**asdict(tested), "verdict": tested.verdict} for tested in claims],
     }
-    text = _check(console.experiments({"studies": {"table2": result}, "report": "r.html"}))
+    text = _check(console.experiments({"experiments": {"table2": result}, "report": "r.html"}))
     assert "[1] rests on one run" in text
     assert all(cell.partition(" (")[0] in text for cell in cells)
-    overview = console.experiments({"studies": {"table2": result, "figure3": result}, "report": "r.html"})
+    overview = console.experiments({"experiments": {"table2": result, "figure3": result}, "report": "r.html"})
     _check(overview)
     assert "3  2 supported, 1 undecided, 1 not run yet" in _printed(overview, 200)
     for row in claims_table(claims).rows:

@@ -126,6 +126,8 @@ def claim_from(stored: dict[str, Any]) -> Claim:
         raise TypeError("the numbers of a claim must be numbers")
     if not isinstance(stored["n"], int) or isinstance(stored["n"], bool):
         raise TypeError("the n of a claim must be an integer")
+    if not all(isinstance(stored[name], str) for name in ("text", "where", "unit", "units", "caveat")):
+        raise TypeError("the texts of a claim must be texts")
     return Claim(**{name: stored[name] for name in Claim.__dataclass_fields__})
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..analysis.statistics import AVERAGE, Claim, Verdict, claim_from
+from ..analysis.statistics import AVERAGE, Claim, Verdict
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
-from ..records import PilotRecord
-from .charts import Figure, Table, from_plain
+from ..records import ExperimentRecord, PilotRecord, PresetRecord
+from .charts import Figure
 from .collect import Collected, Scored, collect
 from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of, students_charts, tune_chart
 from .page import Page, Section, write_page
@@ -128,42 +128,42 @@ def _pilot_section(name: str, record: PilotRecord) -> Section:
 
 
 def _experiments_page(collected: Collected) -> Page:
-    shared = shared_notes(collected.experiments)
-    claims = [[claim_from(stored) for stored in result["claims"]] for result in collected.experiments]
+    results = [experiment.record for experiment in collected.experiments]
+    shared = shared_notes(results)
     return Page(
         title=f"Experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_EXPERIMENTS,
-        summary=list(dict.fromkeys(preset_sentence(result["scale"]) for result in collected.experiments)),
-        findings=_findings([claim for group in claims for claim in group]),
+        summary=list(dict.fromkeys(preset_sentence(result.preset) for result in results)),
+        findings=_findings([claim for experiment in collected.experiments for claim in experiment.claims]),
         notes=[*shared, *collected.notes],
         sections=[
             Section(
-                title=result["title"],
-                notes=[note for note in result["notes"] if note not in shared],
-                tables=[Table(**table) for table in result["tables"]],
-                claims=group,
-                figures=[from_plain(figure) for figure in result["figures"]],
+                title=experiment.record.title,
+                notes=[note for note in experiment.record.notes if note not in shared],
+                tables=experiment.tables,
+                claims=experiment.claims,
+                figures=experiment.figures,
             )
-            for result, group in zip(collected.experiments, claims, strict=True)
+            for experiment in collected.experiments
         ],
         provenance=collected.provenance,
     )
 
 
-def shared_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def shared_notes(results: Sequence[ExperimentRecord]) -> list[str]:
     """Return the notes that every experiment has, which a page shows once."""
-    notes = [note for result in results for note in result["notes"]]
+    notes = [note for result in results for note in result.notes]
     return [note for note in dict.fromkeys(notes) if notes.count(note) == len(results)]
 
 
-def preset_sentence(preset: Mapping[str, Any]) -> str:
+def preset_sentence(preset: PresetRecord) -> str:
     """Return the preset of an experiment in one line."""
-    images = f", {preset['train_images']:,} training images" if preset["train_images"] else ""
-    pairs = ", ".join(f"{pair['teacher']} → {pair['student']}" for pair in preset["pairs"])
+    images = f", {preset.train_images:,} training images" if preset.train_images else ""
+    pairs = ", ".join(f"{pair.teacher} → {pair.student}" for pair in preset.pairs)
     return (
-        f"Preset {preset['name']}: {preset['dataset']}{images}; teacher → student: {pairs}; "
-        f"{preset['teacher_epochs']} epochs for teachers and {preset['student_epochs']} for students; "
-        f"{pluralize(preset['seeds'], 'seed')}; selection on {preset['select_on']}."
+        f"Preset {preset.name}: {preset.dataset}{images}; teacher → student: {pairs}; "
+        f"{preset.teacher_epochs} epochs for teachers and {preset.student_epochs} for students; "
+        f"{pluralize(preset.seeds, 'seed')}; selection on {preset.select_on}."
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from .. import records, storage
-from ..analysis.statistics import claim_from
+from .. import records
+from ..analysis.statistics import Claim, claim_from
 from ..checkpoints import Trajectory, open_trajectory
 from ..errors import UserError, check_exists
 from ..information import Plane, load_planes
-from ..records import AnyRun, PilotRecord, SelectionRecord, TuneRecord
-from .charts import Table, from_plain
+from ..records import AnyRun, ExperimentRecord, PilotRecord, SelectionRecord, TuneRecord
+from .charts import Figure, Table, from_plain
+from .tables import claims_table
 from .variants import Variant, group_variants
 
 # Experiments, in the paper's order.
@@ -40,6 +41,16 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """The result of an experiment, with its tables, claims and figures."""
+
+    record: ExperimentRecord
+    tables: list[Table]
+    claims: list[Claim]
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
 class Collected:
     """The content of a report.
 
@@ -55,7 +66,7 @@ class Collected:
     variants: list[Variant]
     tunings: dict[str, TuneRecord]
     pilots: dict[str, PilotRecord]
-    experiments: list[dict[str, Any]]
+    experiments: list[Experiment]
     notes: list[str]
     provenance: dict[str, str]
 
@@ -77,7 +88,8 @@ def collect(folder: Path) -> Collected:
     check_exists(folder, "folder")
     notes: list[str] = []
     experiments = list(_read_all(folder, "experiment.json", _read_experiment, notes).values())
-    experiments.sort(key=lambda result: ORDER.index(result["study"]) if result["study"] in ORDER else len(ORDER))
+    names_in_order = [*ORDER, *(experiment.record.experiment for experiment in experiments)]
+    experiments.sort(key=lambda experiment: names_in_order.index(experiment.record.experiment))
     tunings = _read_all(folder, "tune.json", lambda path: records.read(path, TuneRecord, remedy=REMEDY), notes)
     pilots = _read_all(folder, "pilot.json", lambda path: records.read(path, PilotRecord, remedy=REMEDY), notes)
     runs = _read_runs(folder, notes)
@@ -97,7 +109,7 @@ def collect(folder: Path) -> Collected:
     if runs:
         provenance = _provenance(runs)
     elif experiments:
-        provenance = experiments[0]["provenance"]
+        provenance = records.plain(experiments[0].record.provenance)
     else:
         provenance = records.plain([*tunings.values(), *pilots.values()][0].provenance)
     return Collected(folder, scored, variants, tunings, pilots, experiments, notes + duplicates, provenance)
@@ -153,31 +165,18 @@ def _unfinished(
     return notes
 
 
-def _read_experiment(path: Path) -> dict[str, Any]:
-    result = storage.read_json(path)
-    _check_study(result, path)
-    return result
-
-
-def _check_study(result: Any, path: Path) -> None:
-    """Raise UserError unless this can be what a study found."""
+def _read_experiment(path: Path) -> Experiment:
+    """Return the result of an experiment; raises UserError if a table, a figure or a claim cannot be shown."""
+    record = records.read(path, ExperimentRecord, remedy=REMEDY)
     try:
-        for figure in result["figures"]:
-            from_plain(figure)
-        for table in result["tables"]:
-            Table(**table).check()
-        for claim in map(claim_from, result["claims"]):
-            Table(claim.text, [claim.where, claim.effect_text, claim.n_text], [], claim.caveat).check()
-        scale, provenance = result["scale"], result["provenance"]
-        words = [scale["name"], scale["dataset"], scale["select_on"], *provenance, *provenance.values()]
-        words += [one for pair in scale["pairs"] for one in (pair["teacher"], pair["student"])]
-        Table(result["title"], [*result["notes"], result["study"], *words], []).check()
-        counts = (scale["seeds"], scale["teacher_epochs"], scale["student_epochs"], scale["train_images"] or 0)
-        right = isinstance(result["notes"], list) and all(isinstance(one, int) for one in counts)
+        tables = [Table(**table) for table in record.tables]
+        claims = [claim_from(claim) for claim in record.claims]
+        for table in tables:
+            table.check()
+        claims_table(claims).check()
+        return Experiment(record, tables, claims, [from_plain(figure) for figure in record.figures])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
-        right = False
-    if not right:
-        raise UserError(f"{path} is damaged: it has no experiment's results")
+        raise UserError(f"{path} is damaged: a table, a figure or a claim cannot be shown. {REMEDY}") from None
 
 
 def _plane_of_choice(planes: dict[str, Plane], selection: SelectionRecord | None) -> Plane:

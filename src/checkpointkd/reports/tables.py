@@ -68,11 +68,11 @@ def plane_table(plane: Plane, *, chosen: Sequence[int] = ()) -> Table:
         for point in points
     ]
     note = (
-        f"Measured on {plane.information_ASN.shape[-1]:,} images of {settings.measured_on}. H(Y) − CE is a lower bound "
-        f"of I(Y;F), in nats. I(X;F) is by {settings.estimator}: {INFORMATION_UNITS[settings.estimator]}. Its ± is the "
-        "standard error over images; the next column is the standard deviation over fits of the estimator."
+        f"Measured on {plane.information_ASN.shape[-1]:,} images of {settings.measured_on}. NLL and H(Y) − CE, a lower "
+        f"bound of I(Y;F), are in nats. I(X;F) is by {settings.estimator}: {INFORMATION_UNITS[settings.estimator]}. "
+        "Its ± is the standard error over images; the next column is the standard deviation over fits of the estimator."
     )
-    columns = [settings.unit, "accuracy, %", "NLL, nats", "H(Y) − CE", "I(X;F)", "sd of fits", "sha256"]
+    columns = [settings.unit, "accuracy, %", "NLL", "H(Y) − CE", "I(X;F)", "sd of fits", "sha256"]
     return Table("", columns, rows, note, [row for row, point in enumerate(points) if point.epoch in chosen])
 
 
