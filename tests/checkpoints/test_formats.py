@@ -409,7 +409,7 @@ def test_steps_are_called_steps(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["select", str(folder), "--rule", "midpoint"]) == 0
     told = capsys.readouterr().out
     assert re.search("^step +accuracy", told, re.MULTILINE)
-    assert "Selected: step 500. Reason: the nearest to half of 1500 steps" in told
+    assert "Selected: step 500. Reason: the nearest to the middle of 1500 steps" in told
     assert main(["evaluate", f"{folder}@7"]) == 2
     assert "no checkpoint of step 7" in capsys.readouterr().err
     page = ckd.report(tmp_path).read_text(encoding="utf-8")
