@@ -91,6 +91,12 @@ def test_differences_are_paired_by_seed_with_students_t_intervals():
     assert difference(_variant(92), _variant()).text == "no common seed"
 
 
+def test_equal_differences_have_no_interval():
+    """Two seeds with the same gap say nothing about chance, as in a claim; nor do three equal students."""
+    assert difference(_variant(91, 92), _variant(90, 91)).text == "+1.00 (no CI: equal differences)"
+    assert difference(_variant(91, 92, 93), _variant(91, 92, 93)).text == "+0.00 (no CI: equal differences)"
+
+
 def test_only_students_with_the_same_settings_are_compared(runs: Path):
     """A longer student and one with another alpha: each is a variant of its own, and has its own baseline or none."""
     ckd.train("wrn_10_1", data="digits", train_images=100, epochs=3, save_every=3, out=runs / "longer")

@@ -70,7 +70,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two variants in points, paired by seed, with the half-width of its 95% interval."""
+    """The mean difference of two variants in points, paired by seed, with the half-width of its 95% interval.
+
+    The half-width is NaN for one seed and for differences that are all equal.
+    """
 
     n: int
     mean: float
@@ -81,6 +84,8 @@ class Difference:
         """Whether the 95% confidence interval includes 0."""
         if self.n < 2:
             return "no CI with one seed"
+        if math.isnan(self.half_width):
+            return "no CI: equal differences"
         return "95% CI excludes 0" if abs(self.mean) > self.half_width else "95% CI includes 0"
 
     @property
@@ -88,7 +93,7 @@ class Difference:
         """The difference and its verdict as a table shows them."""
         if self.n == 0:
             return "no common seed"
-        interval = f" ± {self.half_width:.2f}" if self.n > 1 else ""
+        interval = "" if math.isnan(self.half_width) else f" ± {self.half_width:.2f}"
         return f"{self.mean:+.2f}{interval} ({self.verdict})"
 
 
@@ -102,7 +107,7 @@ def difference(variant: Variant, baseline: Variant) -> Difference:
     """
     seeds = sorted(variant.accuracy.keys() & baseline.accuracy.keys())
     test = paired([variant.accuracy[seed] - baseline.accuracy[seed] for seed in seeds])
-    return Difference(test.n, test.mean, 0.0 if test.n > 1 and math.isnan(test.half_width) else test.half_width)
+    return Difference(test.n, test.mean, test.half_width)
 
 
 def group_variants(runs: Sequence[Trajectory], names: dict[Path, str]) -> tuple[list[Variant], list[str]]:
