@@ -125,6 +125,23 @@ def test_a_copied_run_counts_once(runs: Path):
     assert note.startswith("Counted once: ")
 
 
+def test_runs_with_rounded_checkpoints_are_variants_of_their_own(runs: Path):
+    """Their results are those of the rounded weights: such a run is no repetition of the run with the same seed."""
+    for name, teachers in (("scratch-fp16", []), ("two-fp16", [f"{runs / 'teacher'}@2"])):
+        common: dict[str, Any] = {"epochs": 2, "save_every": 2, "checkpoint_dtype": "float16", "out": runs / name}
+        if teachers:
+            ckd.distill("wrn_10_1", teachers=teachers, **common)
+        else:
+            ckd.train("wrn_10_1", data="digits", train_images=100, **common)
+    collected = collect(runs)
+    assert collected.notes == []
+    by_label = {variant.label: variant for variant in collected.variants}
+    assert len(by_label) == len(collected.variants) == 6
+    rounded = by_label["epoch 2 (midpoint); float16 checkpoints"]
+    assert (rounded.n, by_label["epoch 2 (midpoint); float32 checkpoints"].n) == (1, 2)
+    assert collected.baseline(rounded) == by_label["no teacher; float16 checkpoints"]
+
+
 def test_a_teacher_of_the_students_own_network_is_a_baseline(runs: Path):
     """Self-distillation: the run that taught is also the student without a teacher."""
     ckd.distill("wrn_10_1", teachers=[f"{runs / 'scratch-0'}"], epochs=2, save_every=2, out=runs / "self")

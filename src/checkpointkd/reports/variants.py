@@ -15,7 +15,7 @@ from ..checkpoints import Trajectory
 from ..errors import pluralize
 from ..records import AnyRun, DistillRecord, OwnRunRecord, TrainRecord, plain
 
-FAMILY = ("model", "data", "recipe", "precision")  # students of one family can be compared
+FAMILY = ("model", "data", "recipe", "precision", "checkpoint_dtype")  # students of one family can be compared
 TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these
 BY_PILOT = "chosen by pilot runs"
 
@@ -272,6 +272,8 @@ def _distinguished(run: Trajectory, variant: Variant, variants: Sequence[tuple[T
         parts.append(f"{record.data.train_size:,} images of {record.data.name}")
     if differs(lambda peer: peer.run.precision, peer_runs):
         parts.append(record.precision)
+    if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.checkpoint_dtype, peer_runs):
+        parts.append(f"{record.checkpoint_dtype} checkpoints")
     same_label = [peer for _, peer in peers if peer is not variant and peer.label == variant.label]
     same_family = [peer for peer in same_label if peer.family == variant.family]
     if same_label and not parts and not same_family and isinstance(record, OwnRunRecord):
