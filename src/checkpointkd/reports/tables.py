@@ -128,9 +128,10 @@ def pilot_sentences(result: PilotResult) -> list[str]:
         side, sign = ("behind", 1) if gap.mean >= 0 else ("ahead", -1)
         low, high = sorted((sign * gap.low, sign * gap.high))
         roles = ", ".join(name for name, other in result.behind.items() if other == gap and name != gap.candidate)
+        candidate = f"{gap.candidate[0].upper()}{gap.candidate[1:]}{f' ({roles})' if roles else ''}"
         lines.append(
-            f"{gap.candidate[0].upper()}{gap.candidate[1:]}{f' ({roles})' if roles else ''} is {side} by "
-            f"{sign * gap.mean:.3f} nats after {pluralize(gap.pilot_epochs, 'epoch')} (95% CI over images: {low:.3f} to {high:.3f})."
+            f"{candidate} is {side} by {sign * gap.mean:.3f} nats after {pluralize(gap.pilot_epochs, 'epoch')} "
+            f"(95% CI over images: {low:.3f} to {high:.3f})."
         )
     if result.skipped:
         skipped = ", ".join(map(str, result.skipped))
