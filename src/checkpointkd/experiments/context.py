@@ -195,7 +195,7 @@ class Context:
     def look(self, models: Sequence[str], data: Data) -> Context:
         """The lab, with each network's precision and speed measured on this machine, or as they were measured when its
         first run was begun: equal runs compute alike."""
-        from ..commands.common import device_of
+        from ..device import pick_device
         from ..training.precision import benchmark_training
 
         path = self.out / "machine.json"
@@ -206,7 +206,7 @@ class Context:
         if missing:
             for model in missing:
                 measured[model] = benchmark_training(
-                    model, data, recipe, precision=self.preset.precision, device=device_of(self.device)
+                    model, data, recipe, precision=self.preset.precision, device=pick_device(self.device)
                 )
                 storage.write_json(path, {**known, self._kind(): measured})
         steps = math.ceil(len(data.train) / recipe.batch_size)  # of these images, however many there were then
@@ -296,8 +296,8 @@ class Context:
 
     def _probe(self, work: PilotTask, on_progress: OnProgress | None) -> None:
         """Hold a probing's lessons."""
-        from ..commands.common import device_of, recipe_from
         from ..data import load_data
+        from ..device import pick_device
         from ..selection.pilot import PilotSearch, run_pilot_search
 
         preset = self.preset
@@ -306,12 +306,12 @@ class Context:
                 student=work.model,
                 trajectory=self.run(work.run),
                 data=load_data(self.data_settings(), on_progress=on_progress),
-                recipe=recipe_from(preset.student_recipe, preset.student_epochs, preset.batch_size, None),
+                recipe=recipe_of(preset.student_recipe, epochs=preset.student_epochs, batch_size=preset.batch_size),
                 settings=self.probe_settings(work),
                 out=self.folder(work),
                 precision=self.machine[work.model]["precision"],
                 logit_cache_gb=self.logit_cache_gb,
-                device=device_of(self.device),
+                device=pick_device(self.device),
                 told={
                     "recipe": preset.student_recipe,
                     "epochs": preset.student_epochs,
