@@ -22,6 +22,8 @@ import checkpointkd as ckd
 from checkpointkd.cli import COMMANDS, build_app, main
 from checkpointkd.progress import Bars
 
+from .data.image_files import digit
+
 PROGRAM = [sys.executable, "-m", "checkpointkd"]
 LOADING = "checkpointkd: loading PyTorch ...\n"
 
@@ -277,3 +279,27 @@ def test_python_and_the_command_line_have_the_same_options():
         command_line = inspect.signature(app[command].default_command).parameters
         names = [name for name in python if name != "on_progress" and not name.startswith("_")]
         assert names == [name for name in command_line if name != "json"]
+
+
+def test_modules_of_the_current_folder_are_found_but_hide_no_installed_ones(tmp_path: Path):
+    pytest.importorskip("datasets")
+    for split, count in (("train", 8), ("test", 4)):  # images of 20 × 20 pixels in two classes
+        for label in range(2):
+            folder = tmp_path / "images" / split / f"class-{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                digit(label, number, size=(20, 20)).save(folder / f"{number}.png")
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "__init__.py").write_text("raise ImportError('a folder of data, not a library')")
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def network(*, num_classes, in_channels):\n"
+        "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),\n"
+        "        torch.nn.Linear(in_channels, num_classes))\n"
+    )
+    command = [*PROGRAM, "train", "mine:network", "--data", "hf:images", "--epochs", "1", "--precision", "fp32"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--out", "run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

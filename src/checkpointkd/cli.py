@@ -189,7 +189,7 @@ def _print(result: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    sys.path.insert(0, os.getcwd())  # for the user's own modules
+    _search_current_folder_last()
     log.setLevel(logging.INFO)
     log.propagate = False
     words = sys.argv[1:] if arguments is None else arguments
@@ -215,6 +215,16 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of standard output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _search_current_folder_last() -> None:
+    """Let users name their own modules without hiding installed ones: a folder `datasets` must not replace Hugging
+    Face's. `python -m` puts the current folder first."""
+    here = os.getcwd()
+    if sys.path and sys.path[0] in ("", here):
+        del sys.path[0]
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _usage_error(error: cyclopts.CycloptsError) -> str:
