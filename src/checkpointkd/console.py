@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from . import records
 from .analysis.statistics import CLAIM_COLUMNS, claim_from
 from .config import INFORMATION_UNITS
 from .errors import format_bytes, pluralize, printable
@@ -20,6 +21,8 @@ def plain(result: Any) -> Any:
     """A verb's result as JSON's values."""
     if hasattr(result, "to_plain"):
         return result.to_plain()
+    if isinstance(result, records.Record):
+        return records.plain(result)
     if is_dataclass(result) and not isinstance(result, type):
         return asdict(result)
     return {"path": str(result)} if isinstance(result, Path) else result
@@ -97,10 +100,8 @@ def _further(found: dict[str, Any]) -> list[str]:
 
 
 def plane(scored: Any) -> RenderableType:
-    """Each checkpoint's two informations."""
-    table = _table(
-        scored.settings.get("unit", "epoch"), "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits"
-    )
+    """Each checkpoint's mutual-information estimates."""
+    table = _table(scored.settings.unit, "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits")
     for point in scored.points:
         table.add_row(
             str(point.epoch),
@@ -113,36 +114,35 @@ def plane(scored: Any) -> RenderableType:
         )
     settings = scored.settings
     note = (
-        f"measured on {settings['measured_on']} ({scored.information_ASN.shape[-1]:,} images); I(X;F) by "
-        f"{settings['estimator']}: {INFORMATION_UNITS[settings['estimator']]}"
+        f"measured on {settings.measured_on} ({scored.information_ASN.shape[-1]:,} images); I(X;F) by "
+        f"{settings.estimator}: {INFORMATION_UNITS[settings.estimator]}"
     )
     return Group(table, Text(note))
 
 
 def choice(chosen: Any) -> RenderableType:
     """What was chosen, why, and what else was near."""
-    return _probed(chosen) if hasattr(chosen, "lessons") else _ruled(chosen)
+    return _probed(chosen) if hasattr(chosen, "pilot_runs") else _ruled(chosen)
 
 
 def _probed(found: Any) -> RenderableType:
     """The lessons, what the best of them is worth, and the command that uses it."""
     table = _table("learned from", "alpha", "epochs", "I(Y;F), nats", "accuracy", "best in")
-    best = (list(found.epochs), found.alpha)
-    for lesson in sorted(found.lessons, key=lambda one: (-one["lesson_epochs"], -one["information"])):
-        mark = " ←" if (lesson["epochs"], lesson["alpha"]) == best else ""
-        who = f"{found.unit} {' + '.join(map(str, lesson['epochs']))}" if lesson["epochs"] else "no teacher"
-        share = "" if lesson["probability"] is None else f"{100 * lesson['probability']:.0f}%"
+    for run in sorted(found.pilot_runs, key=lambda run: (-run.pilot_epochs, -run.information)):
+        mark = " ←" if run.chosen else ""
+        who = f"{found.unit} {' + '.join(map(str, run.epochs))}" if run.epochs else "no teacher"
+        share = "" if run.probability is None else f"{100 * run.probability:.0f}%"
         table.add_row(
             who + mark,
-            f"{lesson['alpha']:g}",
-            str(lesson["lesson_epochs"]),
-            f"{lesson['information']:.3f}",
-            f"{100 * lesson['accuracy']:.1f}%",
+            f"{run.alpha:g}",
+            str(run.pilot_epochs),
+            f"{run.information:.3f}",
+            f"{100 * run.accuracy:.1f}%",
             share,
         )
     from .reports import probing_words
 
-    lines = probing_words(asdict(found))
+    lines = probing_words(plain(found))
     return Group(table, Text("\n".join(lines)), Text(found.command, no_wrap=True, overflow="ignore"))
 
 

@@ -175,7 +175,7 @@ MISFITS = [
         r"a\.safetensors does not fit tests.*: \d+ tensors are missing",
     ),
     ({"model": "wrn_10_1"}, r"a\.safetensors does not fit wrn_10_1: .* \(absent in the file, \[.*\] in the model\)"),
-    ({"model": "tests.checkpoints.network:nothing"}, "can't be imported"),
+    ({"model": "tests.checkpoints.network:nothing"}, "cannot be imported"),
     ({"model": NET, "weights": "ema"}, r"a\.safetensors has nothing at 'ema' \(at its top: blocks, head, stem\)"),
     ({"model": NET, "data": None}, "--model goes with --data"),
     ({"model": None}, "--data is about another trainer's checkpoints; say --model too"),
@@ -357,6 +357,22 @@ def test_weights_at_different_places_are_not_mixed(tmp_path: Path, digits: Data)
     torch.save({"epoch": 2, "swa": users.build(10, 1).state_dict()}, tmp_path / "2.pt")
     with pytest.raises(UserError, match=r"has the weights of .* at 'swa', files before it at 'model'"):
         register_external(tmp_path, model=NET, data=digits)
+
+
+def test_a_file_without_batch_counters_does_not_take_those_of_the_file_before(tmp_path: Path, digits: Data):
+    """Batch norm's counters may be missing from a file; they are 0 then, whatever was read before it."""
+    for epoch in (1, 2):
+        state = users.build(10, 1).state_dict()
+        counters = [name for name in state if name.endswith("num_batches_tracked")]
+        for name in counters:
+            state[name] = torch.tensor(5)
+        if epoch == 2:
+            state = {name: tensor for name, tensor in state.items() if name not in counters}
+        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    trajectory = register_external(tmp_path, model=NET, data=digits)
+    for epoch, expected in ((1, 5), (2, 0)):
+        network = trajectory[epoch].network()  # verifies the recorded hash
+        assert {int(network.body.state_dict()[name]) for name in counters} == {expected}
 
 
 def test_a_name_with_ema_in_it_is_not_an_average(tmp_path: Path, digits: Data):

@@ -518,7 +518,7 @@ def test_a_damaged_checkpoint_is_named_or_gives_exactly_the_weights(
         network = build_from_run(clean.run)
         scan_folder(checkpoint)
         found, _ = weights(checkpoint, network.body.state_dict(), where=None, model=model)
-        network.body.load_state_dict(found, strict=False)
+        network.body.load_state_dict(found)
         return network
 
     @hypothesis.settings(max_examples=50, deadline=None, database=None, derandomize=True)

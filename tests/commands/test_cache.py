@@ -12,6 +12,19 @@ import pytest
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
 
+MANIFEST = {
+    "teacher": "0123456789abcdef",
+    "model": "wrn_16_2",
+    "images": "89ab",
+    "views": None,
+    "rows": 1000,
+    "classes": 10,
+    "precision": "fp32",
+    "device": "cpu",
+    "batch_size": 250,
+    "versions": {"torch": "2.13.0"},
+}
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -22,10 +35,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (home / name).mkdir(parents=True)
     (home / "logits" / ".lock").touch()
     (home / "logits" / "abc" / "rows.bin").write_bytes(bytes(1000))
-    (home / "logits" / "abc" / "manifest.json").write_text(json.dumps({"model": "wrn_16_2", "precision": "fp32"}))
-    (home / "logits" / "clean.safetensors").write_bytes(bytes(100))
+    (home / "logits" / "abc" / "manifest.json").write_text(json.dumps(MANIFEST))
+    (home / "logits" / "def").mkdir()
+    (home / "logits" / "def" / "manifest.json").write_text("{}")
+    (home / "logits" / "file").write_bytes(bytes(100))
     np.save(home / "decoded" / "digits" / "pixels.npy", np.zeros((5, 1, 8, 8), np.uint8))
-    (home / "external" / "runs-12" / "run.json").write_text(json.dumps({"model": "timm:resnet18", "folder": "/runs"}))
     (home / "trusted" / "4711").touch()
     (home / "cifar10" / "cifar-10-python.tar.gz").write_bytes(bytes(300))
     return home
@@ -43,14 +57,15 @@ def test_list_shows_kind_size_last_use_and_content(home: Path):
         "decoded/digits": "decoded",
         "external/runs-12": "external",
         "logits/abc": "logits",
-        "logits/clean.safetensors": "logits",
+        "logits/def": "logits",
+        "logits/file": "logits",
         "trusted/4711": "trusted",
     }
     assert entries["logits/abc"]["bytes"] == 1000 + (home / "logits" / "abc" / "manifest.json").stat().st_size
     assert entries["logits/abc"]["last_used"] == "2001-09-09T01:46:40+00:00"
-    assert entries["logits/abc"]["content"] == "wrn_16_2, fp32"
+    assert entries["logits/abc"]["content"] == ("wrn_16_2, weights 0123456789ab: 1,000 clean images, 10 classes, fp32")
+    assert entries["logits/def"]["content"] == "damaged"
     assert entries["decoded/digits"]["content"] == "images 5×1×8×8"
-    assert entries["external/runs-12"]["content"] == "timm:resnet18 in /runs"
     assert result["bytes"] == sum(entry["bytes"] for entry in entries.values())
     assert [entry["kind"] for entry in ckd.cache("list", "decoded")["entries"]] == ["decoded"]
 
@@ -58,9 +73,9 @@ def test_list_shows_kind_size_last_use_and_content(home: Path):
 @pytest.mark.parametrize(
     ("kinds", "deleted"),
     [
-        (["logits"], {"logits/abc", "logits/clean.safetensors"}),
+        (["logits"], {"logits/abc", "logits/def", "logits/file"}),
         (["decoded"], {"decoded/digits"}),
-        (["all"], {"logits/abc", "logits/clean.safetensors", "decoded/digits"}),
+        (["all"], {"logits/abc", "logits/def", "logits/file", "decoded/digits"}),
     ],
 )
 def test_clear_deletes_copies_only(kinds: list[str], deleted: set[str], home: Path):
@@ -86,14 +101,21 @@ def test_clear_says_what_it_could_not_delete(home: Path, monkeypatch: pytest.Mon
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("shutil.rmtree", refuse)
-    with pytest.raises(UserError, match=r"1 of 2 entries could not be deleted \(.*/abc: .*Permission denied.*freed"):
+    with pytest.raises(UserError, match=r"2 of 3 entries could not be deleted \(.*/abc: .*Permission denied.*freed"):
         ckd.cache("clear", "logits")
-    assert not (home / "logits" / "clean.safetensors").exists()
+    assert not (home / "logits" / "file").exists()
 
 
 def test_an_absent_cache_is_empty(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(home / "absent"))
     assert ckd.cache("list")["entries"] == []
+
+
+def test_external_checkpoints_in_the_cache_are_named(home: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # nothing can be written beside the checkpoints
+    ckd.inspect(teacher_run / "checkpoints", model="wrn_10_1", data="digits")
+    (entry,) = (e for e in ckd.cache("list", "external")["entries"] if "runs-12" not in e["path"])
+    assert entry["content"] == f"wrn_10_1 in {teacher_run / 'checkpoints'}"
 
 
 def test_what_commands_make_can_be_cleared_and_made_again(home: Path, tmp_path: Path):

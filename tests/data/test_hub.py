@@ -82,6 +82,18 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
         load_data(settings)
 
 
+def test_streamed_data_sets_with_equal_labels_differ_by_name(tmp_path: Path, monkeypatch):
+    cats, dogs = (_squares(tmp_path / name, 70) for name in ("cats", "dogs"))
+
+    def identity(path: object) -> dict:
+        return load_data(DataConfig(data=f"hf:{path}", val_fraction=0.25)).record.identity
+
+    assert identity(cats) != identity(dogs)
+    assert identity(cats) == identity(cats)
+    monkeypatch.chdir(tmp_path)
+    assert identity("cats") == identity(cats), "a relative path names the same data set"
+
+
 def test_pictures_that_changed_beside_the_librarys_files_are_seen(tmp_path: Path):
     place = _squares(tmp_path / "squares", 20)
     settings = DataConfig(data=f"hf:{place}", select_on="test")

@@ -345,7 +345,7 @@ def test_checkpoints_are_compared_image_by_image(smoke: Path):
     (run,) = smoke.glob("runs/wrn_16_2-teacher-seed0-*")
     plane = load_plane(open_trajectory(run))
     assert plane is not None
-    information_ASN, right_AN = plane.information_ASN, 100.0 * plane.images["right"]
+    information_ASN, right_AN = plane.information_ASN, 100.0 * plane.images["correct"]
     later, earlier = _peak(information_ASN[1:], information_ASN[0], 1), _peak(information_ASN[:-1], information_ASN[-1])
     best = right_AN[:-1, 0::2].mean(1).argmax()
     half = plane.epochs.index(10)

@@ -57,19 +57,19 @@ ROWS = [
     },
     *(
         {
-            "kind": "probed",
+            "kind": "pilot",
             "pair": PAIR.name,
             "budget": "1.0",
             "seed": seed,
             "epochs": epochs,
             "alpha": 0.5,
-            "lessons": [
-                {"epochs": [], "alpha": 1.0, "lesson_epochs": 3, "information": 1.0},
-                {"epochs": [20], "alpha": 0.5, "lesson_epochs": 3, "information": 2.0},
-                {"epochs": [10], "alpha": 0.5, "lesson_epochs": 3, "information": 1.5},
-                {"epochs": [6], "alpha": 0.5, "lesson_epochs": 3, "information": 0.5},
-                {"epochs": [20], "alpha": 0.1, "lesson_epochs": 3, "information": 0.1},
-                {"epochs": [6], "alpha": 0.5, "lesson_epochs": 6, "information": 9.0},
+            "pilot_runs": [
+                {"epochs": [], "alpha": 1.0, "pilot_epochs": 3, "information": 1.0},
+                {"epochs": [20], "alpha": 0.5, "pilot_epochs": 3, "information": 2.0},
+                {"epochs": [10], "alpha": 0.5, "pilot_epochs": 3, "information": 1.5},
+                {"epochs": [6], "alpha": 0.5, "pilot_epochs": 3, "information": 0.5},
+                {"epochs": [20], "alpha": 0.1, "pilot_epochs": 3, "information": 0.1},
+                {"epochs": [6], "alpha": 0.5, "pilot_epochs": 6, "information": 9.0},
             ],
             "skipped": [],
             "spent_epochs": 9,
@@ -136,7 +136,7 @@ def test_the_figures_show_each_rule_once():
 
 def test_advice_is_followed(smoke: Path):
     rows = [json.loads(line) for line in (smoke / "rules" / "rows.jsonl").read_text().splitlines()]
-    probed = [row for row in rows if row["kind"] == "probed"]
+    probed = [row for row in rows if row["kind"] == "pilot"]
     assert len(probed) == 4
     for row in probed:
         (student,) = [
@@ -148,7 +148,7 @@ def test_advice_is_followed(smoke: Path):
         ]
         assert [epoch for _, _, epoch in student.get("teachers", [])] == row["epochs"]
         assert student.get("alpha", 1.0) == row["alpha"]
-        assert sum(one["lesson_epochs"] for one in row["lessons"]) == row["spent_epochs"]
+        assert sum(one["pilot_epochs"] for one in row["pilot_runs"]) == row["spent_epochs"]
 
 
 def test_rules_choose_what_select_chooses(smoke: Path, tmp_path: Path):
@@ -181,4 +181,4 @@ def test_teachers_that_are_not_scored_yet_are_no_trouble(smoke: Path, tmp_path: 
         found = ckd.reproduce(name, preset="smoke", out=tmp_path / "studies", minutes=1e-4)
         assert found["estimate"]["left"] > 0, "its teachers' scores, and what goes by them"
     rows = [json.loads(line) for line in (tmp_path / "studies/rules/rows.jsonl").read_text().splitlines()]
-    assert {row["kind"] for row in rows} == {"network", "probed"}
+    assert {row["kind"] for row in rows} == {"network", "pilot"}

@@ -288,7 +288,7 @@ def test_damage_to_a_plane_is_said_not_read(teacher_run: Path):
 def test_features_that_are_no_map_are_refused(teacher_run: Path):
     with pytest.raises(UserError, match=r"neither a map nor tokens in rows: of one image they have the shape \[10\]"):
         ckd.score(teacher_run, feature_layer="classifier", decoder_steps=1)
-    with pytest.raises(UserError, match="no features 'stage7'"):
+    with pytest.raises(UserError, match="no module 'stage7'"):
         ckd.score(teacher_run, feature_layer="stage7", decoder_steps=1)
 
 

@@ -89,7 +89,7 @@ def register_external(
                 f"{weights_at or 'their top'!r}. Add --state-dict-key KEY, or name files of one kind by a pattern."
             )
         weights_at = key
-        network.body.load_state_dict(tensors, strict=False)
+        network.body.load_state_dict(tensors)
         sha256 = storage.content_hash(network.state_dict())
         known_accuracy = measured_before.get((sha256, data.record.sha256, data.record.select_on))
         checkpoints[epoch] = ExternalCheckpoint(

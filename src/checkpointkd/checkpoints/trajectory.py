@@ -64,7 +64,7 @@ class Checkpoint:
         if isinstance(self.run, ExternalRecord):
             body = network.body
             tensors, _ = weights(self.path, body.state_dict(), where=self.run.state_dict_key, model=self.run.model)
-            body.load_state_dict(tensors, strict=False)
+            body.load_state_dict(tensors)
             if storage.content_hash(network.state_dict()) != self.sha256:
                 raise UserError(
                     f"{os.path.normpath(self.path)} has changed since it was inspected. "

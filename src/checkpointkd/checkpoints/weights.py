@@ -128,6 +128,8 @@ def weights(
         taken[name] = tensor.to(wanted[name].dtype)
         if not taken[name].isfinite().all():
             raise UserError(f"{path} is spoiled: {name} in it holds NaN or infinite numbers")
+    # A counter that the file lacks is 0, as in a new network, never that of a file which was read before.
+    taken |= {name: torch.zeros_like(wanted[name]) for name in wanted.keys() - taken.keys()}
     return taken, prefix.rstrip(".")
 
 

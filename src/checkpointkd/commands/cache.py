@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import stat
@@ -12,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import records
 from ..config import cache_dir
 from ..errors import UserError, first_line, format_bytes, unknown_name
+from ..records import ExternalRecord, LogitManifest
 from .options import CommonOptions
 from .signature import command
 
@@ -126,25 +127,23 @@ def _stat(file: Path) -> tuple[int, float]:
 
 def _content(path: Path) -> str:
     """Say what an entry belongs to, from the record or the array header in it; nothing if there is none."""
-    record = _json(path / "manifest.json") or _json(path / "run.json")
-    if "folder" in record:
-        return f"{record.get('model')} in {record['folder']}"
-    if "model" in record:
-        return ", ".join(str(record[name]) for name in ("model", "sha256", "precision", "device") if name in record)
+    try:
+        if (path / "manifest.json").exists():
+            manifest = records.read(path / "manifest.json", LogitManifest, remedy="")
+            images = "clean images" if manifest.views is None else "views"
+            size = f"{manifest.rows:,} {images}, {manifest.classes} classes"
+            return f"{manifest.model}, weights {manifest.teacher[:12]}: {size}, {manifest.precision}"
+        if (path / "run.json").exists():
+            run = records.read_run(path / "run.json")
+            return f"{run.model} in {run.folder}" if isinstance(run, ExternalRecord) else ""
+    except UserError:
+        return "damaged"
     try:
         with open(path / "pixels.npy", "rb") as file:
             shape = re.search(rb"'shape': \(([\d, ]+)\)", file.read(256))
     except OSError:
         return ""
     return f"images {shape[1].decode().replace(', ', '×')}" if shape else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _delete(entries: Sequence[CacheEntry]) -> None:

@@ -16,8 +16,8 @@ from .signature import command
 
 if TYPE_CHECKING:
     from ..checkpoints import Trajectory
+    from ..records import PilotResult, PlaneSettings
     from ..selection import Choice
-    from ..selection.pilot_plan import PilotResult
 
 log = logging.getLogger("checkpointkd")
 
@@ -138,17 +138,15 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
 
 
 def _store(
-    run: Path | str, trajectory: Trajectory, choice: Choice | PilotResult, *, made_with: dict[str, Any] | None
+    run: Path | str, trajectory: Trajectory, choice: Choice | PilotResult, *, made_with: PlaneSettings | None
 ) -> None:
     """Write selection.json, and log what RUN@best was before if it has changed."""
-    from .. import storage
+    from ..selection.selected import write_selection
+    from ..storage import locked
 
-    with storage.locked(trajectory.path):
+    with locked(trajectory.path):
         before = _describe_best(trajectory)
-        storage.write_json(
-            trajectory.path / "selection.json",
-            {**dataclasses.asdict(choice), "epochs": choice.epochs, "made_with": made_with},
-        )
+        write_selection(trajectory, choice, made_with=made_with)
     now = _describe_best(trajectory)
     if before not in (None, now):
         log.info("%s@best is now %s; it was %s", run, now, before)
@@ -166,7 +164,7 @@ def _describe_best(trajectory: Trajectory) -> str | None:
     return f"{teachers}, for {selection.student}" if selection.student else f"{teachers}, by rule {selection.rule}"
 
 
-def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, dict[str, Any] | None]:
+def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, PlaneSettings | None]:
     """Return a rule's choice, and the settings of the scores that it used, if any.
 
     Raises:
@@ -184,11 +182,11 @@ def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tup
             f"({trajectory.unit}s {epochs}). {again}"
         )
     if plane is not None and trajectory.external:
-        scored_on, data = plane.settings["data"], trajectory.run.data
-        if not all(scored_on[name] == getattr(data, name) for name in ("sha256", "select_on")):
+        scored_on, data = plane.settings.data, trajectory.run.data
+        if not all(getattr(scored_on, name) == getattr(data, name) for name in ("sha256", "select_on")):
             raise UserError(
-                f"{trajectory.source} was scored on other images ({scored_on['name']}, {scored_on['select_on']}) than "
-                f"it was inspected on ({data.name}, {data.select_on}). {again}"
+                f"{trajectory.source} was scored on other images ({scored_on.name}, --select-on {scored_on.select_on}) "
+                f"than it was inspected on ({data.name}, --select-on {data.select_on}). {again}"
             )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
     return choice, plane.settings if plane is not None else None
@@ -217,7 +215,7 @@ def _by_pilot_runs(trajectory: Trajectory, student: str, out: Path, options: Sel
             precision=options.precision,
             logit_cache_gb=options.logit_cache_gb,
             device=options.torch_device,
-            told={name: getattr(options, name) for name in repeated},
+            command_options={name: getattr(options, name) for name in repeated},
             on_progress=options.on_progress,
         )
     )

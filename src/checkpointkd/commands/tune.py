@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import EnsembleAverage, KDConfig, SamplerName, check_choice
 from ..errors import UserError, unknown_name
+from ..records import plain
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
@@ -150,6 +151,6 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
         "seed",
         "allow_weak_teacher",
     )
-    given = {name: getattr(options, name) for name in repeated} | {"precision": result["precision"]}
+    given = {name: getattr(options, name) for name in repeated} | {"precision": result.precision}
     given["teacher_batch_norm"] = None if options.teacher_batch_norm == "eval" else options.teacher_batch_norm
-    return result | {"command": tuning.command(result, given=given)}
+    return plain(result) | {"command": tuning.distill_command(result, options=given)}

@@ -52,8 +52,10 @@ def hub(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
         if bad != 0:
             raise UserError(f"{bad} images of hf:{path}, split {split}, have no label")
         side = settings.image_size or 224
-        # Known by its labels in their order, in `sha256`: the content of large data sets would take hours to read.
-        return StreamingImages(pictures(split), split, labels_N, torch.arange(len(labels_N)), side, flip=flip)
+        # Its name is its identity, beside the labels: reading the content of a large data set would take hours.
+        name = str(Path(path).resolve()) if Path(path).exists() else path
+        digest = f"{name} {split}"
+        return StreamingImages(pictures(split), digest, labels_N, torch.arange(len(labels_N)), side, flip=flip)
 
     def small(split: str, size: tuple[int, int]) -> Images:
         def decode() -> Decoded:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from .. import commands, storage
+from .. import commands, records, storage
 from ..config import (
     CORRELATION_KINDS,
     DataConfig,
@@ -26,7 +26,7 @@ from ..config import (
 )
 from ..errors import UserError
 from ..recipes import recipe as recipe_of
-from ..reports import is_probing
+from ..records import PilotRecord, TuneRecord, plain
 from ..selection.pilot_plan import PLAN_VERSION
 from .presets import Preset, get_preset
 from .tasks import (
@@ -137,16 +137,16 @@ class Context:
 
     def plane(self, work: ScoreTask) -> Plane | None:
         """The plane of a run that is done, if all of its checkpoints are scored as the scale says."""
-        from ..information import load_plane, stale_epochs
+        from ..information import load_planes, stale_epochs
 
         run = self.run(work.run)
-        plane = load_plane(run, estimator=work.estimator, missing_ok=True)
+        plane = load_planes(run).get(work.estimator)
         if plane is None or plane.epochs != list(run) or stale_epochs(plane, run):
             return None
         asked = self.estimator_settings(work.estimator)
         sizes = asked.images(run.run.data.train_size, run.run.data.val_size)
         asked = replace(asked, fit_images=sizes[0], measure_images=sizes[1])
-        return plane if plane.settings["settings"] == asdict(asked) else None
+        return plane if plane.settings.estimator_config == asked else None
 
     def estimator_settings(self, estimator: EstimatorName) -> EstimatorConfig:
         """How I(X;F) is estimated; the decoder's schedule is no part of the ridge."""
@@ -156,7 +156,10 @@ class Context:
 
     def found(self, work: EvaluateTask | CorrelateTask | TuneTask | PilotTask) -> dict[str, Any]:
         """What a measurement, a search or a probing that is done has found."""
-        return read_checked(self.folder(work) / FILES[type(work)], CHECKS[type(work)])
+        path = self.folder(work) / FILES[type(work)]
+        if type(work) in RECORDS:
+            return plain(records.read(path, RECORDS[type(work)], remedy="Remove it, and it is made anew."))
+        return read_checked(path, CHECKS[type(work)])
 
     def epoch(self, picked: CheckpointChoice) -> int:
         """The epoch of a checkpoint whose run is done, and scored, if that matters."""
@@ -175,7 +178,7 @@ class Context:
 
     def advised(self, work: AdvisedStudent) -> TrainTask | DistillTask:
         """The student that a probing which is done advises."""
-        found = self.found(work.probing)["found"]
+        found = self.found(work.probing)["result"]
         if not found["epochs"]:
             return TrainTask(work.model, "student", work.seed)
         teachers = tuple(CheckpointChoice(work.probing.run, str(epoch)) for epoch in found["epochs"])
@@ -312,7 +315,7 @@ class Context:
                 precision=self.machine[work.model]["precision"],
                 logit_cache_gb=self.logit_cache_gb,
                 device=pick_device(self.device),
-                told={
+                command_options={
                     "recipe": preset.student_recipe,
                     "epochs": preset.student_epochs,
                     "batch_size": preset.batch_size,
@@ -489,12 +492,6 @@ def _is_correlation(found: dict[str, Any]) -> bool:
     return isinstance(found["order"], str) and _finite(found["images"], found["tau"])
 
 
-def _is_search(found: dict[str, Any]) -> bool:
-    best = found["best"]
-    right = best is None or _finite(best["values"]["alpha"], best["values"]["tau"])
-    return right and isinstance(found["trials"], list) and _finite(found["planned"])
-
-
 def _is_machine(found: dict[str, Any]) -> bool:
     """What `look` measured, by what precision depends on, then by network."""
     names = ("seconds_per_step", "steps_per_epoch", "megabytes")
@@ -507,7 +504,8 @@ def _is_machine(found: dict[str, Any]) -> bool:
     )
 
 
-CHECKS = {EvaluateTask: _is_measured, CorrelateTask: _is_correlation, TuneTask: _is_search, PilotTask: is_probing}
+CHECKS = {EvaluateTask: _is_measured, CorrelateTask: _is_correlation}
+RECORDS = {TuneTask: TuneRecord, PilotTask: PilotRecord}
 
 
 def _teaches(work: Task) -> bool:

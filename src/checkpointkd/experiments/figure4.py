@@ -54,7 +54,7 @@ def extra_rows(context: Context, parts: Sequence[Item], done: Callable[[Any], bo
         plane = context.plane(of_teacher)
         assert plane is not None
         run = context.run(of_teacher.run)
-        information_ASN, right_ASN = plane.information_ASN, 100.0 * plane.images["right"][:, None]
+        information_ASN, right_ASN = plane.information_ASN, 100.0 * plane.images["correct"][:, None]
         half, last = plane.epochs.index(run.midpoint.epoch), len(plane.epochs) - 1
         below_SN, at = _peak(right_ASN[:last], right_ASN[last])
         gaps = {

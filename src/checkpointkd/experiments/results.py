@@ -156,7 +156,7 @@ def _points(context: Context, part: Item, work: ScoreTask) -> list[Row]:
             "information_se": point.image_information_se,
             "information_sd": point.image_information_sd,
             "fits": len(plane.information_ASN[0]),
-            "images": plane.images["right"].shape[-1],
+            "images": plane.images["correct"].shape[-1],
             "chosen": point.epoch == chosen,
             "file": f"{run.path.name}/{run[point.epoch].path.name}",
         }

@@ -68,16 +68,16 @@ def extra_rows(context: Context, parts: Sequence[Item], done: Callable[[Any], bo
                 )
     for part in parts:
         if isinstance(part.work, PilotTask) and done(part.work):
-            found = context.found(part.work)["found"]
+            found = context.found(part.work)["result"]
             rows.append(
                 {
-                    "kind": "probed",
+                    "kind": "pilot",
                     "pair": part.pair.name,
                     "budget": part.work.budget,
                     "seed": part.work.seed,
                     **{
                         name: found[name]
-                        for name in ("epochs", "alpha", "lessons", "skipped", "spent_epochs", "student_epochs")
+                        for name in ("epochs", "alpha", "pilot_runs", "skipped", "spent_epochs", "student_epochs")
                     },
                 }
             )
@@ -197,7 +197,7 @@ def _cost(rows: Sequence[Row], arm: str) -> float:
     """What choosing took, in whole distillations of the student."""
     if not arm.startswith("auto"):
         return 0.0
-    found = only(rows, kind="probed", budget=arm.partition(", ")[2])
+    found = only(rows, kind="pilot", budget=arm.partition(", ")[2])
     return fmean(row["spent_epochs"] / row["student_epochs"] for row in found) if found else math.nan
 
 
@@ -240,7 +240,7 @@ def _correlations(preset: Preset, rows: Sequence[Row], arm: str) -> list[float]:
     found = []
     for pair in preset.pairs:
         if name == "auto":
-            several = [_of_lessons(row) for row in only(rows, kind="probed", pair=pair.name, budget=rest)]
+            several = [_of_lessons(row) for row in only(rows, kind="pilot", pair=pair.name, budget=rest)]
         else:
             choices = only(rows, kind="choice", pair=pair.name, rule=name)
             several = [{int(epoch): score for epoch, score in choice["scores"].items()} for choice in choices]
@@ -254,11 +254,11 @@ def _correlations(preset: Preset, rows: Sequence[Row], arm: str) -> list[float]:
 
 def _of_lessons(row: Row) -> dict[int, float]:
     """What the first lessons of single checkpoints say, by epoch."""
-    single = [one for one in row["lessons"] if len(one["epochs"]) == 1]
+    single = [one for one in row["pilot_runs"] if len(one["epochs"]) == 1]
     return {
         one["epochs"][0]: one["information"]
         for one in single
-        if (one["lesson_epochs"], one["alpha"]) == (single[0]["lesson_epochs"], single[0]["alpha"])
+        if (one["pilot_epochs"], one["alpha"]) == (single[0]["pilot_epochs"], single[0]["alpha"])
     }
 
 
@@ -284,7 +284,7 @@ def _choices(preset: Preset, rows: Sequence[Row]) -> Table:
     for budget in preset.budgets:
         line = [_label(f"auto, {budget}")]
         for name in names:
-            advised = only(rows, kind="probed", pair=name, budget=budget)
+            advised = only(rows, kind="pilot", pair=name, budget=budget)
             line.append("; ".join(_advice(row) for row in advised) or "—")
         lines.append(line)
     note = "Epochs. By probing: for each seed of the lessons, the epochs that teach together, and α."
