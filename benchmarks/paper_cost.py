@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from checkpointkd.experiments.catalog import PAPER, PRIORITY, by_priority, get_experiment
 from checkpointkd.experiments.context import Context
+from checkpointkd.experiments.estimate import estimate_of
 from checkpointkd.experiments.presets import paper
-from checkpointkd.experiments.reproduce import PAPER, WORTH, _estimate, _module, by_worth
 from checkpointkd.models import build_network
+from checkpointkd.records import NetworkSpeed
 from common import write_result
 
 CARDS = {  # peak in bf16 without sparsity, operations a second; bandwidth, bytes a second; by NVIDIA's data sheets
@@ -68,7 +70,7 @@ def main() -> None:
     scale = paper()
     models = dict.fromkeys(name for pair in scale.pairs for name in (pair.teacher, pair.student))
     steps = {model: step_of(model) for model in models}
-    parts = {name: _module(name).needs(scale) for name in (*PAPER, "schedule")}
+    items = {name: get_experiment(name).needs(scale) for name in (*PAPER, "lr-schedule")}
     found: dict[str, Any] = {"steps": steps, "launch_seconds": LAUNCH, "cards": {}}
     for card, (peak, bandwidth) in CARDS.items():
         times = {
@@ -84,25 +86,27 @@ def main() -> None:
             ("one run at a time", ("compute", "memory", "launches")),
             ("the card full", ("compute", "memory")),
         ):
-            machine = {
-                model: {
-                    "precision": "bf16",
-                    "seconds_a_step": max(one[bound] for bound in bounds),
-                    "steps_an_epoch": -(-IMAGES // BATCH),
-                    "megabytes": 4e-6 * _parameters(model),
-                }
+            speeds = {
+                model: NetworkSpeed(
+                    precision="bf16",
+                    seconds_per_step=max(one[bound] for bound in bounds),
+                    megabytes=4e-6 * _parameters(model),
+                )
                 for model, one in times.items()
             }
-            lab = Context(Path("nowhere"), scale, "cifar100", machine=machine)
+            context = Context(Path("nowhere"), scale, "cifar100", speeds=speeds, steps_per_epoch=-(-IMAGES // BATCH))
             hours, before = {}, 0.0
-            for names in WORTH[:3]:  # what earlier ones have done is not done again
+            for names in PRIORITY[:3]:  # what earlier ones have done is not done again
                 upto = {
-                    name: parts[name] for row in WORTH[:3] for name in row if WORTH.index(row) <= WORTH.index(names)
+                    name: items[name]
+                    for row in PRIORITY[:3]
+                    for name in row
+                    if PRIORITY.index(row) <= PRIORITY.index(names)
                 }
-                estimate = _estimate(lab, by_worth(scale, upto), lambda work: False)
-                hours[", ".join(names)] = round((estimate["seconds"] - before) / 3600, 1)
-                before = estimate["seconds"]
-                runs, gigabytes = estimate["runs"], estimate["gigabytes"]
+                estimate = estimate_of(context, by_priority(scale, upto), lambda task: False)
+                hours[", ".join(names)] = round((estimate.seconds - before) / 3600, 1)
+                before = estimate.seconds
+                runs, gigabytes = estimate.teachers + estimate.students, round(estimate.gigabytes, 1)
             floors[kind] = {"hours": hours, "all hours": round(before / 3600, 1), "runs": runs, "gigabytes": gigabytes}
         found["cards"][card] = {
             "milliseconds a step": {
