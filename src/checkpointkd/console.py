@@ -208,7 +208,7 @@ def tune(found: dict[str, Any]) -> RenderableType:
         mark = " ←" if trial["trial"] == best["trial"] else ""
         values = [f"{trial['values'][name]:g}" for name in names]
         table.add_row(values[0] + mark, *values[1:], accuracy, trial["stopped"] or "")
-    noise = f"within noise of it: {pluralize(best['within_noise'], 'other')} ({found['images']:,} images)"
+    noise = f"within noise of it: {pluralize(best['comparable'], 'other')} ({found['images']:,} images)"
     line = f"the best: {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f}%; {noise}"
     return Group(table, Text(line), Text(found["command"], no_wrap=True, overflow="ignore"))
 
