@@ -247,20 +247,20 @@ def unpacked(written: dict[str, Any]) -> RenderableType:
 def experiments(result: dict[str, Any]) -> RenderableType:
     """A study's tables and claims, or of several how far each is, and where to look."""
     parts: list[RenderableType] = []
-    if len(result["studies"]) > 1:
+    if len(result["experiments"]) > 1:
         table = _table("reproduce", "pieces of work missing", "claims")
-        for found in result["studies"].values():
+        for found in result["experiments"].values():
             verdicts = Counter(claim["verdict"].partition(" at ")[0] for claim in found["claims"])
             said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
             table.add_row(found["title"], str(found["missing"]), said)
         notes = dict.fromkeys(
             note
-            for found in result["studies"].values()
+            for found in result["experiments"].values()
             for note in found["notes"]
             if not note.startswith("Not finished")
         )
         return Group(table, Text("\n".join([*notes, "", f"report: {result['report']}"])))
-    for found in result["studies"].values():
+    for found in result["experiments"].values():
         parts.append(Text(found["title"], style="bold"))
         for shown in found["tables"]:
             table = _table(*shown["columns"])

@@ -135,7 +135,7 @@ def _studies_page(collected: Collected) -> Page:
     return Page(
         title=f"The paper's experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_STUDIES,
-        words=list(dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)),
+        words=list(dict.fromkeys(settings_words(study["preset"]) for study in collected.studies)),
         findings=_findings([claim for several in claims for claim in several]),
         notes=[*of_all, *collected.notes],
         sections=[
