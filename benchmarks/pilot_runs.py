@@ -1,6 +1,6 @@
 """Compare early measures of how well a checkpoint teaches with the accuracy of whole students.
 
-    checkpointkd reproduce selection --preset overfit --data cifar100:PATH --jobs 2 --out EXPERIMENTS
+    checkpointkd reproduce rules --preset overfit --data cifar100:PATH --jobs 2 --out EXPERIMENTS
     python benchmarks/pilot_runs.py EXPERIMENTS --data cifar100:PATH
 
 For each pair of teacher and student, this prints Spearman's correlation over checkpoints, taught with the first alpha,
@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = options.experiments / "selection"
+    folder = options.experiments / "rules"
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    preset = read_json(folder / "experiment.json")["scale"]
+    preset = read_json(folder / "experiment.json")["preset"]
     result: dict[str, Any] = {}
     for pair in dict.fromkeys(row["pair"] for row in rows):
         pair_rows = [row for row in rows if row["pair"] == pair]
@@ -77,7 +77,7 @@ def _students(rows: list[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
     students: dict[Key, dict[int, dict[str, Any]]] = {}
     for row in rows:
         teachers = row.get("teachers", [])
-        if row["kind"] == "network" and len(teachers) < 2 and not row["arm"].startswith("auto"):
+        if row["kind"] == "network" and len(teachers) < 2 and not row["variant"].startswith("pilot"):
             key = (teachers[0][2], row["alpha"]) if teachers else (0, 1.0)
             students.setdefault(key, {})[row["seed"]] = row
     return {key: list(by_seed.values()) for key, by_seed in students.items()}
