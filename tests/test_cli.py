@@ -150,7 +150,7 @@ MISTAKES = [
     (["train", "wrn_10_1", "--data", "digits", "--train-images", "5000", "--out", "{new}"], "of 898 that there are"),
     (["train", "wrn_10_1", "--data", "digits", "--device", "gpu", "--out", "{new}"], 'Choose from: "auto"'),
     (["train", "wrn_10_1", "--data", "digits", "--out", "{run}"], "already holds another run"),
-    (["train", "wrn_10_1", "--data", "digits", "--out", "{run}/run.json"], "could not make the folder"),
+    (["train", "wrn_10_1", "--data", "digits", "--out", "{run}/run.json"], "Could not create the folder"),
     (
         ["distill", "wrn_10_1", "--teachers", "{run}@midpoint", "--alpha", "1.5", "--out", "{new}"],
         r"in \[0, 1\], not 1\.5",
