@@ -46,6 +46,7 @@ def inspect(
     select_on: SelectOn | None = None,
     image_size: int | None = None,
     flip: bool | None = None,
+    pattern: str | None = None,
     state_dict_key: str | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
@@ -81,6 +82,9 @@ def inspect(
         256/224 of it, then the center; pictures that are such squares already stay as they are.
     flip
         Whether their students learn from mirror images too, as for train.
+    pattern
+        The form of another trainer's file names, where the epoch cannot be read from them: 'ckpt_{epoch}.pt'. It also
+        decides which files are checkpoints. {step} instead of {epoch} counts in steps, * matches any text.
     state_dict_key
         Which weights, where a file holds several: state_dict_ema, say, or state_dict.student.
     mean
@@ -109,6 +113,8 @@ def inspect(
 
     told = {"data": data, "state-dict-key": state_dict_key, "mean": mean, "std": std}
     told |= {"select_on": select_on, "image-size": image_size, "flip": flip}
+    if is_registered(path):
+        told["pattern"] = pattern
     said = [f"--{name}" for name, value in told.items() if value is not None]
     there = open_trajectory(path) if model is None and is_registered(path) else None
     if model is None and (there is None or not there.external or not said):
@@ -119,10 +125,11 @@ def inspect(
             loaded = load_data(config_like(there.run.data, None), on_progress=on_progress)
             accuracy = _accuracy_on(loaded, device_of(device))
             refresh_external(there, data=loaded, accuracy=accuracy, on_progress=on_progress)
-        return describe(path)
+        return describe(path, pattern)
     if there is not None:  # what is not said anew stays
         assert isinstance(there.run, ExternalRecord)
         model, state_dict_key, path = there.run.model, state_dict_key or there.run.state_dict_key, there.source
+        pattern = pattern or there.run.pattern
         if mean is None and std is None and there.run.normalized_as == GIVEN:
             mean, std = list(there.run.mean), list(there.run.std)
         settings = config_like(there.run.data, data, select_on, image_size=image_size, flip=flip)
@@ -137,7 +144,8 @@ def inspect(
         path,
         model=model,
         data=loaded,
-        where=state_dict_key,
+        pattern=pattern,
+        state_dict_key=state_dict_key,
         mean=mean,
         std=std,
         accuracy=accuracy,
