@@ -262,9 +262,7 @@ def test_epochs_are_read_from_common_names(names: dict[str, int | None], unit: s
 )
 def test_names_that_tell_no_epoch_ask_for_a_pattern(names: list[str], tmp_path: Path):
     _save(tmp_path, *names)
-    with pytest.raises(
-        UserError, match=r"No epoch can be read .* Give --pattern, with \{epoch\} in place of the number"
-    ):
+    with pytest.raises(UserError, match=r"No epoch can be read .* a --pattern with \{epoch\} in place of the number"):
         scan_folder(tmp_path)
 
 

@@ -159,7 +159,7 @@ def _of_one_run(root: Path, files: list[FoundFile], left_out: list[str]) -> list
     if len(unknown) == len(files) > 1:
         raise UserError(
             f"No epoch can be read from the file names in {root} ({', '.join(file.path.name for file in files[:2])}). "
-            "Give --pattern, with {epoch} in place of the number: --pattern 'ckpt_{epoch}.pt'."
+            "Give `checkpointkd inspect` a --pattern with {epoch} in place of the number, such as 'ckpt_{epoch}.pt'."
         )
     if len(unknown) == len(files):
         return [replace(files[0], number=1, number_from="the only file", exact=True)]
