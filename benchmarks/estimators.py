@@ -21,8 +21,7 @@ from scipy.stats import rankdata
 import checkpointkd as ckd
 from checkpointkd.config import EstimatorConfig, EstimatorName
 from checkpointkd.data import Images, config_of, load_data
-from checkpointkd.information import ESTIMATORS, load_planes, ridge
-from checkpointkd.information.plane import _maps_and_logits
+from checkpointkd.information import ESTIMATORS, load_planes, maps_and_logits, ridge_information
 from checkpointkd.models import last_map_path
 from common import write_result
 
@@ -43,7 +42,7 @@ def synthetic() -> dict[str, Any]:
         estimates = []
         for seed in range(10):
             arguments, truth = channel(fit=fit, measured=1000, noise=0.5, seed=seed)
-            information, _ = ridge(*arguments, settings=EstimatorConfig(estimator="ridge"))
+            information, _ = ridge_information(*arguments, settings=EstimatorConfig(estimator="ridge"))
             estimates.append(information.mean().item())
             found["truth"] = truth
         found["nats"][fit] = {"mean": fmean(estimates), "sd": stdev(estimates)}
@@ -57,7 +56,7 @@ def real(run: ckd.Trajectory) -> dict[str, Any]:
     path = last_map_path(network.body, data.val.subset(torch.arange(2)).to_float())
 
     def maps(images: Images) -> torch.Tensor:
-        return _maps_and_logits(network, images, path)[0][None]
+        return maps_and_logits(network, images, path)[0][None]
 
     selection = data.val.subset(torch.arange(2000))
     measured = maps(selection)

@@ -8,10 +8,10 @@ Writes benchmarks/results/cifar100-small.json after each part. Stopped, it conti
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 import checkpointkd as ckd
+from checkpointkd.records import plain
 from common import write_result
 
 TEACHERS = {"none": None, "epoch 12": "@12", "half": "@midpoint", "chosen": "@best", "full": "@last"}
@@ -34,7 +34,7 @@ def main() -> None:
     write_result("cifar100-small", result)
     plane = ckd.score(teacher.path, on_progress=_say)
     choice = ckd.select(teacher.path)
-    result["plane"] = [asdict(point) for point in plane.points]
+    result["plane"] = [plain(point) for point in plane.points]
     result |= {"chosen_epoch": choice.epoch, "reason": choice.reason, "students": {"model": "wrn_10_1", "from": {}}}
     student = {"recipe": "cifar100-small-student", "save_every": 20, **common}
     for seed in range(options.seeds):

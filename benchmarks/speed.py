@@ -36,8 +36,8 @@ from checkpointkd.losses import METHODS, LogitDistillation, Supervised
 from checkpointkd.metrics import predict
 from checkpointkd.models import build_network
 from checkpointkd.recipes import recipe
+from checkpointkd.teachers.cached_batches import FILL_BATCH, CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import Teacher
-from checkpointkd.teachers.logit_cache import FILL_BATCH, CachedTeacherBatches, with_cached_logits
 from checkpointkd.training.loop import fit, start, step
 from checkpointkd.training.run import benchmark_precision
 from common import RESULTS, machine
@@ -199,7 +199,7 @@ def filling(bench: Bench, teacher: Teacher, precision: Precision) -> Job:
     views = iter(range(162))
 
     def job() -> None:
-        kept.answers(torch.full((FILL_BATCH,), next(views), device=bench.device))
+        kept.logits(torch.full((FILL_BATCH,), next(views), device=bench.device))
 
     return job
 

@@ -1,8 +1,8 @@
-"""Checkpoints that your own training loop left: which of them should teach, and a student from it.
+"""Use checkpoints that your own training loop saved: choose a teacher among them, and distill a student from it.
 
-python examples/your_own_checkpoints.py          # about half a minute on two cores; real digits, no download
+python examples/your_own_checkpoints.py          # about one minute on two cores; scikit-learn's digits, no download
 
-The network and the loop below need nothing of this toolkit but the digits; it is told once what the files are of.
+The network and the training loop below are plain PyTorch. Only `main` uses checkpointkd.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ import checkpointkd as ckd
 from checkpointkd.data import DataConfig, load_data
 
 FOLDER = Path("runs/your-own")
+STUDENTS = Path("runs/your-own-students")
 
 
 class Net(nn.Module):
@@ -37,7 +38,7 @@ class Net(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-# What the toolkit calls: the names of the sizes are all that it asks for.
+# checkpointkd builds a network by calling such a function.
 def large(num_classes: int, in_channels: int) -> Net:
     return Net(48, num_classes, in_channels)
 
@@ -46,8 +47,8 @@ def small(num_classes: int, in_channels: int) -> Net:
     return Net(16, num_classes, in_channels)
 
 
-def train_as_you_always_did() -> None:
-    digits = load_data(DataConfig(data="digits", select_on="test")).train  # the test images stay unseen
+def train_with_plain_pytorch() -> None:
+    digits = load_data(DataConfig(data="digits", select_on="test")).train  # does not read the test set
     x, y = digits.to_float()[:300], digits.labels_N[:300]
     torch.manual_seed(0)
     model = large(10, 1)
@@ -64,25 +65,27 @@ def train_as_you_always_did() -> None:
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    train_as_you_always_did()
+    train_with_plain_pytorch()
 
-    # Said once: which network, which data, and how its images were normalized. It is remembered beside the files.
+    # Register the folder once: which network, which data, and how the images were normalized.
     model = f"{Path(__file__).stem}:large"
-    found = ckd.inspect(FOLDER, model=model, data="digits", select_on="test", mean=[0.3], std=[0.37])
-    for checkpoint in found["checkpoints"]:
+    inspected = ckd.inspect(FOLDER, model=model, data="digits", select_on="test", mean=[0.3], std=[0.37])
+    for checkpoint in inspected["checkpoints"]:
         print(f"epoch {checkpoint['epoch']:2}: {checkpoint['val_accuracy']:.1%}  {checkpoint['file']}")
 
-    # From here on, the folder is used like a run.
+    # From now on, use the folder like a run.
     ckd.score(FOLDER, decoder_steps=200)
     print(ckd.select(FOLDER).reason)
-    # A student that sees a third of the images, from nobody, from the chosen checkpoint, and from two.
+
+    # Students that see a third of the images: without a teacher, with the chosen checkpoint, and with two.
     student = f"{Path(__file__).stem}:small"
-    common: dict[str, Any] = {"train_images": 100, "epochs": 100, "save_every": 100}
-    alone = ckd.train(student, data="digits", select_on="test", out="runs/your-own-students/alone", **common)
-    print(f"student of nobody: {alone.test_accuracy:.1%}")
-    for teachers in ([f"{FOLDER}@best"], [f"{FOLDER}@midpoint", f"{FOLDER}@last"]):
-        taught = ckd.distill(student, teachers=teachers, out=f"runs/your-own-students/{len(teachers)}", **common)
-        print(f"student of {' and '.join(teachers)}: {taught.test_accuracy:.1%}")
+    settings: dict[str, Any] = {"train_images": 100, "epochs": 100, "save_every": 100}
+    no_teacher = ckd.train(student, data="digits", select_on="test", out=STUDENTS / "no-teacher", **settings)
+    print(f"no teacher: {no_teacher.test_accuracy:.1%}")
+    for refs in (["best"], ["midpoint", "last"]):
+        teachers = [f"{FOLDER}@{ref}" for ref in refs]
+        taught = ckd.distill(student, teachers=teachers, out=STUDENTS / "-".join(refs), **settings)
+        print(f"teachers {', '.join(refs)}: {taught.test_accuracy:.1%}")
 
 
 if __name__ == "__main__":

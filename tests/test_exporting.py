@@ -77,7 +77,7 @@ def test_one_line_loads_it_wherever_it_lies(student: ckd.Trajectory, tmp_path: P
     )
     paths = [str(elsewhere), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy")]
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(student.run.classes)
+    assert done.stdout.strip() == str(list(student.run.classes))
     with torch.no_grad():
         expected = student.last.network()(images)
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, rtol=1e-5, atol=1e-5)
@@ -201,8 +201,8 @@ def test_a_config_that_names_code_is_not_obeyed(student: ckd.Trajectory, tmp_pat
     ("change", "sentence"),
     [
         ({"format": "other"}, "is none of ours"),
-        ({"teacher_weights": "../student.safetensors"}, "its weights lie elsewhere"),
-        ({"teacher_weights": 3}, "its weights is no str"),
+        ({"weights": "../student.safetensors"}, "its weights lie elsewhere"),
+        ({"weights": 3}, "its weights is no str"),
         ({"sha256": "0"}, "is not the network that config.json describes"),
         ({"classes": []}, "its classes or its normalization"),
         ({"std": [0.0]}, "its classes or its normalization"),

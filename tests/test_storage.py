@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpointkd import storage
+from checkpointkd import records, storage
 from checkpointkd.errors import UserError
+from checkpointkd.records import BestEpoch
 
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2, 3])}
 
@@ -55,9 +56,9 @@ def test_every_truncation_is_noticed(tmp_path: Path):
 SAVER = """
 import sys, torch
 from pathlib import Path
-from checkpointkd import files
+from checkpointkd import storage
 for number in range(100_000):
-    files.save_tensors(Path(sys.argv[1]), {"a": torch.full((2_000_000,), float(number))}, {"number": str(number)})
+    storage.save_tensors(Path(sys.argv[1]), {"a": torch.full((2_000_000,), float(number))}, {"number": str(number)})
     print(number, flush=True)
 """
 
@@ -95,8 +96,8 @@ def _half_written(folder: Path) -> bool:
 
 
 def test_a_folder_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
-    holder = "import sys,time\nfrom pathlib import Path\nfrom checkpointkd import files\n"
-    holder += "with files.locked(Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)\n"
+    holder = "import sys,time\nfrom pathlib import Path\nfrom checkpointkd import storage\n"
+    holder += "with storage.locked(Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)\n"
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -110,13 +111,13 @@ def test_a_folder_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
 
 def test_rows_are_read_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    assert storage.read_jsonl(path) == []
-    path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    assert storage.read_jsonl(path) == [{"epoch": 1}, {"epoch": 2}]
-    for damage in ('{"epoch": 1}\n{"epo', "[1]\n", "{}\n", "\udcff"):
+    assert records.read_lines(path, BestEpoch, remedy="Train again.") == []
+    path.write_text('{"epoch": 1, "accuracy": 0.5}\n{"epoch": 2, "accuracy": 0.6}\n')
+    assert [row.epoch for row in records.read_lines(path, BestEpoch, remedy="Train again.")] == [1, 2]
+    for damage in ('{"epoch": 1, "accuracy": 0.5}\n{"epo', "[1]\n", "{}\n", "\udcff"):
         path.write_bytes(damage.encode("utf-8", "surrogateescape"))
-        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
-            storage.read_jsonl(path)
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: .*Train again\."):
+            records.read_lines(path, BestEpoch, remedy="Train again.")
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path: Path):

@@ -30,7 +30,7 @@ SamplerName = Literal["grid", "tpe"]
 LrSchedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["val", "test"]
 
-TEACHER_FORWARD = "ask the teachers"  # the task of filling a teachers' table
+TEACHER_FORWARD = "teacher forward"  # the progress task of computing teacher logits
 OnProgress = Callable[[str, int, int], None]  # told the task, how many of its parts are done, how many it has
 
 
@@ -194,21 +194,21 @@ class DistillConfig:
             if not (features is None or len(features) > 0):
                 raise UserError("no features are named")
 
-    def weights_at(self, on_progress: float, teachers: int) -> tuple[float, ...] | None:
-        """How much each teacher counts when this part of training, in [0, 1), is done; None for all alike.
+    def weights_at(self, train_fraction: float, teachers: int) -> tuple[float, ...] | None:
+        """Return each teacher's weight when this fraction of the training, in [0, 1), is done; None for equal weights.
 
-        >>> DistillConfig(route="rco").weights_at(0.5, 2)
+        >>> DistillConfig(teacher_schedule="rco").weights_at(0.5, 2)
         (0.0, 1.0)
         """
         if self.teacher_schedule == "joint":
             return self.teacher_weights
-        now = min(int(on_progress * teachers), teachers - 1)
-        return tuple(float(teacher == now) for teacher in range(teachers))
+        active = scheduled_teacher(train_fraction, teachers)
+        return tuple(float(teacher == active) for teacher in range(teachers))
 
     def active_teachers(self, epoch: int, epochs: int, teachers: int) -> list[int]:
-        """Which teachers count in the epoch that follows `epoch` completed ones.
+        """Return the teachers that are used in the epoch that follows `epoch` completed ones.
 
-        >>> DistillConfig(route="rco").asked_in(1, 3, 2)
+        >>> DistillConfig(teacher_schedule="rco").active_teachers(1, 3, 2)
         [0, 1]
         """
         if self.teacher_schedule == "joint":
@@ -217,13 +217,25 @@ class DistillConfig:
                 for teacher in range(teachers)
                 if self.teacher_weights is None or self.teacher_weights[teacher] > 0
             ]
-        # in whole numbers: the steps of epoch e lie in [e / epochs, (e + 1) / epochs)
+        # The steps of the epoch lie in [epoch / epochs, (epoch + 1) / epochs).
         first, last = epoch * teachers // epochs, ((epoch + 1) * teachers - 1) // epochs
         return list(range(first, last + 1))
 
-    def tau_at(self, on_progress: float, tau: float) -> float:
-        """The temperature when this part of training is done."""
-        return tau + on_progress * (1 - tau) if self.teacher_schedule == "progressive" else tau
+    def tau_at(self, train_fraction: float, tau: float) -> float:
+        """Return the temperature when this fraction of the training is done."""
+        return tau + train_fraction * (1 - tau) if self.teacher_schedule == "progressive" else tau
+
+
+def scheduled_teacher(train_fraction: float, teachers: int) -> int:
+    """Return the teacher that a schedule uses when this fraction of the training is done.
+
+    It is the integer quotient of step · teachers by the number of steps. A float near an integer is that integer: with
+    fewer than 10⁸ steps every other quotient is at least 10⁻⁸ away from the integer above it.
+
+    >>> 30 / 44 * 22, scheduled_teacher(30 / 44, 22)
+    (14.999999999999998, 15)
+    """
+    return min(int(train_fraction * teachers + 1e-9), teachers - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from . import records
 from .analysis.statistics import CLAIM_COLUMNS, claim_from
 from .config import INFORMATION_UNITS
 from .errors import pluralize, printable
@@ -20,6 +21,8 @@ def plain(result: Any) -> Any:
     """A verb's result as JSON's values."""
     if hasattr(result, "to_plain"):
         return result.to_plain()
+    if isinstance(result, records.Record):
+        return records.plain(result)
     if is_dataclass(result) and not isinstance(result, type):
         return asdict(result)
     return {"path": str(result)} if isinstance(result, Path) else result
@@ -97,10 +100,8 @@ def _further(found: dict[str, Any]) -> list[str]:
 
 
 def plane(scored: Any) -> RenderableType:
-    """Each checkpoint's two informations."""
-    table = _table(
-        scored.settings.get("unit", "epoch"), "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits"
-    )
+    """Each checkpoint's mutual-information estimates."""
+    table = _table(scored.settings.unit, "accuracy", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± images", "± fits")
     for point in scored.points:
         table.add_row(
             str(point.epoch),
@@ -113,36 +114,35 @@ def plane(scored: Any) -> RenderableType:
         )
     settings = scored.settings
     note = (
-        f"measured on {settings['measured_on']} ({scored.information_ASN.shape[-1]:,} images); I(X;F) by "
-        f"{settings['estimator']}: {INFORMATION_UNITS[settings['estimator']]}"
+        f"measured on {settings.measured_on} ({scored.information_ASN.shape[-1]:,} images); I(X;F) by "
+        f"{settings.estimator}: {INFORMATION_UNITS[settings.estimator]}"
     )
     return Group(table, Text(note))
 
 
 def choice(chosen: Any) -> RenderableType:
     """What was chosen, why, and what else was near."""
-    return _probed(chosen) if hasattr(chosen, "lessons") else _ruled(chosen)
+    return _probed(chosen) if hasattr(chosen, "pilot_runs") else _ruled(chosen)
 
 
 def _probed(found: Any) -> RenderableType:
     """The lessons, what the best of them is worth, and the command that uses it."""
     table = _table("learned from", "alpha", "epochs", "I(Y;F), nats", "accuracy", "best in")
-    best = (list(found.epochs), found.alpha)
-    for lesson in sorted(found.lessons, key=lambda one: (-one["lesson_epochs"], -one["information"])):
-        mark = " ←" if (lesson["epochs"], lesson["alpha"]) == best else ""
-        who = f"{found.unit} {' + '.join(map(str, lesson['epochs']))}" if lesson["epochs"] else "no teacher"
-        share = "" if lesson["probability"] is None else f"{100 * lesson['probability']:.0f}%"
+    for run in sorted(found.pilot_runs, key=lambda run: (-run.pilot_epochs, -run.information)):
+        mark = " ←" if run.chosen else ""
+        who = f"{found.unit} {' + '.join(map(str, run.epochs))}" if run.epochs else "no teacher"
+        share = "" if run.probability is None else f"{100 * run.probability:.0f}%"
         table.add_row(
             who + mark,
-            f"{lesson['alpha']:g}",
-            str(lesson["lesson_epochs"]),
-            f"{lesson['information']:.3f}",
-            f"{100 * lesson['accuracy']:.1f}%",
+            f"{run.alpha:g}",
+            str(run.pilot_epochs),
+            f"{run.information:.3f}",
+            f"{100 * run.accuracy:.1f}%",
             share,
         )
     from .reports import probing_words
 
-    lines = probing_words(asdict(found))
+    lines = probing_words(plain(found))
     return Group(table, Text("\n".join(lines)), Text(found.command, no_wrap=True, overflow="ignore"))
 
 
@@ -208,7 +208,7 @@ def tune(found: dict[str, Any]) -> RenderableType:
         mark = " ←" if trial["trial"] == best["trial"] else ""
         values = [f"{trial['values'][name]:g}" for name in names]
         table.add_row(values[0] + mark, *values[1:], accuracy, trial["stopped"] or "")
-    noise = f"within noise of it: {pluralize(best['within_noise'], 'other')} ({found['images']:,} images)"
+    noise = f"within noise of it: {pluralize(best['comparable'], 'other')} ({found['images']:,} images)"
     line = f"the best: {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f}%; {noise}"
     return Group(table, Text(line), Text(found["command"], no_wrap=True, overflow="ignore"))
 
@@ -247,20 +247,20 @@ def unpacked(written: dict[str, Any]) -> RenderableType:
 def experiments(result: dict[str, Any]) -> RenderableType:
     """A study's tables and claims, or of several how far each is, and where to look."""
     parts: list[RenderableType] = []
-    if len(result["studies"]) > 1:
+    if len(result["experiments"]) > 1:
         table = _table("reproduce", "pieces of work missing", "claims")
-        for found in result["studies"].values():
+        for found in result["experiments"].values():
             verdicts = Counter(claim["verdict"].partition(" at ")[0] for claim in found["claims"])
             said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
             table.add_row(found["title"], str(found["missing"]), said)
         notes = dict.fromkeys(
             note
-            for found in result["studies"].values()
+            for found in result["experiments"].values()
             for note in found["notes"]
             if not note.startswith("Not finished")
         )
         return Group(table, Text("\n".join([*notes, "", f"report: {result['report']}"])))
-    for found in result["studies"].values():
+    for found in result["experiments"].values():
         parts.append(Text(found["title"], style="bold"))
         for shown in found["tables"]:
             table = _table(*shown["columns"])

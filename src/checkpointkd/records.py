@@ -16,7 +16,21 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from .config import CheckpointDtype, DistillConfig, KDConfig, Precision, Recipe, SelectOn, config_differences
+from .config import (
+    CheckpointDtype,
+    ClassOrder,
+    DistillConfig,
+    EnsembleAverage,
+    EstimatorConfig,
+    KDConfig,
+    Precision,
+    PrecisionChoice,
+    Recipe,
+    SamplerName,
+    SelectOn,
+    SplitName,
+    config_differences,
+)
 from .errors import UserError
 
 FORMAT = 2  # of run.json; raised when its fields change
@@ -244,21 +258,55 @@ class RunResult(Record, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class SelectionRecord(Record, frozen=True, kw_only=True):
-    """selection.json: what `select` chose last, by a rule or for a student by pilot runs."""
+    """selection.json: what `select` chose last, by a rule or for a student by pilot runs.
+
+    `scores` and `probability` (share of bootstrap resamples) are a rule's, by epoch; `made_with` says how the
+    checkpoints were scored. `student`, `alpha` and `tau` are a pilot search's.
+    """
 
     rule: str
     reason: str
     epochs: tuple[int, ...]
+    unit: Literal["epoch", "step"] = "epoch"
     student: str | None = None
     alpha: float | None = None
     tau: float | None = None
     runner_up: int | None = None
-    made_with: dict[str, Any] | None = None
+    scores: dict[int, float] | None = None
+    probability: dict[int, float] | None = None
+    warnings: tuple[str, ...] = ()
+    made_with: PlaneSettings | None = None
 
     @property
     def estimator(self) -> str | None:
         """The estimator of I(X;F) that the scores were made with, if the choice used scores."""
-        return (self.made_with or {}).get("estimator")
+        return None if self.made_with is None else self.made_with.estimator
+
+
+# Logit cache
+
+
+class ViewsRecord(Record, frozen=True):
+    """The views of each image: crops of the image padded by `pad` pixels, and with `flip` their mirror images."""
+
+    pad: Count
+    flip: bool
+
+
+class LogitManifest(Record, frozen=True, kw_only=True):
+    """manifest.json of an entry of the logit cache: all that one teacher's logits follow from. Its hash is the key."""
+
+    format: Literal[1] = 1
+    teacher: str  # content hash of the weights, normalization included
+    model: Name
+    images: str  # content hash
+    views: ViewsRecord | None  # None for clean images
+    rows: Count
+    classes: Count
+    precision: Precision
+    device: str
+    batch_size: Count  # images in one forward pass
+    versions: dict[str, str]
 
 
 def provenance() -> Provenance:
@@ -325,3 +373,323 @@ def _content(path: Path) -> bytes:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
+
+
+# Information plane
+
+
+class PlaneSettings(Record, frozen=True, kw_only=True):
+    """How a trajectory was scored. Points are kept only while all of these settings stay the same."""
+
+    estimator_config: EstimatorConfig
+    feature_layer: str
+    precision: Precision
+    data: DataRecord  # its source is None: where the images lie does not change a score
+    unit: Literal["epoch", "step"] = "epoch"
+
+    @property
+    def estimator(self) -> str:
+        """The name of the estimator of I(X;F)."""
+        return self.estimator_config.estimator
+
+    @property
+    def measured_on(self) -> str:
+        """The images that the estimators were measured on."""
+        return "the test set" if self.data.select_on == "test" else "the validation set"
+
+
+class PlanePoint(Record, frozen=True, kw_only=True):
+    """One checkpoint on the information plane.
+
+    `image_information` estimates I(X;F) and is larger for more information; `config.INFORMATION_UNITS` has its unit.
+    `image_information_se` is its standard error over images. `image_information_sd` is its standard deviation over the
+    fits of the estimator, None for a single fit. `details` holds further numbers of the estimator.
+
+    `accuracy` is the paper's I(Y;F). `label_information` is H(Y) − CE in nats, a lower bound on I(Y;F), with the
+    logits divided by the fitted `temperature`.
+    """
+
+    epoch: int
+    sha256: str
+    accuracy: Share
+    accuracy_se: float
+    nll: float
+    label_information: float
+    temperature: float
+    image_information: float
+    image_information_se: float
+    image_information_sd: float | None
+    details: dict[str, float]
+
+
+class PlaneRecord(Record, frozen=True, kw_only=True):
+    """One entry of plane.json, which has an entry for each estimator.
+
+    `arrays` names the safetensors file beside it, with the contribution of each image.
+    """
+
+    settings: PlaneSettings
+    arrays: FileName
+    points: Annotated[tuple[PlanePoint, ...], Meta(min_length=1)]
+
+
+# Pilot search
+
+
+class PilotSearchRecord(Record, frozen=True, kw_only=True):
+    """pilot_search.json: what all pilot runs of a search have in common. The budget may grow, so it is not included."""
+
+    student: Name
+    teachers: Annotated[tuple[TeacherRecord, ...], Meta(min_length=1)]
+    data: DataRecord
+    recipe: Recipe
+    tau: float
+    alphas: tuple[float, ...]
+    seed: int
+    precision: PrecisionChoice
+
+    def differences(self, stored: PilotSearchRecord) -> list[str]:
+        """How this search differs from a stored one, one text a field."""
+        return config_differences(plain(self), plain(stored))
+
+
+class DivergedRecord(Record, frozen=True):
+    """diverged.json, in the directory of a pilot run that diverged: its candidate and its length in epochs."""
+
+    epochs: tuple[int, ...]
+    alpha: float
+    pilot_epochs: int
+
+
+class PilotRunRecord(Record, frozen=True, kw_only=True):
+    """One completed pilot run.
+
+    `epochs` are those of the checkpoints that teach, none for no teacher. `information` is H(Y) − CE of the student on
+    the validation set, in nats. `probability` is the share of bootstrap resamples of the images in which this run is
+    the best, None for runs shorter than those that decide.
+    """
+
+    epochs: tuple[int, ...]
+    alpha: float
+    pilot_epochs: int
+    information: float
+    accuracy: Share
+    chosen: bool
+    probability: Share | None
+
+
+class PilotGap(Record, frozen=True, kw_only=True):
+    """How many nats a candidate is behind the chosen one after pilot runs of one length, with a 95% CI over images."""
+
+    candidate: str
+    pilot_epochs: int
+    mean: float
+    low: float
+    high: float
+
+
+class PilotResult(Record, frozen=True, kw_only=True):
+    """The teacher that a pilot search chose for a student.
+
+    `epochs` are those of the checkpoints that teach together, none for no teacher. `pilot_runs` are in the order of
+    training. `behind` compares the chosen candidate with no teacher, with the last checkpoint and with the runner-up.
+    Its intervals see the images only: with another seed the gaps can differ by more, and the best of several runs is
+    chosen on the same images, which favors it. `skipped` are checkpoints less accurate than the student of the pilot
+    run without a teacher. `untried` are checkpoints that the budget left no room for. `command` trains the student.
+    """
+
+    student: str
+    epochs: tuple[int, ...]
+    alpha: float
+    tau: float
+    reason: str
+    pilot_runs: tuple[PilotRunRecord, ...]
+    behind: dict[str, PilotGap]
+    skipped: tuple[int, ...]
+    spent_epochs: int
+    student_epochs: Annotated[int, Meta(ge=1)]
+    untried: tuple[int, ...] = ()
+    unit: Literal["epoch", "step"] = "epoch"
+    rule: str = "pilot"
+    command: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class PilotRecord(PilotSearchRecord, frozen=True, kw_only=True):
+    """pilot.json: a pilot search and its result."""
+
+    result: PilotResult
+    provenance: Provenance
+
+
+# Tuning
+
+
+class TrialRecord(Record, frozen=True, kw_only=True):
+    """One trial that ended. `accuracy` is the mean over its students, None if the trial was stopped.
+
+    `stopped` says why a trial was stopped. `last_seen` is the last accuracy that the pruner saw.
+    """
+
+    trial: Count
+    values: dict[str, float]
+    accuracy: Share | None
+    accuracies: tuple[Share, ...] | None
+    stopped: str | None
+    last_seen: Share | None
+    seconds: float | None
+
+
+class BestTrialRecord(TrialRecord, frozen=True, kw_only=True):
+    """The most accurate trial. `comparable` counts the others for which the 95% CI of the difference includes 0."""
+
+    accuracy: Share
+    accuracy_se: Annotated[float, Meta(ge=0)]
+    comparable: Count
+
+
+class TuneSettings(Record, frozen=True, kw_only=True):
+    """What `tune` was asked for: the first fields of tune.json."""
+
+    student: Name
+    method: Name
+    average: EnsembleAverage
+    tau_squared: bool
+    teachers: Annotated[tuple[TeacherRecord, ...], Meta(min_length=1)]
+    distill_config: DistillConfig
+    data: DataRecord
+    recipe: Recipe
+    seed: int
+    seeds: Annotated[int, Meta(ge=1)]
+    space: Annotated[dict[str, tuple[float, ...]], Meta(min_length=1)]
+    sampler: SamplerName
+
+
+class TuneRecord(TuneSettings, frozen=True, kw_only=True):
+    """tune.json: all trials that ended, and the best of those that were not stopped."""
+
+    planned: Count
+    images: Count
+    precision: Precision | None
+    storage: str
+    teacher_refs: tuple[str, ...]
+    best: BestTrialRecord | None
+    trials: tuple[TrialRecord, ...]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        if any(trial.values.keys() != self.space.keys() for trial in self.trials):
+            raise ValueError("a trial has other hyper-parameters than the search space")
+
+
+# Experiments
+
+Positive = Annotated[float, Meta(gt=0)]
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class NetworkSpeed(Record, frozen=True, kw_only=True):
+    """What training a network takes. machine.json has one by setting (device, data set, precision) and network."""
+
+    precision: Precision
+    seconds_per_step: Positive
+    megabytes: Positive  # of a checkpoint in float32
+
+
+class StoreRecord(Record, frozen=True, kw_only=True):
+    """experiments.json: the preset and the images that all experiments in a folder have in common."""
+
+    preset: Name
+    dataset: Name
+    images_sha256: Name
+
+
+class IntervalRecord(Record, frozen=True):
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SimilarityRecord(Record, frozen=True, kw_only=True):
+    """The class similarity of two checkpoints by one kind of class vectors.
+
+    `similarity` holds a square matrix per checkpoint, `difference` the first less the second. `numbers` and
+    `differences` are the same for mean similarity and diversity.
+    """
+
+    similarity: tuple[Matrix, Matrix]
+    difference: Matrix
+    numbers: dict[str, tuple[IntervalRecord, IntervalRecord]]
+    differences: dict[str, IntervalRecord]
+
+
+class CorrelatedCheckpoint(Measured, frozen=True):
+    """A checkpoint whose classes were correlated, and what was measured of it."""
+
+    ref: str
+    epoch: int
+    sha256: str
+
+
+class CorrelationRecord(Record, frozen=True, kw_only=True):
+    """correlated.json: the class correlation of two checkpoints, as `correlate` returns it."""
+
+    data: Name
+    select_on: SelectOn
+    split: SplitName
+    images: Count
+    tau: Positive
+    order: ClassOrder
+    classes: tuple[Name, ...]
+    groups: tuple[str, ...] | None
+    checkpoints: tuple[CorrelatedCheckpoint, CorrelatedCheckpoint]
+    logits: SimilarityRecord
+    softened: SimilarityRecord
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        classes = len(self.classes)
+        for kind in (self.logits, self.softened):
+            for matrix in (*kind.similarity, kind.difference):
+                if len(matrix) != classes or any(len(row) != classes for row in matrix):
+                    raise ValueError(f"a matrix is not {classes} × {classes}")
+
+
+class PairRecord(Record, frozen=True):
+    """The teacher and the student network of an experiment."""
+
+    teacher: str
+    student: str
+
+
+class PresetRecord(Record, frozen=True, kw_only=True):
+    """The settings of an experiment that pages show. The file holds all settings of the preset."""
+
+    name: str
+    dataset: str
+    select_on: SelectOn
+    seeds: int
+    train_images: int | None
+    teacher_epochs: int
+    student_epochs: int
+    pairs: tuple[PairRecord, ...]
+
+
+class ExperimentRecord(Record, frozen=True, kw_only=True):
+    """experiment.json: the tables, figures and claims of an experiment.
+
+    `missing` counts the tasks that are not done. Tables, figures and claims are plain data of `reports.charts` and
+    `analysis.statistics`.
+    """
+
+    experiment: Name
+    title: str
+    preset: PresetRecord
+    missing: Count
+    notes: tuple[str, ...]
+    tables: tuple[dict[str, Any], ...]
+    figures: tuple[dict[str, Any], ...]
+    claims: tuple[dict[str, Any], ...]
+    provenance: Provenance

@@ -181,7 +181,7 @@ MISFITS = [
         {"model": "wrn_10_1"},
         r"model_1\.safetensors does not fit wrn_10_1: .* \(absent in the file, \[.*\] in the model\)",
     ),
-    ({"model": "tests.checkpoints.network:nothing"}, "can't be imported"),
+    ({"model": "tests.checkpoints.network:nothing"}, "cannot be imported"),
     (
         {"model": NET, "state_dict_key": "ema"},
         r"model_1\.safetensors has nothing at 'ema'\. At its top are blocks, head, stem",

@@ -1,4 +1,4 @@
-"""The papers' equations once more, in plain Python loops over nested lists: nothing of PyTorch, nothing of ours."""
+"""The papers' equations in plain Python loops over nested lists, independent of PyTorch and of the package."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ def kl(p: Vector, q: Vector) -> float:
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
-def mixed(teachers: Sequence[Vector], tau: float) -> list[float]:
+def ensemble(teachers: Sequence[Vector], tau: float) -> list[float]:
     softened = [softmax(z, tau) for z in teachers]
     return [mean(column) for column in zip(*softened, strict=True)]
+
+
+def kd(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
+    return tau**2 * kl(ensemble(teachers, tau), softmax(student, tau))
 
 
 def lskd(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
@@ -42,14 +46,14 @@ def lskd(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
         deviation = math.sqrt(mean([(value - center) ** 2 for value in z]))
         return [(value - center) / deviation for value in z]
 
-    return tau**2 * kl(mixed([z_score(z) for z in teachers], tau), softmax(z_score(student), tau))
+    return kd(z_score(student), [z_score(z) for z in teachers], tau)
 
 
 def dkd(student: Vector, teachers: Sequence[Vector], label: int, tau: float) -> float:
-    p, q = mixed(teachers, tau), softmax(student, tau)
+    p, q = ensemble(teachers, tau), softmax(student, tau)
     tckd = kl([p[label], 1 - p[label]], [q[label], 1 - q[label]])
-    others = [k for k in range(len(p)) if k != label]
-    nckd = kl([p[k] / (1 - p[label]) for k in others], [q[k] / (1 - q[label]) for k in others])
+    nontarget = [k for k in range(len(p)) if k != label]
+    nckd = kl([p[k] / (1 - p[label]) for k in nontarget], [q[k] / (1 - q[label]) for k in nontarget])
     return tau**2 * (1.0 * tckd + 8.0 * nckd)
 
 
@@ -59,17 +63,17 @@ def pearson(a: Vector, b: Vector) -> float:
 
 
 def dist(students: Sequence[Vector], teachers: Sequence[Sequence[Vector]], tau: float) -> list[float]:
-    """`teachers` by example, then by teacher."""
-    ours = [softmax(z, tau) for z in students]
-    theirs = [mixed(z, tau) for z in teachers]
-    inter = [1 - pearson(a, b) for a, b in zip(ours, theirs, strict=True)]
-    columns = zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
+    """Return one value per example; `teachers` is indexed by example, then by teacher."""
+    student_p = [softmax(z, tau) for z in students]
+    teacher_p = [ensemble(z, tau) for z in teachers]
+    inter = [1 - pearson(a, b) for a, b in zip(student_p, teacher_p, strict=True)]
+    columns = zip(zip(*student_p, strict=True), zip(*teacher_p, strict=True), strict=True)
     intra = mean([1 - pearson(a, b) for a, b in columns])
-    return [tau**2 * (one + intra) for one in inter]
+    return [tau**2 * (value + intra) for value in inter]
 
 
 def positions(m: Map) -> list[list[float]]:
-    """A map's vectors over channels, position by position."""
+    """Return a map's channel vectors, position by position."""
     return [[channel[i][j] for channel in m] for i in range(len(m[0])) for j in range(len(m[0][0]))]
 
 
@@ -77,7 +81,7 @@ def flat(m: Map) -> list[float]:
     return [value for channel in m for row in channel for value in row]
 
 
-def vector(m: Map) -> list[float]:
+def pooled(m: Map) -> list[float]:
     return [mean([value for row in channel for value in row]) for channel in m]
 
 
@@ -85,45 +89,46 @@ def linear(weight: Sequence[Vector], bias: Vector | None, x: Vector) -> list[flo
     return [dot(row, x) + (bias[k] if bias is not None else 0.0) for k, row in enumerate(weight)]
 
 
-def fitnets(ours: Map, theirs: Map, weight: Sequence[Vector], means: Vector, variances: Vector) -> float:
+def fitnets(student: Map, teacher: Map, weight: Sequence[Vector], means: Vector, variances: Vector) -> float:
     squares = []
-    for s, t in zip(positions(ours), positions(theirs), strict=True):
+    for s, t in zip(positions(student), positions(teacher), strict=True):
         for a, b, m, v in zip(linear(weight, None, s), t, means, variances, strict=True):
             squares.append(((a - m) / math.sqrt(v + 1e-5) - b) ** 2)
     return mean(squares)
 
 
-def at(ours: Map, theirs: Map) -> float:
+def at(student: Map, teacher: Map) -> float:
     def q(m: Map) -> list[float]:
         energy = [dot(v, v) for v in positions(m)]
         return [value / norm(energy) for value in energy]
 
-    return mean([(a - b) ** 2 for a, b in zip(q(ours), q(theirs), strict=True)])
+    return mean([(a - b) ** 2 for a, b in zip(q(student), q(teacher), strict=True)])
 
 
-def sp(ours: Sequence[Map], theirs: Sequence[Map]) -> float:
+def sp(student: Sequence[Map], teacher: Sequence[Map]) -> float:
     def g(maps: Sequence[Map]) -> list[list[float]]:
         rows = [[dot(flat(a), flat(b)) for b in maps] for a in maps]
         return [[value / norm(row) for value in row] for row in rows]
 
-    b = len(ours)
-    difference = [x - y for r, s in zip(g(theirs), g(ours), strict=True) for x, y in zip(r, s, strict=True)]
+    b = len(student)
+    difference = [x - y for r, s in zip(g(teacher), g(student), strict=True) for x, y in zip(r, s, strict=True)]
     return dot(difference, difference) / b**2
 
 
-def cc(ours: Sequence[Vector], theirs: Sequence[Vector], gamma: float = 0.4) -> float:
+def cc(student: Sequence[Vector], teacher: Sequence[Vector], gamma: float = 0.4) -> float:
     def k(a: Vector, b: Vector) -> float:
         c = dot(a, b) / (norm(a) * norm(b))
         return math.exp(-2 * gamma) * (1 + 2 * gamma * c + (2 * gamma * c) ** 2 / 2)
 
-    n = len(ours)
-    return sum((k(theirs[i], theirs[j]) - k(ours[i], ours[j])) ** 2 for i in range(n) for j in range(n)) / n**2
+    n = len(student)
+    pairs = [(i, j) for i in range(n) for j in range(n)]
+    return sum((k(teacher[i], teacher[j]) - k(student[i], student[j])) ** 2 for i, j in pairs) / n**2
 
 
-def vid(ours: Map, theirs: Map, layers: Sequence[Sequence[Vector]], scale: Vector) -> float:
+def vid(student: Map, teacher: Map, layers: Sequence[Sequence[Vector]], scale: Vector) -> float:
     variance = [math.log(1 + math.exp(a)) + 1e-5 for a in scale]
     terms = []
-    for s, t in zip(positions(ours), positions(theirs), strict=True):
+    for s, t in zip(positions(student), positions(teacher), strict=True):
         h = s
         for number, weight in enumerate(layers):
             h = linear(weight, None, h)
@@ -137,8 +142,8 @@ def huber(x: float) -> float:
     return 0.5 * x**2 if abs(x) <= 1 else abs(x) - 0.5
 
 
-def rkd(ours: Sequence[Vector], theirs: Sequence[Vector]) -> float:
-    n = len(ours)
+def rkd(student: Sequence[Vector], teacher: Sequence[Vector]) -> float:
+    n = len(student)
 
     def minus(a: Vector, b: Vector) -> list[float]:
         return [x - y for x, y in zip(a, b, strict=True)]
@@ -152,14 +157,14 @@ def rkd(ours: Sequence[Vector], theirs: Sequence[Vector]) -> float:
         a, b = minus(f[i], f[j]), minus(f[k], f[j])
         return dot(a, b) / (norm(a) * norm(b)) if norm(a) * norm(b) > 0 else 0.0
 
-    s, t = distances(ours), distances(theirs)
+    s, t = distances(student), distances(teacher)
     distance = sum(huber(s[i][j] - t[i][j]) for i in range(n) for j in range(n)) / n**2
     triplets = [(i, j, k) for i in range(n) for j in range(n) for k in range(n)]
-    return 25 * distance + 50 * sum(huber(angle(ours, *x) - angle(theirs, *x)) for x in triplets) / n**3
+    return 25 * distance + 50 * sum(huber(angle(student, *x) - angle(teacher, *x)) for x in triplets) / n**3
 
 
-def fsp(ours: Sequence[Map], theirs: Sequence[Map]) -> float:
-    """Stages of equal size."""
+def fsp(student: Sequence[Map], teacher: Sequence[Map]) -> float:
+    """Return the loss for stages of equal size."""
 
     def g(first: Map, second: Map) -> list[float]:
         a, b = positions(first), positions(second)
@@ -167,26 +172,26 @@ def fsp(ours: Sequence[Map], theirs: Sequence[Map]) -> float:
         return [sum(a[p][i] * b[p][j] for p in range(n)) / n for i in range(len(a[0])) for j in range(len(b[0]))]
 
     total = 0.0
-    for stage in range(len(ours) - 1):
-        pairs = zip(g(ours[stage], ours[stage + 1]), g(theirs[stage], theirs[stage + 1]), strict=True)
+    for stage in range(len(student) - 1):
+        pairs = zip(g(student[stage], student[stage + 1]), g(teacher[stage], teacher[stage + 1]), strict=True)
         total += mean([(a - b) ** 2 for a, b in pairs])
     return total
 
 
-def pkt(ours: Sequence[Vector], theirs: Sequence[Vector]) -> float:
-    n = len(ours)
+def pkt(student: Sequence[Vector], teacher: Sequence[Vector]) -> float:
+    n = len(student)
 
     def p(f: Sequence[Vector]) -> list[list[float]]:
         k = [[(dot(a, b) / (norm(a) * norm(b)) + 1) / 2 for b in f] for a in f]
         return [[value / sum(row) for value in row] for row in k]
 
-    return sum(kl(a, b) for a, b in zip(p(theirs), p(ours), strict=True)) / n**2
+    return sum(kl(a, b) for a, b in zip(p(teacher), p(student), strict=True)) / n**2
 
 
 def crd_term(anchor: Vector, positive: Vector, negatives: Sequence[Vector], z: float, images: int) -> float:
-    def p(other: Vector) -> float:
-        return math.exp(dot(anchor, other) / 0.07) / z
+    def p(embedding: Vector) -> float:
+        return math.exp(dot(anchor, embedding) / 0.07) / z
 
     noise = len(negatives) / images
     h = p(positive) / (p(positive) + noise)
-    return -math.log(h) - sum(math.log(1 - p(other) / (p(other) + noise)) for other in negatives)
+    return -math.log(h) - sum(math.log(1 - p(negative) / (p(negative) + noise)) for negative in negatives)

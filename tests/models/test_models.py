@@ -1,4 +1,4 @@
-"""One exam for every network: a new one is one line in EXAM."""
+"""One exam for every network; a new network is one line in EXAM."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from checkpointkd.models import (
     as_map,
     build_network,
     capture_activations,
+    check_trainable,
     last_map_path,
     stage_paths,
     vector_path,
@@ -36,7 +37,7 @@ EXAM = [
 
 
 def small_net(*, num_classes: int, in_channels: int) -> nn.Module:
-    """A user's own, unmodified."""
+    """A user's network, unmodified."""
     return nn.Sequential(
         nn.Conv2d(in_channels, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -59,7 +60,7 @@ class FunctionalPooling(nn.Module):
 
 
 def no_pooling(*, num_classes: int, in_channels: int) -> nn.Module:
-    """A user's own that pools without a module."""
+    """A user's network that pools without a module."""
     return FunctionalPooling(num_classes, in_channels)
 
 
@@ -75,46 +76,46 @@ def test_shapes_and_gradients_reach_every_parameter(name: str, classes: int, cha
     logits = network(torch.rand(4, channels, side, side))
     assert logits.shape == (4, classes)
     logits.square().sum().backward()
-    starved = [key for key, parameter in network.named_parameters() if parameter.grad is None]
-    assert starved == []
+    without_gradient = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    assert without_gradient == []
 
 
 @pytest.mark.parametrize("name", EXAM)
-def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(name: str):
+def test_initial_weights_depend_on_the_seed_only_and_leave_the_global_generator_alone(name: str):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    first, again, other = (_build(name, seed=seed).state_dict() for seed in (3, 3, 4))
+    seed3, seed3_again, seed4 = (_build(name, seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.rand(1), expected)
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+    assert all(torch.equal(seed3[key], seed3_again[key]) for key in seed3)
+    assert any(not torch.equal(seed3[key], seed4[key]) for key in seed3)
 
 
 @pytest.mark.parametrize("name", EXAM)
 def test_channels_last_and_state_dict_round_trip(name: str):
-    network, other = _build(name).eval(), _build(name, seed=1).eval()
+    network, copy = _build(name).eval(), _build(name, seed=1).eval()
     images = torch.rand(4, 3, 16, 16)
     expected = network(images)
-    other.load_state_dict(network.state_dict())
-    other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    torch.testing.assert_close(other(images.contiguous(memory_format=torch.channels_last)), expected)
+    copy.load_state_dict(network.state_dict())
+    copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.testing.assert_close(copy(images.contiguous(memory_format=torch.channels_last)), expected)
 
 
 @pytest.mark.parametrize("name", EXAM)
-def test_the_default_features_are_what_the_classifier_pools(name: str):
+def test_the_last_map_is_what_the_classifier_pools(name: str):
     network = _build(name).eval()
     images = torch.rand(2, 3, 64, 64)
     path = last_map_path(network.body, images)
-    with capture_activations(network.body, [path]) as taken:
+    with capture_activations(network.body, [path]) as activations:
         logits = network(images)
-    assert taken[path].dim() == 4
-    assert taken[path].min() >= 0, "after the activation"
+    assert activations[path].dim() == 4
+    assert activations[path].min() >= 0, "the map must follow the activation"
     head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    torch.testing.assert_close(head(taken[path].mean((2, 3))), logits)
+    torch.testing.assert_close(head(activations[path].mean((2, 3))), logits)
     assert network.body.training is False
 
 
-def test_the_exam_has_a_member_of_every_family():
+def test_the_exam_covers_every_family():
     assert {name.partition("_")[0] for name in MODELS} == {"wrn", "resnet", "mobilenetv2"}
     for family in MODELS:
         assert any(name.startswith(family.partition("_")[0] + "_") for name in EXAM), family
@@ -129,13 +130,13 @@ COUNTS = {
 }
 
 
-def test_mobilenet_costs_what_it_should_at_32_pixels():
-    """26.5 MFLOP, a multiplication and an addition counted as two."""
+def test_mobilenet_has_the_published_flops_at_32_pixels():
+    """26.5 MFLOP, counting a multiplication and an addition as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counted:
+    with FlopCounterMode(display=False) as counter:
         _build("mobilenetv2_0.75", 100).eval()(torch.rand(1, 3, 32, 32))
-    assert counted.get_total_flops() / 1e6 == pytest.approx(26.5, abs=0.1)
+    assert counter.get_total_flops() / 1e6 == pytest.approx(26.5, abs=0.1)
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
@@ -146,12 +147,12 @@ def test_parameter_counts_are_the_papers(name: str, count: int):
 @pytest.mark.parametrize(
     ("name", "count"), [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)]
 )
-def test_imagenets_networks_are_timms(name: str, count: int):
+def test_parameter_counts_of_timm_networks_at_1000_classes(name: str, count: int):
     assert sum(parameter.numel() for parameter in _build(f"timm:{name}", 1000).parameters()) == count
 
 
-def test_a_torchvision_that_does_not_fit_is_one_sentence():
-    """In a process without the schemas that conftest.py declares; where torchvision does import, there is no error."""
+def test_a_torchvision_of_another_build_gives_a_user_error():
+    """In a process without the schemas that conftest.py declares; skipped where torchvision imports without them."""
     script = """
 from checkpointkd.errors import UserError
 from checkpointkd.models import build_network
@@ -160,15 +161,13 @@ try:
 except UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    if not done.stdout:
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    if not process.stdout:
         pytest.skip("torchvision fits this PyTorch")
-    assert (
-        "'timm:resnet18' needs timm, and a torchvision of the same build (CPU or CUDA) as this PyTorch" in done.stdout
-    )
-    assert "pip install 'checkpointkd[timm]'" in done.stdout
-    assert done.stdout.count("\n") == 1
+    assert "'timm:resnet18' needs timm and a torchvision of the same build (CPU or CUDA) as PyTorch" in process.stdout
+    assert "pip install 'checkpointkd[timm]'" in process.stdout
+    assert process.stdout.count("\n") == 1
 
 
 def test_normalization_is_the_networks_first_step():
@@ -179,57 +178,71 @@ def test_normalization_is_the_networks_first_step():
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
-        ("wrn_16", r"unknown model 'wrn_16'; did you mean 'wrn_D_K'\?"),
-        ("resnet_18", r"resnet_18 does not exist: .* must be 6n \+ 2 .* say timm:resnet18"),
-        ("mobilenetv2_0.01", "mobilenetv2_0.01 does not exist: the width must be from 0.1 to 4"),
-        ("timm:resnet19", r"unknown timm model 'resnet19'; did you mean .*resnet18"),
-        ("wrn_17_2", r"wrn_17_2 does not exist: the depth must be 6n \+ 4"),
-        ("wrn_16_0", "wrn_16_0 does not exist"),
-        ("nowhere.module:net", "can't be imported: No module named 'nowhere'"),
-        ("tests.models.test_models:nothing", "can't be imported"),
-        ("builtins:dict", "gave a dict, not a torch.nn.Module"),
-        ("math:sqrt", "must take num_classes= and in_channels="),
+        ("wrn_16", r"(?i)unknown model 'wrn_16'.*did you mean 'wrn_D_K'\?"),
+        ("resnet_33", r"Unknown model 'resnet_33'\. .* have 6n \+ 2 layers: did you mean resnet_32\?"),
+        ("resnet_18", r"Unknown model 'resnet_18'\. .*: did you mean resnet_20 or timm:resnet18\?"),
+        ("resnet_2", r"Unknown model 'resnet_2'\. .*: did you mean resnet_8\?"),
+        ("mobilenetv2_0.01", r"Unknown model 'mobilenetv2_0.01'\. The width must be from 0.1 to 4"),
+        ("timm:resnet19", r"(?i)unknown timm model 'resnet19'.*did you mean .*resnet18"),
+        ("wrn_17_2", r"Unknown model 'wrn_17_2'\. .* 6n \+ 4 layers .*: did you mean wrn_16_2\?"),
+        ("wrn_16_0", r"Unknown model 'wrn_16_0'\. .*: did you mean wrn_16_1\?"),
+        ("nowhere.module:net", "cannot be imported: No module named 'nowhere'"),
+        ("tests.models.test_models:nothing", "cannot be imported"),
+        ("builtins:dict", "returned a dict, not a torch.nn.Module"),
+        ("math:sqrt", "must accept num_classes= and in_channels="),
     ],
 )
-def test_a_wrong_name_is_one_sentence(name: str, sentence: str):
-    with pytest.raises(UserError, match=sentence) as caught:
+def test_a_wrong_name_gives_a_user_error_with_the_way_out(name: str, message: str):
+    with pytest.raises(UserError, match=message) as error:
         _build(name)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_wrong_feature_path_lists_those_there_are():
+def test_a_model_without_logits_cannot_be_trained():
+    network = _build("wrn_10_1", classes=10)
+    message = r"Model 'net' cannot be trained .*: the output has shape \(2, 10\), expected logits of shape \(2, 9\)"
+    with pytest.raises(UserError, match=message):
+        check_trainable(network, torch.rand(2, 3, 8, 8), classes=9, model="net")
+    network.body = nn.LSTM(8, 8)
+    with pytest.raises(UserError, match="Model 'net' cannot be trained"):
+        check_trainable(network, torch.rand(2, 3, 8, 8), classes=9, model="net")
+
+
+def test_an_unknown_module_path_lists_the_modules():
     network = _build("wrn_10_1")
     with (
-        pytest.raises(UserError, match=r"no features 'stage9'; did you mean 'stage3'.*stage2"),
+        pytest.raises(UserError, match=r"no module 'stage9'\. Did you mean 'stage3'.*stage2"),
         capture_activations(network.body, ["stage9"]),
     ):
         pass
 
 
-def test_a_model_without_a_map_is_told_what_to_pass():
+def test_a_model_without_a_map_names_the_option():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(UserError, match=r"has no convolutional map; .*--feature-layer PATH; without any there is no"):
+    with pytest.raises(UserError, match=r"has no convolutional map\. Name a module .* with --feature-layer"):
         last_map_path(flat, torch.rand(2, 1, 8, 8))
+    with pytest.raises(UserError, match="with --student-features"):
+        vector_path(nn.Flatten(), torch.rand(2, 1, 8, 8), option="--student-features")
 
 
-def test_a_transformer_is_told_which_tokens_to_pass_and_they_are_maps():
+def test_a_transformer_names_its_last_tokens_which_are_maps():
     timm = pytest.importorskip("timm")
     network = timm.create_model("test_vit", num_classes=10).eval()
     images = torch.rand(2, 3, 160, 160)
-    with pytest.raises(UserError, match=r"works on tokens in the end; .*--feature-layer PATH, such as 'norm'"):
+    with pytest.raises(UserError, match=r"ends in tokens.* with --feature-layer, for example 'norm'"):
         last_map_path(network, images)
-    with capture_activations(network, ["norm", "patch_embed.norm"]) as taken:
+    with capture_activations(network, ["norm", "patch_embed.norm"]) as activations:
         network(images)
-    map_BhwD = as_map(taken["norm"], (160, 160))
+    map_BhwD = as_map(activations["norm"], (160, 160))
     assert map_BhwD is not None
     assert map_BhwD.shape == (2, 10, 10, network.embed_dim)
-    assert torch.equal(map_BhwD[:, 3, 7], taken["norm"][:, 1 + 10 * 3 + 7])  # after the class token
+    assert torch.equal(map_BhwD[:, 3, 7], activations["norm"][:, 1 + 10 * 3 + 7])  # after the class token
 
 
-def test_the_last_map_of_a_network_that_pools_and_rectifies_by_functions():
-    """As pytorch-cifar's ResNet: an empty shortcut is a leaf module, too, and sees an earlier map."""
+def test_the_last_map_of_a_network_with_functional_pooling_and_relu():
+    """As in pytorch-cifar's ResNet, an empty shortcut is a leaf module that receives an earlier map."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -251,42 +264,45 @@ def test_the_last_map_of_a_network_that_pools_and_rectifies_by_functions():
 
     network, images = Net(), torch.rand(2, 1, 8, 8)
     path = last_map_path(network, images)
-    with capture_activations(network, [path]) as taken:
+    with capture_activations(network, [path]) as activations:
         network(images)
     assert path == "blocks"
-    assert torch.equal(taken[path], network.pooled)
+    assert torch.equal(activations[path], network.pooled)
 
 
-def test_what_enters_a_part_that_pools_inside_is_not_what_is_pooled():
+def test_the_last_map_is_found_inside_a_submodule_that_pools():
     network = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(4, 10)
     )
     assert last_map_path(network, torch.rand(2, 1, 8, 8)) == "0.1:input"
 
 
-def test_attention_is_no_map():
+def test_attention_weights_and_complex_values_are_not_maps():
     assert as_map(torch.rand(2, 2, 101, 32), (160, 160)) is None
     assert as_map(torch.rand(2, 4, 8, 8).to(torch.complex64), (32, 32)) is None
 
 
-def test_maps_that_end_in_channels_are_told_by_the_images_shape():
+def test_channels_last_maps_are_recognized_by_the_images_proportions():
     map_BDhw = torch.rand(2, 5, 3, 6)
     expected = map_BDhw.permute(0, 2, 3, 1)
-    for given in (map_BDhw, expected):
-        found = as_map(given, (32, 64))
-        assert found is not None
-        assert torch.equal(found, expected)
+    for features in (map_BDhw, expected):
+        map_BhwD = as_map(features, (32, 64))
+        assert map_BhwD is not None
+        assert torch.equal(map_BhwD, expected)
     assert as_map(torch.rand(2, 7), (32, 32)) is None
     assert as_map(torch.rand(2, 2, 7), (32, 32)) is None
 
 
-def test_a_module_that_gives_no_tensor_is_named():
+def test_a_module_whose_output_is_not_a_tensor_is_refused():
     class Two(nn.Module):
         def forward(self, images):
             return images, images
 
     network = nn.Sequential(Two())
-    with pytest.raises(UserError, match="'0' has no tensor there but tuple"), capture_activations(network, ["0"]):
+    with (
+        pytest.raises(UserError, match="The value at '0' has type tuple, not Tensor"),
+        capture_activations(network, ["0"]),
+    ):
         network(torch.rand(1, 1, 8, 8))
 
 
@@ -301,7 +317,7 @@ def test_a_module_that_gives_no_tensor_is_named():
         ("timm:vit_tiny_patch16_224", 224, ["norm"], "head:input"),
     ],
 )
-def test_a_classifiers_stages_and_its_vector_are_found(model: str, size: int, stages: list[str], vector: str):
+def test_stages_and_vector_of_common_classifiers(model: str, size: int, stages: list[str], vector: str):
     network = build_network(model, num_classes=7, in_channels=3, mean=[0.5] * 3, std=[0.5] * 3)
     images = torch.rand(2, 3, size, size)
     assert stage_paths(network.body, images) == stages
@@ -309,7 +325,7 @@ def test_a_classifiers_stages_and_its_vector_are_found(model: str, size: int, st
 
 
 class _Wrapped(nn.Module):
-    """A network within a network, one module called at every stage, an in-place layer, a list that isn't called."""
+    """A nested network with a module that every stage calls, an in-place layer and a list that is never called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,10 +344,10 @@ class _Wrapped(nn.Module):
         return self.head(self.inner(images).mean((2, 3), keepdim=True)).flatten(1)
 
 
-def test_stages_of_a_network_that_was_written_otherwise():
-    """Where no linear layer classifies, the vector is the last map's mean."""
+def test_stages_of_a_network_without_stage_modules():
+    """Without a linear classifier, the vector is the last map."""
     images = torch.rand(2, 1, 16, 16)
     assert stage_paths(_Wrapped(), images) == ["inner.stages.0", "inner.stages.1", "inner.act"]
     assert vector_path(_Wrapped(), images) == "inner"
-    with pytest.raises(UserError, match="the model has no convolutional maps; name modules"):
+    with pytest.raises(UserError, match=r"The model has no convolutional maps\. Name modules"):
         stage_paths(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), images)

@@ -423,7 +423,7 @@ def test_trials_that_span_no_area_have_no_contours(searched: Path, tmp_path: Pat
             }
             for n, (a, t) in enumerate(values[:number])
         ]
-        best = {**trials[-1], "accuracy_se": 0.01, "within_noise": 0}
+        best = {**trials[-1], "accuracy_se": 0.01, "comparable": 0}
         path.write_text(json.dumps({**result, "trials": trials, "best": best}))
         assert search_chart("search", json.loads(path.read_text())).contour is None
         ckd.report(searched / "search", out=tmp_path / "r.html")

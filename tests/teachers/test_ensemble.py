@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation
 from checkpointkd.models import build_network
-from checkpointkd.teachers import ensemble as teachers
+from checkpointkd.records import TeacherRecord
 from checkpointkd.teachers.ensemble import Teacher, open_teacher, refuse_at_chance
 from checkpointkd.training.loop import fit, start
 
@@ -82,22 +81,22 @@ def test_chance_is_the_most_frequent_class_and_its_noise():
 def test_the_students_manifest_names_its_teachers(teacher_run: Path, tmp_path: Path):
     student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
     checkpoint = ckd.open_trajectory(teacher_run)[2]
-    assert student.run.teachers == [{"epoch": 2, "sha256": checkpoint.sha256}]
-    assert student.run.kd == {"alpha": 0.5, "tau": 5.0, "tau_squared": True, "average": "probabilities"}
-    assert student.run.teachers_measured.members[0]["accuracy"] > 0.1
+    assert student.run.teachers == (TeacherRecord(epoch=2, sha256=checkpoint.sha256),)
+    assert student.run.kd == KDConfig(alpha=0.5, tau=5.0, tau_squared=True, average="probabilities")
+    assert student.run.teachers_measured.members[0].accuracy > 0.1
 
 
 def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypatch):
     """Not again for a second student, another ensemble or a run that has moved; but where what was kept is damaged."""
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
     asked: list[str] = []
-    real = Teacher._ask
+    real = Teacher._compute_clean
 
     def ask(teacher: Teacher, member: int, images: Any) -> torch.Tensor:
         asked.append(teacher.members[member].text)
         return real(teacher, member, images)
 
-    monkeypatch.setattr(Teacher, "_ask", ask)
+    monkeypatch.setattr(Teacher, "_compute_clean", ask)
 
     def taught(name: str, *teachers: str, **more: Any) -> dict[str, Any]:
         run = ckd.distill(
@@ -120,7 +119,7 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
     assert asked[1:] == [f"{moved}@midpoint"]
     assert both["members"][0] == {**first["members"][0], "ref": f"{moved}@last"}
     assert both["members"][1]["accuracy"] == pytest.approx(0.33, abs=0.01)
-    kept = list((tmp_path / "home" / "answers").iterdir())
+    kept = list((tmp_path / "home" / "logits").glob("*/*.safetensors"))
     assert len(kept) == 2
     for path in kept:
         path.write_bytes(path.read_bytes()[:-3])
@@ -134,9 +133,9 @@ def test_answers_are_kept_where_they_can_be(teacher_run: Path, tmp_path: Path, m
     """Nowhere to write costs time only, and another's answers are not taken for these."""
     home = tmp_path / "home"
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(home))
-    full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("full", "half"))
+    full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("last", "midpoint"))
     assert full["ensemble"]["accuracy"] != half["ensemble"]["accuracy"]
-    one, other = (home / "answers").iterdir()
+    one, other = (home / "logits").glob("*/*.safetensors")
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
@@ -172,20 +171,9 @@ def test_answers_to_pictures_that_may_change_are_not_kept(tmp_path: Path, monkey
     assert noisy["nll"] > clean["nll"] + 0.1
 
 
-def test_kept_answers_take_up_little(tmp_path: Path, monkeypatch):
-    """The oldest go; those of very many images and classes are not kept at all."""
-    for number in range(4):
-        path = tmp_path / f"{number}.safetensors"
-        path.write_bytes(bytes(100))
-        os.utime(path, (number, number))
-    monkeypatch.setattr(teachers, "ALL_ANSWERS", 250)
-    teachers._remove_oldest(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.safetensors", "3.safetensors"]
-
-
 def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):
     ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
-    with pytest.raises(UserError, match=r"already holds another run .*teachers"):
+    with pytest.raises(UserError, match=r"already holds another run \(taught_by"):
         ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@4"], epochs=1, out=tmp_path / "s")
     with pytest.raises(UserError, match=r"already holds another run \(kd alpha 0\.5 there, 0\.9 here\)"):
         ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], alpha=0.9, epochs=1, out=tmp_path / "s")

@@ -11,13 +11,14 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import resolve_ensemble
-from checkpointkd.config import DistillConfig, KDConfig
+from checkpointkd.config import DistillConfig, KDConfig, scheduled_teacher
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, distillation, kd, soft_targets
 from checkpointkd.models import build_network
-from checkpointkd.teachers.ensemble import Teacher, open_teacher, training_cost
-from checkpointkd.teachers.logit_cache import CachedTeacherBatches, with_cached_logits
+from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
+from checkpointkd.teachers.cost import training_cost
+from checkpointkd.teachers.ensemble import Teacher, open_teacher
 
 CPU = torch.device("cpu")
 SHORT = {"epochs": 2, "batch_size": 25, "precision": "fp32"}
@@ -55,12 +56,12 @@ def test_words_for_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
     ("ensemble", "sentence"),
     [
         ("snapshot:5", r"snapshot:5 needs 5 checkpoints, and .* has 4 \(epochs 1, 2, 3, 4\)"),
-        ("snapshot:0", r"'snapshot' is written snapshot:K, K being 1 or more, not 'snapshot:0'"),
-        ("snapshot:two", "written snapshot:K"),
-        ("snapshot", "written snapshot:K"),
+        ("snapshot:0", r"Unknown ensemble 'snapshot:0'\. Write snapshot:K, where K is at least 1"),
+        ("snapshot:two", "Write snapshot:K"),
+        ("snapshot", "Write snapshot:K"),
         ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
-        ("full:2", "--ensemble full:2 is made from 2 runs, and 1 are named"),
-        ("mixed", "is made from 2 runs, and 1 are named"),
+        ("full:2", "--ensemble full:2 takes 2 runs, not 1"),
+        ("mixed", "takes 2 runs, not 1"),
         ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
     ],
 )
@@ -88,9 +89,7 @@ def test_the_nearest_checkpoint_must_not_stand_for_two(tmp_path: Path):
     run = tmp_path / "run"
     ckd.train("wrn_10_1", data="digits", train_images=50, epochs=9, save_every=3, batch_size=25, out=run)
     (run / "checkpoints" / "epoch-0003.safetensors").rename(run / "checkpoints" / "epoch-0008.safetensors")
-    with pytest.raises(
-        UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9; name those you want"
-    ):
+    with pytest.raises(UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9\. Name checkpoints"):
         resolve_ensemble([str(run)], "snapshot:3")
 
 
@@ -106,7 +105,7 @@ def test_weights_are_how_much_each_counts():
     even = DistillConfig(teacher_weights=(0.5, 0.5))
     assert even.weights_at(0.3, 2) == (0.5, 0.5)
     torch.testing.assert_close(
-        soft_targets(teachers, tau=3, weights=even.weights), soft_targets(teachers, tau=3), rtol=1e-5, atol=1e-7
+        soft_targets(teachers, tau=3, weights=even.teacher_weights), soft_targets(teachers, tau=3), rtol=1e-5, atol=1e-7
     )
     assert kd(student, teachers, labels, KDConfig()).shape == (5,)
 
@@ -137,7 +136,7 @@ def test_an_objective_heeds_the_weights(teacher_run: Path, name: str):
         ({"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"}, "for teachers that teach together"),
         ({"method_weight": -1.0}, "must be at least 0, not -1"),
         ({"method_weight": float("inf")}, "must be at least 0, not inf"),
-        ({"teacher_schedule": "rko"}, "unknown teacher schedule 'rko'; did you mean 'rco'"),
+        ({"teacher_schedule": "rko"}, "unknown teacher.schedule 'rko'; did you mean 'rco'"),
         ({"batch_norm": "train"}, "unknown teachers' batch norm 'train'"),
         ({"student_features": ()}, "no features are named"),
     ],
@@ -167,13 +166,38 @@ def test_on_a_route_each_teacher_has_its_part_of_the_training():
     assert [progressive.tau_at(p, 5.0) for p in (0.0, 0.5, 1.0)] == [5.0, 3.0, 1.0]
 
 
-@pytest.mark.parametrize(("epochs", "teachers"), [(4, 2), (3, 2), (2, 5), (7, 3), (10, 10), (20, 7)])
-def test_a_table_asks_all_whom_an_epochs_steps_may_ask(epochs: int, teachers: int):
-    settings, steps = DistillConfig(teacher_schedule="rco"), 79
+@pytest.mark.parametrize(
+    ("epochs", "teachers"), [(4, 2), (3, 2), (2, 5), (7, 3), (10, 10), (20, 7), (44, 22), (90, 45)]
+)
+def test_the_teachers_of_an_epoch_are_those_that_its_steps_use(epochs: int, teachers: int):
+    config, steps = DistillConfig(teacher_schedule="rco"), 79
     for epoch in range(epochs):
-        counts = {settings.weights_at((epoch + step / steps) / epochs, teachers).index(1.0) for step in range(steps)}
-        assert counts <= set(settings.active_teachers(epoch, epochs, teachers))
-        assert len(settings.active_teachers(epoch, epochs, teachers)) <= len(counts) + 1
+        used = set()
+        for step in range(steps):
+            weights = config.weights_at((epoch + step / steps) / epochs, teachers)
+            assert weights is not None
+            used.add(weights.index(1.0))
+            assert weights.index(1.0) == (epoch * steps + step) * teachers // (epochs * steps)
+        active = config.active_teachers(epoch, epochs, teachers)
+        assert used <= set(active)
+        assert len(active) <= len(used) + 1
+
+
+def test_the_first_step_of_an_epoch_uses_the_first_teacher_of_the_epoch():
+    """Up to 200 epochs and 100 teachers. A float quotient names another teacher in one epoch of about 3,600."""
+    disagreements = sum(
+        scheduled_teacher(epoch / epochs, teachers) != epoch * teachers // epochs
+        for epochs in range(1, 201)
+        for teachers in range(1, 101)
+        for epoch in range(epochs)
+    )
+    assert disagreements == 0
+    config = DistillConfig(teacher_schedule="progressive")
+    assert all(
+        config.active_teachers(epoch, epochs, 22)[0] == scheduled_teacher(epoch / epochs, 22)
+        for epochs in range(1, 201)
+        for epoch in range(epochs)
+    )
 
 
 def test_a_table_asks_nobody_else(teacher_run: Path):
@@ -186,7 +210,7 @@ def test_a_table_asks_nobody_else(teacher_run: Path):
         teacher,
         precision="fp32",
         limit=10**9,
-        tell=lambda *_: None,
+        on_progress=lambda *_: None,
         active_teachers=lambda epoch: [epoch],
     )
     assert isinstance(found, CachedTeacherBatches)
@@ -217,14 +241,14 @@ def test_a_route_ends_with_another_student_and_the_table_changes_nothing(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"teacher_schedule": "rco"}, "one teacher makes no route: --teacher-schedule rco is for several"),
+        ({"teacher_schedule": "rco"}, "--teacher-schedule rco needs several teachers, and one is given"),
         (
             {"teacher_schedule": "rco", "ensemble": "all", "average": "logits"},
-            "--average is for teachers that teach together",
+            "--average is for teachers that teach jointly",
         ),
-        ({"method": "at", "channel_adapter": True}, "--channel-adapter means nothing to at; it is for fsp"),
+        ({"method": "at", "channel_adapter": True}, "--channel-adapter does not apply to at, only to fsp"),
         ({"method": "at", "tau": 3.0}, "--tau means nothing to at while alpha is 1"),
-        ({"logit_cache_gb": float("inf")}, "the table limit must be from 0 to 10⁹ gigabytes, not inf"),
+        ({"logit_cache_gb": float("inf")}, "--logit-cache-gb must be from 0 to 10⁹, not inf"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(teacher_run: Path, tmp_path: Path, options: dict, sentence: str):
@@ -259,7 +283,7 @@ def test_teachers_that_normalize_by_batch_are_asked_at_every_step(teacher_run: P
         )
         for mode in ("eval", "batch")
     }
-    assert "their answers depend on the company" in caplog.text
+    assert "with batch statistics, logits depend on the other images" in caplog.text
     assert runs["batch"].run.distill_config.batch_norm == "batch"
     assert runs["eval"].last.sha256 != runs["batch"].last.sha256
 
@@ -294,25 +318,23 @@ def test_an_ensemble_is_measured_as_a_whole(teacher_run: Path):
     one = ckd.evaluate(f"{teacher_run}@4")
     assert one["ensemble"]["disagreement"] is None
     assert one["members"][0] == found["members"][1]
-    weighted = ckd.evaluate(str(teacher_run), ensemble="snapshot:2", teacher_weights=[0.0, 1.0])
+    weighted = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"]).measure(data.val, weights=[0.0, 1.0])
     for name in ("accuracy", "nll", "calibration_error"):
         assert weighted["ensemble"][name] == pytest.approx(one["members"][0][name], abs=1e-6)
-    with pytest.raises(UserError, match="--teacher-weights gives 1 weights to 2 checkpoints"):
-        ckd.evaluate(str(teacher_run), ensemble="snapshot:2", teacher_weights=[1.0])
 
 
 def test_what_teachers_cost_to_train(teacher_run: Path, second_run: Path, tmp_path: Path):
     """Fig. 3: a run counts up to its last teaching checkpoint, once."""
-    rows = [row["seconds"] for row in ckd.open_trajectory(teacher_run).rows()]
-    other = [row["seconds"] for row in ckd.open_trajectory(second_run).rows()]
+    rows = [row.seconds for row in ckd.open_trajectory(teacher_run).rows()]
+    other = [row.seconds for row in ckd.open_trajectory(second_run).rows()]
     for addresses, runs, epochs, seconds in (
         ([f"{teacher_run}@2"], 1, 2, sum(rows[:2])),
         ([f"{teacher_run}@2", f"{teacher_run}@1"], 1, 2, sum(rows[:2])),
         ([f"{teacher_run}@4", f"{second_run}@2"], 2, 6, sum(rows) + sum(other)),
     ):
         cost = training_cost(resolve_ensemble(addresses))
-        assert (cost["runs"], cost["epochs"]) == (runs, epochs)
-        assert cost["seconds"] == pytest.approx(seconds, abs=2e-3)
+        assert (cost.runs, cost.epochs) == (runs, epochs)
+        assert cost.seconds == pytest.approx(seconds, abs=2e-3)
     student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=tmp_path / "s", **SHORT)
     assert student.run.teachers_cost.epochs == 2
     assert ckd.evaluate(f"{teacher_run}@2")["training_cost"]["epochs"] == 2
@@ -327,14 +349,23 @@ def _rewrite(run: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda run: run["classes"].reverse(), r"other classes \(in another order, first at 0: '0' and '9'\)"),
-        (lambda run: run["classes"].__setitem__(3, "three"), r"other classes \(10 and 10, '3', 'three' not in both\)"),
-        (lambda run: run["data"].__setitem__("shape", [1, 16, 16]), "images of other sizes, 1 × 8 × 8 and 1 × 16 × 16"),
+        (
+            lambda run: run["classes"].reverse(),
+            r"they know different classes \(in another order, first at 0: '0' and '9'\)",
+        ),
+        (
+            lambda run: run["classes"].__setitem__(3, "three"),
+            r"they know different classes \(10 and 10, '3', 'three' not in both\)",
+        ),
+        (
+            lambda run: run["data"].__setitem__("shape", [1, 16, 16]),
+            "their images differ in size, 1 × 8 × 8 and 1 × 16 × 16",
+        ),
     ],
 )
 def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path, tmp_path: Path, change, sentence):
     _rewrite(second_run, change)
-    with pytest.raises(UserError, match=rf"can't teach together: they know {sentence}"):
+    with pytest.raises(UserError, match=rf"cannot teach together: {sentence}"):
         ckd.distill("wrn_10_1", teachers=[str(teacher_run), str(second_run)], out=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
@@ -344,29 +375,29 @@ def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path
     [
         (
             {"method": "fitnets", "teacher_features": ["stage9"]},
-            r"of the teacher .*: the model has no features 'stage9'; did you mean 'stage3'.*its modules: conv1, stage1",
+            r"of the teacher .*: The model has no module 'stage9'. Did you mean 'stage3'.*Its modules: conv1, stage1",
         ),
         (
             {"method": "fitnets", "student_features": ["stage1", "stage2"]},
-            r"there are 2 \(stage1, stage2\) and, of .*, 3 \(stage1, stage2, relu\): name as many",
+            r"has 2 \(stage1, stage2\) and the teacher .* has 3 \(stage1, stage2, relu\)\. Name equally many",
         ),
         (
             {"method": "crd", "student_features": ["stage1", "stage2"], "teacher_features": ["stage1", "stage2"]},
-            r"crd contrasts one feature, not 2 \(stage1, stage2\)",
+            r"crd contrasts 1 feature, not 2 \(stage1, stage2\)",
         ),
         (
             {"method": "fsp", "student_features": ["stage1"], "teacher_features": ["stage1"]},
-            "there is only one, stage1: name two or more",
+            r"fsp .* needs at least 2 features, not 1 \(stage1\)\. Name more",
         ),
         (
             {"method": "fsp"},
-            r"student's 'stage1' has 16 where the teacher's 'stage1' has 32: --channel-adapter puts a trained",
+            r"student's 'stage1' has 16 and the teacher's 'stage1' has 32\. Add --channel-adapter to train",
         ),
-        ({"method": "kd", "teacher_features": ["stage1"]}, "--teacher-features means nothing to kd"),
-        ({"method": "dkd", "channel_adapter": True}, "--channel-adapter means nothing to dkd; it is for fsp"),
+        ({"method": "kd", "teacher_features": ["stage1"]}, "--teacher-features does not apply to kd"),
+        ({"method": "dkd", "channel_adapter": True}, "--channel-adapter does not apply to dkd, only to fsp"),
         ({"method": "hints"}, r"unknown method 'hints'.*\(known: kd, lskd, dkd"),
-        ({"method": "at", "compile": True}, "--compile leaves no features to look at, which at learns from"),
-        ({"best_of_last_ten": True}, "which --select-on val keeps for one last measurement"),
+        ({"method": "at", "compile": True}, "--compile hides the features that at learns from"),
+        ({"best_of_last_ten": True}, "but --select-on val allows one measurement"),
     ],
 )
 def test_methods_say_what_they_cannot_match(tmp_path_factory, options: dict, sentence: str, wide_run: Path):
@@ -394,7 +425,7 @@ def test_features_of_any_module_by_path(wide_run: Path, tmp_path: Path):
         out=tmp_path / "s",
         **SHORT,
     )
-    assert run.run.distill_config.teacher_features == ["stage1.0", "stage3"]
+    assert run.run.distill_config.teacher_features == ("stage1.0", "stage3")
     assert run.complete
 
 
@@ -410,27 +441,21 @@ def test_the_best_of_the_last_ten_is_told_beside_the_last(tmp_path: Path):
         best_of_last_ten=True,
         out=tmp_path / "r",
     )
-    tested = {row["epoch"]: row.test_accuracy for row in run.rows() if "test_accuracy" in row}
+    tested = {row.epoch: row.test_accuracy for row in run.rows() if row.test_accuracy is not None}
     assert list(tested) == list(range(3, 13))
     result = run.result()
     assert result is not None
-    assert result["best_of_last_ten"]["accuracy"] == max(tested.values())
-    assert tested[result["best_of_last_ten"]["epoch"]] == max(tested.values())
-    assert result["test"]["accuracy"] == tested[12]
+    assert result.best_of_last_ten is not None
+    assert result.test is not None
+    assert result.best_of_last_ten.accuracy == max(tested.values())
+    assert tested[result.best_of_last_ten.epoch] == max(tested.values())
+    assert result.test.accuracy == tested[12]
 
 
-def test_older_students_are_read_with_the_options_that_there_were_not(teacher_run: Path, tmp_path: Path):
+def test_another_method_weight_is_another_run(teacher_run: Path, tmp_path: Path):
     options = {"teachers": [str(teacher_run)], "out": tmp_path / "s", **SHORT}
-    student = ckd.distill("wrn_10_1", **options)
-
-    def forget(run: dict) -> None:
-        for name in ("distill_config", "best_of_last_ten"):
-            del run[name]
-
-    _rewrite(tmp_path / "s", forget)
-    assert ckd.open_trajectory(tmp_path / "s").run.distill_config.teacher_schedule == "joint"
-    assert ckd.distill("wrn_10_1", **options).last.sha256 == student.last.sha256
-    with pytest.raises(UserError, match=r"another run \(teaching weight None there, 0.3 here"):
+    ckd.distill("wrn_10_1", **options)
+    with pytest.raises(UserError, match=r"another run \(distill_config method_weight None there, 0.3 here"):
         ckd.distill("wrn_10_1", method_weight=0.3, **options)
 
 

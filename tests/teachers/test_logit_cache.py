@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 import checkpointkd as ckd
+from checkpointkd import records
+from checkpointkd.checkpoints import CheckpointRef, resolve_ensemble
 from checkpointkd.data import Data, DataConfig, InMemoryBatches, load_data
-from checkpointkd.teachers import logit_cache as module
+from checkpointkd.records import LogitManifest, ViewsRecord
+from checkpointkd.teachers import cached_batches, logit_cache
+from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import Teacher, open_teacher
-from checkpointkd.teachers.logit_cache import CachedTeacherBatches, LogitFile, size_of, with_cached_logits
+from checkpointkd.teachers.logit_cache import LogitFile, manifests_of, size_of
 
 CPU = torch.device("cpu")
 
@@ -34,9 +39,13 @@ def data() -> Data:
     return load_data(DataConfig(data="digits", train_images=60, flip=True))
 
 
-def _taught(data: Data, teacher: Teacher, *, seed: int = 0, precision="fp32", limit: int = 10**9, batch_size: int = 16):
+def _with_cache(
+    data: Data, teacher: Teacher, *, seed: int = 0, precision="fp32", limit: int = 10**9, batch_size: int = 16
+):
     batches = data.train.batches(batch_size=batch_size, seed=seed, device=CPU)
-    return with_cached_logits(batches, data.train, teacher, precision=precision, limit=limit, tell=lambda *_: None)
+    return with_cached_logits(
+        batches, data.train, teacher, precision=precision, limit=limit, on_progress=lambda *_: None
+    )
 
 
 def _asked(teacher: Teacher, monkeypatch) -> list[int]:
@@ -55,7 +64,7 @@ def _asked(teacher: Teacher, monkeypatch) -> list[int]:
 def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
     """For every image in every view that four epochs show, shuffled and flipped, for both members."""
     teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
-    batches = _taught(data, teacher)
+    batches = _with_cache(data, teacher)
     assert isinstance(batches, CachedTeacherBatches)
     seen = set()
     for epoch in (0, 1, 2, 1):
@@ -70,24 +79,24 @@ def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
 
 
 def test_what_is_known_is_not_asked_again(teacher_run: Path, data: Data, monkeypatch):
-    monkeypatch.setattr(module, "FILL_BATCH", 1)
+    monkeypatch.setattr(cached_batches, "FILL_BATCH", 1)
     teacher = open_teacher([str(teacher_run)], device=CPU)
     asked = _asked(teacher, monkeypatch)
-    first = [batch.teacher_TBK for batch in _taught(data, teacher).epoch(0)]
+    first = [batch.teacher_TBK for batch in _with_cache(data, teacher).epoch(0)]
     assert asked == [1] * 60
-    again = [batch.teacher_TBK for batch in _taught(data, teacher).epoch(0)]
+    again = [batch.teacher_TBK for batch in _with_cache(data, teacher).epoch(0)]
     assert asked == [1] * 60, "warm: nothing is asked"
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
-    batches = _taught(data, teacher)
+    batches = _with_cache(data, teacher)
     assert isinstance(batches, CachedTeacherBatches)
     first_N, second_N = (batches.batches.view_N(epoch) for epoch in (0, 1))
     new = int((first_N != second_N).sum())
     assert 30 < new < 60, "with 18 views some images show the same one again"
     said = []
-    batches.tell = lambda *step: said.append(step)
+    batches.on_progress = lambda *step: said.append(step)
     list(batches.epoch(1))
     assert asked == [1] * (60 + new), "only what is missing"
-    assert said[-1] == ("ask the teachers", new, new)
+    assert said[-1] == ("teacher forward", new, new)
 
 
 def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data: Data, home: Path):
@@ -95,7 +104,7 @@ def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data:
     teacher = open_teacher([str(teacher_run)], device=CPU)
     contents = []
     for order in ((0, 1, 2), (2, 0, 1)):
-        batches = _taught(data, teacher)
+        batches = _with_cache(data, teacher)
         for epoch in order:
             list(batches.epoch(epoch))
         (rows,) = home.rglob("rows.bin")
@@ -153,17 +162,85 @@ def test_every_change_of_what_answers_follow_from_is_another_table(teacher_run: 
     other_data = load_data(DataConfig(data="digits", train_images=50, flip=True))
     no_flip = load_data(DataConfig(data="digits", train_images=60))
     for change in (
-        lambda: _taught(data, full),
-        lambda: _taught(data, half),
-        lambda: _taught(other_data, full),
-        lambda: _taught(no_flip, full),
-        lambda: _taught(data, full, precision="bf16"),
+        lambda: _with_cache(data, full),
+        lambda: _with_cache(data, half),
+        lambda: _with_cache(other_data, full),
+        lambda: _with_cache(no_flip, full),
+        lambda: _with_cache(data, full, precision="bf16"),
     ):
         assert isinstance(change(), CachedTeacherBatches)
         assert len(tables() - before) == 1
         before = tables()
-    _taught(data, full, seed=7, batch_size=5)
+    _with_cache(data, full, seed=7, batch_size=5)
     assert tables() == before, "seeds and batch sizes share"
+
+
+@pytest.mark.parametrize("package", ["checkpointkd", "torch"])
+def test_another_version_of_the_code_is_another_entry(
+    package: str, teacher_run: Path, data: Data, home: Path, monkeypatch
+):
+    def computed() -> int:
+        """How many images the teacher's network sees for one epoch and for the validation set."""
+        teacher = open_teacher([str(teacher_run)])
+        counts = _asked(teacher, monkeypatch)
+        list(_with_cache(data, teacher).epoch(0))
+        monkeypatch.setattr(teacher, "_compute_clean", lambda member, images: counts.append(1) or torch.zeros(300, 10))
+        teacher.predict(data.val)
+        return len(counts)
+
+    real = logit_cache.version
+    assert [computed(), computed()] == [2, 0]
+    monkeypatch.setattr(logit_cache, "version", lambda name: "0.0.1" if name == package else real(name))
+    assert [computed(), computed()] == [2, 0]
+    assert len(list((home / "logits").iterdir())) == 4
+
+
+def test_the_version_of_timm_is_part_of_the_key_of_its_models_only(teacher_run: Path, data: Data):
+    checkpoint = open_teacher([str(teacher_run)]).members[0].checkpoint
+    names = {}
+    for model in ("wrn_10_1", "timm:resnet18"):
+        member = CheckpointRef("run", replace(checkpoint, run=structs.replace(checkpoint.run, model=model)))
+        (manifest,) = manifests_of([member], data.val, views=None, precision="fp32", device=CPU, batch_size=1)
+        names[model] = set(manifest.versions)
+    assert names == {"wrn_10_1": {"checkpointkd", "torch"}, "timm:resnet18": {"checkpointkd", "torch", "timm"}}
+
+
+OWN_NETWORK = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, num_classes)
+    def forward(self, images):
+        return FACTOR * self.head(self.layers(images))
+"""
+
+
+def test_an_edited_forward_of_a_users_network_gives_fresh_logits(
+    data: Data, tmp_path: Path, home: Path, monkeypatch, caplog
+):
+    """The weights stay the same, and so does everything else in a key."""
+    caplog.set_level("INFO", "checkpointkd")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two edits within a second look alike to Python's own cache
+    code = tmp_path / "edited_network.py"
+    code.write_text(OWN_NETWORK.replace("FACTOR", "1"))
+    ckd.train("edited_network:Net", data="digits", train_images=60, epochs=1, out=tmp_path / "run")
+
+    def logits() -> tuple[torch.Tensor, torch.Tensor]:
+        sys.modules.pop("edited_network", None)
+        teacher = open_teacher([str(tmp_path / "run")])
+        batch = next(iter(_with_cache(data, teacher).epoch(0)))
+        return teacher.predict(data.val), teacher.logits(batch) if batch.teacher_TBK is None else batch.teacher_TBK
+
+    clean, seen = logits()
+    code.write_text(OWN_NETWORK.replace("FACTOR", "2"))
+    edited_clean, edited_seen = logits()
+    torch.testing.assert_close(edited_clean, 2 * clean)
+    torch.testing.assert_close(edited_seen, 2 * seen, rtol=2**-9, atol=1e-4)
+    assert not (home / "logits").exists()
+    assert "Teachers run at every step: the code of edited_network:Net may change" in caplog.text
 
 
 def test_a_row_is_whole_and_in_its_place_or_missing(tmp_path: Path):
@@ -204,13 +281,15 @@ import sys
 import torch
 torch.set_num_threads(1)
 import checkpointkd as ckd
+from checkpointkd import records
+from checkpointkd.checkpoints import CheckpointRef, resolve_ensemble
 from checkpointkd.data import DataConfig, load_data
-from checkpointkd.tables import taught
-from checkpointkd.teacher import teacher_of
+from checkpointkd.teachers.ensemble import open_teacher
+from checkpointkd.teachers.cached_batches import with_cached_logits
 data = load_data(DataConfig(data="digits", train_images=600, flip=True))
-teacher = teacher_of([sys.argv[1]], device=torch.device("cpu"))
+teacher = open_teacher([sys.argv[1]], device=torch.device("cpu"))
 batches = data.train.batches(batch_size=100, seed=0, device="cpu")
-batches = taught(batches, data.train, teacher, precision="fp32", limit=10**9, tell=lambda *_: None)
+batches = with_cached_logits(batches, data.train, teacher, precision="fp32", limit=10**9, on_progress=lambda *_: None)
 print("begun", flush=True)
 for epoch in range(8):
     list(batches.epoch(epoch))
@@ -249,11 +328,11 @@ def test_where_the_disk_can_not_hold_it_the_teachers_are_asked(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    batches = _taught(data, teacher)
+    batches = _with_cache(data, teacher)
     assert isinstance(batches, InMemoryBatches)
-    assert "asked at every step" in caplog.text
+    assert "Teachers run at every step" in caplog.text
     assert "No space left on device" in caplog.text
-    left = (home / "tables").rglob("*")
+    left = (home / "logits").rglob("*")
     assert not [path for path in left if path.is_file() and path.suffix != ".json"], "nothing is left behind"
 
 
@@ -265,32 +344,66 @@ def test_the_limit_makes_room_and_never_takes_what_is_wanted(
     teachers = [open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (1, 2, 3)]
     kept: dict[int, Path] = {}
     for number, teacher in enumerate(teachers[:2]):
-        _taught(data, teacher, limit=2 * one)
+        _with_cache(data, teacher, limit=2 * one)
         (kept[number],) = set(home.rglob("rows.bin")) - set(kept.values())
-        os.utime(kept[number], (1000, 1000))
-    newer = _taught(data, teachers[1 - older], limit=2 * one)  # used again
+        for path in kept[number].parent.iterdir():
+            os.utime(path, (1000 + number, 1000 + number))
+    newer = _with_cache(data, teachers[1 - older], limit=2 * one)  # used again
     assert isinstance(newer, CachedTeacherBatches)
-    assert isinstance(_taught(data, teachers[2], limit=2 * one), CachedTeacherBatches)
+    assert isinstance(_with_cache(data, teachers[2], limit=2 * one), CachedTeacherBatches)
     assert [kept[older].exists(), kept[1 - older].exists()] == [False, True]
-    assert isinstance(_taught(data, teachers[older], limit=one - 1), InMemoryBatches)
+    assert isinstance(_with_cache(data, teachers[older], limit=one - 1), InMemoryBatches)
     assert "--logit-cache-gb allows" in caplog.text
     assert kept[1 - older].exists(), "for what does not fit anyway nothing is removed"
-    assert isinstance(_taught(data, teachers[older], limit=one), CachedTeacherBatches)
+    assert isinstance(_with_cache(data, teachers[older], limit=one), CachedTeacherBatches)
     assert not kept[1 - older].exists()
     answers = [batch.teacher_TBK for batch in newer.epoch(3)]  # its file is gone; whoever uses it goes on
     assert len(answers) == 4
 
 
+def test_logits_of_clean_images_and_of_views_share_the_limit(teacher_run: Path, data: Data, home: Path):
+    """Entries that were unused for longest are removed first, whichever kind they are."""
+
+    def teacher(epoch: int, limit: int = 10**9) -> Teacher:
+        return Teacher(resolve_ensemble([f"{teacher_run}@{epoch}"]), device=CPU, cache_limit=limit)
+
+    def keys() -> set[str]:
+        return {path.name for path in (home / "logits").iterdir()}
+
+    def age(key: str, seconds: int) -> None:
+        for path in (home / "logits" / key).iterdir():
+            os.utime(path, (seconds, seconds))
+
+    teacher(1).predict(data.val)
+    (first,) = keys()
+    teacher(2).predict(data.val)
+    (second,) = keys() - {first}
+    age(first, 1000)
+    age(second, 2000)
+    teacher(1).predict(data.val)  # the first entry is used again
+    clean = (home / "logits" / first / "logits.safetensors").stat().st_size
+    _with_cache(data, teacher(1), limit=size_of(60 * 18, 10) + clean)
+    assert first in keys()
+    assert second not in keys()
+    assert len(keys()) == 2
+    teacher(3, limit=300 * 10 * 4 - 1).predict(data.val)
+    assert len(keys()) == 2, "for logits that do not fit into the limit nothing is removed and nothing is stored"
+    for key in keys():
+        manifest = records.read(home / "logits" / key / "manifest.json", LogitManifest, remedy="")
+        assert manifest.views == (None if key == first else ViewsRecord(pad=1, flip=True))
+        assert manifest.rows == (300 if key == first else 60 * 18)
+
+
 def test_a_file_of_another_size_is_made_anew(teacher_run: Path, data: Data, home: Path):
     teacher = open_teacher([str(teacher_run)], device=CPU)
-    list(_taught(data, teacher).epoch(0))
+    list(_with_cache(data, teacher).epoch(0))
     (rows,) = home.rglob("rows.bin")
     whole = rows.read_bytes()
     rows.write_bytes(whole[:-8])
-    list(_taught(data, teacher).epoch(0))
+    list(_with_cache(data, teacher).epoch(0))
     assert rows.read_bytes() == whole
 
 
 def test_the_size_for_all_of_cifar100():
     assert size_of(50_000 * 162, 100) == pytest.approx(1.685e9, rel=1e-3)
-    assert module.FILL_BATCH >= 100
+    assert cached_batches.FILL_BATCH >= 100

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from torch import nn
 
 import checkpointkd as ckd
+from checkpointkd import metrics
 from checkpointkd.config import Recipe
 from checkpointkd.data import DataConfig, EpochLoader, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import Supervised
 from checkpointkd.metrics import measure, predict
 from checkpointkd.models import build_network
-from checkpointkd.training import loop as loop_module
 from checkpointkd.training.loop import State, fit, start
 
-GOLDEN = Path(__file__).parent / "golden" / "training.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "training.json"
 
 
 def _state(recipe: Recipe, objective: nn.Module | None = None) -> tuple[State, EpochLoader]:
@@ -47,7 +48,7 @@ def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path)
     )
     plane = ckd.score(teacher_run, decoder_steps=8, decoder_seeds=2)
     now = {
-        "teacher": [row["loss"] for row in ckd.open_trajectory(teacher_run).rows()],
+        "teacher": [row.loss for row in ckd.open_trajectory(teacher_run).rows()],
         "student": [row.loss for row in student.rows()],
         "information": [point.image_information for point in plane.points],
         "nll": [point.nll for point in plane.points],
@@ -87,18 +88,19 @@ TRAINER = """
 import sys, time, torch
 torch.set_num_threads(1)
 import checkpointkd as ckd
+from checkpointkd import metrics
 model, out = sys.argv[1:3]
 def tell(task, done, total):
     print(done, flush=True)
     time.sleep(0.01)
-ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=out, progress=tell)
+ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=out, on_progress=tell)
 """
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
     """SIGKILL between and within epochs, several times over; the end is that of an undisturbed run, whose network draws
     as it trains. One that doesn't is killed in test_faults.py."""
-    model = "tests.test_loop:DropoutNet"
+    model = "tests.training.test_loop:DropoutNet"
     undisturbed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "whole")
     draw = random.Random(0)
     kills = 0
@@ -120,7 +122,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
     assert kills >= 3, "the run was hardly disturbed"
     for epoch in undisturbed:
         assert resumed[epoch].path.read_bytes() == undisturbed[epoch].path.read_bytes(), f"epoch {epoch}"
-    timeless = [[{**row, "seconds": 0} for row in run.rows()] for run in (resumed, undisturbed)]
+    timeless = [[structs.replace(row, seconds=0.0) for row in run.rows()] for run in (resumed, undisturbed)]
     assert timeless[0] == timeless[1]
     assert resumed.result().test == undisturbed.result().test  # type: ignore[index]
     assert list(resumed) == [3, 6, 9, 12]
@@ -162,7 +164,7 @@ class Explodes(DropoutNet):
 
 
 def test_a_run_whose_loss_explodes_keeps_its_last_good_checkpoint(tmp_path: Path):
-    out, model = tmp_path / "run", "tests.test_loop:Explodes"
+    out, model = tmp_path / "run", "tests.training.test_loop:Explodes"
     with pytest.raises(UserError, match="the loss stopped being a number in epoch 4"):
         ckd.train(model, data="digits", train_images=60, epochs=40, save_every=1, out=out)
     trajectory = ckd.open_trajectory(out)
@@ -180,13 +182,13 @@ class RootOfZero(DropoutNet):
 
 
 def test_weights_spoiled_by_an_epochs_last_step_are_not_saved(tmp_path: Path):
-    out, model = tmp_path / "run", "tests.test_loop:RootOfZero"
+    out, model = tmp_path / "run", "tests.training.test_loop:RootOfZero"
     with pytest.raises(UserError, match="the loss stopped being a number in epoch 1, step 1 of 1"):
         ckd.train(model, data="digits", train_images=60, batch_size=60, epochs=3, save_every=1, out=out)
     assert len(ckd.open_trajectory(out)) == 0
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("lr_schedule", ["cosine", "step", "constant"])
 def test_schedules_are_functions_of_progress(lr_schedule):
     recipe = Recipe(lr_schedule=lr_schedule)  # the paper's 200 epochs
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 59.9, 60, 100, 120, 199.9)]
@@ -202,7 +204,7 @@ def test_prediction_is_in_evaluation_mode_and_measured_by_hand(monkeypatch):
     data = load_data(DataConfig(data="digits", train_images=60))
     network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37]).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    monkeypatch.setattr(loop_module, "eval_batch_size", lambda images, device: 7)
+    monkeypatch.setattr(metrics, "eval_batch_size", lambda images, device: 7)
     logits = predict(network, data.val)
     monkeypatch.undo()
     assert network.training

@@ -47,7 +47,7 @@ def test_a_folder_in_which_nothing_was_done_yet_is_taken_over(tmp_path: Path, mo
     assert run.run.precision == "fp32"
     with pytest.raises(UserError, match="already holds another run"):
         ckd.train("wrn_10_1", out=tmp_path / "run", precision="bf16", **SMALL)
-    with pytest.raises(UserError, match=r"run/inner is or lies in the folder of a run, .*run; choose another --out"):
+    with pytest.raises(UserError, match=r"run/inner is, or lies in, the run directory .*run\. Choose another --out"):
         ckd.train("wrn_10_1", out=tmp_path / "run" / "inner", precision="fp32", **SMALL)
 
 
@@ -56,7 +56,7 @@ def test_a_short_run_is_not_measured_and_says_what_it_is(tmp_path: Path, monkeyp
     caplog.set_level("INFO", "checkpointkd")
     run = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
     assert run.run.precision == "fp32"
-    assert "1 epoch of 3 steps, batch 20, learning rate 0.1, cosine; a checkpoint every 1 epoch" in caplog.text
+    assert "1 epoch of 3 steps, batch size 20, learning rate 0.1 (cosine), a checkpoint every 1 epoch" in caplog.text
 
 
 def test_steps_of_milliseconds_stay_in_fp32():
@@ -94,7 +94,7 @@ def test_half_checkpoints_are_half_as_large_and_what_is_measured(tmp_path: Path)
     data = load_data(DataConfig(train_images=60))
     for epoch, row in zip(half, half.rows(), strict=True):
         found = measure(predict(half[epoch].network(), data.val), data.val.labels_N)
-        assert found["nll"] == row["val_nll"], "measured as it was saved"
+        assert found["nll"] == row.val_nll, "measured as it was saved"
     result = half.result()
     assert result is not None
     assert result.val.nll == half.rows()[-1].val_nll

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,7 +19,7 @@ from ..config import (
     check_choice,
 )
 from ..errors import UserError, unknown_name
-from ..records import ExternalRecord
+from ..records import ExternalRecord, PilotResult, PlaneSettings
 from .common import AUTO, device_of, recipe_from, say_if_seen
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from ..information import Plane
     from ..models import Network
     from ..selection import Choice
-    from ..selection.pilot_plan import PilotResult
 
 
 log = logging.getLogger("checkpointkd")
@@ -260,7 +258,7 @@ def score(
             "I(X;F) is the same at every checkpoint: %s learned nothing of the images from %s of them; give it more, "
             "or take the other estimator",
             estimator,
-            plane.settings["settings"].get("fit_images") or "so few",
+            plane.settings.estimator_config.fit_images,
         )
     return plane
 
@@ -354,6 +352,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     from .. import storage
     from ..checkpoints import open_trajectory, warn_if_new_files
     from ..selection import RULES
+    from ..selection.selected import write_selection
 
     if rule not in (None, AUTO, *RULES):
         raise unknown_name("rule", rule, (AUTO, *RULES))
@@ -420,9 +419,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are the
     try:
         with storage.locked(trajectory.path):
             before = _meaning_of_best(trajectory)
-            storage.write_json(
-                trajectory.path / "selection.json", {**asdict(choice), "epochs": choice.epochs, "made_with": made_with}
-            )
+            write_selection(trajectory, choice, made_with=made_with)
         if before not in (None, now := _meaning_of_best(trajectory)):
             log.info("%s@best is %s from now on; it was %s", run, now, before)
     except UserError as error:
@@ -446,7 +443,7 @@ def _meaning_of_best(trajectory: Trajectory) -> str | None:
     return f"{which}, for {found.student}" if found.student else f"{which}, by the rule {found.rule}"
 
 
-def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, dict[str, Any] | None]:
+def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, PlaneSettings | None]:
     """What a rule chooses that looks at the teacher alone, and with which settings it was scored."""
     from ..information import load_plane, stale_epochs
     from ..selection import NEED_NO_SCORES, Candidates, choose
@@ -458,11 +455,11 @@ def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tup
             f"{', '.join(map(str, stale))}); run `checkpointkd score {trajectory.source}` again"
         )
     if plane is not None and trajectory.external:
-        there, now = plane.settings["data"], trajectory.run.data
-        if not all(there[name] == getattr(now, name) for name in ("sha256", "select_on")):
+        there, now = plane.settings.data, trajectory.run.data
+        if not all(getattr(there, name) == getattr(now, name) for name in ("sha256", "select_on")):
             raise UserError(
-                f"{trajectory.source} was scored on other images ({there['name']}, protocol {there['select_on']}) than it "
-                f"was last inspected on ({now.name}, protocol {now.select_on}); run `checkpointkd score "
+                f"{trajectory.source} was scored on other images ({there.name}, --select-on {there.select_on}) than it "
+                f"was last inspected on ({now.name}, --select-on {now.select_on}); run `checkpointkd score "
                 f"{trajectory.source}` again"
             )
     choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
@@ -502,7 +499,7 @@ def _probe(
             precision=precision,
             logit_cache_gb=logit_cache_gb,
             device=device_of(device),
-            told={**given, "logit_cache_gb": logit_cache_gb, "device": device},
+            command_options={**given, "logit_cache_gb": logit_cache_gb, "device": device},
             on_progress=on_progress,
         )
     )

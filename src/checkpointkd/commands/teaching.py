@@ -22,6 +22,7 @@ from ..config import (
     check_choice,
 )
 from ..errors import UserError, unknown_name
+from ..records import plain
 from .common import device_of, recipe_from, say_if_any_has_seen, say_if_found_otherwise, shares_of
 
 if TYPE_CHECKING:
@@ -516,11 +517,11 @@ def tune(
         "batch_size": batch_size,
         "select_on": select_on,
         "train_images": train_images,
-        "precision": found["precision"],
+        "precision": found.precision,
         "seed": seed,
         "allow_weak_teacher": allow_weak_teacher,
     }
-    return found | {"command": tuning.command(found, given=given)}
+    return plain(found) | {"command": tuning.distill_command(found, options=given)}
 
 
 def _teaching(

@@ -1,34 +1,36 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
-from .decoder import Decoders, LargeDecoders, decode, pixel_entropy, reconstruction_loss
+from .decoder import Decoders, LargeDecoders, decoder_information, pixel_entropy, reconstruction_loss
 from .labels import fitted_losses, label_entropy, label_measures, per_image
 from .plane import (
     ESTIMATORS,
+    ImageInformationEstimator,
     Plane,
-    Point,
     load_plane,
     load_planes,
+    maps_and_logits,
     score_trajectory,
     stale_epochs,
 )
-from .ridge import ridge
+from .ridge import ridge_information
 
 __all__ = [
     "ESTIMATORS",
     "Decoders",
+    "ImageInformationEstimator",
     "LargeDecoders",
     "Plane",
-    "Point",
-    "decode",
+    "decoder_information",
     "fitted_losses",
     "label_entropy",
     "label_measures",
     "load_plane",
     "load_planes",
+    "maps_and_logits",
     "per_image",
     "pixel_entropy",
     "reconstruction_loss",
-    "ridge",
+    "ridge_information",
     "score_trajectory",
     "stale_epochs",
 ]

@@ -1,11 +1,13 @@
-"""I(X;F) the paper's way (§4.2, following InfoPro, arXiv 2101.10832): how well a small decoder redraws the image from
-the last convolutional map. The smaller its loss R on unseen images, the larger I(X;F) ≥ H(X) − R.
+"""Estimate I(X;F) as the paper does: by the loss of a decoder that reconstructs the image from its features.
 
-Decoders of many checkpoints and seeds train as one network: they share the pass over the images, but no weight and no
-gradient, so each ends as it would have alone.
+§4.2 follows InfoPro (Wang et al., arXiv 2101.10832): a small decoder reconstructs the image from the last
+convolutional map. With reconstruction loss R on unseen images, I(X;F) ≥ H(X) − R: a smaller R means a larger bound.
 
-Letters in names: A checkpoints, S seeds, G = A·S decoders, N images, B batch, C image channels, D map channels, O
-output channels, h w map height and width, H W image's, y x a kernel's.
+The decoders of all checkpoints and seeds train as one network. They share the pass over the images, but no weights
+and no gradients, so each ends as if it were trained alone.
+
+Letters in names: A checkpoints, S seeds, G = A·S decoders, N images, B batch, C image channels, D map channels,
+O output channels, h w map height and width, H W image height and width, y x kernel height and width.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ from ..data import Batch, EpochLoader, Images, eval_batch_size
 from ..seeding import generator
 from ..training.loop import OnStep, fit, start
 
-HIDDEN = 12  # channels between the decoder's two convolutions, InfoPro's
-LARGE = 96  # pixels a side, beyond which images have InfoPro's decoder for ImageNet
+HIDDEN = 12  # channels between the decoder's two convolutions, as in InfoPro
+LARGE = 96  # pixels per side; larger images use InfoPro's decoder for ImageNet
 
 
 class Decoders(nn.Module):
-    """Decoders for small images: upsample to the image (bilinear), conv3×3 D→12, batch norm, ReLU, conv3×3 12→C.
+    """Decoders for small images: bilinear upsampling, conv3×3 D→12, batch norm, ReLU, conv3×3 12→C.
 
-    There is one for each checkpoint and seed. One decoder of a 128-channel map to 3 channels has 14,187 parameters. The
-    sigmoid is left to the loss. Every decoder of one seed starts from the same weights, whatever the checkpoint, so
-    that checkpoints are compared in pairs.
+    There is one decoder for each checkpoint and seed. From a 128-channel map to 3 channels it has 14,187 parameters.
+    The sigmoid is part of the loss. All decoders of one seed start from the same weights, so that the comparison of
+    checkpoints is paired.
 
     >>> decoders = Decoders(checkpoints=1, seeds=[0], channels=128, image_channels=3, size=(32, 32))
     >>> sum(parameter.numel() for parameter in decoders.parameters())
@@ -47,8 +49,8 @@ class Decoders(nn.Module):
         super().__init__()
         groups = checkpoints * len(seeds)
         self.size = size
-        first = torch.cat([_first_weights(HIDDEN, channels, 3, seed) for seed in seeds])
-        second = torch.cat([_first_weights(image_channels, HIDDEN, 3, seed) for seed in seeds])
+        first = torch.cat([_initial_weights(HIDDEN, channels, 3, seed) for seed in seeds])
+        second = torch.cat([_initial_weights(image_channels, HIDDEN, 3, seed) for seed in seeds])
         self.weight1 = nn.Parameter(first.repeat(checkpoints, 1, 1, 1))  # (G·12, D, 3, 3)
         self.bias1 = nn.Parameter(torch.zeros(groups * HIDDEN))
         self.bn = nn.BatchNorm2d(groups * HIDDEN)
@@ -59,16 +61,18 @@ class Decoders(nn.Module):
             self.conv2.bias.zero_()
 
     def forward(self, maps_ABhwD: Tensor) -> Tensor:
-        """The redrawn images before the sigmoid, (B, A·S, C, H, W), from each checkpoint's maps."""
+        """Return the reconstructions before the sigmoid, (B, A·S, C, H, W), from each checkpoint's maps."""
         weight_AODyx = self.weight1.unflatten(0, (len(maps_ABhwD), -1))
         hidden = upsampled_convolution(maps_ABhwD, weight_AODyx, self.size) + self.bias1[:, None, None]
         return self.conv2(F.relu(self.bn(hidden))).unflatten(1, (self.conv2.groups, -1))
 
 
 class LargeDecoders(nn.Module):
-    """Decoders for large images, InfoPro's for ImageNet: conv1×1 D→128, then three times upsampling (to a quarter, to
-    half, to all of the image) and conv3×3, 128→32→12→C; batch norm and ReLU after all but the last. One decoder of a
-    512-channel map to 3 channels has 106,699 parameters. Else as `Decoders`.
+    """Decoders for large images, as InfoPro uses for ImageNet: conv1×1 D→128, then three upsampling stages.
+
+    The stages upsample to 1/4, 1/2 and all of the image size, each followed by conv3×3: 128→32→12→C. Batch norm and
+    ReLU follow all convolutions but the last. From a 512-channel map to 3 channels a decoder has 106,699 parameters.
+    The rest is as in `Decoders`.
 
     >>> decoders = LargeDecoders(checkpoints=1, seeds=[0], channels=512, image_channels=3, size=(224, 224))
     >>> sum(parameter.numel() for parameter in decoders.parameters())
@@ -82,16 +86,16 @@ class LargeDecoders(nn.Module):
         self.groups = groups = checkpoints * len(seeds)
         self.sizes = [(-(-size[0] // shrink), -(-size[1] // shrink)) for shrink in (4, 2, 1)]
         widths = [128, 32, 12, image_channels]
-        drawn = [
-            [_first_weights(*shape, seed) for seed in seeds]
+        initial = [
+            [_initial_weights(*shape, seed) for seed in seeds]
             for shape in ((128, channels, 1), (32, 128, 3), (12, 32, 3), (image_channels, 12, 3))
         ]
-        self.weights = nn.ParameterList([torch.cat(of_seed).repeat(checkpoints, 1, 1, 1) for of_seed in drawn])
+        self.weights = nn.ParameterList([torch.cat(of_seed).repeat(checkpoints, 1, 1, 1) for of_seed in initial])
         self.biases = nn.ParameterList([torch.zeros(groups * width) for width in widths])
         self.bns = nn.ModuleList([nn.BatchNorm2d(groups * width) for width in widths[:-1]])
 
     def forward(self, maps_ABhwD: Tensor) -> Tensor:
-        """The redrawn images before the sigmoid, (B, A·S, C, H, W), from each checkpoint's maps."""
+        """Return the reconstructions before the sigmoid, (B, A·S, C, H, W), from each checkpoint's maps."""
         seeds = self.groups // len(maps_ABhwD)
         weights_GOD, *weights_GODyx = (weight.unflatten(0, (self.groups, -1)) for weight in self.weights)
         maps_GBhwD = maps_ABhwD.repeat_interleave(seeds, 0)
@@ -99,18 +103,20 @@ class LargeDecoders(nn.Module):
         for stage, size in enumerate(self.sizes):
             hidden = F.relu(self.bns[stage](hidden + self.biases[stage][:, None, None]))
             maps_GBhwD = hidden.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2)
-            size = (max(size[0], hidden.shape[2]), max(size[1], hidden.shape[3]))  # a map larger than that stays so
+            size = (max(size[0], hidden.shape[2]), max(size[1], hidden.shape[3]))  # never shrink a map
             hidden = upsampled_convolution(maps_GBhwD, weights_GODyx[stage], size)
         return (hidden + self.biases[-1][:, None, None]).unflatten(1, (self.groups, -1))
 
 
 def upsampled_convolution(maps_ABhwD: Tensor, weight_AODyx: Tensor, size: tuple[int, int]) -> Tensor:
-    """Upsample A maps bilinearly (corners aligned, as InfoPro does) and convolve each with its own 3×3 weights.
+    """Upsample A maps bilinearly (`align_corners=True`, as InfoPro does) and convolve each with its own 3×3 weights.
 
-    Gives (B, A·O, H, W) in channels-last memory. Both steps are linear, so the channels are mixed first, on the small
-    map, and the nine results are spread over the image afterwards, along x and then along y: a tenth of the arithmetic
-    for 8×8 maps of 32×32 images, and the same values up to float order. Channels stay last throughout, so that little
-    is copied.
+    Both steps are linear, so their order can change. The channels are mixed first, on the small map. Then the nine
+    results are spread over the image, along x and along y. This needs a tenth of the arithmetic for 8×8 maps of 32×32
+    images, and gives the same values up to float order. Channels stay last throughout, which avoids copies.
+
+    Returns:
+        (B, A·O, H, W) in channels-last memory.
     """
     checkpoints, batch, height, width, channels = maps_ABhwD.shape
     outputs = weight_AODyx.shape[1]
@@ -126,20 +132,20 @@ def upsampled_convolution(maps_ABhwD: Tensor, weight_AODyx: Tensor, size: tuple[
 
 @functools.cache
 def _spread(small: int, large: int, device: torch.device) -> Tensor:
-    """(large, small·3): what pixel q of a line, through tap k, adds to pixel p of the upsampled, zero-padded line."""
+    """Return (large, small·3): the weight of pixel q, through kernel tap k, in pixel p of the upsampled padded line."""
     line = F.interpolate(torch.eye(small)[None], size=large, mode="linear", align_corners=True)[0]
     padded = F.pad(line, (1, 1))
     return torch.stack([padded[:, tap : tap + large] for tap in range(3)], 1).flatten(0, 1).T.contiguous().to(device)
 
 
-def _first_weights(out_channels: int, in_channels: int, side: int, seed: int) -> Tensor:
-    """InfoPro's start: N(0, 2 / (k·k·out))."""
-    drawn = torch.randn(out_channels, in_channels, side, side, generator=generator("decoder", seed, out_channels))
-    return drawn * math.sqrt(2 / (side**2 * out_channels))
+def _initial_weights(out_channels: int, in_channels: int, side: int, seed: int) -> Tensor:
+    """Draw weights from InfoPro's initialization, N(0, 2 / (k·k·out))."""
+    normal = torch.randn(out_channels, in_channels, side, side, generator=generator("decoder", seed, out_channels))
+    return normal * math.sqrt(2 / (side**2 * out_channels))
 
 
 class Reconstruction(nn.Module):
-    """Objective: each decoder redraws the batch's images from its checkpoint's features of them."""
+    """Objective: each decoder reconstructs the images of the batch from its checkpoint's features."""
 
     def __init__(self, maps_ANhwD: Tensor, row_of_index: Tensor) -> None:
         super().__init__()
@@ -148,23 +154,27 @@ class Reconstruction(nn.Module):
     def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, None]:
         maps_ABhwD = self.maps_ANhwD[:, self.row_of_index[batch.index_B]]
         loss_BG = reconstruction_loss(model(maps_ABhwD), batch.images_BCHW)
-        return loss_BG.sum(1), None  # the sum: a decoder's gradient must not depend on how many others there are
+        return loss_BG.sum(1), None  # not the mean: a gradient must not depend on the number of decoders
 
 
-def reconstruction_loss(redrawn_BGCHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Binary cross-entropy, in nats a pixel and channel, of each image in [0, 1] under each decoder: (B, G).
+def reconstruction_loss(reconstruction_BGCHW: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Return the binary cross-entropy of each image under each decoder, (B, G), in nats per pixel and channel.
 
-    >>> round(reconstruction_loss(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item(), 3)  # log 2: no idea
+    Args:
+        reconstruction_BGCHW: The decoders' output before the sigmoid.
+        images_BCHW: The images, in [0, 1].
+
+    >>> round(reconstruction_loss(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item(), 3)  # log 2: p = 1/2
     0.693
     """
-    target = images_BCHW[:, None].expand_as(redrawn_BGCHW)
-    return F.binary_cross_entropy_with_logits(redrawn_BGCHW, target, reduction="none").mean((2, 3, 4))
+    target = images_BCHW[:, None].expand_as(reconstruction_BGCHW)
+    return F.binary_cross_entropy_with_logits(reconstruction_BGCHW, target, reduction="none").mean((2, 3, 4))
 
 
 def pixel_entropy(images_NCHW: Tensor) -> Tensor:
-    """The least reconstruction loss that any decoder can reach on each image (N,): its pixels' own entropy.
+    """Return the lowest reconstruction loss that any decoder can reach on each image, (N,), in nats per pixel.
 
-    A gray pixel is no certain bit: at value v even the perfect answer v costs −v·log v − (1−v)·log(1−v).
+    The binary cross-entropy of a pixel of value v is at least v's own entropy, −v·log v − (1−v)·log(1−v).
 
     >>> round(pixel_entropy(torch.full((1, 1, 2, 2), 0.5)).item(), 3)
     0.693
@@ -172,7 +182,7 @@ def pixel_entropy(images_NCHW: Tensor) -> Tensor:
     return -(torch.xlogy(images_NCHW, images_NCHW) + torch.xlogy(1 - images_NCHW, 1 - images_NCHW)).mean((1, 2, 3))
 
 
-def decode(
+def decoder_information(
     fitted_on: Images,
     fitted_maps_ANhwD: Tensor,
     measured_on: Images,
@@ -181,25 +191,52 @@ def decode(
     settings: EstimatorConfig,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
-    """§4.2 of the paper, for images in which no augmentation is used: fit decoders on some images' maps from A
-    checkpoints, and give the negative excess of their reconstruction loss on others' over its floor, (A, seeds, N)."""
+    """Estimate I(X;F) by decoders (§4.2): fit them on clean images and measure their loss on other images.
+
+    Args:
+        fitted_on: Images that the decoders are fitted on.
+        fitted_maps_ANhwD: The maps of these images, from A checkpoints.
+        measured_on: Images that the loss is measured on.
+        measured_maps_ANhwD: The maps of these images.
+        settings: The decoders' number of seeds, steps, batch size and learning rate.
+        on_step: Progress callback, (steps done, steps in all).
+
+    Returns:
+        The negative excess of the loss over its minimum, (A, S, N), and the mean `reconstruction_loss` of each
+        checkpoint, both in nats per pixel and channel.
+    """
     device = fitted_maps_ANhwD.device
-    checkpoints = len(fitted_maps_ANhwD)
-    image_channels, height, width = fitted_on.shape
+    decoders = _fit_decoders(fitted_on, fitted_maps_ANhwD, settings, on_step)
+    losses = []
+    with torch.no_grad():
+        # A larger chunk would not fit a processor's cache.
+        chunk_size = min(settings.batch_size, len(fitted_on)) if device.type == "cpu" else 500
+        chunks = zip(measured_maps_ANhwD.split(chunk_size, 1), measured_on.iter_batches(chunk_size), strict=True)
+        for maps_ABhwD, images_BCHW in chunks:
+            losses.append(reconstruction_loss(decoders(maps_ABhwD), images_BCHW.to(device)))
+    loss_ASN = torch.cat(losses).T.unflatten(0, (len(fitted_maps_ANhwD), settings.seeds)).double().cpu()
+    details = {"reconstruction_loss": loss_ASN.mean((1, 2)).tolist()}
+    return _minimal_loss(measured_on) - loss_ASN, details
+
+
+def _fit_decoders(images: Images, maps_ANhwD: Tensor, settings: EstimatorConfig, on_step: OnStep | None) -> nn.Module:
+    """Return decoders of all checkpoints and seeds, fitted on these images, in evaluation mode."""
+    device = maps_ANhwD.device
+    image_channels, height, width = images.shape
     kind = LargeDecoders if max(height, width) > LARGE else Decoders
     decoders = kind(
-        checkpoints=checkpoints,
+        checkpoints=len(maps_ANhwD),
         seeds=list(range(settings.seeds)),
-        channels=fitted_maps_ANhwD.shape[-1],
+        channels=maps_ANhwD.shape[-1],
         image_channels=image_channels,
         size=(height, width),
     )
-    batch_size = min(settings.batch_size, len(fitted_on))
-    batches = fitted_on.batches(batch_size=batch_size, seed=0, device=device, augment=False)
-    row_of_index = torch.full((int(fitted_on.index_N.max()) + 1,), -1)
-    row_of_index[fitted_on.index_N] = torch.arange(len(fitted_on))
-    objective = Reconstruction(fitted_maps_ANhwD, row_of_index.to(device))
-    # The steps are given, not the passes over the images: an epoch of this recipe is as many steps as are wanted.
+    batch_size = min(settings.batch_size, len(images))
+    batches = images.batches(batch_size=batch_size, seed=0, device=device, augment=False)
+    row_of_index = torch.full((int(images.index_N.max()) + 1,), -1)
+    row_of_index[images.index_N] = torch.arange(len(images))
+    objective = Reconstruction(maps_ANhwD, row_of_index.to(device))
+    # One epoch of this recipe has `settings.steps` steps, whatever the number of images.
     recipe = Recipe(
         epochs=1,
         batch_size=batch_size,
@@ -210,26 +247,18 @@ def decode(
     state = start(decoders, objective, recipe, device=device)
     for _ in fit(state, Steps(batches, settings.steps), recipe=recipe, seed=0, on_step=on_step):
         pass
-    decoders.eval()
-    losses = []
-    with torch.no_grad():
-        at_once = batch_size if device.type == "cpu" else 500  # more would miss a processor's cache
-        chunks = zip(measured_maps_ANhwD.split(at_once, 1), measured_on.iter_batches(at_once), strict=True)
-        for maps_ABhwD, images_BCHW in chunks:
-            losses.append(reconstruction_loss(decoders(maps_ABhwD), images_BCHW.to(device)))
-    loss_ASN = torch.cat(losses).T.unflatten(0, (checkpoints, settings.seeds)).double().cpu()
-    details = {"reconstruction_loss": loss_ASN.mean((1, 2)).tolist()}
-    return _floor(measured_on) - loss_ASN, details
+    return decoders.eval()
 
 
 @functools.lru_cache(maxsize=1)
-def _floor(images: Images) -> Tensor:
+def _minimal_loss(images: Images) -> Tensor:
+    """Return the lowest possible reconstruction loss of each image, (N,), float64."""
     return torch.cat([pixel_entropy(chunk.double()) for chunk in images.iter_batches(eval_batch_size(images))])
 
 
 @dataclass(frozen=True)
 class Steps:
-    """So many batches as one epoch, over the images as often as it takes."""
+    """One epoch of `count` batches, which passes over the images as often as needed."""
 
     batches: EpochLoader
     count: int

@@ -1,4 +1,4 @@
-"""I(Y;F), and what else a checkpoint's predictions tell of it as a teacher. No map, no decoder: logits and labels.
+"""I(Y;F) and other measures of a checkpoint's predictions. They need logits and labels only.
 
 Letters in names: N images, K classes.
 """
@@ -15,9 +15,15 @@ from torch.nn import functional as F
 
 from ..metrics import measure
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20
 
-def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:
-    """Accuracy, NLL, and H(Y) − CE in nats (§3.2's bound) at the temperature that suits the network."""
+
+def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Return accuracy, NLL and the lower bound H(Y) − CE on I(Y;F) (§3.2), in nats, at the fitted temperature.
+
+    Returns:
+        The measures of `metrics.measure`, `label_information` and `temperature`.
+    """
     loss_N, temperature = fitted_losses(logits_NK, labels_N)
     return {
         **measure(logits_NK, labels_N),
@@ -27,7 +33,7 @@ def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Any]:
 
 
 def label_entropy(labels_N: Tensor) -> float:
-    """H(Y) in nats.
+    """Return H(Y) of the empirical label distribution, in nats.
 
     >>> round(label_entropy(torch.tensor([0, 0, 1, 1])), 4)
     0.6931
@@ -37,28 +43,35 @@ def label_entropy(labels_N: Tensor) -> float:
 
 
 def fitted_losses(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:
-    """Each image's cross-entropy, (N,) in nats, at the temperature that suits the network, and that temperature.
+    """Return each image's cross-entropy at the fitted temperature, and that temperature.
 
-    It is fitted on one half of the images and used on the other, both ways round, so that fitting it earns nothing.
+    The temperature is cross-fitted: it is fitted on each half of the images and used on the other half. So the fit
+    cannot lower the loss by overfitting.
+
+    Returns:
+        The cross-entropies (N,) in nats, float64, and the geometric mean of the two temperatures.
     """
     halves = [torch.arange(start, len(labels_N), 2) for start in (0, 1)]
-    fitted = [_temperature(logits_NK[half], labels_N[half]) for half in halves]
+    temperatures = [_temperature(logits_NK[half], labels_N[half]) for half in halves]
     loss_N = torch.empty(len(labels_N), dtype=torch.float64)
-    for half, temperature in zip(halves, reversed(fitted), strict=True):
+    for half, temperature in zip(halves, reversed(temperatures), strict=True):
         loss_N[half] = F.cross_entropy(logits_NK[half].double() / temperature, labels_N[half], reduction="none")
-    return loss_N, math.sqrt(fitted[0] * fitted[1])
+    return loss_N, math.sqrt(temperatures[0] * temperatures[1])
 
 
 def per_image(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
-    """Each image's part, (N,), in what rules choose by.
+    """Return each image's contribution (N,) to the measures that rules use.
 
-    `right`: whether it is named rightly. `nll` and `brier`: proper scores of its prediction. `confidence`: the greatest
-    probability. `context`: KL(p ‖ its class's mean p), whose mean is the conditional mutual information that MCMI
-    maximises (Ye et al., ICLR 2024). `wrong_variance`: the variance of the wrong classes' probabilities (Li et al.,
-    NeurIPS 2022).
+    Returns:
+        `correct`: 1 if the top class is the label, else 0 (uint8). The others are float32:
+        `nll`, `brier`: proper scores of the predicted probabilities.
+        `confidence`: the highest probability.
+        `conditional_mi`: KL(p ‖ mean p of the image's class). Its mean over images is the conditional mutual
+        information that MCMI maximizes (Ye et al., ICLR 2024).
+        `wrong_variance`: the variance of the wrong classes' probabilities (Li et al., NeurIPS 2022).
 
     >>> parts = per_image(torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]]), torch.tensor([0, 0]))
-    >>> parts["right"].tolist(), [round(value, 2) for value in parts["brier"].tolist()]
+    >>> parts["correct"].tolist(), [round(value, 2) for value in parts["brier"].tolist()]
     ([1, 0], [0.0, 2.0])
     """
     log_p_NK = logits_NK.double().log_softmax(-1)
@@ -66,27 +79,28 @@ def per_image(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
     truth_NK = F.one_hot(labels_N, p_NK.shape[1]).double()
     counts_K = truth_NK.sum(0).clamp_min(1)
     centroid_KK = (truth_NK.T @ p_NK) / counts_K[:, None]
-    context_N = (p_NK * (log_p_NK - centroid_KK[labels_N].clamp_min(1e-300).log())).sum(-1)
+    kl_N = (p_NK * (log_p_NK - centroid_KK[labels_N].clamp_min(1e-300).log())).sum(-1)
     wrong_NK = p_NK * (1 - truth_NK)
-    others = p_NK.shape[1] - 1
-    wrong_mean_N = wrong_NK.sum(-1) / others
+    wrong_classes = p_NK.shape[1] - 1
+    wrong_mean_N = wrong_NK.sum(-1) / wrong_classes
     parts = {
         "nll": -(log_p_NK * truth_NK).sum(-1),
         "brier": (p_NK - truth_NK).square().sum(-1),
         "confidence": p_NK.max(-1).values,
-        "context": context_N,
-        "wrong_variance": wrong_NK.square().sum(-1) / others - wrong_mean_N.square(),
+        "conditional_mi": kl_N,
+        "wrong_variance": wrong_NK.square().sum(-1) / wrong_classes - wrong_mean_N.square(),
     }
-    right_N = (logits_NK.argmax(-1) == labels_N).to(torch.uint8)
-    return {"right": right_N, **{name: part.float() for name, part in parts.items()}}
+    correct_N = (logits_NK.argmax(-1) == labels_N).to(torch.uint8)
+    return {"correct": correct_N, **{name: part.float() for name, part in parts.items()}}
 
 
 def _temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """The temperature, from 0.05 to 20, that makes the logits' cross-entropy least."""
+    """Return the temperature in [0.05, 20] that minimizes the cross-entropy of the logits."""
     logits_NK = logits_NK.double()
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits_NK / math.exp(log_temperature), labels_N).item()
 
-    found: Any = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
-    return math.exp(found.x)
+    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+    optimum: Any = minimize_scalar(loss, bounds=bounds, method="bounded")
+    return math.exp(optimum.x)

@@ -1,45 +1,51 @@
-"""The information plane: each checkpoint's I(X;F) and I(Y;F), with what they were measured on and how surely.
+"""The information plane of a trajectory: the estimates of I(X;F) and I(Y;F) of each checkpoint, made and stored.
 
-Letters in names: A checkpoints, S fits of an estimator, N images, K classes.
+Letters in names: A checkpoints, S fits of an estimator, N images, K classes, D channels, h w map height and width.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import storage
+from .. import records, storage
 from ..checkpoints import Checkpoint, Trajectory
-from ..config import EstimatorConfig
+from ..config import EstimatorConfig, OnProgress
 from ..data import Data, Images, eval_batch_size, stratified
 from ..errors import UserError
 from ..models import Network, as_map, capture_activations, last_map_path
-from .decoder import decode
+from ..records import PlanePoint, PlaneRecord, PlaneSettings
+from ..training.loop import OnStep
+from .decoder import decoder_information
 from .labels import label_measures, per_image
-from .ridge import ridge
+from .ridge import ridge_information
 
 log = logging.getLogger("checkpointkd")
 
-MAPS_AT_ONCE = 2e9  # bytes of features that are held at once; checkpoints beyond that wait
-AT_ONCE = {"cpu": 1}  # checkpoints that are decoded together: one fits a processor's cache, an accelerator wants more
-TOGETHER = 10
-UNFINISHED = "-unfinished"  # the name, in plane.json, of scores that will replace others once all are made
+FILE = "plane.json"
+MAX_MAP_BYTES = 2e9  # of all maps in memory; it limits the number of checkpoints that are scored together
+MAX_CHECKPOINTS = {"cpu": 1}  # scored together: one fits a processor's cache
+MAX_CHECKPOINTS_ON_ACCELERATOR = 10
+UNFINISHED = "-unfinished"  # ends the key, in plane.json, of scores that will replace others once all are made
 
-OnCheckpoint = Callable[[str, int, int], None]  # what is done, how many steps of how many
+ImageParts = dict[str, np.ndarray]  # each image's contribution: "information" (S, N), the rest of `per_image` (N,)
+Scores = dict[int, tuple[PlanePoint, ImageParts]]  # by epoch
 
 
 class ImageInformationEstimator(Protocol):
-    """What estimates I(X;F): from clean images and A checkpoints' maps of them (A, N, h, w, D), some to fit on and some
-    to measure on, to each measured image's part (A, S, N), whose mean is the estimate, larger for more information; and
-    what else is worth knowing of each checkpoint."""
+    """An estimator of I(X;F), from clean images and the maps (A, N, h, w, D) that A checkpoints make of them.
+
+    It fits on some images and measures on others. It returns each measured image's contribution (A, S, N), whose mean
+    is the estimate, larger for more information. It also returns further numbers, one per checkpoint, by name.
+    """
 
     def __call__(
         self,
@@ -49,46 +55,23 @@ class ImageInformationEstimator(Protocol):
         measured_maps_ANhwD: Tensor,
         *,
         settings: EstimatorConfig,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnStep | None,
     ) -> tuple[Tensor, dict[str, list[float]]]: ...
 
 
-ESTIMATORS: dict[str, ImageInformationEstimator] = {"decoder": decode, "ridge": ridge}
-
-
-@dataclass(frozen=True)
-class Point:
-    """One checkpoint on the plane.
-
-    `image_information` is the estimate of I(X;F), larger for more, in the estimator's unit (`settings.UNITS`), with its
-    standard error over images and its deviation over the estimator's fits (None for a single one); `details` is what
-    else the estimator said. `accuracy` is the paper's I(Y;F); `label_information` is H(Y) − CE in nats, a lower bound
-    on it, at the temperature that suits the checkpoint.
-    """
-
-    epoch: int
-    sha256: str
-    accuracy: float
-    accuracy_se: float
-    nll: float
-    label_information: float
-    temperature: float
-    image_information: float
-    image_information_se: float
-    image_information_sd: float | None
-    details: dict[str, float]
+ESTIMATORS: dict[str, ImageInformationEstimator] = {"decoder": decoder_information, "ridge": ridge_information}
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A trajectory's points, in order of epoch, and the settings that made them.
+    """The points of a trajectory, in order of epoch, and the settings that made them.
 
-    `information_ASN` and `images` (a name to (A, N): `right`, `nll` and the rest of `labels.per_image`) hold each
-    image's part, for the rules and the bootstrap of the selection.
+    `information_ASN` and `images` hold each image's contribution, for the rules and their bootstrap. `images` has an
+    array (A, N) for each name of `labels.per_image`.
     """
 
-    points: tuple[Point, ...]
-    settings: dict[str, Any]
+    points: tuple[PlanePoint, ...]
+    settings: PlaneSettings
     information_ASN: np.ndarray
     images: dict[str, np.ndarray]
 
@@ -97,8 +80,8 @@ class Plane:
         return [point.epoch for point in self.points]
 
     def to_plain(self) -> dict[str, Any]:
-        """The plane as JSON's values, without each image's part."""
-        return {"settings": self.settings, "points": [asdict(point) for point in self.points]}
+        """Return the plane as JSON values, without the contributions of the images."""
+        return {"settings": records.plain(self.settings), "points": records.plain(self.points)}
 
 
 def score_trajectory(
@@ -108,212 +91,234 @@ def score_trajectory(
     settings: EstimatorConfig,
     feature_layer: str | None = None,
     device: torch.device,
-    on_progress: OnCheckpoint | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Plane:
-    """Put every checkpoint of a trajectory on the information plane and store it in the run's folder.
+    """Place every checkpoint of a trajectory on the information plane, and store the plane in the run directory.
 
-    Points that are already there, made from the same weights with the same settings, are kept. Estimators are fitted on
-    training images and measured on the selection images; all of them clean.
+    Estimators are fitted on training images and measured on the validation set, without augmentation. Stored points
+    that were made from the same weights with the same settings are kept.
+
+    Raises:
+        UserError: If there is no checkpoint, if there are too few images, or if the layer has no map.
     """
-    if not len(trajectory) > 0:
-        raise UserError(f"the run in {trajectory.source} has saved no checkpoint yet")
-    first = next(iter(trajectory.values())).network(device)
-    trial = data.val.subset(torch.arange(2)).to_float().to(device)
-    path = feature_layer or last_map_path(first.body, trial)
+    if len(trajectory) == 0:
+        raise UserError(f"The run in {trajectory.source} has saved no checkpoint yet")
     fit_count, measure_count = settings.images(len(data.train), len(data.val))
-    if not min(fit_count, measure_count) > 1:
+    if min(fit_count, measure_count) < 2:
         raise UserError(
-            f"{fit_count} images to fit on and {measure_count} to measure on are too few: there must be two of both"
+            f"Too few images: {fit_count} to fit on and {measure_count} to measure on. Both need at least 2."
         )
     fitted_on = data.train.subset(stratified(data.train.labels_N, fit_count, seed=0, purpose="decoder"))
     measured_on = data.val
     if measure_count < len(measured_on):
         measured_on = measured_on.subset(stratified(measured_on.labels_N, measure_count, seed=0, purpose="measuring"))
-    made_with = {
-        "estimator": settings.estimator,
-        "feature_layer": path,
-        "settings": {**asdict(settings), "fit_images": fit_count, "measure_images": measure_count},
-        "precision": trajectory.run.precision,
-        "data": data.record.identity,
-        "measured_on": "the test set" if data.record.select_on == "test" else "the selection split",
-    }
-    if trajectory.unit != "epoch":
-        made_with["unit"] = trajectory.unit
-    stored = load_plane(trajectory, estimator=settings.estimator, missing_ok=True)
-    replacing = stored is not None and stored.settings != made_with
-    key = settings.estimator + UNFINISHED if replacing else settings.estimator
-    begun = load_planes(trajectory, unfinished=True).get(key) if replacing else stored
-    kept = _still_valid(begun, trajectory, made_with)
-    todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in kept]
-    with capture_activations(first.body, [path]) as taken:
-        first(trial)
-    size = taken[path][0].numel() * 4 * (fit_count + measure_count) if path in taken else 1
-    if replacing:
-        log.warning(
-            "the scores in %s were made with other settings; when all are done, these replace them: select again then",
-            trajectory.source,
-        )
-    chunk_size = max(1, min(AT_ONCE.get(device.type, TOGETHER), int(MAPS_AT_ONCE // size)))
-    for begin in range(0, len(todo), chunk_size):
-        chunk = todo[begin : begin + chunk_size]
-        tell = _progress_of(begin, len(chunk), len(todo), on_progress)
-        for point, part in _score(chunk, fitted_on, measured_on, path, settings, made_with["precision"], device, tell):
-            kept[point.epoch] = (point, part)
-        _store(trajectory, kept, made_with, key)  # chunk by chunk: a killed scoring keeps what it has
-    if replacing or (not todo and (stored is None or len(kept) < len(stored.points))):
-        _store(trajectory, kept, made_with, settings.estimator)  # or checkpoints have gone
-    plane = load_plane(trajectory, estimator=settings.estimator)
-    assert plane is not None
-    return plane
-
-
-def load_planes(trajectory: Trajectory, *, unfinished: bool = False) -> dict[str, Plane]:
-    """The planes that `score` stored in a run's folder, by estimator; raises UserError when they are damaged.
-
-    Those that are to replace others but lack checkpoints still are there on demand.
-    """
-    path = trajectory.path / "plane.json"
-    if not path.exists():
-        return {}
-    planes, written = {}, path.stat().st_mtime_ns
-    try:
-        for estimator, stored in storage.read_json(path).items():
-            if estimator.endswith(UNFINISHED) and not unfinished:
-                continue
-            points = tuple(Point(**point) for point in stored["points"])
-            settings, arrays_name = stored["settings"], Path(stored["arrays"]).name
-            if not (len(points) > 0 and isinstance(settings["measured_on"], str)):
-                raise UserError("it is empty")
-            if not (isinstance(settings["data"], dict) and arrays_name != ""):
-                raise UserError("it lacks what it was measured on")
-            for point in points:
-                _check(point)
-            if settings["estimator"] != estimator.removesuffix(UNFINISHED):
-                raise UserError("it says two things")
-            arrays, _ = storage.load_tensors(path.with_name(arrays_name))
-            information_ASN = arrays.pop("information_ASN", torch.zeros(0)).numpy()
-            shape = (len(points), information_ASN.shape[-1])
-            if information_ASN.ndim != 3 or any(tensor.shape != shape for tensor in arrays.values()) or not arrays:
-                raise UserError(f"{path.with_name(arrays_name)} does not belong to {path}; remove both and score again")
-            planes[estimator] = Plane(points, settings, information_ASN, {n: t.numpy() for n, t in arrays.items()})
-        if not planes:
-            raise UserError("it is empty")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
-    except UserError as error:
-        if path.exists() and path.stat().st_mtime_ns != written:  # a scoring has replaced it, and its arrays, meanwhile
-            return load_planes(trajectory, unfinished=unfinished)
-        if str(path.parent) in str(error):
-            raise UserError(f"{error}; or remove {path} and score again") from None
-        raise UserError(f"{path} is damaged or of another version ({error}); remove it and score again") from None
-    return planes
-
-
-def _check(point: Point) -> None:
-    """Raise UserError unless this can be a point that we stored."""
-    numbers = {name: value for name, value in asdict(point).items() if name not in ("sha256", "details")}
-    if point.image_information_sd is None:
-        del numbers["image_information_sd"]
-    sound = all(type(value) in (int, float) for value in numbers.values())
-    if not (sound and isinstance(point.sha256, str) and isinstance(point.details, dict)):
-        raise UserError("a point is none")
-
-
-def load_plane(trajectory: Trajectory, *, estimator: str = "decoder", missing_ok: bool = False) -> Plane | None:
-    """The plane by one estimator; raises UserError when there is none."""
-    planes = load_planes(trajectory)
-    if estimator in planes or missing_ok:
-        return planes.get(estimator)
-    others = f" (but by {', '.join(planes)}, which --estimator takes)" if planes else ""
-    option = "" if estimator == "decoder" else f" --estimator {estimator}"
-    raise UserError(
-        f"the checkpoints in {trajectory.source} have not been scored by the {estimator}{others}; run "
-        f"`checkpointkd score {trajectory.source}{option}` first"
+    layer, map_size = _layer_and_map_size(trajectory, data, feature_layer, device)
+    plane_settings = PlaneSettings(
+        estimator_config=replace(settings, fit_images=fit_count, measure_images=measure_count),
+        feature_layer=layer,
+        precision=trajectory.run.precision,
+        data=msgspec.structs.replace(data.record, source=None),
+        unit="step" if trajectory.unit == "step" else "epoch",
     )
+    key, replaced, scores = _stored_scores(trajectory, plane_settings)
+    todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in scores]
+    map_bytes = 4 * map_size * (fit_count + measure_count)
+    most = MAX_CHECKPOINTS.get(device.type, MAX_CHECKPOINTS_ON_ACCELERATOR)
+    chunk_size = max(1, min(most, int(MAX_MAP_BYTES // map_bytes)))
+    for start in range(0, len(todo), chunk_size):
+        chunk = todo[start : start + chunk_size]
+        on_step = _chunk_progress(start, len(chunk), len(todo), on_progress)
+        for point, parts in _score(chunk, fitted_on, measured_on, plane_settings, device, on_step):
+            scores[point.epoch] = (point, parts)
+        _store(trajectory, scores, plane_settings, key)  # after each chunk: a killed process keeps its scores
+    finished = replaced is not None and key != settings.estimator
+    removed = not todo and (replaced is None or len(scores) < len(replaced.points))
+    if finished or removed:
+        _store(trajectory, scores, plane_settings, settings.estimator)
+    return load_plane(trajectory, estimator=settings.estimator)
 
 
-_Part = dict[str, np.ndarray]  # each image's part in a point: information_SN and the rest
-_Kept = dict[int, tuple[Point, _Part]]
+def _layer_and_map_size(
+    trajectory: Trajectory, data: Data, feature_layer: str | None, device: torch.device
+) -> tuple[str, int]:
+    """Return the path of the layer to decode, and the number of values of its map of one image (1 if it has none)."""
+    network = next(iter(trajectory.values())).network(device)
+    images_BCHW = data.val.subset(torch.arange(2)).to_float().to(device)
+    layer = feature_layer or last_map_path(network.body, images_BCHW)
+    with capture_activations(network.body, [layer]) as activations:
+        network(images_BCHW)
+    return layer, activations[layer][0].numel() if layer in activations else 1
 
 
-def stale_epochs(plane: Plane, trajectory: Trajectory) -> list[int]:
-    """The epochs whose checkpoint is new, gone, or another than the one that was scored."""
-    scored = {point.epoch: point.sha256 for point in plane.points}
-    there = {epoch: checkpoint.sha256 for epoch, checkpoint in trajectory.items()}
-    return sorted(epoch for epoch in scored.keys() | there.keys() if scored.get(epoch) != there.get(epoch))
+def _stored_scores(trajectory: Trajectory, settings: PlaneSettings) -> tuple[str, Plane | None, Scores]:
+    """Return the key in plane.json to store under, the estimator's stored plane, and the scores that are still valid.
+
+    Scores with other settings stay under the estimator's key until the new ones are complete.
+    """
+    stored = load_planes(trajectory).get(settings.estimator)
+    if stored is None or stored.settings == settings:
+        return settings.estimator, stored, _valid_scores(stored, trajectory, settings)
+    log.warning(
+        "The scores in %s were made with other settings. They are replaced when all new scores are made. "
+        "Run `checkpointkd select` again then.",
+        trajectory.source,
+    )
+    key = settings.estimator + UNFINISHED
+    return key, stored, _valid_scores(load_planes(trajectory, unfinished=True).get(key), trajectory, settings)
 
 
-def _still_valid(stored: Plane | None, trajectory: Trajectory, made_with: dict[str, Any]) -> _Kept:
-    if stored is None or stored.settings != made_with:
+def _valid_scores(stored: Plane | None, trajectory: Trajectory, settings: PlaneSettings) -> Scores:
+    if stored is None or stored.settings != settings:
         return {}
     stale = stale_epochs(stored, trajectory)
     return {
         point.epoch: (
             point,
-            {"information": stored.information_ASN[row], **{name: each[row] for name, each in stored.images.items()}},
+            {
+                "information": stored.information_ASN[row],
+                **{name: part_AN[row] for name, part_AN in stored.images.items()},
+            },
         )
         for row, point in enumerate(stored.points)
         if point.epoch not in stale
     }
 
 
-def _store(trajectory: Trajectory, kept: _Kept, made_with: dict[str, Any], key: str) -> None:
-    parts = [kept[epoch][1] for epoch in sorted(kept)]
+def stale_epochs(plane: Plane, trajectory: Trajectory) -> list[int]:
+    """Return the epochs whose checkpoint is new, gone or changed since the plane was made."""
+    scored = {point.epoch: point.sha256 for point in plane.points}
+    saved = {epoch: checkpoint.sha256 for epoch, checkpoint in trajectory.items()}
+    return sorted(epoch for epoch in scored.keys() | saved.keys() if scored.get(epoch) != saved.get(epoch))
+
+
+def load_plane(trajectory: Trajectory, *, estimator: str = "decoder") -> Plane:
+    """Return the plane of one estimator.
+
+    Raises:
+        UserError: If the checkpoints have not been scored with this estimator.
+    """
+    planes = load_planes(trajectory)
+    if estimator in planes:
+        return planes[estimator]
+    option = "" if estimator == "decoder" else f" --estimator {estimator}"
+    stored = f" There are scores of {', '.join(planes)}: see --estimator." if planes else ""
+    raise UserError(
+        f"The checkpoints in {trajectory.source} have not been scored with the {estimator} estimator. "
+        f"Run `checkpointkd score {trajectory.source}{option}` first.{stored}"
+    )
+
+
+def load_planes(trajectory: Trajectory, *, unfinished: bool = False) -> dict[str, Plane]:
+    """Return the planes that `score` stored in a run directory, by estimator; none if there is no plane.json.
+
+    Args:
+        trajectory: The trajectory that was scored.
+        unfinished: Whether to include scores that will replace others but are not complete.
+
+    Raises:
+        UserError: If plane.json or one of its array files is damaged.
+    """
+    path = trajectory.path / FILE
+    if not path.exists():
+        return {}
+    written = path.stat().st_mtime_ns
+    try:
+        stored = _read(trajectory)
+        return {
+            key: _with_arrays(trajectory, record)
+            for key, record in stored.items()
+            if unfinished or not key.endswith(UNFINISHED)
+        }
+    except UserError:
+        if path.exists() and path.stat().st_mtime_ns != written:  # another process has replaced the arrays meanwhile
+            return load_planes(trajectory, unfinished=unfinished)
+        raise
+
+
+def _read(trajectory: Trajectory) -> dict[str, PlaneRecord]:
+    return records.read(trajectory.path / FILE, dict[str, PlaneRecord], remedy=_remedy(trajectory))
+
+
+def _remedy(trajectory: Trajectory) -> str:
+    return f"Remove {trajectory.path / FILE}, and run `checkpointkd score` again."
+
+
+def _with_arrays(trajectory: Trajectory, record: PlaneRecord) -> Plane:
+    """Return the plane of a record and of the arrays that it names."""
+    path = trajectory.path / record.arrays
+    try:
+        tensors, _ = storage.load_tensors(path)
+    except UserError as error:
+        raise UserError(f"{error}. {_remedy(trajectory)}") from None
+    information_ASN = tensors.pop("information_ASN", torch.zeros(0)).numpy()
+    shape = (len(record.points), information_ASN.shape[-1])
+    if information_ASN.ndim != 3 or any(tensor.shape != shape for tensor in tensors.values()) or not tensors:
+        raise UserError(f"{path} does not belong to {trajectory.path / FILE}. {_remedy(trajectory)}")
+    images = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Plane(record.points, record.settings, information_ASN, images)
+
+
+def _store(trajectory: Trajectory, scores: Scores, settings: PlaneSettings, key: str) -> None:
+    """Store scores under a key of plane.json. The arrays go to a new file first: a kill leaves the old pair intact."""
+    epochs = sorted(scores)
+    parts = [scores[epoch][1] for epoch in epochs]
     arrays = {
         "information_ASN" if name == "information" else name: torch.from_numpy(np.stack([part[name] for part in parts]))
         for name in parts[0]
     }
-    path = trajectory.path / "plane.json"
-    # The arrays go under a name of their own, plane.json then points at them: a kill in between leaves the old pair.
     arrays_path = trajectory.path / f"plane-{key}-{storage.content_hash(arrays)[:12]}.safetensors"
     storage.save_tensors(arrays_path, arrays)
-    points = [asdict(kept[epoch][0]) for epoch in sorted(kept)]
-    others = storage.read_json(path) if path.exists() else {}
-    others.pop(key + UNFINISHED, None)
-    stored = {**others, key: {"settings": made_with, "arrays": arrays_path.name, "points": points}}
-    storage.write_json(path, stored)
-    needed = {plane["arrays"] for plane in stored.values()}
-    for older in trajectory.path.glob("plane-*.safetensors"):
-        if older.name not in needed:
-            older.unlink(missing_ok=True)
+    stored = _read(trajectory) if (trajectory.path / FILE).exists() else {}
+    stored.pop(key + UNFINISHED, None)
+    points = tuple(scores[epoch][0] for epoch in epochs)
+    stored[key] = PlaneRecord(settings=settings, arrays=arrays_path.name, points=points)
+    storage.write_json(trajectory.path / FILE, stored)
+    named = {record.arrays for record in stored.values()}
+    for path in trajectory.path.glob("plane-*.safetensors"):
+        if path.name not in named:
+            path.unlink(missing_ok=True)
 
 
-def _progress_of(begin: int, size: int, count: int, tell: OnCheckpoint | None) -> Callable[[int, int], None] | None:
-    """A chunk's own progress as that of all checkpoints."""
-    if tell is None:
+def _chunk_progress(start: int, size: int, count: int, on_progress: OnProgress | None) -> OnStep | None:
+    """Return a callback that reports the steps of one chunk of checkpoints as steps of all checkpoints."""
+    if on_progress is None:
         return None
-    return lambda done, total: tell(f"{count} checkpoints", begin * total + size * done, count * total)
+    return lambda done, steps: on_progress(f"{count} checkpoints", start * steps + size * done, count * steps)
 
 
 def _score(
     checkpoints: list[Checkpoint],
     fitted_on: Images,
     measured_on: Images,
-    path: str,
-    settings: EstimatorConfig,
-    precision: str,
+    settings: PlaneSettings,
     device: torch.device,
-    on_step: Callable[[int, int], None] | None,
-) -> Iterator[tuple[Point, _Part]]:
-    fitted, measured, logits = [], [], []
+    on_step: OnStep | None,
+) -> Iterator[tuple[PlanePoint, ImageParts]]:
+    """Yield the point of each checkpoint and the contribution of each image to it."""
+    fitted_maps, measured_maps, logits = [], [], []
     for checkpoint in checkpoints:  # one network at a time
         network = checkpoint.network(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            fitted.append(_maps_and_logits(network, fitted_on, path)[0])
-            maps, logits_NK = _maps_and_logits(network, measured_on, path)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            fitted_maps.append(maps_and_logits(network, fitted_on, settings.feature_layer)[0])
+            maps_NhwD, logits_NK = maps_and_logits(network, measured_on, settings.feature_layer)
         if not logits_NK.isfinite().all():
-            raise UserError(f"the network in {checkpoint.path} answers with no finite numbers")
-        measured.append(maps)
+            raise UserError(f"{checkpoint.path} has NaN or infinite logits")
+        measured_maps.append(maps_NhwD)
         logits.append(logits_NK)
-    information_ASN, details = ESTIMATORS[settings.estimator](
-        fitted_on, torch.stack(fitted), measured_on, torch.stack(measured), settings=settings, on_step=on_step
+    estimator = ESTIMATORS[settings.estimator]
+    information_ASN, details = estimator(
+        fitted_on,
+        torch.stack(fitted_maps),
+        measured_on,
+        torch.stack(measured_maps),
+        settings=settings.estimator_config,
+        on_step=on_step,
     )
     for number, checkpoint in enumerate(checkpoints):
         information_SN = information_ASN[number].double().cpu()
-        labels_N, logits_NK = measured_on.labels_N, logits[number]
-        part = {name: each.numpy() for name, each in per_image(logits_NK, labels_N).items()}
+        logits_NK, labels_N = logits[number], measured_on.labels_N
         information_N = information_SN.mean(0)
-        point = Point(
+        point = PlanePoint(
             epoch=checkpoint.epoch,
             sha256=checkpoint.sha256,
             **label_measures(logits_NK, labels_N),
@@ -322,31 +327,45 @@ def _score(
             image_information_sd=information_SN.mean(1).std(correction=1).item() if len(information_SN) > 1 else None,
             details={name: values[number] for name, values in details.items()},
         )
-        yield point, {"information": information_SN.float().numpy(), **part}
+        parts = {name: part_N.numpy() for name, part_N in per_image(logits_NK, labels_N).items()}
+        yield point, {"information": information_SN.float().numpy(), **parts}
 
 
 @torch.no_grad()
-def _maps_and_logits(network: Network, images: Images, path: str) -> tuple[Tensor, Tensor]:
-    """The map at a path of the network's body for every clean image, (N, h, w, D) on the network's device, and the
-    logits, (N, K) on the CPU. Raises UserError when what is at the path is no map."""
+def maps_and_logits(network: Network, images: Images, layer: str) -> tuple[Tensor, Tensor]:
+    """Return the map of a layer and the logits for every clean image.
+
+    Args:
+        network: The network.
+        images: Images in [0, 1].
+        layer: The path of a module in the body of the network.
+
+    Returns:
+        The maps (N, h, w, D) on the network's device, and the logits (N, K) on the CPU.
+
+    Raises:
+        UserError: If the layer's output is no map, or if values are out of range or not finite.
+    """
     device = next(network.parameters()).device
     maps, logits = [], []
-    with capture_activations(network.body, [path]) as taken:
-        for chunk in images.iter_batches(eval_batch_size(images, device)):
-            sound = bool((chunk >= 0).all()) and bool((chunk <= 1).all())
-            if not sound:
-                raise UserError(f"images must lie in [0, 1], these from {chunk.min():g} to {chunk.max():g}")
-            answer = network(chunk.to(device, memory_format=torch.channels_last))
-            if path not in taken:
-                raise UserError(f"the features at {path!r} are never computed; name another module's")
-            found = as_map(taken[path], images.shape[1:])
-            if found is None or len(found) != len(chunk) or (maps and found.shape[1:] != maps[0].shape[1:]):
+    with capture_activations(network.body, [layer]) as activations:
+        for images_BCHW in images.iter_batches(eval_batch_size(images, device)):
+            if not ((images_BCHW >= 0) & (images_BCHW <= 1)).all():
+                low, high = images_BCHW.min(), images_BCHW.max()
+                raise UserError(f"Images must be in [0, 1], but these are in [{low:g}, {high:g}]")
+            logits.append(network(images_BCHW.to(device, memory_format=torch.channels_last)).float().cpu())
+            if layer not in activations:
+                raise UserError(f"The network never computes the layer {layer!r}. Choose another --feature-layer.")
+            maps_BhwD = as_map(activations[layer], images.shape[1:])
+            expected = (len(images_BCHW), *(maps[0].shape[1:] if maps else ()))
+            if maps_BhwD is None or maps_BhwD.shape[: len(expected)] != expected:
                 raise UserError(
-                    f"the features at {path!r} are neither a map nor tokens in rows: of one image they have the shape "
-                    f"{list(taken[path].shape[1:])}; name another module's with --feature-layer PATH"
+                    f"The output of layer {layer!r} is neither a feature map nor a sequence of tokens. It has the "
+                    f"shape {list(activations[layer].shape[1:])} per image. Choose another --feature-layer."
                 )
-            if not found.isfinite().all():
-                raise UserError(f"the features at {path!r} are not all finite; is the checkpoint sound?")
-            maps.append(found.float())
-            logits.append(answer.float().cpu())
+            if not maps_BhwD.isfinite().all():
+                raise UserError(
+                    f"The output of layer {layer!r} has NaN or infinite values. The checkpoint may be damaged."
+                )
+            maps.append(maps_BhwD.float())
     return torch.cat(maps).contiguous(), torch.cat(logits)

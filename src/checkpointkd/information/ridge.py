@@ -1,12 +1,12 @@
-"""I(X;F) in closed form: a linear decoder from each position's neighborhood in the map to its patch of the image.
+"""Estimate I(X;F) in closed form, by a linear decoder from a position's neighborhood in the map to its image patch.
 
-No schedule, no seeds, no steps: one ridge regression for all positions of a map, its strength chosen by generalised
-cross-validation (Golub, Heath and Wahba 1979). What it leaves unexplained on unseen images gives the information in
-nats by its Gaussian reading, ½(log det Σ_patch − log det Σ_residual), the mean over positions. Too few images to fit on
-cost about Q·P / 2N of it and never add to it.
+One ridge regression serves all positions of a map. Generalized cross-validation (Golub, Heath and Wahba 1979) chooses
+its strength. If patch and residual on unseen images are Gaussian, the map holds ½(log det Σ_patch − log det Σ_residual)
+nats about the patch. The estimate is the mean over positions. With N images to fit on it is about Q·P / 2N too low, and
+never too high on average.
 
-Letters in names: A checkpoints, N images, D map channels, C image channels, h w map height and width, H W image's, P
-predictors (a neighborhood's channels), Q a patch's values, L strengths that are tried.
+Letters in names: A checkpoints, N images, D map channels, C image channels, h w map height and width, H W image height
+and width, P predictors (channels of a neighborhood), Q values of a patch, L strengths.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..data import Images
 from ..errors import UserError
 from ..training.loop import OnStep
 
-PATCH = 4  # a patch has at most 4×4 values a channel; larger ones are averaged down to that
-WIDEST = 4608  # predictors, at most: a 3×3 neighborhood up to 512 channels, beyond it the position alone
-STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # of the mean variance of a predictor
-ROUNDING = 1 / (12 * 255**2)  # the variance of rounding to one of 256 gray levels
-CHUNK = 250  # images whose neighborhoods are held at once
+PATCH = 4  # values per side and channel of a patch; larger patches are averaged down to this size
+MAX_PREDICTORS = 4608  # a 3×3 neighborhood for up to 512 channels; for more channels the position alone
+STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # in units of the mean variance of a predictor
+ROUNDING_VARIANCE = 1 / (12 * 255**2)  # of a pixel rounded to one of 256 gray levels
+CHUNK = 250  # images whose neighborhoods are in memory at the same time
 
 
-def ridge(
+def ridge_information(
     fitted_on: Images,
     fitted_maps_ANhwD: Tensor,
     measured_on: Images,
@@ -36,10 +36,17 @@ def ridge(
     settings: EstimatorConfig,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
-    """Nats that each checkpoint's map tells of a patch: (A, 1, N), whose mean over the measured images is the estimate
-    and whose spread gives its error (each image's influence on it); and the share of variance that is explained.
+    """Estimate the information of each checkpoint's map about an image patch, in nats.
 
-    Raises UserError for too few images.
+    The arguments are those of `decoder.decoder_information`. The number of images is the only setting that matters.
+
+    Returns:
+        (A, 1, N): the mean over the N measured images is the estimate, the standard error of this mean is its error
+        (each image's influence on the estimate). And for each checkpoint the `explained_variance`, a share, and the
+        `strength` of the regression.
+
+    Raises:
+        UserError: If there are too few images to measure on.
     """
     information, explained, strengths = [], [], []
     fitted, measured = (
@@ -47,60 +54,60 @@ def ridge(
         for images, maps in ((fitted_on, fitted_maps_ANhwD), (measured_on, measured_maps_ANhwD))
     )
     values = fitted.shape[-1]
-    if not len(measured) > 2 * values:
+    if len(measured) <= 2 * values:
         raise UserError(
-            f"{len(measured)} images are too few to measure with the ridge estimator: a patch has {values} values, and "
-            "twice as many images are the least; the decoder can do with fewer"
+            f"{len(measured)} images are too few to measure on with the ridge estimator, which needs more than "
+            f"{2 * values}: two per value of a patch. Use more images, or the decoder."
         )
     fitted, measured = fitted.to(fitted_maps_ANhwD.device), measured.to(fitted_maps_ANhwD.device)
     for fitted_maps, measured_maps in zip(fitted_maps_ANhwD, measured_maps_ANhwD, strict=True):
         residual, strength = _residuals(fitted_maps, fitted, measured_maps, measured)
-        centerd = measured.double() - fitted.double().mean(0)
-        nats_N = _nats(centerd, residual)
-        information.append(nats_N)
-        explained.append(1 - residual.square().sum().item() / centerd.square().sum().item())
+        centered = measured.double() - fitted.double().mean(0)
+        information.append(_nats(centered, residual))
+        explained.append(1 - residual.square().sum().item() / centered.square().sum().item())
         strengths.append(strength)
         if on_step is not None:
             on_step(len(strengths), len(fitted_maps_ANhwD))
     return torch.stack(information)[:, None], {"explained_variance": explained, "strength": strengths}
 
 
-def _nats(centerd_NhwQ: Tensor, residual_NhwQ: Tensor) -> Tensor:
-    """Each image's ½(log det Σ_patch − log det Σ_residual) and its influence on that, (N,), the mean over positions.
+def _nats(centered_NhwQ: Tensor, residual_NhwQ: Tensor) -> Tensor:
+    """Return ½(log det Σ_patch − log det Σ_residual) plus each image's influence on it, (N,), the mean over positions.
 
-    A position where the regression, which all share, tells less than the mean does, counts as nothing.
+    All positions share the regression. A position where it explains less than the mean patch does counts as 0 nats.
     """
-    total_LN = 0
-    for sign, values_NhwQ in ((1, centerd_NhwQ), (-1, residual_NhwQ)):
-        values_LNQ = values_NhwQ.flatten(1, 2).transpose(0, 1)
-        covariance = values_LNQ.mT @ values_LNQ / values_LNQ.shape[1]
-        # Images are known to a gray level: rounding's own variance is no information.
-        covariance = covariance + ROUNDING * torch.eye(
-            covariance.shape[-1], dtype=torch.float64, device=covariance.device
-        )
-        factor = torch.linalg.cholesky(covariance)
-        logdet_L = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        whitened_LNQ = torch.linalg.solve_triangular(factor, values_LNQ.mT, upper=False).mT
-        influence_LN = whitened_LNQ.square().sum(-1) - values_LNQ.shape[-1]
-        total_LN = total_LN + sign * 0.5 * (logdet_L[:, None] + influence_LN)
-    assert isinstance(total_LN, Tensor)
-    return torch.where(total_LN.mean(1, keepdim=True) > 0, total_LN, 0).mean(0)
+    patch_LN, rest_LN = _half_log_det(centered_NhwQ), _half_log_det(residual_NhwQ)
+    nats_LN = patch_LN - rest_LN
+    return torch.where(nats_LN.mean(1, keepdim=True) > 0, nats_LN, 0).mean(0)
+
+
+def _half_log_det(values_NhwQ: Tensor) -> Tensor:
+    """Return ½ log det of the covariance at each of L = h·w positions plus each image's influence on it, (L, N)."""
+    values_LNQ = values_NhwQ.flatten(1, 2).transpose(0, 1)
+    covariance = values_LNQ.mT @ values_LNQ / values_LNQ.shape[1]
+    # A pixel is known to a gray level only, so the variance of rounding is no information.
+    identity = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+    factor = torch.linalg.cholesky(covariance + ROUNDING_VARIANCE * identity)
+    log_det_L = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    whitened_LNQ = torch.linalg.solve_triangular(factor, values_LNQ.mT, upper=False).mT
+    influence_LN = whitened_LNQ.square().sum(-1) - values_LNQ.shape[-1]
+    return 0.5 * (log_det_L[:, None] + influence_LN)
 
 
 def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measured: Tensor) -> tuple[Tensor, float]:
-    """What the regression leaves unexplained on the measured images, (N, h, w, Q) in float64, and its strength."""
+    """Return the residuals of the regression on the measured images, (N, h, w, Q) in float64, and its strength."""
     height, width, channels = fitted_maps.shape[1:]
-    reach = 1 if 9 * channels <= WIDEST and height * width > 1 else 0
+    reach = 1 if 9 * channels <= MAX_PREDICTORS and height * width > 1 else 0
     mean_hwP = _neighborhoods(fitted_maps.double().mean(0, keepdim=True), reach)[0]
     mean_hwQ = fitted.double().mean(0)
-    gram_PP = cross_PQ = 0
+    predictors, values = mean_hwP.shape[-1], fitted.shape[-1]
+    gram_PP = torch.zeros(predictors, predictors, dtype=torch.float64, device=fitted.device)
+    cross_PQ = torch.zeros(predictors, values, dtype=torch.float64, device=fitted.device)
     for maps, patches in zip(fitted_maps.split(CHUNK), fitted.split(CHUNK), strict=True):
         x = (_neighborhoods(maps, reach) - mean_hwP.float()).flatten(0, 2)
         y = (patches - mean_hwQ.float()).flatten(0, 2)
         gram_PP = gram_PP + _gram(x).double()
         cross_PQ = cross_PQ + (x.T @ y).double()
-    assert isinstance(gram_PP, Tensor)
-    assert isinstance(cross_PQ, Tensor)
     total = (fitted.double() - mean_hwQ).square().sum()
     count = fitted[..., 0].numel()
     root_P, vectors_PP = torch.linalg.eigh(gram_PP)
@@ -110,7 +117,7 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
     shrunk_LP = 1 / (root_P + strength_L[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
     rss_L = total - 2 * (shrunk_LP @ power_P) + (root_P * shrunk_LP**2) @ power_P
     freedom_L = (root_P * shrunk_LP).sum(1) + height * width
-    # Positions of one image are no independent samples; images are, so the freedom is held against all positions.
+    # Degrees of freedom are compared with all positions, though positions of one image are not independent.
     gcv_L = rss_L / (1 - freedom_L / count).clamp_min(1e-3) ** 2
     best = int(gcv_L.argmin())
     weights_PQ = (vectors_PP * shrunk_LP[best]) @ (vectors_PP.T @ cross_PQ)
@@ -122,7 +129,7 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
 
 
 def _gram(x_NP: Tensor) -> Tensor:
-    """x.T @ x, of which only the blocks on and above the diagonal are computed."""
+    """Return x.T @ x, computing only the blocks on and above the diagonal."""
     blocks = x_NP.chunk(4, 1)
     rows = [[a.T @ b for b in blocks[number:]] for number, a in enumerate(blocks)]
     return torch.cat(
@@ -134,7 +141,7 @@ def _gram(x_NP: Tensor) -> Tensor:
 
 
 def _neighborhoods(maps_NhwD: Tensor, reach: int) -> Tensor:
-    """Each position's own channels and those around it, (N, h, w, P), zero beyond the border."""
+    """Return the channels of each position and of those around it, (N, h, w, P), zero beyond the border."""
     height, width = maps_NhwD.shape[1:3]
     padded = F.pad(maps_NhwD, (0, 0, reach, reach, reach, reach))
     shifts = range(2 * reach + 1)
@@ -142,7 +149,7 @@ def _neighborhoods(maps_NhwD: Tensor, reach: int) -> Tensor:
 
 
 def _patches(images: Images, size: tuple[int, ...]) -> Tensor:
-    """Each position's patch of the image, (N, h, w, Q)."""
+    """Return each position's patch of the image, (N, h, w, Q)."""
     height, width = size
     patches = []
     for chunk in images.iter_batches(CHUNK):

@@ -1,8 +1,8 @@
-"""What a network can learn: losses as the papers write them, and the objectives that bring them to the loop."""
+"""Distillation losses as their papers write them, and the objectives that the training loop calls."""
 
 from __future__ import annotations
 
-from .kd import cross_entropy, kd, kl_divergence, label_smoothing, soft_loss, soft_targets
+from .distillation_loss import cross_entropy, kd, kl_divergence, label_smoothing, soft_loss, soft_targets
 from .objectives import (
     METHODS,
     FeatureDistillation,

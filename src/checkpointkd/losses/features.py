@@ -1,20 +1,20 @@
-"""Methods that learn from what the teacher computes inside.
+"""Distillation methods that learn from the teachers' features.
 
-Each is made for one teacher and one student, from the sizes of their features, and may own layers, which train with the
-student and are left out of its checkpoints. Each is called with the student's features and the teacher's, lists of maps
-(B, D, h, w), vectors being maps of one position, and with the batch, and gives its term, one value per example; with
-several teachers the objective takes the mean. `weight` multiplies the term; where a paper sums and the field's common
-benchmark (Tian et al., ICLR 2020, "CRD") takes the mean, so do we, with that benchmark's weight. `takes` says what a
-method's features are where none are named: all stages' maps, the middle one, the last, or the vector that is
-classified.
+Each method object serves one teacher and one student. It is built for the sizes of their features and may own layers,
+which train with the student and are not saved in its checkpoints. With several teachers, the objective averages the
+terms.
 
-Letters in names: B batch, C D channels, h w height and width.
+Weights: where a paper sums over entries and the field's common benchmark (RepDistiller, of Tian et al., ICLR 2020)
+takes the mean, we take the mean and the benchmark's weight.
+
+Letters in names: B batch, C D channels, h w height and width. A name with C is the student's, with D the teacher's.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -34,217 +34,249 @@ Size = tuple[int, int, int]  # D, h, w
 
 @dataclass(frozen=True, eq=False)
 class FeatureSpec:
-    """What a method's layers are made for: the sizes of the features, by path, and the images that will be learned."""
+    """The features that a method will be called with, and the training images.
+
+    `student` and `teacher` map module paths to feature sizes; the features meet in order. `labels_N` and `index_N` are
+    the training images' labels and numbers in the data set. With `channel_adapter`, a method may map the student's
+    channels to the teacher's.
+    """
 
     student: dict[str, Size]
     teacher: dict[str, Size]
-    labels_N: Tensor  # of the training images
+    labels_N: Tensor
     index_N: Tensor
     channel_adapter: bool = False
 
 
-@final
-class FitNets(nn.Module):
-    """Romero et al., ICLR 2015, Eq. 3: ½‖u_t − r(v_s)‖², the regressor r being a 1×1 convolution with batch norm, as in
-    the benchmark, without which its weight diverges at common learning rates; mean of squares."""
+class FeatureMethod(nn.Module, ABC):
+    """Interface of all feature methods: the defaults, the constructor and the call.
 
-    alpha: ClassVar = 1.0
-    weight: ClassVar = 100.0
-    takes: ClassVar[FeatureKind] = "middle"
+    `alpha` is the default weight of the labels and `weight` that of the method's term. `feature_kind` selects the
+    default features: the maps of all stages, of the middle stage, the last map, or the vector before the classifier.
+    """
 
-    def __init__(self, pairing: FeatureSpec) -> None:
+    alpha: ClassVar[float] = 1.0
+    weight: ClassVar[float]
+    feature_kind: ClassVar[FeatureKind]
+
+    def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
-        self.regressors = nn.ModuleList(
-            Adapter(student[0], teacher[0])
-            for student, teacher in zip(pairing.student.values(), pairing.teacher.values(), strict=True)
-        )
+
+    @abstractmethod
+    def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
+        """Return the method's term, one value per example (B,), from maps (B, D, h, w); a vector has h = w = 1."""
+
+
+@final
+class FitNets(FeatureMethod):
+    """FitNets (Romero et al., ICLR 2015, Eq. 3): ½‖u_t − r(v_s)‖², as a mean of squares.
+
+    The regressor r is a 1×1 convolution with batch norm, as in the benchmark. Without batch norm, this weight diverges
+    at common learning rates.
+    """
+
+    weight: ClassVar = 100.0
+    feature_kind: ClassVar = "middle"
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__(spec)
+        channels = zip(spec.student.values(), spec.teacher.values(), strict=True)
+        self.regressors = nn.ModuleList(Adapter(C, D) for (C, *_), (D, *_) in channels)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(regressor: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
-            ours, theirs = match_spatial_size(ours, theirs)
-            return (regressor(ours) - theirs).square().flatten(1).mean(1)
+        def term(regressor: nn.Module, student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            student_BChw, teacher_BDhw = match_spatial_size(student_BChw, teacher_BDhw)
+            return (regressor(student_BChw) - teacher_BDhw).square().flatten(1).mean(1)
 
-        return _summed(map(term, self.regressors, student, teacher))
+        return _sum(map(term, self.regressors, student, teacher))
 
 
 @final
-class AT(nn.Module):
-    """Zagoruyko and Komodakis, ICLR 2017, Eq. 2: the distance of normalized attention maps Σ_c |A_c|²; mean of squares
-    over positions, summed over stages."""
+class AT(FeatureMethod):
+    """Attention transfer (Zagoruyko and Komodakis, ICLR 2017, Eq. 2): distance of normalized attention maps Σ_c |A_c|².
 
-    alpha: ClassVar = 1.0
+    Mean of squares over positions, summed over stages.
+    """
+
     weight: ClassVar = 1000.0
-    takes: ClassVar[FeatureKind] = "stages"
+    feature_kind: ClassVar = "stages"
 
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
-        for path, (_, h, w) in [*pairing.student.items(), *pairing.teacher.items()]:
-            if not h * w > 1:
-                raise UserError(f"at compares where maps are active, and {path!r} has a single position; name maps")
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__(spec)
+        for path, (_, h, w) in [*spec.student.items(), *spec.teacher.items()]:
+            if h * w == 1:
+                raise UserError(
+                    f"at compares attention maps, but the feature {path!r} has a single position. Name modules that "
+                    "output maps with --student-features and --teacher-features."
+                )
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            ours, theirs = match_spatial_size(ours, theirs)
-            return (attention(ours) - attention(theirs)).square().mean(1)
+        def term(student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            student_BChw, teacher_BDhw = match_spatial_size(student_BChw, teacher_BDhw)
+            return (attention(student_BChw) - attention(teacher_BDhw)).square().mean(1)
 
-        return _summed(map(term, student, teacher))
+        return _sum(map(term, student, teacher))
 
 
 @final
-class SP(nn.Module):
-    """Tung and Mori, ICCV 2019, Eqs. 1–4: ‖G_T − G_S‖²_F / b², G the rows of Q·Qᵀ, each normalized."""
+class SP(FeatureMethod):
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019, Eqs. 1–4): ‖G_T − G_S‖²_F / b².
 
-    alpha: ClassVar = 1.0
+    G is Q·Qᵀ with normalized rows.
+    """
+
     weight: ClassVar = 3000.0
-    takes: ClassVar[FeatureKind] = "last"
-
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
+    feature_kind: ClassVar = "last"
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            return (similarities(ours) - similarities(theirs)).square().mean(1)
+        def term(student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            return (similarities(student_BChw) - similarities(teacher_BDhw)).square().mean(1)
 
-        return _summed(map(term, student, teacher))
+        return _sum(map(term, student, teacher))
 
 
 @final
-class CC(nn.Module):
-    """Peng et al., ICCV 2019, Eqs. 4 and 9: ‖K_T − K_S‖² / n², K the examples' correlation by a Gaussian kernel of
-    normalized features, as its Taylor series to order 2 with γ 0.4. The weight, 100, is Knowledge-Distillation-Zoo's;
-    the paper doesn't give one that fits this mean."""
+class CC(FeatureMethod):
+    """Correlation congruence (Peng et al., ICCV 2019, Eqs. 4 and 9): ‖K_T − K_S‖² / n².
 
-    alpha: ClassVar = 1.0
+    K is the examples' correlation by a Gaussian kernel of normalized features (γ 0.4), as a Taylor series of order 2.
+    The paper gives no weight that fits this mean; 100 is Knowledge-Distillation-Zoo's.
+    """
+
     weight: ClassVar = 100.0
-    takes: ClassVar[FeatureKind] = "vector"
-
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
+    feature_kind: ClassVar = "vector"
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            return (correlations(global_avg_pool(ours)) - correlations(global_avg_pool(theirs))).square().mean(1)
+        def term(student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            student_BC, teacher_BD = global_avg_pool(student_BChw), global_avg_pool(teacher_BDhw)
+            return (correlations(student_BC) - correlations(teacher_BD)).square().mean(1)
 
-        return _summed(map(term, student, teacher))
+        return _sum(map(term, student, teacher))
 
 
 @final
-class VID(nn.Module):
-    """Ahn et al., CVPR 2019, Eqs. 5 and 6: −log q(t | s), q a Gaussian of learned mean μ(s) and deviation σ_c per
-    channel, σ² = softplus(a) + ε; mean over entries, summed over stages. μ is three 1×1 convolutions with ReLU."""
+class VID(FeatureMethod):
+    """Variational information distillation (Ahn et al., CVPR 2019, Eqs. 5 and 6): −log q(t | s).
 
-    alpha: ClassVar = 1.0
+    q is a Gaussian with learned mean μ(s) and one variance per channel, σ² = softplus(a) + ε. μ is three 1×1
+    convolutions with ReLU. Mean over entries, summed over stages.
+    """
+
     weight: ClassVar = 1.0
-    takes: ClassVar[FeatureKind] = "stages"
-    first_variance: ClassVar = 5.0  # its code's
-    least_variance: ClassVar = 1e-5
+    feature_kind: ClassVar = "stages"
+    initial_variance: ClassVar = 5.0  # as in the authors' code
+    min_variance: ClassVar = 1e-5
 
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__(spec)
         self.means, self.scales = nn.ModuleList(), nn.ParameterList()
-        first_scale = math.log(math.expm1(self.first_variance - self.least_variance))
-        for (C, *_), (D, *_) in zip(pairing.student.values(), pairing.teacher.values(), strict=True):
-            conv = [nn.Conv2d(before, D, 1, bias=False) for before in (C, D, D)]
+        initial_scale = math.log(math.expm1(self.initial_variance - self.min_variance))
+        for (C, *_), (D, *_) in zip(spec.student.values(), spec.teacher.values(), strict=True):
+            conv = [nn.Conv2d(in_channels, D, 1, bias=False) for in_channels in (C, D, D)]
             self.means.append(nn.Sequential(conv[0], nn.ReLU(), conv[1], nn.ReLU(), conv[2]))
-            self.scales.append(nn.Parameter(torch.full((D,), first_scale)))
+            self.scales.append(nn.Parameter(torch.full((D,), initial_scale)))
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(mean: nn.Module, scale_D: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
-            ours, theirs = match_spatial_size(ours, theirs)
-            variance_D11 = (F.softplus(scale_D) + self.least_variance)[:, None, None]
-            return (0.5 * ((mean(ours) - theirs).square() / variance_D11 + variance_D11.log())).flatten(1).mean(1)
+        def term(mean: nn.Module, scale_D: Tensor, student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            student_BChw, teacher_BDhw = match_spatial_size(student_BChw, teacher_BDhw)
+            variance_D11 = (F.softplus(scale_D) + self.min_variance)[:, None, None]
+            square_BDhw = (mean(student_BChw) - teacher_BDhw).square()
+            return (0.5 * (square_BDhw / variance_D11 + variance_D11.log())).flatten(1).mean(1)
 
-        return _summed(map(term, self.means, self.scales, student, teacher))
+        return _sum(map(term, self.means, self.scales, student, teacher))
 
 
 @final
-class RKD(nn.Module):
-    """Park et al., CVPR 2019, Eqs. 5–10: Huber loss of the examples' pairwise distances (over their mean) times 25, and
-    of the angles of their triplets times 50."""
+class RKD(FeatureMethod):
+    """Relational knowledge distillation (Park et al., CVPR 2019, Eqs. 5–10).
 
-    alpha: ClassVar = 1.0
+    Huber loss of the examples' pairwise distances, over their mean, times 25, and of the angles of their triplets
+    times 50.
+    """
+
     weight: ClassVar = 1.0
-    takes: ClassVar[FeatureKind] = "vector"
+    feature_kind: ClassVar = "vector"
     distance_weight: ClassVar = 25.0
     angle_weight: ClassVar = 50.0
 
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
-
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            ours_BD, theirs_BD = global_avg_pool(ours), global_avg_pool(theirs)
-            distance_B = F.smooth_l1_loss(distances(ours_BD), distances(theirs_BD), reduction="none").mean(1)
-            angle_B = F.smooth_l1_loss(angles(ours_BD), angles(theirs_BD), reduction="none").mean((1, 2))
-            return self.distance_weight * distance_B + self.angle_weight * angle_B
+        def term(student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            student_BC, teacher_BD = global_avg_pool(student_BChw), global_avg_pool(teacher_BDhw)
+            distance_BB = F.smooth_l1_loss(distances(student_BC), distances(teacher_BD), reduction="none")
+            angle_BBB = F.smooth_l1_loss(angles(student_BC), angles(teacher_BD), reduction="none")
+            return self.distance_weight * distance_BB.mean(1) + self.angle_weight * angle_BBB.mean((1, 2))
 
-        return _summed(map(term, student, teacher))
+        return _sum(map(term, student, teacher))
 
 
 @final
-class FSP(nn.Module):
-    """Yim et al., CVPR 2017, Eqs. 1 and 2: ‖G_T − G_S‖² of the flow matrices G = F₁ᵀF₂ / (h·w) between a stage and the
-    next; mean of squares over entries, summed over pairs of stages. Learned along with the labels, not before them as
-    in the paper and the benchmark, whose weight of 50 then diverges; 1 is Knowledge-Distillation-Zoo's. Raises
-    UserError where the teacher's matrices have other sizes and nothing adapts them."""
+class FSP(FeatureMethod):
+    """Flow of the solution procedure (Yim et al., CVPR 2017, Eqs. 1 and 2): ‖G_T − G_S‖².
 
-    alpha: ClassVar = 1.0
+    G = F₁ᵀF₂ / (h·w) is the flow matrix from one stage to the next. Mean of squares over entries, summed over pairs of
+    stages. The student learns the matrices along with the labels; in the paper and the benchmark it learns them first.
+    Along with the labels, the benchmark's weight of 50 diverges; 1 is Knowledge-Distillation-Zoo's.
+    """
+
     weight: ClassVar = 1.0
-    takes: ClassVar[FeatureKind] = "stages"
+    feature_kind: ClassVar = "stages"
 
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
-        if not len(pairing.student) >= 2:
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__(spec)
+        if len(spec.student) < 2:
             raise UserError(
-                f"fsp compares the flow from one stage to the next, and there is only one, {', '.join(pairing.student)}: "
-                "name two or more with --student-features and --teacher-features"
+                f"fsp compares the flow between stages and needs at least 2 features, not "
+                f"1 ({', '.join(spec.student)}). Name more with --student-features and --teacher-features."
             )
         self.adapters = nn.ModuleList()
-        for (ours, (C, *_)), (theirs, (D, *_)) in zip(pairing.student.items(), pairing.teacher.items(), strict=True):
-            if not (C == D or pairing.channel_adapter):
+        pairs = zip(spec.student.items(), spec.teacher.items(), strict=True)
+        for (student_path, (C, *_)), (teacher_path, (D, *_)) in pairs:
+            if C != D and not spec.channel_adapter:
                 raise UserError(
-                    f"fsp compares matrices of channels by channels, and the student's {ours!r} has {C} where the "
-                    f"teacher's {theirs!r} has {D}: --channel-adapter puts a trained 1×1 convolution from {C} to {D} channels behind "
-                    "it, or name features with as many"
+                    f"fsp needs equal channels, but the student's {student_path!r} has {C} and the teacher's "
+                    f"{teacher_path!r} has {D}. Add --channel-adapter to train a 1×1 convolution from {C} to {D} "
+                    "channels, or name other features."
                 )
             self.adapters.append(nn.Identity() if C == D else Adapter(C, D))
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        ours = [channel_adapter(features) for channel_adapter, features in zip(self.adapters, student, strict=True)]
-        theirs = itertools.pairwise(teacher)
-        return _summed(
-            (flow(*of_student) - flow(*of_teacher)).square().flatten(1).mean(1)
-            for of_student, of_teacher in zip(itertools.pairwise(ours), theirs, strict=True)
+        adapted = [adapter(student_BChw) for adapter, student_BChw in zip(self.adapters, student, strict=True)]
+        stage_pairs = zip(itertools.pairwise(adapted), itertools.pairwise(teacher), strict=True)
+        return _sum(
+            (flow(*student_pair) - flow(*teacher_pair)).square().flatten(1).mean(1)
+            for student_pair, teacher_pair in stage_pairs
         )
 
 
 @final
-class PKT(nn.Module):
-    """Passalis and Tefas, ECCV 2018, Eqs. 4–8: KL of the probabilities that examples are neighbors, by cosine
-    similarity ½(cos + 1); mean over pairs, with the benchmark's weight 30,000."""
+class PKT(FeatureMethod):
+    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, Eqs. 4–8).
 
-    alpha: ClassVar = 1.0
+    KL divergence of the probabilities that examples are neighbors, by the cosine similarity ½(cos + 1). Mean over
+    pairs, with the benchmark's weight of 30,000.
+    """
+
     weight: ClassVar = 30_000.0
-    takes: ClassVar[FeatureKind] = "vector"
-
-    def __init__(self, pairing: FeatureSpec) -> None:
-        super().__init__()
+    feature_kind: ClassVar = "vector"
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
-        def term(ours: Tensor, theirs: Tensor) -> Tensor:
-            p_BB, q_BB = neighbors(global_avg_pool(theirs)), neighbors(global_avg_pool(ours))
+        def term(student_BChw: Tensor, teacher_BDhw: Tensor) -> Tensor:
+            p_BB = neighbor_probabilities(global_avg_pool(teacher_BDhw))
+            q_BB = neighbor_probabilities(global_avg_pool(student_BChw))
             return (p_BB * (p_BB.clamp_min(EPS) / q_BB.clamp_min(EPS)).log()).mean(1)
 
-        return _summed(map(term, student, teacher))
+        return _sum(map(term, student, teacher))
 
 
-def _summed(terms: Iterable[Tensor]) -> Tensor:
+def _sum(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum(0)
 
 
 class Adapter(nn.Module):
-    """A trained map from C channels to D: a 1×1 convolution and batch norm, which normalizes with what it learned where
-    there is a single value of each channel."""
+    """A trained map from C channels to D: a 1×1 convolution and batch norm.
+
+    A batch with a single value per channel has no variance, so the running statistics normalize it.
+    """
 
     def __init__(self, C: int, D: int) -> None:
         super().__init__()
@@ -259,19 +291,19 @@ class Adapter(nn.Module):
 
 
 def global_avg_pool(map_BDhw: Tensor) -> Tensor:
-    """A map's mean over positions, (B, D)."""
+    """Return a map's mean over positions (B, D)."""
     return map_BDhw.mean((2, 3))
 
 
 def match_spatial_size(a_BChw: Tensor, b_BDhw: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps with as many positions as the smaller has, the other pooled by averages."""
+    """Average-pool the larger map to the height and width of the smaller."""
     size = (min(a_BChw.shape[2], b_BDhw.shape[2]), min(a_BChw.shape[3], b_BDhw.shape[3]))
     pooled = [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a_BChw, b_BDhw)]
     return pooled[0], pooled[1]
 
 
 def attention(map_BDhw: Tensor) -> Tensor:
-    """Where a map's activations are large: squares summed over channels, of norm 1, (B, h·w).
+    """Return the attention map (B, h·w): squared activations summed over channels, with norm 1.
 
     >>> attention(torch.tensor([3.0, 4.0]).sqrt().reshape(1, 1, 1, 2)).tolist()
     [[0.6000000238418579, 0.800000011920929]]
@@ -280,33 +312,33 @@ def attention(map_BDhw: Tensor) -> Tensor:
 
 
 def similarities(map_BDhw: Tensor) -> Tensor:
-    """How alike a batch's maps are, (B, B): inner products, each row of norm 1."""
+    """Return the inner products of a batch's maps (B, B), each row with norm 1."""
     flat = map_BDhw.flatten(1)
     return F.normalize(flat @ flat.T, eps=EPS)
 
 
 def correlations(features_BD: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """e^(−2γ) Σ_p (2γ)^p/p! · (x·y)^p of normalized features, (B, B): a Gaussian kernel's Taylor series."""
+    """Return e^(−2γ) Σ_p (2γ)^p/p! · (x·y)^p of normalized features (B, B), the Taylor series of a Gaussian kernel."""
     unit_BD = F.normalize(features_BD, eps=EPS)
     cosine_BB = unit_BD @ unit_BD.T
     powers = [(2 * gamma) ** p / math.factorial(p) * cosine_BB**p for p in range(order + 1)]
-    return math.exp(-2 * gamma) * _summed(powers)
+    return math.exp(-2 * gamma) * _sum(powers)
 
 
 def distances(features_BD: Tensor) -> Tensor:
-    """Distances of all pairs over the mean of those that aren't 0, (B, B)."""
+    """Return the distances of all pairs over the mean nonzero distance (B, B)."""
     distance_BB = torch.cdist(features_BD, features_BD, compute_mode="donot_use_mm_for_euclid_dist")
     return distance_BB / (distance_BB.sum() / (distance_BB > 0).sum().clamp_min(1)).clamp_min(EPS)
 
 
 def angles(features_BD: Tensor) -> Tensor:
-    """cos ∠ijk for all triplets, at [j, i, k], (B, B, B)."""
+    """Return cos ∠ijk of all triplets (B, B, B), indexed [j, i, k]."""
     unit_BBD = F.normalize(features_BD[None] - features_BD[:, None], dim=-1, eps=1e-6)
     return unit_BBD @ unit_BBD.transpose(1, 2)
 
 
 def flow(first_BChw: Tensor, second_BDhw: Tensor) -> Tensor:
-    """The inner products of two stages' channels over positions, (B, C, D), the larger map pooled by maxima."""
+    """Return the inner products of two stages' channels over positions (B, C, D), after max-pooling the larger map."""
     size = (min(first_BChw.shape[2], second_BDhw.shape[2]), min(first_BChw.shape[3], second_BDhw.shape[3]))
     first, second = (
         (x if x.shape[2:] == size else F.adaptive_max_pool2d(x, size)).flatten(2) for x in (first_BChw, second_BDhw)
@@ -314,8 +346,8 @@ def flow(first_BChw: Tensor, second_BDhw: Tensor) -> Tensor:
     return first @ second.transpose(1, 2) / first.shape[-1]
 
 
-def neighbors(features_BD: Tensor) -> Tensor:
-    """How probable each example is as a neighbor of another, (B, B), rows summing to 1."""
+def neighbor_probabilities(features_BD: Tensor) -> Tensor:
+    """Return the probability of each example as a neighbor of another (B, B); rows sum to 1."""
     unit_BD = F.normalize(features_BD, eps=EPS)
     affinity_BB = (unit_BD @ unit_BD.T + 1) / 2
     return affinity_BB / affinity_BB.sum(1, keepdim=True).clamp_min(EPS)

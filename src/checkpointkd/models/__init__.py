@@ -1,4 +1,4 @@
-"""Networks by name: ours, timm's as `timm:NAME`, and the user's own as `package.module:callable`."""
+"""Networks by name: built-in ones, timm's as `timm:NAME`, and the user's own as `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = [
     "vector_path",
 ]
 
-# D and K stand for whole numbers, W for a decimal one; the builder is given them in their order.
+# D and K stand for integers, W for a decimal number; the builder receives them in order.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_D_K": WideResNet,
     "resnet_D": ResNet,
     "mobilenetv2_W": MobileNetV2,
 }
-_WHOLE = (r"[0-9]{1,4}", int)
-_NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {
-    "D": _WHOLE,
-    "K": _WHOLE,
+_INTEGER = (r"[0-9]{1,4}", int)
+_PLACEHOLDERS: dict[str, tuple[str, Callable[[str], float]]] = {
+    "D": _INTEGER,
+    "K": _INTEGER,
     "W": (r"[0-9]?\.?[0-9]{1,4}", float),
 }
 
@@ -50,9 +50,19 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], float]]] = {
 def build_network(
     model: str, *, num_classes: int, in_channels: int, mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> Network:
-    """A freshly initialized network of this name; its weights are a function of the seed.
+    """Build a network by name; its initial weights are a function of the seed.
 
-    Raises UserError for a name that nothing answers to.
+    Args:
+        model: A name in `MODELS` with its numbers, `timm:NAME`, or `package.module:callable`. The callable takes
+            `num_classes` and `in_channels` and returns an `nn.Module`.
+        num_classes: Number of logits.
+        in_channels: Number of image channels.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel.
+        seed: Seed of the initial weights.
+
+    Raises:
+        UserError: The name is unknown, or the user's module or callable fails.
 
     >>> network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.4])
     >>> sum(parameter.numel() for parameter in network.parameters())
@@ -60,70 +70,79 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
-        body = _body(model, num_classes=num_classes, in_channels=in_channels)
+        body = _build_body(model, num_classes=num_classes, in_channels=in_channels)
     return Network(body, mean=mean, std=std)
 
 
 def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, model: str) -> None:
-    """Take one step's forward and backward pass; raises UserError, in one sentence, when the model can't be trained so.
+    """Run one forward and backward pass; do not use the network afterwards, its batch norm statistics have changed.
 
-    The network is spent: its statistics have changed.
+    Args:
+        network: The network.
+        images_BCHW: A batch of training images.
+        classes: The expected number of logits.
+        model: The network's name in the error message.
+
+    Raises:
+        UserError: A pass fails, or the output is not logits (B, K).
     """
     try:
         logits_BK = network.train()(images_BCHW)
-        shape = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
-        if shape != (len(images_BCHW), classes):
-            raise UserError(f"it gives {shape}, not logits of shape {(len(images_BCHW), classes)}")
+        output = (
+            f"shape {tuple(logits_BK.shape)}" if isinstance(logits_BK, Tensor) else f"type {type(logits_BK).__name__}"
+        )
+        expected = f"shape {(len(images_BCHW), classes)}"
+        if output != expected:
+            raise UserError(f"the output has {output}, expected logits of {expected}")
         logits_BK.square().sum().backward()
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"the model {model!r} can't learn from these images: {first_line(error)}") from None
+        raise UserError(f"Model {model!r} cannot be trained on these images: {first_line(error)}") from None
 
 
-def _body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
+def _build_body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
     for pattern, builder in MODELS.items():
         name, *letters = pattern.split("_")
-        match = re.fullmatch("_".join([name, *(f"({_NUMBERS[letter][0]})" for letter in letters)]), model)
+        match = re.fullmatch("_".join([name, *(f"({_PLACEHOLDERS[letter][0]})" for letter in letters)]), model)
         if match:
-            numbers = [_NUMBERS[letter][1](text) for letter, text in zip(letters, match.groups(), strict=True)]
+            numbers = [_PLACEHOLDERS[letter][1](text) for letter, text in zip(letters, match.groups(), strict=True)]
             return builder(*numbers, num_classes=num_classes, in_channels=in_channels)
     if model.startswith("timm:"):
-        return _timms(model.removeprefix("timm:"), num_classes=num_classes, in_channels=in_channels)
+        return _build_timm(model.removeprefix("timm:"), num_classes=num_classes, in_channels=in_channels)
     if ":" in model:
-        return _users_own(model, num_classes=num_classes, in_channels=in_channels)
+        return _build_custom(model, num_classes=num_classes, in_channels=in_channels)
     raise unknown_name("model", model, [*MODELS, "timm:NAME", "package.module:callable"])
 
 
-def _timms(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+def _build_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that doesn't fit this PyTorch
-        reason = first_line(error)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit this PyTorch
         raise UserError(
-            f"the model 'timm:{name}' needs timm, and a torchvision of the same build (CPU or CUDA) as this PyTorch "
-            f"{torch.__version__} ({reason}); get timm with pip install 'checkpointkd[timm]', and torchvision "
-            "from where PyTorch came"
+            f"Model 'timm:{name}' needs timm and a torchvision of the same build (CPU or CUDA) as PyTorch "
+            f"{torch.__version__} ({first_line(error)}). Install timm with pip install 'checkpointkd[timm]', and "
+            "torchvision from the same source as PyTorch."
         ) from None
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
-        raise unknown_name("timm model", name, near or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
+        close = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
+        raise unknown_name("timm model", name, close or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
-def _users_own(model: str, **sizes: int) -> nn.Module:
+def _build_custom(model: str, **sizes: int) -> nn.Module:
     module_name, _, attribute = model.partition(":")
     try:
-        callable_ = getattr(importlib.import_module(module_name), attribute)
+        factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # the user's module may raise anything
         raise UserError(
-            f"the model {model!r} can't be imported: {first_line(error)} (looked for in the folder that you are in and "
-            "where Python looks)"
+            f"Model {model!r} cannot be imported: {first_line(error)}. Python searches the current folder and "
+            "its import path."
         ) from None
     try:
-        body = callable_(**sizes)
+        body = factory(**sizes)
     except TypeError as error:
-        raise UserError(f"{model!r} must take num_classes= and in_channels=: {first_line(error)}") from None
+        raise UserError(f"{model!r} must accept num_classes= and in_channels=: {first_line(error)}") from None
     except Exception as error:
-        raise UserError(f"the model {model!r} can't be made: {first_line(error)}") from None
+        raise UserError(f"Model {model!r} cannot be built: {first_line(error)}") from None
     if not isinstance(body, nn.Module):
-        raise UserError(f"{model!r} gave a {type(body).__name__}, not a torch.nn.Module")
+        raise UserError(f"{model!r} returned a {type(body).__name__}, not a torch.nn.Module")
     return body

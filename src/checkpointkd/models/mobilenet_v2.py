@@ -1,7 +1,7 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381) for images of 32×32 and 64×64, as distillation papers have it.
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) for 32×32 and 64×64 images, in the variant of distillation papers.
 
-It differs from ImageNet's: fewer strides, widths cut to whole numbers rather than rounded to multiples of 8, an
-expansion layer in the first block too, ReLU for ReLU6. For ImageNet's say timm:mobilenetv2_100.
+Differences from ImageNet's (timm:mobilenetv2_100): fewer strides, channels rounded down to integers instead of to
+multiples of 8, an expansion layer also in the first block, ReLU instead of ReLU6.
 
 Letters in names: B batch, C channels, H W height and width.
 """
@@ -19,7 +19,8 @@ STAGES = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 class MobileNetV2(nn.Module):
     """MobileNetV2 with a width multiplier; the last convolution keeps 1,280 channels at widths up to 1.
 
-    Raises UserError for a width that leaves no channel. At width 0.75 and 100 classes it has 1,475,692 parameters.
+    Raises:
+        UserError: `width` is not from 0.1 to 4.
 
     >>> sum(parameter.numel() for parameter in MobileNetV2(0.75, num_classes=100, in_channels=3).parameters())
     1475692
@@ -28,7 +29,9 @@ class MobileNetV2(nn.Module):
     def __init__(self, width: float, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
         if not 0.1 <= width <= 4:
-            raise UserError(f"mobilenetv2_{width:g} does not exist: the width must be from 0.1 to 4, say 0.75")
+            raise UserError(
+                f"Unknown model 'mobilenetv2_{width:g}'. The width must be from 0.1 to 4, for example mobilenetv2_0.75."
+            )
         channels = int(32 * width)
         self.stem = _convolution(in_channels, channels, kernel=3, stride=2)
         blocks = []
@@ -38,12 +41,12 @@ class MobileNetV2(nn.Module):
                 blocks.append(InvertedResidual(channels, out_channels, expansion, stride if number == 0 else 1))
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        last = int(1280 * max(1.0, width))
-        self.last = _convolution(channels, last, kernel=1)
+        last_channels = int(1280 * max(1.0, width))
+        self.last = _convolution(channels, last_channels, kernel=1)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(last, num_classes)
+        self.classifier = nn.Linear(last_channels, num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # fan-out as if the kernel were not grouped
+            if isinstance(module, nn.Conv2d):  # the fan-out ignores groups
                 nn.init.normal_(module.weight, std=(2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -53,22 +56,22 @@ class MobileNetV2(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1×1, filter each channel by 3×3, project by 1×1; plus the input where shapes agree."""
+    """A 1×1 expansion, a 3×3 depthwise convolution and a 1×1 projection; a shortcut where the shapes agree."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
         super().__init__()
-        wide = in_channels * expansion
+        hidden_channels = in_channels * expansion
         self.layers = nn.Sequential(
-            _convolution(in_channels, wide, kernel=1),
-            _convolution(wide, wide, kernel=3, stride=stride, groups=wide),
-            nn.Conv2d(wide, out_channels, 1, bias=False),
+            _convolution(in_channels, hidden_channels, kernel=1),
+            _convolution(hidden_channels, hidden_channels, kernel=3, stride=stride, groups=hidden_channels),
+            nn.Conv2d(hidden_channels, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        changed = self.layers(maps_BCHW)
-        return maps_BCHW + changed if self.residual else changed
+        output_BCHW = self.layers(maps_BCHW)
+        return maps_BCHW + output_BCHW if self.residual else output_BCHW
 
 
 def _convolution(

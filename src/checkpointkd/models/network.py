@@ -1,5 +1,8 @@
-"""A network here takes images in [0, 1]: its first step normalizes, so that networks of any origin meet on the same
-images, and what is saved or exported needs no further instructions."""
+"""The wrapper around every network: it normalizes, so that all networks take images in [0, 1].
+
+Networks of any origin can then share images, and a saved or exported network needs no separate preprocessing.
+Letters in names: B batch, C channels, H W height and width.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,20 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Normalization, then a body: any module from images (B, C, H, W) to logits (B, K), or to something that has them
-    as `.logits`, as Hugging Face's models give; unmodified."""
+    """Normalization followed by a body.
+
+    The body is any unmodified module that maps images (B, C, H, W) to logits (B, K), or to an object with `.logits`, as
+    Hugging Face's models do.
+
+    Args:
+        body: The module.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel.
+    """
 
     mean: Tensor
     std: Tensor
-    classes: list[str] | None = None  # their names, where `load` knows them
+    classes: list[str] | None = None  # class names, set by `load` where they are known
 
     def __init__(self, body: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -24,5 +35,5 @@ class Network(nn.Module):
         self.body = body
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        answer = self.body((images_BCHW - self.mean) / self.std)
-        return getattr(answer, "logits", answer)
+        output = self.body((images_BCHW - self.mean) / self.std)
+        return getattr(output, "logits", output)

@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al., arXiv 1512.03385, §4.2): 6n + 2 layers, shortcuts without parameters.
+"""ResNets for small images (He et al., arXiv 1512.03385, §4.2): 6n + 2 layers, shortcuts without parameters.
 
 Letters in names: B batch, C channels, H W height and width.
 """
@@ -14,7 +14,8 @@ from ..errors import UserError
 class ResNet(nn.Module):
     """ResNet-depth for small images: three stages of n = (depth − 2) / 6 blocks with 16, 32 and 64 channels.
 
-    Raises UserError for a depth that is not 6n + 2. At 100 classes and 3 channels ResNet-110 has 1,733,812 parameters.
+    Raises:
+        UserError: `depth` is not 6n + 2.
 
     >>> sum(parameter.numel() for parameter in ResNet(32, num_classes=100, in_channels=3).parameters())
     470004
@@ -22,10 +23,12 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        if not (depth >= 8 and (depth - 2) % 6 == 0):
+        if depth < 8 or (depth - 2) % 6 != 0:
+            nearest = max(8, 6 * round((depth - 2) / 6) + 2)
+            imagenet = f" or timm:resnet{depth}" if depth in (18, 34, 101) else ""
             raise UserError(
-                f"resnet_{depth} does not exist: the depth of a ResNet for small images must be 6n + 2 (8, 14, 20, 32, 56, "
-                f"110, ...); for ImageNet's say timm:resnet{depth}"
+                f"Unknown model 'resnet_{depth}'. ResNets for small images have 6n + 2 layers: did you mean "
+                f"resnet_{nearest}{imagenet}?"
             )
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
@@ -45,8 +48,10 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions; where the map shrinks, the shortcut takes every second pixel and pads channels with zeros
-    (option A)."""
+    """Two 3×3 convolutions and a shortcut.
+
+    Where the map shrinks, the shortcut takes every second pixel and pads the channels with zeros (option A).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()

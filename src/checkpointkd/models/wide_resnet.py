@@ -1,6 +1,6 @@
-"""Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146) for small images: WRN-d-k.
+"""Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146) for small images: WRN-depth-width.
 
-Letters in names: B batch, C channels, H W height and width, K classes.
+Letters in names: B batch, C channels, H W height and width.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 
-WIDEST = 64  # a WRN-10 of that width has 300 million parameters
+MAX_WIDTH = 64  # a WRN-10 of this width has 300 million parameters
 
 
 class WideResNet(nn.Module):
     """WRN-depth-width: three stages of (depth − 4) / 6 pre-activation blocks with 16, 32 and 64 times width channels.
 
-    Raises UserError for a depth that is not 6n + 4. At 100 classes and 3 channels WRN-40-2 has 2,255,156 parameters.
+    Raises:
+        UserError: `depth` is not 6n + 4, or `width` is not from 1 to 64.
 
     >>> sum(parameter.numel() for parameter in WideResNet(40, 2, num_classes=100, in_channels=3).parameters())
     2255156
@@ -24,10 +25,11 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        if not (depth >= 10 and (depth - 4) % 6 == 0 and 1 <= width <= WIDEST):
+        if depth < 10 or (depth - 4) % 6 != 0 or not 1 <= width <= MAX_WIDTH:
+            nearest = f"wrn_{max(10, 6 * round((depth - 4) / 6) + 4)}_{min(max(width, 1), MAX_WIDTH)}"
             raise UserError(
-                f"wrn_{depth}_{width} does not exist: the depth must be 6n + 4 (10, 16, 22, 28, 40, ...) and the width "
-                f"from 1 to {WIDEST}"
+                f"Unknown model 'wrn_{depth}_{width}'. Wide ResNets have 6n + 4 layers and a width from 1 to "
+                f"{MAX_WIDTH}: did you mean {nearest}?"
             )
         blocks = (depth - 4) // 6
         stages = [16 * width, 32 * width, 64 * width]
@@ -50,8 +52,10 @@ class WideResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """BN-ReLU-conv twice, plus the input; where the channels change, the shortcut is a 1×1 convolution of the activated
-    input."""
+    """BN-ReLU-conv twice, and a shortcut.
+
+    Where the number of channels changes, the shortcut is a 1×1 convolution of the activated input.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()

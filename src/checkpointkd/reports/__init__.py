@@ -17,7 +17,6 @@ from .collect import (
     Variant,
     collect,
     difference,
-    is_probing,
     rule_name,
 )
 from .figures import (
@@ -41,7 +40,6 @@ __all__ = [
     "conclusions",
     "correlation_rows",
     "difference",
-    "is_probing",
     "notes_of_all",
     "probing_words",
     "refuse_others",
@@ -107,14 +105,14 @@ def _runs_page(collected: Collected) -> Page:
     ]
     sections += [
         Section(
-            title=f"Which teacher for {found['found']['student']}: {name}",
+            title=f"Which teacher for {found['result']['student']}: {name}",
             words=[
-                *probing_words(found["found"]),
+                *probing_words(found["result"]),
                 f"Lessons of seed {found['seed']}. To train the student:",
             ],
-            command=found["found"]["command"],
-            notes=found["found"]["warnings"],
-            tables=[_lessons_table(found["found"])],
+            command=found["result"]["command"],
+            notes=found["result"]["warnings"],
+            tables=[_lessons_table(found["result"])],
         )
         for name, found in collected.probings.items()
     ]
@@ -137,7 +135,7 @@ def _studies_page(collected: Collected) -> Page:
     return Page(
         title=f"The paper's experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_STUDIES,
-        words=list(dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)),
+        words=list(dict.fromkeys(settings_words(study["preset"]) for study in collected.studies)),
         findings=_findings([claim for several in claims for claim in several]),
         notes=[*of_all, *collected.notes],
         sections=[
@@ -327,15 +325,15 @@ def probing_words(found: dict[str, Any]) -> list[str]:
     who = f"{unit} {together} with alpha {found['alpha']:g} and tau {found['tau']:g}" if together else "no teacher"
     lines = [f"{who}, for {found['student']}: {found['reason']}"]
     behind = found["behind"]
-    for one in {(gap["who"], gap["lesson_epochs"]): gap for gap in behind.values()}.values():
-        also = [name for name, gap in behind.items() if gap == one and name != one["who"]]
+    for one in {(gap["candidate"], gap["pilot_epochs"]): gap for gap in behind.values()}.values():
+        also = [name for name, gap in behind.items() if gap == one and name != one["candidate"]]
         where, sign = ("behind by", 1) if one["mean"] >= 0 else ("ahead by", -1)
         low, high = sorted((sign * one["low"], sign * one["high"]))
-        names = f"{one['who']}{', ' + ' and '.join(also) + ',' if also else ''}"
+        names = f"{one['candidate']}{', ' + ' and '.join(also) + ',' if also else ''}"
         lines.append(
             f"{names} is {where} {sign * one['mean']:.3f} nats "
             f"({low:.3f} to {high:.3f}{', by these images alone' * (sign < 0 < low)}) after "
-            f"{pluralize(one['lesson_epochs'], 'epoch')}"
+            f"{pluralize(one['pilot_epochs'], 'epoch')}"
         )
     if found["skipped"]:
         skipped = ", ".join(map(str, found["skipped"]))
@@ -353,14 +351,14 @@ def probing_words(found: dict[str, Any]) -> list[str]:
 
 def _lessons_table(found: dict[str, Any]) -> Table:
     """The lessons of a student, the best first, what was chosen marked."""
-    lessons = sorted(found["lessons"], key=lambda one: (-one["lesson_epochs"], -one["information"]))
+    lessons = sorted(found["pilot_runs"], key=lambda one: (-one["pilot_epochs"], -one["information"]))
     chosen = (found["epochs"], found["alpha"])
     rows = [
         [
             (f"{found['unit']} {' + '.join(map(str, one['epochs']))}" if one["epochs"] else "no teacher")
             + (", chosen" if (one["epochs"], one["alpha"]) == chosen else ""),
             f"{one['alpha']:g}",
-            str(one["lesson_epochs"]),
+            str(one["pilot_epochs"]),
             f"{one['information']:.3f}",
             f"{100 * one['accuracy']:.1f}",
             "" if one["probability"] is None else f"{100 * one['probability']:.0f}",
@@ -391,8 +389,8 @@ def _plane_table(scored: Scored) -> Table:
         for point in points
     ]
     note = (
-        f"Measured on {settings['measured_on']}, {scored.plane.information_ASN.shape[-1]:,} images. I(X;F) by "
-        f"{settings['estimator']}: {INFORMATION_UNITS[settings['estimator']]}. H(Y) − CE bounds I(Y;F) from below."
+        f"Measured on {settings.measured_on}, {scored.plane.information_ASN.shape[-1]:,} images. I(X;F) by "
+        f"{settings.estimator}: {INFORMATION_UNITS[settings.estimator]}. H(Y) − CE bounds I(Y;F) from below."
     )
     unit = scored.trajectory.unit
     columns = [unit, "accuracy, %", "NLL, nats", "H(Y) − CE, nats", "I(X;F)", "± fits", "weights"]
@@ -410,7 +408,7 @@ def _search_table(result: dict[str, Any]) -> Table:
     if best is not None:
         words = (
             f"the best is right on {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f}% of the "
-            f"{result['images']:,} selection images; {best['within_noise']} others are within noise of it"
+            f"{result['images']:,} selection images; {best['comparable']} others are within noise of it"
         )
     rows = [
         [

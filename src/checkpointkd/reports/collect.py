@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from .. import storage
+from .. import records, storage
 from ..analysis.statistics import claim_from, paired
 from ..checkpoints import Trajectory, open_trajectory
 from ..errors import UserError, check_exists, pluralize
 from ..information import Plane, load_planes
-from ..records import AnyRun, DistillRecord, OwnRunRecord, SelectionRecord, plain
+from ..records import AnyRun, DistillRecord, OwnRunRecord, PilotRecord, SelectionRecord, TuneRecord, plain
 from .charts import Table, from_plain
 
 # Studies, in the paper's order.
@@ -137,7 +137,7 @@ def collect(folder: Path) -> Collected:
     searches, searched = _searches(folder, notes)
     probings = _probings(folder, notes)
     parts = [one / "trials" for one in searched] + [
-        path.parent / "lessons" for path in folder.rglob("pilot_search.json")
+        path.parent / "pilot_runs" for path in folder.rglob("pilot_search.json")
     ]
     for path in sorted(folder.rglob("run.json")):
         if any(part in path.parents for part in parts):
@@ -182,7 +182,7 @@ def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
             notes.append(f"left out: {error}")
             continue
         found.append(result)
-    return sorted(found, key=lambda result: ORDER.index(result["study"]) if result["study"] in ORDER else len(ORDER))
+    return sorted(found, key=lambda result: ORDER.index(result["experiment"]) if result["experiment"] in ORDER else len(ORDER))
 
 
 def _check_study(result: Any, path: Path) -> None:
@@ -194,10 +194,10 @@ def _check_study(result: Any, path: Path) -> None:
             Table(**table).check()
         for claim in map(claim_from, result["claims"]):
             Table(claim.text, [claim.where, *claim.cells()], [], claim.caveat).check()
-        scale, provenance = result["scale"], result["provenance"]
+        scale, provenance = result["preset"], result["provenance"]
         words = [scale["name"], scale["dataset"], scale["select_on"], *provenance, *provenance.values()]
         words += [one for pair in scale["pairs"] for one in (pair["teacher"], pair["student"])]
-        Table(result["title"], [*result["notes"], result["study"], *words], []).check()
+        Table(result["title"], [*result["notes"], result["experiment"], *words], []).check()
         counts = (scale["seeds"], scale["teacher_epochs"], scale["student_epochs"], scale["train_images"] or 0)
         right = isinstance(result["notes"], list) and all(isinstance(one, int) for one in counts)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
@@ -216,44 +216,10 @@ def _probings(folder: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
         relative = path.parent.relative_to(folder)
         name = str(relative) if relative.parts else path.parent.resolve().name
         try:
-            stored = storage.read_json(path)
-            if not (isinstance(stored, dict) and is_probing(stored)):
-                raise UserError(f"{path} is damaged: no lessons left it")
-            found[name] = stored
+            found[name] = plain(records.read(path, PilotRecord, remedy="Run the same `select` again."))
         except UserError as error:
             notes.append(f"left out: {error}")
     return found
-
-
-def is_probing(stored: dict[str, Any]) -> bool:
-    """Whether this can be what lessons found (`probing`)."""
-    try:
-        found = stored["found"]
-        numbers = [found[name] for name in ("alpha", "tau", "spent_epochs", "student_epochs")]
-        for lesson in found["lessons"]:
-            numbers += [lesson[name] for name in ("alpha", "lesson_epochs", "information", "accuracy")]
-            numbers += [lesson["probability"]] if lesson["probability"] is not None else []
-        for gap in found["behind"].values():
-            numbers += [gap[name] for name in ("mean", "low", "high", "lesson_epochs")]
-        several = [
-            found["epochs"],
-            found["skipped"],
-            found.get("untried", []),
-            *(lesson["epochs"] for lesson in found["lessons"]),
-        ]
-        words = [found["student"], found["unit"], found["reason"], found["command"], *found["warnings"]]
-        words += [*found["behind"], *(gap["who"] for gap in found["behind"].values())]
-        return (
-            all(type(epoch) is int for epochs in several for epoch in epochs)
-            and all(isinstance(number, float | int) and math.isfinite(number) for number in numbers)
-            and all(isinstance(word, str) for word in words)
-            and isinstance(stored["provenance"], dict)
-            and isinstance(stored["seed"], int)
-            and isinstance(found["warnings"], list)
-            and found["student_epochs"] > 0
-        )
-    except (KeyError, TypeError, AttributeError, OverflowError):
-        return False
 
 
 def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
@@ -262,9 +228,7 @@ def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]]
     paths = sorted(folder.rglob("tune.json"))
     for path in paths:
         try:
-            result = storage.read_json(path)
-            if not isinstance(result, dict) or not _is_search(result):
-                raise UserError(f"{path} is damaged: it is no search's")
+            result = plain(records.read(path, TuneRecord, remedy="Run the same `tune` again."))
         except UserError as error:
             notes.append(f"left out: {error}")
             continue
@@ -274,30 +238,6 @@ def _searches(folder: Path, notes: list[str]) -> tuple[dict[str, dict[str, Any]]
         if len(result["trials"]) < result["planned"]:
             notes.append(f"not finished: the search {name}, {len(result['trials'])} of {result['planned']} trials")
     return found, [path.parent for path in paths]
-
-
-def _is_search(result: dict[str, Any]) -> bool:
-    """Whether this can be what a search found."""
-    try:
-        best, space, trials = result["best"], result["space"], result["trials"]
-        numbers = [trial["trial"] for trial in trials]
-        return (
-            all(isinstance(result[name], str) for name in ("student", "method"))
-            and all(isinstance(result[name], int) for name in ("planned", "images"))
-            and all(isinstance(one, str) for one in result["teacher_refs"])
-            and isinstance(result["provenance"], dict)
-            and isinstance(result["data"]["select_on"], str)
-            and len(space) > 0
-            and all(isinstance(value, float | int) for values in space.values() for value in values)
-            and all(trial["values"].keys() == space.keys() for trial in trials)
-            and all(isinstance(value, float | int) for trial in trials for value in trial["values"].values())
-            and all(trial["accuracy"] is None or 0 <= trial["accuracy"] <= 1 for trial in trials)
-            and all(isinstance(trial["stopped"], str | None) for trial in trials)
-            and (best is None or (best["trial"] in numbers and 0 <= best["accuracy"] <= 1))
-            and (best is None or (best["accuracy_se"] >= 0 and best["within_noise"] >= 0))
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
 
 
 def difference(arm: Variant, other: Variant) -> Difference:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..config import CORRELATION_KINDS, INFORMATION_UNITS
+from ..config import CORRELATION_KINDS, INFORMATION_UNITS, EstimatorConfig
+from ..records import DataRecord
 from ..selection import normalized
 from .charts import Chart, Heatmaps, Series
 from .collect import Collected, Scored
@@ -114,13 +114,13 @@ def _said(point: Point, unit: str) -> str:
 
 def curves_charts(collected: Collected) -> list[Chart]:
     """A plane for trajectories that were measured on the same images alike."""
-    groups: dict[str, dict[str, list[Point]]] = {}
+    groups: dict[tuple[EstimatorConfig, DataRecord], dict[str, list[Point]]] = {}
     for scored in collected.scored:
         settings = scored.plane.settings
-        alike = json.dumps([settings[name] for name in ("estimator", "settings", "data")], sort_keys=True)
+        alike = (settings.estimator_config, settings.data)
         groups.setdefault(alike, {})[scored.name] = points_of(scored)
     return [
-        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=json.loads(alike)[0])
+        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=alike[0].estimator)
         for alike, points in groups.items()
         if len(points) > 1
     ]

@@ -1,4 +1,4 @@
-"""Algorithm 1 and its rivals."""
+"""Choose a teacher: rules (Algorithm 1 and alternatives), the pilot search, and tuning."""
 
 from .rules import (
     NEED_NO_SCORES,

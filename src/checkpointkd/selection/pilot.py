@@ -1,393 +1,330 @@
-"""Which teacher suits this student (SPEC §6): short lessons, compared by what their students then know of the labels.
+"""Pilot search: find the teacher for a given student by training short pilot runs.
 
-A lesson is a distillation with 15% of the epochs (at least a hundred steps) to its end: its learning rate falls as the
-whole one's does, since the first epochs of whole distillations mislead: at high learning rates students like unripe
-teachers best, and labels alone better than ripe ones. What counts of its student is I(Y;F) by the bound H(Y) − CE, in
-nats, at the temperature that suits it: of a short lesson's few right answers accuracy takes only the number. How well
-that puts teachers in the order in which whole distillations do: docs/selection.md.
+A pilot run is a whole distillation with 15% of the epochs (and at least 100 steps): its learning-rate schedule ends.
+The first epochs of a long distillation would mislead: at a high learning rate students learn best from under-trained
+teachers, and without a teacher better than from converged ones. Candidates are ranked by the student's validation
+H(Y) − CE (a bound on I(Y;F)) at its fitted temperature. It uses the whole prediction, of which a short run's accuracy
+is only a small part. docs/selection.md compares the ranking with that of whole distillations.
 
-First comes the student without a teacher, then checkpoints from all over the trajectory, then what lies near the best:
-other weights of the labels, the best two together, its neighbors. With a larger budget the best two have lessons of
-twice the length in the end. How many there are, and what follows from them, is lessons.py. A lesson is a run's folder,
-so a race that was stopped continues, and one with a larger budget uses what is there.
+The student without a teacher comes first, then checkpoints spread over the trajectory, then candidates near the best:
+other alphas, the best two checkpoints together, and neighbors. With a larger budget the best two candidates get pilot
+runs of twice the length at the end. pilot_plan.py decides on all of this. Each pilot run has its own run directory, so
+a stopped search continues, and a search with a larger budget uses the stored runs.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import torch
+import msgspec
 
 from .. import storage
-from ..checkpoints import (
-    CheckpointRef,
-    RunDir,
-    Trajectory,
-    open_trajectory,
-    refuse_inside_run,
-)
-from ..config import (
-    KDConfig,
-    OnProgress,
-    PilotConfig,
-    PrecisionChoice,
-    Recipe,
-    config_differences,
-)
-from ..data import Data
+from ..checkpoints import CheckpointRef, RunDir, Trajectory, refuse_inside_run
+from ..config import KDConfig, PrecisionChoice
 from ..errors import Diverged, UserError, pluralize
 from ..information import fitted_losses, label_entropy
 from ..metrics import measure, predict
 from ..models import build_network
-from ..records import DistillRecord, ExternalRecord, OwnRunRecord, provenance
+from ..records import DivergedRecord, ExternalRecord, PilotRecord, PilotResult, PilotSearchRecord, provenance
 from ..teachers.ensemble import chance_level
 from ..training.distillation import DistillSpec, run_distillation
 from ..training.run import RunSpec, from_labels, run_training
+from .command_line import format_command
 from .pilot_plan import (
-    CHECKPOINT_SHARE,
-    MIN_RUNS_BEFORE_PROMOTION,
-    N_PROMOTED,
     NO_TEACHER,
     PILOT_BATCH_FRACTION,
     Candidate,
     PilotOutcome,
-    PilotResult,
+    allow_runs,
     best_first,
-    evenly_spaced,
     next_candidates,
     plan_pilot_runs,
+    single_checkpoints,
     summarize,
     to_promote,
 )
-from .tuning import format_command
+from .pilot_store import DIVERGED, PilotSearch, open_search, pilot_run_path, stored_runs
 
 log = logging.getLogger("checkpointkd")
 
 RESULT = "pilot.json"
-PILOT_RUNS = "lessons"
-DIVERGED = "diverged.json"  # in the folder of a lesson that diverged
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PilotSearch:
-    """What all lessons have in common, and where they are kept."""
+def run_pilot_search(search: PilotSearch) -> PilotResult:
+    """Train the pilot runs that are not stored yet, choose a teacher, and write pilot.json.
 
-    student: str
-    trajectory: Trajectory
-    data: Data
-    recipe: Recipe
-    settings: PilotConfig
-    out: Path
-    precision: PrecisionChoice
-    logit_cache_gb: float
-    device: torch.device
-    told: dict[str, Any] = field(default_factory=dict)  # what the user said, for the command that uses what was found
-    on_progress: OnProgress | None = None
+    A search that continues keeps the checkpoints that it started with, though the trajectory may have more by now.
 
-
-def run_pilot_search(race: PilotSearch) -> PilotResult:
-    """Hold the lessons that are still to be held, and say who teaches best; `pilot.json` has it.
-
-    A race that goes on has the checkpoints that it began with, though the run may have more by now. Raises UserError
-    when the folder is another race's, when the budget is too small, and when the student can't learn without a teacher.
+    Raises:
+        UserError: If the directory holds another search or other files, or if the budget is too small.
+        Diverged: If the pilot run without a teacher diverged, or all pilot runs with one.
     """
-    trajectory, settings = race.trajectory, race.settings
-    if not len(trajectory) > 0:
-        raise UserError(f"the run in {trajectory.source} has saved no checkpoint yet")
-    batch = max(1, round(PILOT_BATCH_FRACTION * race.recipe.batch_size))
-    steps = math.ceil(len(race.data.train) / batch)
-    length, count = plan_pilot_runs(settings, race.recipe.epochs, steps)
-    refuse_inside_run(race.out)
-    mean, std = race.data.train.channel_statistics()
-    build_network(  # an unknown student leaves no folder behind
-        race.student, num_classes=len(race.data.classes), in_channels=len(mean), mean=mean, std=std
-    )
-    with storage.locked(race.out):
-        described = _begin(race)
-        race = replace(race, recipe=replace(race.recipe, batch_size=batch))
-        epochs = [one["epoch"] for one in described["teachers"]]
-        there = _there(race)
-        short = sum(lesson_epochs == length for _, lesson_epochs in there)
-        doubled = sum(lesson_epochs == 2 * length for _, lesson_epochs in there)
-        fits = 2 * length <= race.recipe.epochs  # twice as long
-        longer = (
-            N_PROMOTED if fits and count - 2 * (N_PROMOTED + doubled) >= max(MIN_RUNS_BEFORE_PROMOTION, short) else 0
-        )
-        held: list[PilotOutcome] = []
-        lost: dict[tuple[Candidate, int], None] = {}
-        hold = partial(_hold, race, held=held, lost=lost, count=count, last=epochs[-1])
+    if len(search.trajectory) == 0:
+        raise UserError(f"The run in {search.trajectory.source} has saved no checkpoint yet")
+    batch_size = max(1, round(PILOT_BATCH_FRACTION * search.recipe.batch_size))
+    steps_per_epoch = math.ceil(len(search.data.train) / batch_size)
+    pilot_epochs, run_count = plan_pilot_runs(search.settings, search.recipe.epochs, steps_per_epoch)
+    refuse_inside_run(search.out)
+    _check_student(search)
+    with storage.locked(search.out):
+        record = open_search(search)
         log.info(
-            "up to %s for %s, as a rule of %s with batches of %d; a whole distillation has %d, of %d",
-            pluralize(count, "lesson"),
-            race.student,
-            pluralize(length, "epoch"),
-            batch,
-            described["recipe"]["epochs"],
-            described["recipe"]["batch_size"],
+            "Training up to %s of %s for %s, with batches of %d. A whole distillation has %s with batches of %d.",
+            pluralize(run_count, "pilot run"),
+            pluralize(pilot_epochs, "epoch"),
+            search.student,
+            batch_size,
+            pluralize(search.recipe.epochs, "epoch"),
+            search.recipe.batch_size,
         )
-        if (more := short + 2 * doubled) > count:
+        pilot_search = replace(search, recipe=replace(search.recipe, batch_size=batch_size))
+        result = _Runner(pilot_search, record, pilot_epochs, run_count).run()
+        storage.write_json(
+            search.out / RESULT,
+            PilotRecord(**msgspec.structs.asdict(record), result=result, provenance=provenance()),
+        )
+        if search.on_progress is not None:
+            search.on_progress(str(search.out), run_count, run_count)
+    return result
+
+
+class _Runner:
+    """Trains the pilot runs of one search in order. `completed` and `diverged` are the runs of this call so far."""
+
+    def __init__(self, search: PilotSearch, record: PilotSearchRecord, pilot_epochs: int, run_count: int) -> None:
+        self.search = search
+        self.pilot_epochs, self.run_count = pilot_epochs, run_count
+        self.epochs = [teacher.epoch for teacher in record.teachers]
+        self.stored = stored_runs(search.out)
+        self.completed: list[PilotOutcome] = []
+        self.diverged: list[tuple[Candidate, int]] = []
+
+    @property
+    def last_epoch(self) -> int:
+        return self.epochs[-1]
+
+    def run(self) -> PilotResult:
+        """Train the pilot runs and return the result."""
+        stored_single = sum(epochs == self.pilot_epochs for _, epochs in self.stored)
+        stored_double = sum(epochs == 2 * self.pilot_epochs for _, epochs in self.stored)
+        may_double = 2 * self.pilot_epochs <= self.search.recipe.epochs
+        allowance = allow_runs(
+            self.run_count, stored_single=stored_single, stored_double=stored_double, may_double=may_double
+        )
+        if stored_single + 2 * stored_double > self.run_count:
             log.info(
-                "lessons of %s in all are there, and count, though this budget buys fewer",
-                pluralize(more * length, "epoch"),
+                "Stored pilot runs of %s in all are used, more than this budget covers",
+                pluralize((stored_single + 2 * stored_double) * self.pilot_epochs, "epoch"),
             )
-        alone = hold(NO_TEACHER, length)
-        assert alone is not None
-        left = count - 2 * (longer + doubled) - 1
-        room = max(0, left + 1 - max(1, short)) if longer or not doubled else 0  # new ones may need new longer ones
-        accuracies = _accuracies(race, epochs)
-        skipped = [epoch for epoch in epochs if accuracies[epoch] < alone.accuracy]
+        self.train(NO_TEACHER, self.pilot_epochs)
+        accuracy_of = _accuracies(self.search, self.epochs)
+        skipped = self.skip_inaccurate(accuracy_of)
+        teacher_epochs = [epoch for epoch in self.epochs if epoch not in skipped] or [self.last_epoch]
+        self.train_single_length(teacher_epochs, allowance.with_teacher, allowance.new)
+        if not any(outcome.candidate.epochs for outcome in self.completed):
+            raise Diverged(
+                f"All pilot runs with a teacher from {self.search.trajectory.source} diverged, so there is nothing to "
+                "choose. Use a smaller --learning-rate and another --out."
+            )
+        if may_double:
+            self.promote(skipped, stored_double)
+        self.train_stored(2 * self.pilot_epochs)
+        tried = {
+            epoch for candidate, _ in chain(self.diverged, stored_runs(self.search.out)) for epoch in candidate.epochs
+        }
+        result = summarize(
+            self.completed,
+            student=self.search.student,
+            student_epochs=self.search.recipe.epochs,
+            tau=self.search.settings.tau,
+            skipped=skipped,
+            last_epoch=self.last_epoch,
+            unit=self.search.trajectory.unit,
+            diverged=self.diverged,
+            untried=[epoch for epoch in teacher_epochs if epoch not in tried],
+        )
+        return msgspec.structs.replace(result, command=_command(self.search, result, accuracy_of))
+
+    def skip_inaccurate(self, accuracy_of: dict[int, float]) -> list[int]:
+        """Return the epochs of checkpoints less accurate than the student of the run without a teacher."""
+        baseline = self.completed[0]
+        skipped = [epoch for epoch in self.epochs if accuracy_of[epoch] < baseline.accuracy]
         if skipped:
             log.info(
-                "%s: %s %s, less accurate than the student after its lesson without a teacher (%.1f%%)",
-                "left out" if len(skipped) < len(epochs) else "only the last is tried, for comparison, of",
-                trajectory.unit,
+                "Skipping %s %s: less accurate than the student of the pilot run without a teacher (%.1f%%)%s",
+                self.search.trajectory.unit,
                 ", ".join(map(str, skipped)),
-                100 * alone.accuracy,
+                100 * baseline.accuracy,
+                "; the last is tried all the same, for comparison" if skipped == self.epochs else "",
             )
-        able = [epoch for epoch in epochs if epoch not in skipped] or [epochs[-1]]  # one, to compare with
-        many = min(
-            round(CHECKPOINT_SHARE * left), left - len(settings.alphas)
-        )  # there is room for the weights and for two
-        singles = [Candidate((epoch,), settings.alphas[0]) for epoch in evenly_spaced(able, max(min(2, left), many))]
-        tried = set()  # a lesson that was lost isn't held
-        for candidate in chain(singles, next_candidates(held, able, settings.alphas, epochs[-1])):
+        return skipped
+
+    def train_single_length(self, teacher_epochs: Sequence[int], with_teacher: int, new: int) -> None:
+        """Train single checkpoints, then candidates near the best, but at most `new` runs that are not stored."""
+        alphas = self.search.settings.alphas
+        single = single_checkpoints(teacher_epochs, alphas, with_teacher)
+        tried = set()  # includes those that diverged
+        for candidate in chain(single, next_candidates(self.completed, teacher_epochs, alphas, self.last_epoch)):
             if candidate in tried:
                 continue
             tried.add(candidate)
-            if (candidate, length) not in there:
-                if room == 0:
+            if (candidate, self.pilot_epochs) not in self.stored:
+                if new == 0:
                     continue
-                room -= 1
-            hold(candidate, length)
-        _hold_what_is_there(hold, there, length)
-        if not any(one.candidate.epochs for one in held):
-            raise Diverged(
-                f"every lesson from {trajectory.source} diverged, so nothing says which checkpoint should teach; give "
-                "a smaller --learning-rate, and another --out"
-            )
-        best = to_promote(held, skipped=skipped, last=epochs[-1])
-        missing = sum((candidate, 2 * length) not in there for candidate in best)
-        if fits and 2 * (missing + doubled) <= count - len(held) - len(lost):
+                new -= 1
+            self.train(candidate, self.pilot_epochs)
+        self.train_stored(self.pilot_epochs)
+
+    def promote(self, skipped: Sequence[int], stored_double: int) -> None:
+        """Train the best two candidates for twice as long, if the budget covers both."""
+        best = to_promote(self.completed, skipped=skipped, last_epoch=self.last_epoch)
+        missing = sum((candidate, 2 * self.pilot_epochs) not in self.stored for candidate in best)
+        left = self.run_count - len(self.completed) - len(self.diverged)
+        if 2 * (missing + stored_double) <= left:
             for candidate in best:
-                hold(candidate, 2 * length)
-        _hold_what_is_there(hold, there, 2 * length)
-        found = summarize(
-            held,
-            student=race.student,
-            student_epochs=race.recipe.epochs,
-            tau=settings.tau,
-            skipped=skipped,
-            last=epochs[-1],
-            unit=trajectory.unit,
-            lost=list(lost),
-        )
-        known = {epoch for candidate, _ in chain(lost, _there(race)) for epoch in candidate.epochs}
-        untried = tuple(epoch for epoch in able if epoch not in known)
-        found = replace(found, untried=untried, command=_command(race, found, accuracies))
-        storage.write_json(race.out / RESULT, {**described, "found": asdict(found), "provenance": provenance()})
-        if race.on_progress is not None:
-            race.on_progress(str(race.out), count, count)
-    return found
+                self.train(candidate, 2 * self.pilot_epochs)
 
+    def train_stored(self, pilot_epochs: int) -> None:
+        """Include all stored runs of one length, which another budget may have covered."""
+        for candidate, epochs in self.stored:
+            if epochs == pilot_epochs:
+                self.train(candidate, epochs)
 
-def _hold(
-    race: PilotSearch,
-    candidate: Candidate,
-    epochs: int,
-    *,
-    held: list[PilotOutcome],
-    lost: dict[tuple[Candidate, int], None],
-    count: int,
-    last: int,
-) -> PilotOutcome | None:
-    """Hold a lesson, or find it held, and add it to the others; one that diverges is lost, but for the first."""
-    unit = race.trajectory.unit
-    if (candidate, epochs) in {*((one.candidate, one.epochs) for one in held), *lost}:
-        return None
-    folder = race.out / PILOT_RUNS / f"{candidate.folder}-{epochs}-epochs"
-    kept = ", kept from before" if (folder / "result.json").exists() else ""
-    recipe = race.recipe.lasting(epochs)
-    first = race.out / PILOT_RUNS / f"{NO_TEACHER.folder}-{held[0].epochs if held else epochs}-epochs"
-    precision = race.precision
-    if precision == "auto":
-        precision = RunDir(first).precision() or "auto"  # one for all, or they could not be compared
-    run_spec = RunSpec(
-        model=race.student,
-        out=folder,
-        recipe=recipe,
-        device=race.device,
-        save_every=epochs,
-        seed=race.settings.seed,
-        precision=precision,
-        evaluate_test=False,
-        verbose=False,
-    )
-    try:
-        if (folder / DIVERGED).exists():
-            raise Diverged("it diverged")
-        if not candidate.epochs:
-            run = run_training(run_spec, race.data, from_labels(), on_progress=race.on_progress)
-        else:
-            spec = DistillSpec(
-                refs=tuple(
-                    CheckpointRef(f"{race.trajectory.source}@{epoch}", race.trajectory[epoch])
-                    for epoch in candidate.epochs
-                ),
-                kd=KDConfig(alpha=candidate.alpha, tau=race.settings.tau),
-                logit_cache_gb=race.logit_cache_gb,
-                allow_weak_teacher=True,
-            )
-            run = run_distillation(run_spec, spec, race.data, on_progress=race.on_progress)
-    except Diverged as error:
-        if not held:
-            raise Diverged(
-                f"{error}. It was the lesson without a teacher, which all others are compared with: a smaller learning "
-                "rate needs another --out, too"
-            ) from None
-        log.warning("the lesson from %s is lost: %s", candidate.words(unit), error)
-        storage.write_json(folder / DIVERGED, {"epochs": candidate.epochs, "alpha": candidate.alpha, "lesson": epochs})
-        lost[candidate, epochs] = None
-        return None
-    labels_N = race.data.val.labels_N
-    logits_NK = predict(run.last.network(race.device), race.data.val)
-    loss_N, _ = fitted_losses(logits_NK, labels_N)
-    information = label_entropy(labels_N) - loss_N.mean().item()
-    outcome = PilotOutcome(candidate, epochs, information, measure(logits_NK, labels_N)["accuracy"], loss_N.numpy())
-    held.append(outcome)
-    if race.on_progress is not None:
-        race.on_progress(str(race.out), min(len(held), count - 1), count)  # whole when it is written down
-    log.info(
-        "lesson %d, %s, %s%s: %.3f nats (%.1f%%); ahead: %s",
-        len(held),
-        candidate.words(unit),
-        pluralize(epochs, "epoch"),
-        kept,
-        information,
-        100 * outcome.accuracy,
-        best_first(held, last)[0].candidate.words(unit),
-    )
-    return outcome
-
-
-def _there(race: PilotSearch) -> dict[tuple[Candidate, int], None]:
-    """The lessons that have been held already, those that were lost included, and their lengths."""
-    found: dict[tuple[Candidate, int], None] = {}
-    for result in sorted((race.out / PILOT_RUNS).glob("*/result.json")):
-        run = open_trajectory(result.parent).run
-        assert isinstance(run, OwnRunRecord)
-        if isinstance(run, DistillRecord):
-            candidate = Candidate(tuple(teacher.epoch for teacher in run.teachers), run.kd.alpha)
-        else:
-            candidate = NO_TEACHER
-        found[candidate, run.recipe.epochs] = None
-    for path in sorted((race.out / PILOT_RUNS).glob(f"*/{DIVERGED}")):
-        lost = storage.read_json(path)
+    def train(self, candidate: Candidate, pilot_epochs: int) -> None:
+        """Train one pilot run, or load it if it is stored, and record its outcome. A second call does nothing."""
+        seen = [(outcome.candidate, outcome.pilot_epochs) for outcome in self.completed] + self.diverged
+        if (candidate, pilot_epochs) in seen:
+            return
+        out = pilot_run_path(self.search, candidate, pilot_epochs)
+        stored = (out / "result.json").exists()
         try:
-            found[Candidate(tuple(lost["epochs"]), lost["alpha"]), lost["lesson"]] = None
-        except (KeyError, TypeError):
-            raise UserError(f"{path} is damaged; delete {path.parent}, and its lesson is held again") from None
-    return found
+            run = self.train_or_load(candidate, pilot_epochs, out)
+        except Diverged as error:
+            if not self.completed:
+                raise Diverged(
+                    f"{error}. This was the pilot run without a teacher, which all others are compared with. "
+                    "Use a smaller --learning-rate and another --out."
+                ) from None
+            log.warning("The pilot run of %s diverged: %s", candidate.describe(self.search.trajectory.unit), error)
+            diverged = DivergedRecord(epochs=candidate.epochs, alpha=candidate.alpha, pilot_epochs=pilot_epochs)
+            storage.write_json(out / DIVERGED, diverged)
+            self.diverged.append((candidate, pilot_epochs))
+            return
+        self.completed.append(_outcome(self.search, candidate, pilot_epochs, run))
+        self.report(stored)
 
-
-def _hold_what_is_there(hold: Callable[..., object], there: dict[tuple[Candidate, int], None], length: int) -> None:
-    """Count lessons that another budget had room for, too."""
-    for candidate, epochs in there:
-        if epochs == length:
-            hold(candidate, epochs)
-
-
-def _command(race: PilotSearch, found: PilotResult, accuracies: dict[int, float]) -> str:
-    """The command that trains the student as was found."""
-    told = race.told
-    if found.epochs:
-        addresses = [f"{race.trajectory.source}@{epoch}" for epoch in found.epochs]
-        words = ["distill", race.student, "--teachers", *addresses]
-        _, clearly = chance_level(race.data.val.labels_N)
-        weak = min(accuracies[epoch] for epoch in found.epochs) < clearly
-        more = {"alpha": found.alpha, "tau": found.tau, "allow_weak_teacher": weak}
-    else:
-        record = race.data.record
-        words = ["train", race.student]
-        more = {
-            "data": told.get("data") or record.spec,
-            "logit_cache_gb": None,
-            "select_on": None if record.select_on == "val" else record.select_on,
-            **{name: getattr(record, name) for name in ("train_images", "image_size", "flip")},
-        }
-    precision = None if race.precision == "auto" else race.precision
-    return format_command(words, {**told, **more, "precision": precision})
-
-
-def _accuracies(race: PilotSearch, epochs: Sequence[int]) -> dict[int, float]:
-    """Each checkpoint's accuracy on the selection images, as its run noted it, or as measured now."""
-    trajectory, data = race.trajectory, race.data
-    noted: dict[int, float | None] = {row.epoch: row.val_accuracy for row in trajectory.rows()}
-    if isinstance(trajectory.run, ExternalRecord):
-        noted = {epoch: checkpoint.accuracy for epoch, checkpoint in trajectory.run.checkpoints.items()}
-    if any(getattr(trajectory.run.data, name) != getattr(data.record, name) for name in ("sha256", "select_on")):
-        noted = {}
-    found = {}
-    for epoch in epochs:
-        accuracy = noted.get(epoch)
-        if accuracy is None:
-            logits_NK = predict(trajectory[epoch].network(race.device), data.val)
-            accuracy = measure(logits_NK, data.val.labels_N)["accuracy"]
-        found[epoch] = accuracy
-    return found
-
-
-def _begin(race: PilotSearch) -> dict[str, Any]:
-    """What all lessons in the folder have in common; raises UserError where another race's are, or something else.
-
-    The budget is no part of it, so that with a larger one a race goes on; nor are checkpoints that came later.
-    """
-    path = race.out / "pilot_search.json"
-    storage.remove_leftovers(race.out)
-    described = json.loads(
-        json.dumps(
-            {
-                "student": race.student,
-                "teachers": [{"epoch": epoch, "sha256": one.sha256} for epoch, one in race.trajectory.items()],
-                "data": race.data.record.identity,
-                "recipe": asdict(race.recipe),
-                "tau": race.settings.tau,
-                "alphas": race.settings.alphas,
-                "seed": race.settings.seed,
-                "precision": race.precision,
-            }
+    def train_or_load(self, candidate: Candidate, pilot_epochs: int, out: Path) -> Trajectory:
+        search = self.search
+        if (out / DIVERGED).exists():
+            raise Diverged("in an earlier call of this search")
+        run_spec = RunSpec(
+            model=search.student,
+            out=out,
+            recipe=search.recipe.lasting(pilot_epochs),
+            device=search.device,
+            save_every=pilot_epochs,
+            seed=search.settings.seed,
+            precision=self.precision(),
+            evaluate_test=False,
+            verbose=False,
         )
+        if candidate == NO_TEACHER:
+            return run_training(run_spec, search.data, from_labels(), on_progress=search.on_progress)
+        spec = DistillSpec(
+            refs=tuple(
+                CheckpointRef(f"{search.trajectory.source}@{epoch}", search.trajectory[epoch])
+                for epoch in candidate.epochs
+            ),
+            kd=KDConfig(alpha=candidate.alpha, tau=search.settings.tau),
+            logit_cache_gb=search.logit_cache_gb,
+            allow_weak_teacher=True,
+        )
+        return run_distillation(run_spec, spec, search.data, on_progress=search.on_progress)
+
+    def precision(self) -> PrecisionChoice:
+        """Return the precision of all pilot runs. "auto" is resolved by the first run, so that runs are comparable."""
+        if self.search.precision != "auto":
+            return self.search.precision
+        return RunDir(pilot_run_path(self.search, NO_TEACHER, self.pilot_epochs)).precision() or "auto"
+
+    def report(self, stored: bool) -> None:
+        """Log the last outcome and report the progress."""
+        outcome, unit = self.completed[-1], self.search.trajectory.unit
+        if self.search.on_progress is not None:  # complete only when pilot.json is written
+            done = min(len(self.completed), self.run_count - 1)
+            self.search.on_progress(str(self.search.out), done, self.run_count)
+        log.info(
+            "Pilot run %d, %s, %s%s: %.3f nats (%.1f%%); best so far: %s",
+            len(self.completed),
+            outcome.candidate.describe(unit),
+            pluralize(outcome.pilot_epochs, "epoch"),
+            " (stored)" if stored else "",
+            outcome.information,
+            100 * outcome.accuracy,
+            best_first(self.completed, self.last_epoch)[0].candidate.describe(unit),
+        )
+
+
+def _check_student(search: PilotSearch) -> None:
+    """Build the student once, so that an unknown model leaves no directory behind."""
+    mean, std = search.data.train.channel_statistics()
+    build_network(search.student, num_classes=len(search.data.classes), in_channels=len(mean), mean=mean, std=std)
+
+
+def _outcome(search: PilotSearch, candidate: Candidate, pilot_epochs: int, run: Trajectory) -> PilotOutcome:
+    """Measure the student of a pilot run on the validation set."""
+    labels_N = search.data.val.labels_N
+    logits_NK = predict(run.last.network(search.device), search.data.val)
+    loss_N, _ = fitted_losses(logits_NK, labels_N)
+    return PilotOutcome(
+        candidate,
+        pilot_epochs,
+        information=label_entropy(labels_N) - loss_N.mean().item(),
+        accuracy=measure(logits_NK, labels_N)["accuracy"],
+        loss_N=loss_N.numpy(),
     )
-    begun = any((race.out / PILOT_RUNS).glob("*/metrics.jsonl"))
-    if not path.exists():
-        strangers = [entry.name for entry in race.out.iterdir() if not entry.name.startswith(".lock")]
-        shown = ", ".join(sorted(strangers)[:3])
-        if strangers:
-            raise UserError(f"{race.out} holds something else ({shown}); choose another --out")
-    there = storage.read_json(path) if path.exists() and begun else described
-    if isinstance(there, dict):
-        there.setdefault("precision", race.precision)  # which earlier versions didn't note
-    sound = isinstance(there, dict) and there.keys() == described.keys() and isinstance(there["teachers"], list)
-    if not sound:
-        raise UserError(f"{path} is damaged; remove {race.out}, and the lessons are held anew")
-    if all(one in described["teachers"] for one in there["teachers"]) and there["teachers"]:
-        if later := len(described["teachers"]) - len(there["teachers"]):
-            log.warning(
-                "%s that came since the race in %s began %s no part of it; another --out takes all",
-                pluralize(later, "checkpoint"),
-                race.out,
-                "is" if later == 1 else "are",
-            )
-        described["teachers"] = there["teachers"]
-    unlike = config_differences(described, there)
-    if unlike:
-        raise UserError(f"{race.out} holds another race ({'; '.join(unlike)[:300]}); choose another --out")
-    storage.write_json(path, described)
-    return described
+
+
+def _command(search: PilotSearch, result: PilotResult, accuracy_of: dict[int, float]) -> str:
+    """Return the command that trains the student with the chosen teacher, or without one."""
+    if result.epochs:
+        refs = [f"{search.trajectory.source}@{epoch}" for epoch in result.epochs]
+        arguments = ["distill", search.student, "--teachers", *refs]
+        _, threshold = chance_level(search.data.val.labels_N)
+        weak = min(accuracy_of[epoch] for epoch in result.epochs) < threshold
+        options = {"alpha": result.alpha, "tau": result.tau, "allow_weak_teacher": weak}
+    else:
+        data = search.data.record
+        arguments = ["train", search.student]
+        options = {
+            "data": search.command_options.get("data") or data.spec,
+            "logit_cache_gb": None,
+            "select_on": None if data.select_on == "val" else data.select_on,
+            "train_images": data.train_images,
+            "image_size": data.image_size,
+            "flip": data.flip,
+        }
+    return format_command(arguments, {**search.command_options, **options, "precision": search.precision})
+
+
+def _accuracies(search: PilotSearch, epochs: Sequence[int]) -> dict[int, float]:
+    """Return each checkpoint's validation accuracy, from its run's records where they are on the same images."""
+    trajectory, data = search.trajectory, search.data
+    recorded: dict[int, float | None] = {row.epoch: row.val_accuracy for row in trajectory.rows()}
+    if isinstance(trajectory.run, ExternalRecord):
+        recorded = {epoch: checkpoint.accuracy for epoch, checkpoint in trajectory.run.checkpoints.items()}
+    if any(getattr(trajectory.run.data, name) != getattr(data.record, name) for name in ("sha256", "select_on")):
+        recorded = {}
+    accuracy_of = {}
+    for epoch in epochs:
+        accuracy = recorded.get(epoch)
+        if accuracy is None:
+            logits_NK = predict(trajectory[epoch].network(search.device), data.val)
+            accuracy = measure(logits_NK, data.val.labels_N)["accuracy"]
+        accuracy_of[epoch] = accuracy
+    return accuracy_of

@@ -1,6 +1,6 @@
-"""What lessons tell (SPEC §6): how long they are, which to hold next, and which teacher they show to be best.
+"""Decide which pilot runs to train, and which teacher their outcomes favor.
 
-Plain functions of outcomes; who holds the lessons is probing.py. Why this order and these numbers: docs/selection.md.
+These are pure functions; pilot.py trains the runs. docs/selection.md has the reasons for their order and numbers.
 
 Letters in names: N images, R bootstrap resamples.
 """
@@ -11,48 +11,50 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from ..analysis.statistics import Z
 from ..config import PilotConfig
 from ..errors import UserError, pluralize
+from ..records import PilotGap, PilotResult, PilotRunRecord
 from . import resamples
 
-PILOT_FRACTION = 0.15  # of the student's epochs: from a tenth the order of teachers is another (docs/selection.md)
-PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch: twice the steps in the same epochs
-MIN_STEPS = 100  # in less than that a student learns too little to tell teachers apart
-PLAN_VERSION = 2  # raised with what lessons are held or what follows from them: studies then hold theirs anew
-MIN_RUNS = 3  # lessons: without a teacher, of the last checkpoint, of another
-MIN_RUNS_BEFORE_PROMOTION = 8  # lessons that a race has before it spends what is left on longer ones
-N_PROMOTED = 2  # so many have a lesson of twice the length, in the end
+PILOT_FRACTION = 0.15  # of the student's epochs; pilot runs of 10% ranked teachers differently (docs/selection.md)
+PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch size, for twice the steps in the same epochs
+MIN_STEPS = 100  # of a pilot run; after fewer steps students hardly differ
+PLAN_VERSION = 2  # raised when other pilot runs are trained or decide otherwise; experiments then repeat theirs
+MIN_RUNS = 3  # no teacher, the last checkpoint, and one more candidate
+MIN_RUNS_BEFORE_PROMOTION = 8  # single-length runs that a search trains before it promotes candidates
+N_PROMOTED = 2  # candidates with a pilot run of twice the length at the end
 LAST_CHECKPOINT_MARGIN = (
-    0.2  # of what teaching gains: leads over the last checkpoint differ by half of it from seed to seed
+    0.2  # of the gain over no teacher; leads over the last checkpoint vary by half of it between seeds
 )
-CHECKPOINT_SHARE = 0.7  # of the lessons that are left after the one without a teacher go to checkpoints alone, at most
+CHECKPOINT_SHARE = 0.7  # of the runs with a teacher, at most, compare single checkpoints
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """Checkpoints that may teach together, by epoch; none: no teacher. And the weight of the labels."""
+    """One way to teach: the epochs of the checkpoints that teach together, none for no teacher, and alpha."""
 
     epochs: tuple[int, ...]
     alpha: float
 
-    def words(self, unit: str = "epoch") -> str:
-        """As people are told of it.
+    def describe(self, unit: str = "epoch") -> str:
+        """Return the candidate in words.
 
-        >>> Candidate((15, 30), 0.5).words(), Candidate((), 1.0).words()
+        >>> Candidate((15, 30), 0.5).describe(), Candidate((), 1.0).describe()
         ('epochs 15 + 30, alpha 0.5', 'no teacher')
         """
         if not self.epochs:
             return "no teacher"
-        several = "s" if len(self.epochs) > 1 else ""
-        return f"{unit}{several} {' + '.join(map(str, self.epochs))}, alpha {self.alpha!r}"
+        plural = "s" if len(self.epochs) > 1 else ""
+        return f"{unit}{plural} {' + '.join(map(str, self.epochs))}, alpha {self.alpha!r}"
 
     @property
-    def folder(self) -> str:
-        return f"{'+'.join(map(str, self.epochs))}-alpha-{self.alpha!r}" if self.epochs else "none"
+    def folder_name(self) -> str:
+        """The start of the name of its pilot runs' directories."""
+        return f"{'+'.join(map(str, self.epochs))}-alpha-{self.alpha!r}" if self.epochs else "no-teacher"
 
 
 NO_TEACHER = Candidate((), 1.0)
@@ -60,244 +62,294 @@ NO_TEACHER = Candidate((), 1.0)
 
 @dataclass(frozen=True, eq=False)
 class PilotOutcome:
-    """What a candidate's student knows after a lesson; `loss_N` is each selection image's cross-entropy."""
+    """A completed pilot run: the student's H(Y) − CE in nats, its accuracy, and each validation image's CE."""
 
     candidate: Candidate
-    epochs: int
-    information: float  # nats
+    pilot_epochs: int
+    information: float
     accuracy: float
     loss_N: np.ndarray
 
 
 @dataclass(frozen=True)
-class PilotResult:
-    """Which teacher was found to be best for a student: `epochs` of the checkpoints that teach together, () for none.
+class RunAllowance:
+    """How many pilot runs of single length, besides the one without a teacher, the budget allows.
 
-    `lessons` is what was tried, in that order, each with its student's `information` in nats, whether it was `chosen`
-    and, for those of the greatest length, the share of resamples of the images in which it is best (`probability`, else
-    None). `behind` says
-    by how many nats the student without a teacher, that of the last checkpoint and the runner-up were behind after
-    lessons of one length: `mean`, `low` and `high`, a 95% interval over images. There is one lesson of each, so that
-    another seed's may differ by more, and the best is named on the same images, which flatters it. `skipped` are
-    checkpoints less accurate than the student after its lesson alone, `untried` those that the budget had no room for.
-    `command` uses what was found.
+    `with_teacher` counts the stored ones too; `new` may still be trained.
     """
 
-    student: str
-    epochs: tuple[int, ...]
-    alpha: float
-    tau: float
-    reason: str
-    lessons: list[dict[str, Any]]
-    behind: dict[str, dict[str, Any]]
-    skipped: list[int]
-    spent_epochs: int
-    student_epochs: int
-    untried: tuple[int, ...] = ()
-    unit: str = "epoch"
-    rule: str = "pilot"
-    command: str = ""
-    warnings: tuple[str, ...] = ()
+    with_teacher: int
+    new: int
 
 
-def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_an_epoch: int) -> tuple[int, int]:
-    """How long a lesson is, in epochs, and how many of them the budget buys; raises UserError for too few.
+def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch: int) -> tuple[int, int]:
+    """Return the length of a pilot run in epochs, and how many such runs the budget covers.
 
-    In an epoch of a lesson there are so many steps.
+    Args:
+        settings: The budget.
+        student_epochs: Epochs of one whole distillation.
+        steps_per_epoch: Steps of an epoch of a pilot run.
 
-    >>> lessons_within(PilotConfig(), 200, 704)
+    Raises:
+        UserError: If the budget covers fewer than `MIN_RUNS` runs.
+
+    >>> plan_pilot_runs(PilotConfig(), 200, 704)
     (30, 6)
     """
-    length = min(student_epochs, max(1, round(PILOT_FRACTION * student_epochs), math.ceil(MIN_STEPS / steps_an_epoch)))
+    usual_epochs = max(1, round(PILOT_FRACTION * student_epochs))
+    pilot_epochs = min(student_epochs, max(usual_epochs, math.ceil(MIN_STEPS / steps_per_epoch)))
     budget = settings.epochs(student_epochs)
-    count = budget // length
-    why = (
-        f" (a lesson takes {MIN_STEPS} steps or more)"
-        if length > max(1, round(PILOT_FRACTION * student_epochs))
-        else ""
-    )
-    if not count >= MIN_RUNS:
+    run_count = budget // pilot_epochs
+    if run_count < MIN_RUNS:
+        because = f" (at least {MIN_STEPS} steps each)" if pilot_epochs > usual_epochs else ""
+        share = "" if not settings.in_epochs else ", or a share of one whole distillation, such as 1.0"
         raise UserError(
-            f"a budget of {pluralize(budget, 'epoch')} buys {pluralize(count, 'lesson')} of {pluralize(length, 'epoch')}{why}, "
-            f"and at least {MIN_RUNS} are needed: without a teacher, of the last checkpoint, and of another or with another "
-            f"alpha; give --budget {MIN_RUNS * length} or more, in epochs"
-            f"{', or a share of one whole distillation, as in 1.0' * settings.in_epochs}"
+            f"A budget of {pluralize(budget, 'epoch')} covers {pluralize(run_count, 'pilot run')} of "
+            f"{pluralize(pilot_epochs, 'epoch')}{because}, but at least {MIN_RUNS} are needed: no teacher, the last "
+            f"checkpoint, and one more candidate. Pass --budget {MIN_RUNS * pilot_epochs} or more, in epochs{share}."
         )
-    return length, count
+    return pilot_epochs, run_count
+
+
+def allow_runs(run_count: int, *, stored_single: int, stored_double: int, may_double: bool) -> RunAllowance:
+    """Divide a budget of `run_count` single-length runs, of which stored runs of single and double length use a part.
+
+    Double-length runs count twice. With a large budget `N_PROMOTED` of them are reserved for the promotion.
+    """
+    left = run_count - 2 * (N_PROMOTED + stored_double)
+    reserved = N_PROMOTED if may_double and left >= max(MIN_RUNS_BEFORE_PROMOTION, stored_single) else 0
+    with_teacher = run_count - 2 * (reserved + stored_double) - 1
+    new = max(0, with_teacher + 1 - max(1, stored_single))
+    # After a promotion, new single-length runs may need new double-length ones: without room for these, train neither.
+    return RunAllowance(with_teacher, new if reserved or not stored_double else 0)
+
+
+def single_checkpoints(teacher_epochs: Sequence[int], alphas: Sequence[float], with_teacher: int) -> list[Candidate]:
+    """Return candidates with one checkpoint, spread over the trajectory, and leave runs for other alphas and a pair."""
+    count = min(round(CHECKPOINT_SHARE * with_teacher), with_teacher - len(alphas))
+    return [Candidate((epoch,), alphas[0]) for epoch in evenly_spaced(teacher_epochs, max(min(2, with_teacher), count))]
 
 
 def evenly_spaced(epochs: Sequence[int], count: int) -> list[int]:
-    """So many of the epochs, all over the training: the last, the middle one, and what halves what is between them, the
-    later first, so that a greater number has those of a smaller one.
+    """Return `count` of the epochs, spread over the training: the last, the middle one, then the middles between these.
 
-    >>> spread([3, 6, 9, 12, 15, 18, 21, 24], 4), spread([3, 6], 5), spread([3, 6], 1)
+    Of several middles the later comes first. A larger count adds epochs and removes none.
+
+    >>> evenly_spaced([3, 6, 9, 12, 15, 18, 21, 24], 4), evenly_spaced([3, 6], 5), evenly_spaced([3, 6], 1)
     ([24, 12, 18, 6], [6, 3], [6])
     """
-    found: dict[int, None] = {}
+    spaced: dict[int, None] = {}
     parts = 1
-    while len(found) < min(count, len(epochs)):
+    while len(spaced) < min(count, len(epochs)):
         for number in range(parts, 0, -1):
-            found[epochs[max(1, round(number * len(epochs) / parts)) - 1]] = None
+            spaced[epochs[max(1, round(number * len(epochs) / parts)) - 1]] = None
         parts *= 2
-    return list(found)[:count]
+    return list(spaced)[:count]
 
 
 def next_candidates(
-    held: Sequence[PilotOutcome], able: Sequence[int], alphas: Sequence[float], last: int
+    completed: Sequence[PilotOutcome], teacher_epochs: Sequence[int], alphas: Sequence[float], last_epoch: int
 ) -> Iterator[Candidate]:
-    """What to try when the checkpoints are known: with the best of them the other weights of the labels; with the
-    weight that is best then, the two best together, and its neighbors, as long as there are any."""
-    single = [one for one in best_first(held, last) if one.candidate.epochs]
-    if not single:  # all were lost
+    """Yield candidates near the best one, once runs with single checkpoints are complete.
+
+    First the best checkpoint with the other alphas. Then, with its best alpha, the best two checkpoints together and
+    the other checkpoints, the nearest first. `completed` may grow between two candidates.
+    """
+    single = [outcome for outcome in best_first(completed, last_epoch) if outcome.candidate.epochs]
+    if not single:  # all diverged
         return
     best = single[0].candidate
     for alpha in alphas[1:]:
         yield replace(best, alpha=alpha)
-    alpha = next(one.candidate for one in best_first(held, last) if one.candidate.epochs == best.epochs).alpha
+    ranked = [outcome.candidate for outcome in best_first(completed, last_epoch)]
+    alpha = next(candidate.alpha for candidate in ranked if candidate.epochs == best.epochs)
     if len(single) > 1:
         yield Candidate(tuple(sorted(best.epochs + single[1].candidate.epochs)), alpha)
-    tried = {one.candidate.epochs for one in held}
-    where = able.index(best.epochs[0])
-    for neighbor in sorted(able, key=lambda epoch: abs(able.index(epoch) - where)):
-        if (neighbor,) not in tried:
-            yield Candidate((neighbor,), alpha)
+    tried = {outcome.candidate.epochs for outcome in completed}
+    center = teacher_epochs.index(best.epochs[0])
+    for epoch in sorted(teacher_epochs, key=lambda epoch: abs(teacher_epochs.index(epoch) - center)):
+        if (epoch,) not in tried:
+            yield Candidate((epoch,), alpha)
 
 
-def best_first(held: Sequence[PilotOutcome], last: int) -> list[PilotOutcome]:
-    """The lessons of the greatest length that two or more have, the best first, then the others.
+def best_first(completed: Sequence[PilotOutcome], last_epoch: int) -> list[PilotOutcome]:
+    """Rank outcomes: first the longest runs of which there are at least two, by information, then all others.
 
-    The last checkpoint alone, of epoch `last`, is credited with `DOUBT` of what teaching gains: short lessons favour
-    softer teachers, which are earlier ones and several together.
+    The last checkpoint alone gets a bonus of `LAST_CHECKPOINT_MARGIN` of the gain over no teacher, because short runs
+    favor softer teachers: earlier checkpoints, and several together.
     """
-    lengths = Counter(one.epochs for one in held)
-    decides = max((length for length, several in lengths.items() if several > 1), default=max(lengths))
-    credit = LAST_CHECKPOINT_MARGIN * _gain(held)
-    return sorted(
-        held, key=lambda one: (one.epochs != decides, -one.information - credit * (one.candidate.epochs == (last,)))
-    )
+    counts = Counter(outcome.pilot_epochs for outcome in completed)
+    deciding = max((length for length, count in counts.items() if count > 1), default=max(counts))
+    bonus = LAST_CHECKPOINT_MARGIN * _gain(completed)
+
+    def key(outcome: PilotOutcome) -> tuple[bool, float]:
+        is_last = outcome.candidate.epochs == (last_epoch,)
+        return outcome.pilot_epochs != deciding, -outcome.information - bonus * is_last
+
+    return sorted(completed, key=key)
 
 
-def _gain(held: Sequence[PilotOutcome]) -> float:
-    """By how many nats the best student is ahead of the one without a teacher, after lessons as long as its."""
-    alone = next(one for one in held if one.candidate == NO_TEACHER)
-    return max(one.information for one in held if one.epochs == alone.epochs) - alone.information
+def _gain(completed: Sequence[PilotOutcome]) -> float:
+    """Return how many nats the best student gains over no teacher, in runs as long as the one without a teacher."""
+    baseline = next(outcome for outcome in completed if outcome.candidate == NO_TEACHER)
+    same_length = [outcome for outcome in completed if outcome.pilot_epochs == baseline.pilot_epochs]
+    return max(outcome.information for outcome in same_length) - baseline.information
+
+
+def to_promote(completed: Sequence[PilotOutcome], *, skipped: Sequence[int], last_epoch: int) -> list[Candidate]:
+    """Return the candidates for runs of twice the length: the best two, or no teacher and the best teacher."""
+    best = [outcome.candidate for outcome in best_first(completed, last_epoch)[:N_PROMOTED]]
+    teacher = _decide(completed, skipped=skipped, last_epoch=last_epoch, unit="epoch").outcome.candidate
+    return [NO_TEACHER, teacher] if best[0] == NO_TEACHER != teacher else best
 
 
 def summarize(
-    held: list[PilotOutcome],
+    completed: Sequence[PilotOutcome],
     *,
     student: str,
     student_epochs: int,
     tau: float,
-    skipped: list[int],
-    last: int,
+    skipped: Sequence[int],
+    last_epoch: int,
     unit: str,
-    lost: Sequence[tuple[Candidate, int]] = (),
+    diverged: Sequence[tuple[Candidate, int]] = (),
+    untried: Sequence[int] = (),
 ) -> PilotResult:
-    """What the lessons amount to; `last` is the epoch of the trajectory's last checkpoint, `skipped` had no lesson, the
-    lessons of `lost` diverged, and their epochs count as whole."""
-    best, reason, doubted = _advised(held, skipped=skipped, last=last, unit=unit)
-    longest = [one for one in held if one.epochs == best.epochs]
-    wins_R = (resamples(len(best.loss_N)) @ np.stack([one.loss_N for one in longest]).T).argmin(1)
-    share = {one.candidate: float((wins_R == number).mean()) for number, one in enumerate(longest)}
-    mine = {one.epochs: one for one in held if one.candidate == best.candidate}
-    others = [one for one in held if one.candidate != best.candidate and one.epochs in mine]
-    others.sort(key=lambda one: (-one.epochs, -one.information))
-    rivals = {
-        "no teacher": [one for one in others if one.candidate == NO_TEACHER],
-        "the last checkpoint": [one for one in others if one.candidate.epochs == (last,) != best.candidate.epochs],
-        "the runner-up": others,
-    }
-    behind = {
-        name: paired_gap(mine[several[0].epochs], several[0], unit) for name, several in rivals.items() if several
-    }
+    """Return the result of a pilot search.
+
+    Args:
+        completed: All completed pilot runs, in order.
+        student: The student's model name.
+        student_epochs: Epochs of one whole distillation.
+        tau: The temperature of all pilot runs.
+        skipped: Checkpoints that were too inaccurate to try.
+        last_epoch: The epoch of the trajectory's last checkpoint.
+        unit: The unit of checkpoints, "epoch" or "step".
+        diverged: Pilot runs that diverged, with their length; they count against the budget as if completed.
+        untried: Checkpoints that the budget left no room for.
+    """
+    decision = _decide(completed, skipped=skipped, last_epoch=last_epoch, unit=unit)
+    best = decision.outcome
+    deciding = [outcome for outcome in completed if outcome.pilot_epochs == best.pilot_epochs]
+    winner_R = (resamples(len(best.loss_N)) @ np.stack([outcome.loss_N for outcome in deciding]).T).argmin(1)
+    share = {outcome.candidate: float((winner_R == number).mean()) for number, outcome in enumerate(deciding)}
+    behind = _gaps_to_rivals(completed, best, last_epoch, unit)
     warnings = [
-        f"the lesson from {candidate.words(unit)} diverged, {pluralize(epochs, 'epoch')} long"
-        for candidate, epochs in lost
+        f"The pilot run of {candidate.describe(unit)} over {pluralize(epochs, 'epoch')} diverged"
+        for candidate, epochs in diverged
     ] + [
-        f"{best.candidate.words(unit)} is not surely better than {one['who']}: the gap of {one['mean']:.3f} nats "
-        "is within the noise of the images"
-        for name, one in behind.items()
-        if one["low"] <= 0 and name != "the last checkpoint" and one["who"] != doubted
+        f"{best.candidate.describe(unit)} is not significantly better than {gap.candidate}: the gap is "
+        f"{gap.mean:.3f} nats, and its 95% CI over images includes 0"
+        for name, gap in behind.items()
+        if gap.low <= 0 and name != "the last checkpoint" and gap.candidate != decision.within_margin
     ]
     return PilotResult(
         student=student,
         epochs=best.candidate.epochs,
         alpha=best.candidate.alpha,
         tau=tau,
-        reason=f"{reason}: {best.information:.3f} nats",
-        lessons=[
-            {
-                "epochs": list(one.candidate.epochs),
-                "alpha": one.candidate.alpha,
-                "lesson_epochs": one.epochs,
-                "information": one.information,
-                "accuracy": one.accuracy,
-                "chosen": one.candidate == best.candidate,
-                "probability": share[one.candidate] if one.epochs == best.epochs else None,
-            }
-            for one in held
-        ],
+        reason=f"{decision.reason}: {best.information:.3f} nats",
+        pilot_runs=tuple(
+            PilotRunRecord(
+                epochs=outcome.candidate.epochs,
+                alpha=outcome.candidate.alpha,
+                pilot_epochs=outcome.pilot_epochs,
+                information=outcome.information,
+                accuracy=outcome.accuracy,
+                chosen=outcome.candidate == best.candidate,
+                probability=share[outcome.candidate] if outcome.pilot_epochs == best.pilot_epochs else None,
+            )
+            for outcome in completed
+        ),
         behind=behind,
-        skipped=skipped,
-        spent_epochs=sum(one.epochs for one in held) + sum(epochs for _, epochs in lost),
+        skipped=tuple(skipped),
+        spent_epochs=sum(outcome.pilot_epochs for outcome in completed) + sum(epochs for _, epochs in diverged),
         student_epochs=student_epochs,
-        unit=unit,
+        untried=tuple(untried),
+        unit="step" if unit == "step" else "epoch",
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
 
-def to_promote(held: Sequence[PilotOutcome], *, skipped: Sequence[int], last: int) -> list[Candidate]:
-    """Which have a lesson of twice the length: the best, and where that is no teacher, the teacher to compare with."""
-    best = [one.candidate for one in best_first(held, last)[:N_PROMOTED]]
-    teacher = _advised(held, skipped=skipped, last=last, unit="epoch")[0].candidate
-    return [NO_TEACHER, teacher] if best[0] == NO_TEACHER != teacher else best
+def _gaps_to_rivals(
+    completed: Sequence[PilotOutcome], best: PilotOutcome, last_epoch: int, unit: str
+) -> dict[str, PilotGap]:
+    """Return how far no teacher, the last checkpoint and the runner-up are behind the best, in their longest runs."""
+    of_best = {outcome.pilot_epochs: outcome for outcome in completed if outcome.candidate == best.candidate}
+    others = [o for o in completed if o.candidate != best.candidate and o.pilot_epochs in of_best]
+    others.sort(key=lambda outcome: (-outcome.pilot_epochs, -outcome.information))
+    last = (last_epoch,)
+    rivals = {
+        "no teacher": [o for o in others if o.candidate == NO_TEACHER],
+        "the last checkpoint": [o for o in others if o.candidate.epochs == last != best.candidate.epochs],
+        "the runner-up": others,
+    }
+    return {
+        name: paired_gap(of_best[outcomes[0].pilot_epochs], outcomes[0], unit)
+        for name, outcomes in rivals.items()
+        if outcomes
+    }
 
 
-def _advised(
-    held: Sequence[PilotOutcome], *, skipped: Sequence[int], last: int, unit: str
-) -> tuple[PilotOutcome, str, str]:
-    """The lesson that decides, why, and which other was ahead by too little to be believed, if one was."""
-    ranked = best_first(held, last)
-    best, lessons = ranked[0], f"lessons of {pluralize(ranked[0].epochs, 'epoch')}"
-    most = max((one for one in ranked if one.epochs == best.epochs), key=lambda one: one.information)
-    reason = f"after {lessons} its student knew more of the labels than the others'"
-    able = [one for one in ranked if one.candidate.epochs and not {*one.candidate.epochs} & {*skipped}]
-    able = [one for one in able if one.epochs == best.epochs]
-    plain = next((one for one in able if one.candidate.epochs == (last,)), None)
-    ahead = max(able, key=lambda one: one.information, default=best)
-    doubted = ""
-    if most.candidate == NO_TEACHER:  # these lessons show no gain from teaching, whatever shorter ones do
-        best = most
-    if best.candidate == NO_TEACHER and able and paired_gap(best, ahead, unit)["low"] <= 0:
-        best = ahead
-        reason = (
-            f"of those with a teacher its student knew the most of the labels after {lessons}; without one it did not "
-            "surely know more, which short lessons favour"
+@dataclass(frozen=True)
+class _Decision:
+    """The outcome whose candidate is chosen, and why.
+
+    `within_margin` describes the candidate that was ahead of the last checkpoint by less than the margin, if any.
+    """
+
+    outcome: PilotOutcome
+    reason: str
+    within_margin: str = ""
+
+
+def _decide(completed: Sequence[PilotOutcome], *, skipped: Sequence[int], last_epoch: int, unit: str) -> _Decision:
+    """Choose between the outcomes.
+
+    The best of `best_first` is chosen. If that is no teacher, but not significantly, a teacher is chosen all the same:
+    short runs favor no teacher. It is the last checkpoint unless another outcome is significantly better than that.
+    """
+    ranked = best_first(completed, last_epoch)
+    best = ranked[0]
+    runs = f"pilot runs of {pluralize(best.pilot_epochs, 'epoch')}"
+    deciding = [outcome for outcome in ranked if outcome.pilot_epochs == best.pilot_epochs]
+    highest = max(deciding, key=lambda outcome: outcome.information)
+    taught = [o for o in deciding if o.candidate.epochs and not {*o.candidate.epochs} & {*skipped}]
+    last = next((outcome for outcome in taught if outcome.candidate.epochs == (last_epoch,)), None)
+    best_taught = max(taught, key=lambda outcome: outcome.information, default=best)
+    if highest.candidate == NO_TEACHER:  # these runs show no gain over no teacher, whatever shorter runs show
+        best = highest
+    if best.candidate == NO_TEACHER and taught and not _significant(best, best_taught):
+        reason = f"the best teacher in {runs}; no teacher, which short runs favor, was not significantly better"
+        rivals = (highest, best_taught)
+        if last is not None and best_taught is not last and not any(_significant(rival, last) for rival in rivals):
+            best_taught = last
+            reason = f"in {runs} neither no teacher nor another teacher was significantly better"
+        return _Decision(best_taught, reason)
+    if last is best and best_taught.information > best.information:
+        rival = best_taught.candidate.describe(unit)
+        return _Decision(
+            best,
+            f"in {runs} {rival} was ahead by less than {100 * LAST_CHECKPOINT_MARGIN:.0f}% of the gain over no teacher,"
+            " which may be chance, so the last checkpoint is kept",
+            within_margin=rival,
         )
-        if plain not in (None, ahead) and all(paired_gap(one, plain, unit)["low"] <= 0 for one in (most, ahead)):
-            best = plain
-            reason = (
-                f"after {lessons} neither the student without a teacher nor another teacher's surely knew more of the "
-                "labels than the last checkpoint's"
-            )
-    elif plain is best and ahead.information > best.information:
-        doubted = ahead.candidate.words(unit)
-        reason = (
-            f"after {lessons} the student of {doubted} was ahead by less than {100 * LAST_CHECKPOINT_MARGIN:.0f}% of what teaching "
-            "gains, which may be chance; the last checkpoint's knew"
-        )
-    return best, reason, doubted
+    return _Decision(best, f"the highest validation I(Y;F) of the student in {runs}")
 
 
-def paired_gap(best: PilotOutcome, other: PilotOutcome, unit: str) -> dict[str, Any]:
-    """By how many nats another lesson's student is behind, with a 95% interval over the images."""
+def _significant(better: PilotOutcome, worse: PilotOutcome) -> bool:
+    """Return whether the 95% CI of a gap, over images, lies above 0."""
+    return paired_gap(better, worse, "epoch").low > 0
+
+
+def paired_gap(best: PilotOutcome, other: PilotOutcome, unit: str) -> PilotGap:
+    """Return how many nats another outcome is behind, with the 95% CI of paired images."""
     gap_N = other.loss_N - best.loss_N
     mean, error = float(gap_N.mean()), float(gap_N.std() / len(gap_N) ** 0.5)
-    return {
-        "who": other.candidate.words(unit),
-        "lesson_epochs": other.epochs,
-        "mean": mean,
-        "low": mean - 1.96 * error,
-        "high": mean + 1.96 * error,
-    }
+    return PilotGap(
+        candidate=other.candidate.describe(unit),
+        pilot_epochs=other.pilot_epochs,
+        mean=mean,
+        low=mean - Z * error,
+        high=mean + Z * error,
+    )

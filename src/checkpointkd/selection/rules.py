@@ -1,4 +1,6 @@
-"""Rules that choose a checkpoint: arrays in, an epoch out, with reasons. They read no file and train nothing.
+"""Rules that choose a checkpoint from scores: Algorithm 1 and its alternatives.
+
+Rules are pure functions: they read no file and train nothing.
 
 Letters in names: A checkpoints, N images, R bootstrap resamples.
 """
@@ -16,17 +18,17 @@ from ..information import Plane
 from ..metrics import calibration_error
 
 RESAMPLES = 1000
-UNDERTRAINED = 0.8  # a chosen teacher below this share of the last one's accuracy is worth a warning
-SURE = 0.8  # a choice made in a smaller share of the resamples is, too
-TRY = "`select` with --student lets a student try"
+UNDERTRAINED = 0.8  # warn if the chosen teacher's accuracy is below this share of the last checkpoint's
+SURE = 0.8  # warn if the rule makes the same choice in a smaller share of the resamples
+TEST_IT = "`select --student` tests candidates with pilot runs"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chose, and why: `scores` by epoch (larger is better), the runner-up, and how sure the choice is.
+    """The checkpoint that a rule chose, and why.
 
-    `probability` is each epoch's share of the bootstrap resamples of the images in which the rule chose it; None for
-    rules that look at no image.
+    `scores` are by epoch, larger is better. `details` holds further numbers by epoch. `probability` is the share of
+    bootstrap resamples of the images in which the rule chooses each epoch, None for rules that use no images.
     """
 
     rule: str
@@ -41,12 +43,14 @@ class Choice:
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The chosen checkpoints, as `select --student` has them too."""
+        """The epochs of the chosen checkpoints, as in `PilotResult`: here always one."""
         return (self.epoch,)
 
 
 def normalized(values_A: np.ndarray) -> np.ndarray:
-    """Min–max over the checkpoints: 0 the least, 1 the greatest; all 0 when they are equal (§5, our reading).
+    """Scale values linearly to [0, 1] over the checkpoints; all are 0 if they are equal.
+
+    The paper (§5) does not say how it normalizes. Min–max scaling is our reading.
 
     >>> normalized(np.array([1.0, 3.0, 2.0])).tolist()
     [0.0, 1.0, 0.5]
@@ -56,10 +60,11 @@ def normalized(values_A: np.ndarray) -> np.ndarray:
 
 
 def algorithm1_index(information_A: np.ndarray, accuracy_A: np.ndarray) -> np.ndarray:
-    """Algorithm 1: normalized I(X;F) + normalized I(Y;F) of each checkpoint (Eq. 11), to be maximised.
+    """Return normalized I(X;F) + normalized I(Y;F) of each checkpoint (Eq. 11), which Algorithm 1 maximizes.
 
-    I(X;F) enters as its estimate, by the decoder the negative excess reconstruction loss, I(Y;F) as accuracy (§4.2).
-    Takes (A,) or (R, A).
+    Args:
+        information_A: Estimates of I(X;F), (A,) or (R, A). The decoder's is the negative excess reconstruction loss.
+        accuracy_A: Accuracies, which stand for I(Y;F) (§4.2), of the same shape.
 
     >>> algorithm1_index(np.array([-0.3, -0.1, -0.2]), np.array([0.2, 0.5, 0.8])).round(2).tolist()
     [0.0, 1.5, 1.5]
@@ -69,114 +74,120 @@ def algorithm1_index(information_A: np.ndarray, accuracy_A: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a rule chooses between: the saved epochs, and what is known of them."""
+    """The checkpoints that a rule chooses from: the saved epochs, and their plane if they are scored."""
 
     epochs: list[int]
     planned_epochs: int
     plane: Plane | None = None
-    unit: str = "epoch"  # or "step": what the numbers of checkpoints count
+    unit: str = "epoch"  # or "step": the unit of `epochs`
 
     @property
     def scored(self) -> Plane:
-        """The plane, for rules that need one."""
-        assert self.plane is not None, "choose() checks it"
+        """The plane, for rules that need one; `choose` checks that it is there."""
+        assert self.plane is not None
         return self.plane
 
 
 def algorithm1(candidates: Candidates) -> Choice:
-    """Algorithm 1 (§5): the largest sum of both informations, each normalized over the saved checkpoints."""
+    """Algorithm 1 (§5): the largest sum of I(X;F) and I(Y;F), each normalized over the saved checkpoints."""
     plane = candidates.scored
     information_A = np.array([point.image_information for point in plane.points])
     accuracy_A = np.array([point.accuracy for point in plane.points])
     x_A, y_A, sum_A = normalized(information_A), normalized(accuracy_A), algorithm1_index(information_A, accuracy_A)
-    weight_RN = resamples(plane.images["right"].shape[1])
-    resampled_RA = algorithm1_index(_resampled_information(plane, weight_RN), weight_RN @ plane.images["right"].T)
+    weight_RN = resamples(plane.images["correct"].shape[1])
+    resampled_RA = algorithm1_index(_resampled_information(plane, weight_RN), weight_RN @ plane.images["correct"].T)
     chosen = int(sum_A.argmax())
     reason = f"the largest sum, {sum_A[chosen]:.2f} = {x_A[chosen]:.2f} for I(X;F) + {y_A[chosen]:.2f} for I(Y;F)"
     warnings = [
-        f"{name} is the same at every checkpoint, so it took no part in the choice"
+        f"{name} is the same at every checkpoint, so it does not affect the choice"
         for name, values in (("I(X;F)", information_A), ("I(Y;F)", accuracy_A))
         if len(values) > 1 and np.ptp(values) == 0
     ]
     if accuracy_A[chosen] < UNDERTRAINED * accuracy_A[-1]:
         warnings.append(
-            f"the chosen teacher is right on {accuracy_A[chosen]:.1%}, the last on {accuracy_A[-1]:.1%}: on a short "
-            f"trajectory such a teacher can be worse than none, above all with a small alpha; {TRY}"
+            f"The chosen teacher has accuracy {accuracy_A[chosen]:.1%}, the last checkpoint {accuracy_A[-1]:.1%}. "
+            f"An under-trained teacher can be worse than none, above all with a small alpha; {TEST_IT}"
         )
     details = {"I(X;F) normalized": _by_epoch(plane.epochs, x_A), "I(Y;F) normalized": _by_epoch(plane.epochs, y_A)}
-    return _choose("algorithm1", candidates, sum_A, reason, resampled_RA, warnings, details)
+    return _highest_score("algorithm1", candidates, sum_A, reason, resampled_RA, warnings, details)
 
 
 def best_accuracy(candidates: Candidates) -> Choice:
-    """The most accurate checkpoint, as common practice has it."""
+    """The checkpoint with the highest accuracy, as is common practice."""
     accuracy_A = np.array([point.accuracy for point in candidates.scored.points])
     reason = f"the highest accuracy, {accuracy_A.max():.1%}"
-    right_AN = candidates.scored.images["right"]
-    resampled_RA = resamples(right_AN.shape[1]) @ right_AN.T
-    return _choose("best-accuracy", candidates, accuracy_A, reason, resampled_RA)
+    correct_AN = candidates.scored.images["correct"]
+    resampled_RA = resamples(correct_AN.shape[1]) @ correct_AN.T
+    return _highest_score("best-accuracy", candidates, accuracy_A, reason, resampled_RA)
 
 
 def lowest_nll(candidates: Candidates) -> Choice:
-    """The checkpoint whose predictions cost least, in nats: a proper score of them as probabilities."""
-    return _by_mean("lowest-nll", candidates, "nll", -1, "the lowest NLL, {:.3f} nats")
+    """The checkpoint with the lowest negative log-likelihood, a proper score of the predicted probabilities."""
+    return _best_mean("lowest-nll", candidates, "nll", -1, "the lowest NLL, {:.3f} nats")
 
 
 def lowest_brier(candidates: Candidates) -> Choice:
-    """The checkpoint whose probabilities are nearest to the truth in squares: a bound on a student's error (Hamidi et
-    al., ECCV 2024)."""
-    return _by_mean("lowest-brier", candidates, "brier", -1, "the lowest Brier score, {:.3f}")
+    """The checkpoint with the lowest Brier score, which bounds the student's error (Hamidi et al., ECCV 2024)."""
+    return _best_mean("lowest-brier", candidates, "brier", -1, "the lowest Brier score, {:.3f}")
 
 
 def conditional_mi(candidates: Candidates) -> Choice:
-    """The checkpoint that tells most of an image beyond its class: the conditional mutual information that MCMI
-    maximises (Ye et al., ICLR 2024)."""
-    return _by_mean("mcmi", candidates, "context", 1, "the largest conditional mutual information, {:.3f} nats")
+    """The checkpoint with the largest conditional mutual information of image and prediction, given the class.
+
+    This is the information about an image beyond its class, which MCMI maximizes (Ye et al., ICLR 2024).
+    """
+    return _best_mean(
+        "mcmi", candidates, "conditional_mi", 1, "the largest conditional mutual information, {:.3f} nats"
+    )
 
 
 def wrong_variance(candidates: Candidates) -> Choice:
-    """The checkpoint that tells wrong classes apart best: the variance of their probabilities (Li et al., NeurIPS
-    2022)."""
-    return _by_mean("wrong-class-variance", candidates, "wrong_variance", 1, "the largest variance, {:.2e}")
+    """The checkpoint with the largest variance of the wrong classes' probabilities (Li et al., NeurIPS 2022)."""
+    return _best_mean("wrong-class-variance", candidates, "wrong_variance", 1, "the largest variance, {:.2e}")
 
 
 def lowest_calibration_error(candidates: Candidates) -> Choice:
-    """The checkpoint whose confidence is nearest to its accuracy, in fifteen bins of equal size (ACE; Kim et al. 2025
-    found it to go with students' accuracy)."""
+    """The checkpoint with the lowest adaptive calibration error, in 15 bins with equally many images.
+
+    Kim et al. (2025) report that it correlates with the accuracy of students.
+    """
     plane = candidates.scored
-    images = plane.images["right"].shape[1]
+    images = plane.images["correct"].shape[1]
     weight_RN = np.vstack([np.full(images, 1 / images), resamples(images)])
     error_RA = np.stack(
         [
-            calibration_error(weight_RN, confidence_N, right_N)
-            for confidence_N, right_N in zip(plane.images["confidence"], plane.images["right"], strict=True)
+            calibration_error(weight_RN, confidence_N, correct_N)
+            for confidence_N, correct_N in zip(plane.images["confidence"], plane.images["correct"], strict=True)
         ],
         axis=1,
     )
     reason = f"the lowest calibration error, {error_RA[0].min():.1%}"
-    return _choose("lowest-calibration-error", candidates, -error_RA[0], reason, -error_RA[1:])
+    return _highest_score("lowest-calibration-error", candidates, -error_RA[0], reason, -error_RA[1:])
 
 
 def random(candidates: Candidates) -> Choice:
-    """Any checkpoint, by chance that depends on the epochs alone: what every rule should beat."""
+    """A checkpoint drawn at random, with a seed that depends on the epochs alone: every rule should beat it."""
     drawn_A = np.random.default_rng([len(candidates.epochs), *candidates.epochs]).random(len(candidates.epochs))
-    return _choose("random", candidates, drawn_A, "chance")
+    return _highest_score("random", candidates, drawn_A, "chance")
 
 
 def midpoint(candidates: Candidates) -> Choice:
-    """The checkpoint nearest to half-way, the paper's cheap advice (§6)."""
+    """The checkpoint nearest to the middle of the training, the paper's advice without scores (§6)."""
     distance_A = np.abs(np.array(candidates.epochs) - candidates.planned_epochs / 2)
-    return _choose(
-        "midpoint", candidates, -distance_A, f"the nearest to half of {candidates.planned_epochs} {candidates.unit}s"
-    )
+    reason = f"the nearest to the middle of {candidates.planned_epochs} {candidates.unit}s"
+    return _highest_score("midpoint", candidates, -distance_A, reason)
 
 
 def last(candidates: Candidates) -> Choice:
-    """The last checkpoint, whatever it is like."""
-    last = max(candidates.epochs)
-    if last != candidates.planned_epochs:
-        raise UserError(f"the run stopped at epoch {last} of {candidates.planned_epochs}: finish it")
+    """The last checkpoint of a finished run."""
+    last_epoch = max(candidates.epochs)
+    if last_epoch != candidates.planned_epochs:
+        raise UserError(
+            f"The run stopped at {candidates.unit} {last_epoch} of {candidates.planned_epochs}. Run its command again "
+            "to finish it, or use another rule."
+        )
     reason = f"the last of {candidates.planned_epochs} {candidates.unit}s"
-    return _choose("last", candidates, np.array(candidates.epochs, dtype=float), reason)
+    return _highest_score("last", candidates, np.array(candidates.epochs, dtype=float), reason)
 
 
 Rule = Callable[[Candidates], Choice]
@@ -196,25 +207,33 @@ NEED_NO_SCORES = ("midpoint", "last", "random")
 
 
 def choose(candidates: Candidates, *, rule: str) -> Choice:
-    """Apply a rule by name; raises UserError for an unknown rule, or where there is nothing to choose from."""
+    """Apply a rule by name.
+
+    Raises:
+        UserError: If the rule is unknown, if there is no checkpoint, or if the rule needs scores that are missing or
+            not finite.
+    """
     if rule not in RULES:
         raise unknown_name("rule", rule, RULES)
-    if not len(candidates.epochs) > 0:
-        raise UserError("there is no checkpoint to choose from")
+    if not candidates.epochs:
+        raise UserError("There is no checkpoint to choose from")
     if rule not in NEED_NO_SCORES:
-        plane = candidates.plane
-        if plane is None:
-            raise UserError(f"the rule {rule!r} needs scored checkpoints; score the trajectory first")
-        for point in candidates.scored.points:
-            values = (point.image_information, point.accuracy, point.nll)
-            if not all(map(math.isfinite, values)):
+        if candidates.plane is None:
+            raise UserError(f"The rule {rule!r} needs scored checkpoints. Run `checkpointkd score` first.")
+        for point in candidates.plane.points:
+            if not all(map(math.isfinite, (point.image_information, point.accuracy, point.nll))):
                 raise UserError(
-                    f"the score of {candidates.unit} {point.epoch} is not a number; is that checkpoint sound?"
+                    f"The scores of {candidates.unit} {point.epoch} are NaN or infinite. The checkpoint may be damaged."
                 )
     return RULES[rule](candidates)
 
 
-def _choose(
+def resamples(images: int) -> np.ndarray:
+    """Return the weight of each image in each bootstrap resample, (R, N), rows sum to 1. The seed is fixed."""
+    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES) / images
+
+
+def _highest_score(
     rule: str,
     candidates: Candidates,
     score_A: np.ndarray,
@@ -223,22 +242,24 @@ def _choose(
     warnings: Sequence[str] = (),
     details: dict[str, dict[int, float]] | None = None,
 ) -> Choice:
-    epochs = candidates.epochs
-    order = np.argsort(-score_A, kind="stable")  # stable: ties go to the earlier checkpoint
+    """Choose the checkpoint with the highest score, the earlier of several, and warn if the choice is uncertain."""
+    epochs, unit = candidates.epochs, candidates.unit
+    order = np.argsort(-score_A, kind="stable")  # stable: the earlier of equal scores comes first
     warnings = list(warnings)
     if len(score_A) == 1:
-        warnings.append("there is only one checkpoint, so there was nothing to choose between")
+        warnings.append("There is only one checkpoint to choose from")
     elif score_A[order[0]] == score_A[order[1]]:
-        warnings.append(f"{candidates.unit}s {epochs[order[0]]} and {epochs[order[1]]} tie; the earlier was taken")
+        warnings.append(f"{unit}s {epochs[order[0]]} and {epochs[order[1]]} have the same score; the earlier is chosen")
     probability = None
     if resampled_RA is not None:
         share_A = np.bincount(resampled_RA.argmax(1), minlength=len(score_A)) / len(resampled_RA)
         probability = _by_epoch(epochs, share_A)
         if share_A[order[0]] < SURE:
-            rival = max(order[1:], key=lambda place: share_A[place])
+            rival = max(order[1:], key=lambda index: share_A[index])
             warnings.append(
-                f"the choice is uncertain: in {100 * share_A[order[0]]:.0f}% of {RESAMPLES:,} resamples it is "
-                f"{candidates.unit} {epochs[order[0]]}, in {100 * share_A[rival]:.0f}% {epochs[rival]}; {TRY}"
+                f"The choice is uncertain: {unit} {epochs[order[0]]} is chosen in {100 * share_A[order[0]]:.0f}% of "
+                f"{RESAMPLES:,} resamples of the images, {unit} {epochs[rival]} in {100 * share_A[rival]:.0f}%; "
+                f"{TEST_IT}"
             )
     return Choice(
         rule=rule,
@@ -249,26 +270,23 @@ def _choose(
         probability=probability,
         warnings=tuple(warnings),
         details=details or {},
-        unit=candidates.unit,
+        unit=unit,
     )
 
 
-def _by_mean(rule: str, candidates: Candidates, name: str, sign: int, reason: str) -> Choice:
-    """The checkpoint with the greatest (sign 1) or least (sign −1) mean over the images of one of their parts."""
+def _best_mean(rule: str, candidates: Candidates, name: str, sign: int, reason: str) -> Choice:
+    """Choose the checkpoint with the highest (sign 1) or lowest (sign −1) mean over images of a `per_image` measure."""
     values_AN = candidates.scored.images[name].astype(float)
     best = sign * (sign * values_AN.mean(1)).max()
     resampled_RA = resamples(values_AN.shape[1]) @ values_AN.T
-    return _choose(rule, candidates, sign * values_AN.mean(1), reason.format(best), sign * resampled_RA)
-
-
-def resamples(images: int) -> np.ndarray:
-    """How often each image is drawn in each bootstrap resample, (R, N), as a share; the same whenever asked."""
-    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES) / images
+    return _highest_score(rule, candidates, sign * values_AN.mean(1), reason.format(best), sign * resampled_RA)
 
 
 def _resampled_information(plane: Plane, weight_RN: np.ndarray) -> np.ndarray:
-    """Mean I(X;F) over resamples of the images and of the estimator's fits, (R, A); fits of one number began alike at
-    all checkpoints, so they are drawn together."""
+    """Return the mean I(X;F) in resamples of the images and of the estimator's fits, (R, A).
+
+    Fits with the same seed start from the same weights at all checkpoints, so they are resampled together.
+    """
     fits = plane.information_ASN.shape[1]
     weight_RS = np.random.default_rng(1).multinomial(fits, np.full(fits, 1 / fits), size=len(weight_RN)) / fits
     mean_ASR = plane.information_ASN.astype(float) @ weight_RN.T

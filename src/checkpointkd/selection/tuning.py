@@ -1,8 +1,8 @@
-"""The search for α and τ: Optuna chooses the trials, each is a short or whole distillation in a folder of its own.
+"""Tune α, τ and other hyper-parameters of a distillation: Optuna chooses the trials, each trial is a distillation.
 
-A trial is a run's folder, named by its settings, so a trial that was stopped continues. What counts is the accuracy on
-the selection images; the test images are left alone. The study is a local SQLite file, or any storage of Optuna's,
-which many machines can share.
+Each student of a trial has its own run directory, named by its hyper-parameters, so a stopped trial continues. Trials
+are compared by accuracy on the validation set. The test set is left alone. The Optuna study is a local SQLite file, or
+any storage of Optuna's that several machines share.
 """
 
 from __future__ import annotations
@@ -12,53 +12,52 @@ import itertools
 import json
 import logging
 import math
-import random
-import re
-import shlex
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from .. import storage
-from ..checkpoints import RunDir, refuse_inside_run
+from ..analysis.statistics import Z
+from ..checkpoints import RunDir, Trajectory, refuse_inside_run
 from ..checkpoints.run_dir import read_metrics
-from ..config import (
-    KDConfig,
-    OnProgress,
-    Recipe,
-    SamplerName,
-    check_choice,
-)
+from ..config import OnProgress, Recipe, SamplerName, check_choice
 from ..data import Data
-from ..errors import Diverged, UserError, first_line, pluralize
+from ..errors import Diverged, UserError, pluralize
 from ..losses import METHODS, takes_features
-from ..records import plain, provenance
+from ..records import BestTrialRecord, TeacherRecord, TrialRecord, TuneRecord, TuneSettings, plain, provenance
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
 from ..training.run import RunSpec
+from .command_line import format_command, format_number
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 log = logging.getLogger("checkpointkd")
 
 RESULT = "tune.json"
 STUDY = "study.db"
 TRIALS = "trials"
-PRECISION = "precision"  # of the study: what the first trial found to be faster
+PRECISION = "precision"  # the study's attribute with the precision that the first trial used
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TAUS = (1.0, 2.0, 4.0, 8.0, 16.0)
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the weight that a method has by itself
-RUNGS = 9  # a trial is looked at after so many equal parts, the worse stopped after 1, 3 and so on
+WEIGHT_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the method's default weight
+TPE_TRIALS = 25  # unless --trials says otherwise
+RUNGS = 9  # equal parts of a trial; Hyperband compares trials after 1, 3 and 9 of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """What is searched, how, and for how long. `space` has, by name, the values of a grid; TPE goes from the least to
-    the greatest. `trials` is None for the whole grid, or 25 of TPE. Each trial is the mean over `seeds` students."""
+    """The hyper-parameters to tune, how, and for how long.
+
+    `space` has the values of a grid by name; TPE searches from the smallest to the largest. `trials` is None for the
+    whole grid, or for 25 trials of TPE. A trial is the mean over `seeds` students.
+    """
 
     space: dict[str, tuple[float, ...]]
     sampler: SamplerName = "grid"
@@ -70,30 +69,30 @@ class TuneConfig:
         check_choice("sampler", self.sampler, SamplerName)
         space = {name: tuple(map(float, values)) for name, values in self.space.items()}
         object.__setattr__(self, "space", space)
-        if not (self.trials is None or self.trials >= 1):
-            raise UserError(f"a search needs at least 1 trial, not {self.trials}")
+        if self.trials is not None and self.trials < 1:
+            raise UserError(f"--trials must be at least 1, not {self.trials}")
         if not 1 <= self.seeds <= 100:
-            raise UserError(f"a trial takes from 1 to 100 seeds, not {self.seeds}")
-        if not self.space:
-            raise UserError("there is nothing to search")
-        for name, values in self.space.items():
-            if not len(values) > 0:
-                raise UserError(f"no values of {name} are given")
+            raise UserError(f"--seeds must be from 1 to 100, not {self.seeds}")
+        if not space:
+            raise UserError("There is no hyper-parameter to tune")
+        for name, values in space.items():
+            if not values:
+                raise UserError(f"There are no values of {name} to try")
             if not all(map(math.isfinite, values)):
-                raise UserError(f"the values of {name} must be numbers, not {values}")
-        if not (self.sampler == "grid" or any(len(v) > 1 for v in self.space.values())):
-            raise UserError("TPE needs ranges to search")
+                raise UserError(f"The values of {name} must be finite numbers, not {values}")
+        if self.sampler == "tpe" and all(len(values) == 1 for values in space.values()):
+            raise UserError("TPE needs a range to search: give at least two values of one hyper-parameter")
 
     @property
     def planned(self) -> int:
-        """How many trials there are to be."""
+        """The number of trials of the whole search."""
         if self.sampler == "grid":
             return len(self.grid()[: self.trials])
-        return self.trials or 25
+        return self.trials or TPE_TRIALS
 
     def grid(self) -> list[dict[str, float]]:
-        """All combinations of the values."""
-        values = [sorted({float(value) for value in values}) for values in self.space.values()]
+        """Return all combinations of the values."""
+        values = [sorted(set(values)) for values in self.space.values()]
         return [dict(zip(self.space, combination, strict=True)) for combination in itertools.product(*values)]
 
 
@@ -105,13 +104,17 @@ class TuneTask:
     spec: DistillSpec
     data: Data
 
+    @property
+    def rung_epochs(self) -> int:
+        """Epochs between two points at which a trial may be pruned, and between its checkpoints."""
+        return max(1, self.run.recipe.epochs // RUNGS)
+
 
 def default_space(method: str) -> dict[str, tuple[float, ...]]:
-    """What a search tries where nothing is said: α and τ for kd; the weight of another method's term, and τ if it
-    softens."""
+    """Return the default search space: α and τ for `kd`; else the method's weight, and τ if it uses one."""
     if method == "kd":
         return {"alpha": ALPHAS, "tau": TAUS}
-    weight = {"method_weight": tuple(float(f"{factor * METHODS[method].weight:.3g}") for factor in FACTORS)}
+    weight = {"method_weight": tuple(float(f"{factor * METHODS[method].weight:.3g}") for factor in WEIGHT_FACTORS)}
     return weight if takes_features(method) else {"tau": TAUS, **weight}
 
 
@@ -123,151 +126,194 @@ def run_tuning(
     storage_url: str | None,
     study_name: str,
     on_progress: OnProgress | None,
-) -> dict[str, Any]:
-    """Carry out the trials that are still to be done, and say what was found; `tune.json` has it after each.
+) -> TuneRecord:
+    """Run the trials that are left, and return all trials and the best. tune.json is written after each trial.
 
-    Raises UserError when the study is another's, and when no trial could be finished.
+    Args:
+        task: What all trials have in common.
+        settings: The search space, the sampler and the number of trials.
+        out: The directory of the search.
+        storage_url: An Optuna storage that may be shared, or None for a file in `out`.
+        study_name: The name of the Optuna study in the storage.
+        on_progress: Progress callback.
+
+    Raises:
+        UserError: If Optuna is not installed, if the storage fails, if the study is another search's, or if all trials
+            were stopped.
     """
-    optuna = _optuna()
-    from sqlalchemy.exc import SQLAlchemyError
-
+    try:
+        from . import optuna_storage
+    except ImportError:
+        raise UserError("`tune` needs Optuna: pip install 'checkpointkd[tune]'") from None
     refuse_inside_run(out)
-    if not (storage_url is None or "://" in storage_url):
+    if storage_url is not None and "://" not in storage_url:
         raise UserError(f"--storage takes a URL, such as sqlite:///study.db, not {storage_url!r}")
-    for values in settings.grid():  # all that could be tried, before anything is
-        _with(values, task)
-    described = {
-        "student": task.run.model,
-        "method": task.spec.method,
-        "average": task.spec.kd.average,
-        "tau_squared": task.spec.kd.tau_squared,
-        "teachers": [{"epoch": ref.checkpoint.epoch, "sha256": ref.checkpoint.sha256} for ref in task.spec.refs],
-        "distill_config": plain(task.spec.config),
-        "data": task.data.record.identity,
-        "recipe": plain(task.run.recipe),
-        "seed": task.run.seed,
-        "seeds": settings.seeds,
-        "space": {name: sorted(set(values)) for name, values in settings.space.items()},
-        "sampler": settings.sampler,
-    }
+    for values in settings.grid():
+        _with_values(task, values)  # raises UserError for impossible values, before any trial starts
     prepared = prepare_teachers(task.spec, task.data, device=task.run.device)
-    with storage.locked(out):
-        url, shared = storage_url or _local(out / STUDY), storage_url is not None
-        of_this_search = {name: value for name, value in described.items() if name not in ("space", "sampler")}
-        of_this_search |= {"searched": sorted(settings.space), "precision": task.run.precision}
-        fingerprint = hashlib.sha256(json.dumps(of_this_search, sort_keys=True).encode()).hexdigest()
-        study = _study(optuna, url, study_name, settings, task.run.recipe, fingerprint, shared=shared)
-        trial_of: dict[int, dict[str, Any]] = {}
+    url, shared = storage_url or optuna_storage.sqlite_url(out / STUDY), storage_url is not None
+    fingerprint = _fingerprint(task, settings)
+    with storage.locked(out), optuna_storage.quiet():
+        study = optuna_storage.open_study(url, study_name, task, settings, fingerprint, shared=shared)
+        shown_url = optuna_storage.without_password(url) if shared else STUDY
+        runner = _Runner(task, settings, out, study, shown_url, prepared, on_progress)
+        result = runner.write_result()
+        runner.log_start(result)
+        while _ended(result, settings) < settings.planned and optuna_storage.enqueue_next(
+            study, settings, fingerprint, shared=shared
+        ):
+            with optuna_storage.storage_errors(url):
+                study.optimize(runner.objective, n_trials=1, callbacks=[runner.log_trial])
+            result = runner.write_result()
+    if result.best is None:
+        raise UserError(f"All trials in {out} were stopped. {out / RESULT} says why.")
+    return result
 
-        def tell(study: optuna.Study, trial: Any = None) -> dict[str, Any]:
-            result = _result(study, described, task, url=url, out=out, settings=settings)
-            storage.write_json(out / RESULT, result)
-            if on_progress is not None:
-                on_progress(f"search {out}", _ended(result, settings), settings.planned)
-            return result
 
-        def carry_out(trial: optuna.Trial) -> float:
-            values = _suggested(trial, settings)
-            trial_of[trial.number] = values
-            return _trial(
-                trial, values, optuna, task, prepared, settings=settings, out=out / TRIALS, on_progress=on_progress
+@dataclass(frozen=True, eq=False)
+class _Runner:
+    """Runs the trials of one search and writes its result."""
+
+    task: TuneTask
+    settings: TuneConfig
+    out: Path
+    study: optuna.Study
+    shown_url: str
+    prepared: PreparedTeachers
+    on_progress: OnProgress | None
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Return the mean validation accuracy of a trial's students. The first student may be pruned."""
+        values = _suggest(trial, self.settings)
+        # All trials have the precision of the first, or they could not be compared.
+        precision = self.study.user_attrs.get(PRECISION, self.task.run.precision)
+        spec, recipe = _with_values(self.task, values)
+        accuracies = []
+        for number in range(self.settings.seeds):
+            seed = self.task.run.seed + number
+            names = [*(f"{name}-{format_number(value)}" for name, value in values.items()), f"seed-{seed}"]
+            run = replace(
+                self.task.run,
+                out=self.out / TRIALS / "_".join(names),
+                recipe=recipe,
+                save_every=self.task.rung_epochs,
+                seed=seed,
+                precision=precision,
+                verbose=PRECISION not in self.study.user_attrs,
             )
+            student = self.distill(trial, run, spec, prune=self.settings.prune and number == 0)
+            result = student.result()
+            assert result is not None, "run_distillation returns complete runs only"
+            accuracies.append(result.val.accuracy)
+        trial.set_user_attr("accuracies", accuracies)
+        return sum(accuracies) / len(accuracies)
 
-        def say(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-            result = tell(study)
-            best = result["best"]
-            log.info(
-                "trial %d of %d, %s: %s%s",
-                _ended(result, settings),
-                settings.planned,
-                _words(trial_of.get(trial.number, trial.params)),
-                _outcome(trial),
-                f"; the best so far {100 * best['accuracy']:.1f}% with {_words(best['values'])}" if best else "",
-            )
+    def distill(self, trial: optuna.Trial, run: RunSpec, spec: DistillSpec, *, prune: bool) -> Trajectory:
+        """Train one student of a trial, or continue it. Raises `optuna.TrialPruned` if it is pruned or diverges."""
+        import optuna
 
-        found = tell(study)
-        stopped = sum(trial["accuracy"] is None and "after epoch" in trial["stopped"] for trial in found["trials"])
-        if stopped and not settings.prune:
-            log.warning(
-                "%s were stopped early before and stay so: --no-prune is for another --out", pluralize(stopped, "trial")
-            )
-        if 0 < _ended(found, settings) < settings.planned:
-            log.info("%s continues after %d of %d trials", out, _ended(found, settings), settings.planned)
-        while _ended(found, settings) < settings.planned and _next(optuna, study, settings, fingerprint, shared=shared):
-            try:
-                study.optimize(carry_out, n_trials=1, callbacks=[say])
-            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-                raise UserError(f"the search's storage {url!r} can't be used any more: {first_line(error)}") from None
-            found = tell(study)
-    if found["best"] is None:
-        raise UserError(f"no trial in {out} could be finished; see {out / RESULT}")
-    return found
+        reported = set()
 
+        def on_row(row: Row) -> None:
+            if not prune or "val_accuracy" not in row or row["epoch"] in reported or row["epoch"] >= run.recipe.epochs:
+                return
+            reported.add(row["epoch"])
+            trial.report(row["val_accuracy"], row["epoch"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
 
-def _trial(
-    trial: optuna.Trial,
-    values: dict[str, float],
-    optuna: Any,
-    task: TuneTask,
-    prepared: PreparedTeachers,
-    *,
-    settings: TuneConfig,
-    out: Path,
-    on_progress: OnProgress | None,
-) -> float:
-    """One trial: the mean accuracy of its students on the selection images. The first may be stopped half-way."""
-    spec, recipe = _with(values, task)
-    chosen = trial.study.user_attrs.get(PRECISION, task.run.precision)  # one for all, or they could not be compared
-    accuracies, reported = [], set()
-    for number in range(settings.seeds):
-        folder = out / "_".join([*(f"{name}-{_number(value)}" for name, value in values.items()), _seed(task, number)])
-
-        def tell(what: str, done: int, total: int, folder: Path = folder) -> None:
-            if on_progress is not None:
-                on_progress("this trial" if what == str(folder) else what, done, total)
-
-        def on_row(row: Row, first: bool = number == 0) -> None:
-            looked_at = first and settings.prune and "val_accuracy" in row and row["epoch"] < recipe.epochs
-            if looked_at and row["epoch"] not in reported:
-                reported.add(row["epoch"])
-                trial.report(row["val_accuracy"], row["epoch"])
-                if trial.should_prune():
-                    raise optuna.TrialPruned
+        def on_progress(name: str, done: int, total: int) -> None:
+            if self.on_progress is not None:
+                self.on_progress("this trial" if name == str(run.out) else name, done, total)
 
         try:
-            for row in read_metrics(folder / "metrics.jsonl"):  # what was done before it was stopped
+            for row in read_metrics(run.out / "metrics.jsonl"):  # the epochs before the trial was stopped
                 on_row(plain(row))
-            run = run_distillation(
-                replace(
-                    task.run,
-                    out=folder,
-                    recipe=recipe,
-                    save_every=max(1, recipe.epochs // RUNGS),
-                    seed=task.run.seed + number,
-                    precision=chosen,
-                    verbose=PRECISION not in trial.study.user_attrs,
-                ),
-                spec,
-                task.data,
-                prepared=prepared,
-                on_row=on_row,
-                on_progress=tell,
+            return run_distillation(
+                run, spec, self.task.data, prepared=self.prepared, on_row=on_row, on_progress=on_progress
             )
         except Diverged as error:
             trial.set_user_attr("failed", str(error))
             raise optuna.TrialPruned from None
         finally:
-            if PRECISION not in trial.study.user_attrs and (used := RunDir(folder).precision()) is not None:
-                trial.study.set_user_attr(PRECISION, used)
-        result = run.result()
-        assert result is not None
-        accuracies.append(result.val.accuracy)
-    trial.set_user_attr("accuracies", accuracies)
-    return sum(accuracies) / len(accuracies)
+            if PRECISION not in self.study.user_attrs and (precision := RunDir(run.out).precision()) is not None:
+                self.study.set_user_attr(PRECISION, precision)
+
+    def write_result(self) -> TuneRecord:
+        """Write tune.json and return its content."""
+        result = _result(self.study, self.task, self.settings, self.shown_url)
+        storage.write_json(self.out / RESULT, result)
+        if self.on_progress is not None:
+            self.on_progress(f"tune {self.out}", _ended(result, self.settings), self.settings.planned)
+        return result
+
+    def log_start(self, result: TuneRecord) -> None:
+        """Log what a continued search has already done."""
+        pruned = [trial for trial in result.trials if trial.stopped is not None and "after epoch" in trial.stopped]
+        if pruned and not self.settings.prune:
+            log.warning(
+                "%s of this search were pruned earlier and stay so. Use --no-prune with another --out.",
+                pluralize(len(pruned), "trial"),
+            )
+        ended = _ended(result, self.settings)
+        if 0 < ended < self.settings.planned:
+            log.info("%s continues after %d of %d trials", self.out, ended, self.settings.planned)
+
+    def log_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Log the outcome of a trial and the best trial so far."""
+        result = self.write_result()
+        best = result.best
+        log.info(
+            "Trial %d of %d, %s: %s%s",
+            _ended(result, self.settings),
+            self.settings.planned,
+            _describe(_shown_values(trial, self.settings)),
+            _outcome(trial),
+            f"; best so far: {100 * best.accuracy:.1f}% with {_describe(best.values)}" if best else "",
+        )
 
 
-def _with(values: dict[str, float], task: TuneTask) -> tuple[DistillSpec, Recipe]:
-    """The settings of a trial. Raises UserError for values that cannot be."""
+def distill_command(result: TuneRecord, *, options: Mapping[str, Any]) -> str:
+    """Return the command that distills with the best hyper-parameters, and with the user's other options."""
+    best = {} if result.best is None else result.best.values
+    return format_command(
+        ["distill", result.student, "--teachers", *result.teacher_refs],
+        {"method": result.method, "average": result.average, **options, **best},
+    )
+
+
+def _tune_settings(task: TuneTask, settings: TuneConfig) -> TuneSettings:
+    return TuneSettings(
+        student=task.run.model,
+        method=task.spec.method,
+        average=task.spec.kd.average,
+        tau_squared=task.spec.kd.tau_squared,
+        teachers=tuple(
+            TeacherRecord(epoch=ref.checkpoint.epoch, sha256=ref.checkpoint.sha256) for ref in task.spec.refs
+        ),
+        distill_config=task.spec.config,
+        data=task.data.record,
+        recipe=task.run.recipe,
+        seed=task.run.seed,
+        seeds=settings.seeds,
+        space={name: tuple(sorted(set(values))) for name, values in settings.space.items()},
+        sampler=settings.sampler,
+    )
+
+
+def _fingerprint(task: TuneTask, settings: TuneConfig) -> str:
+    """Return a hash of what all trials of a study have in common. Values and sampler may change; names may not.
+
+    The order of a grid and the seed of TPE follow from it, so a change of its content changes the trials.
+    """
+    fields = plain(_tune_settings(task, settings)) | {"data": task.data.record.identity}
+    common = {name: value for name, value in fields.items() if name not in ("space", "sampler")}
+    common |= {"searched": sorted(settings.space), "precision": task.run.precision}
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
+
+
+def _with_values(task: TuneTask, values: Mapping[str, float]) -> tuple[DistillSpec, Recipe]:
+    """Return the settings of a trial. Raises UserError for impossible values."""
     kd = replace(task.spec.kd, **{name: values[name] for name in ("alpha", "tau") if name in values})
     config, recipe = task.spec.config, task.run.recipe
     if "method_weight" in values:
@@ -277,219 +323,82 @@ def _with(values: dict[str, float], task: TuneTask) -> tuple[DistillSpec, Recipe
     return replace(task.spec, kd=kd, config=config), recipe
 
 
-def _suggested(trial: optuna.Trial, settings: TuneConfig) -> dict[str, float]:
-    """The values that are to be tried: of TPE's, four digits, which folders' names and reports can show."""
-    found = {}
+def _suggest(trial: optuna.Trial, settings: TuneConfig) -> dict[str, float]:
+    """Return the values that the sampler suggests for a trial; those of TPE have four digits, to name directories."""
+    suggested = {}
     for name, values in settings.space.items():
-        least, most = min(values), max(values)
-        logarithmic = name != "alpha" and least > 0
-        value = trial.suggest_float(name, least, most, log=logarithmic)
-        if settings.sampler == "tpe":
-            value = min(max(float(f"{value:.4g}"), least), most)
-        found[name] = value
-    return found
+        low, high = min(values), max(values)
+        value = trial.suggest_float(name, low, high, log=name != "alpha" and low > 0)
+        suggested[name] = min(max(_round(value), low), high) if settings.sampler == "tpe" else value
+    return suggested
 
 
-def _study(
-    optuna: Any,
-    url: str,
-    name: str,
-    settings: TuneConfig,
-    recipe: Recipe,
-    fingerprint: str,
-    *,
-    shared: bool,
-) -> optuna.Study:
-    """The study at this address, new or as it was left."""
-    least = max(1, recipe.epochs // RUNGS)
-    pruner = (
-        optuna.pruners.HyperbandPruner(min_resource=least, max_resource=recipe.epochs, reduction_factor=3)
-        if settings.prune
-        else optuna.pruners.NopPruner()
-    )
-    try:
-        alive: dict[str, Any] = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if shared:  # whoever dies stops giving signs of life, and another machine takes the trial over
-                again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-                alive = {"heartbeat_interval": 60, "heartbeat_stale_trial_callback": again}
-            kept = optuna.storages.RDBStorage(url, **alive)
-        study = optuna.create_study(
-            storage=kept, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
-        )
-        there = study.user_attrs.get("fingerprint")
-        if there is None:
-            study.set_user_attr("fingerprint", fingerprint)
-    except Exception as error:  # a driver that isn't there, a server that doesn't answer, a file that is no database
-        raise UserError(
-            f"the search's storage {url!r} can't be used: {first_line(error)}; --storage takes what Optuna does"
-        ) from None
-    if there not in (None, fingerprint):
-        raise UserError(
-            f"the study {name!r} in {url} is of another search (other teachers, data, settings or names of what is "
-            "searched); choose another --out" + (" or --study" if shared else "")
-        )
-    if not shared:  # this folder is ours alone, so what is said to be running was killed
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state == optuna.trial.TrialState.RUNNING:
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    return study
+def _shown_values(trial: FrozenTrial, settings: TuneConfig) -> dict[str, float]:
+    """Return the values of a trial for logs and reports."""
+    return {name: _round(value) if settings.sampler == "tpe" else value for name, value in trial.params.items()}
 
 
-def _local(path: Path) -> str:
-    """The URL of a file, whatever its name."""
-    from sqlalchemy import URL
-
-    return URL.create("sqlite", database=str(path)).render_as_string()
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
-def _next(optuna: Any, study: optuna.Study, settings: TuneConfig, fingerprint: str, *, shared: bool) -> bool:
-    """Say what the next trial tries: of what was begun and failed, or of the grid, the next in an order that the search
-    fixes; for the rest TPE. Returns whether there is anything left to try.
-
-    A sampler's state isn't kept, so TPE's seed follows from how many trials there were: a search that was stopped goes
-    on as it would have. Machines that share a study must not try the same, so there it has none.
-    """
-    trials = study.get_trials(deepcopy=False)
-    states = optuna.trial.TrialState
-    if any(trial.state == states.WAITING for trial in trials):
-        return True
-    taken = [_asked_for(trial) for trial in trials if trial.state != states.FAIL]
-    if settings.sampler == "tpe" and len(taken) >= settings.planned:
-        return False  # other machines are at the last ones
-    whole = [dict(trial.params) for trial in trials if trial.params.keys() == settings.space.keys()]
-    left = [values for values in whole if values not in taken]  # begun, and failed
-    if settings.sampler == "grid":
-        grid = settings.grid()
-        random.Random(fingerprint).shuffle(grid)
-        left = grid[: settings.planned]
-        if shared:
-            random.shuffle(left)
-    else:
-        seed = None if shared else int(fingerprint[:7], 16) + len(taken)
-        study.sampler = optuna.samplers.TPESampler(seed=seed)
-    for values in left:
-        if values not in taken:
-            study.enqueue_trial(values)
-            return True
-    return settings.sampler == "tpe"
-
-
-def _asked_for(trial: Any) -> dict[str, float]:
-    """The values that a trial was given, whether it has begun or not."""
-    return dict(trial.params or trial.system_attrs.get("fixed_params", {}))
-
-
-def _result(
-    study: optuna.Study,
-    described: dict[str, Any],
-    task: TuneTask,
-    *,
-    url: str,
-    out: Path,
-    settings: TuneConfig,
-) -> dict[str, Any]:
-    """All trials that ended, and the best of those that were not stopped, as JSON's values."""
+def _result(study: optuna.Study, task: TuneTask, settings: TuneConfig, shown_url: str) -> TuneRecord:
+    """Return all trials that ended, and the best of those that were not stopped."""
     images = len(task.data.val)
-    trials = []
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name not in ("COMPLETE", "PRUNED"):
-            continue
-        values = dict(trial.params)
-        if settings.sampler == "tpe":
-            values = {name: float(f"{value:.4g}") for name, value in values.items()}
-        whole = trial.state.name == "COMPLETE"
-        accuracy = trial.value if whole else None
-        trials.append(
-            {
-                "trial": trial.number,
-                "values": values,
-                "accuracy": accuracy,
-                "accuracies": trial.user_attrs.get("accuracies"),
-                "stopped": None if whole else trial.user_attrs.get("failed", f"after epoch {trial.last_step}"),
-                "last_seen": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
-                "seconds": trial.duration.total_seconds() if trial.duration is not None else None,
-            }
-        )
-    whole = [trial for trial in trials if trial["accuracy"] is not None]
-    best = max(whole, key=lambda trial: (trial["accuracy"], -trial["trial"]), default=None)
-    if best is not None:
-        spread = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / images)
-        alike = [t for t in whole if best["accuracy"] - t["accuracy"] <= 1.96 * spread * math.sqrt(2)]
-        best = {**best, "accuracy_se": spread, "within_noise": len(alike) - 1}
-    return {
-        **described,
-        "planned": settings.planned,
-        "images": images,
-        "precision": study.user_attrs.get(PRECISION),
-        "storage": "study.db" if url == _local(out / STUDY) else re.sub(r"//[^@/]*@", "//", url),  # no password
-        "teacher_refs": [ref.text for ref in task.spec.refs],
-        "best": best,
-        "trials": trials,
-        "provenance": provenance(),
-    }
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
+    trials = tuple(_trial_record(trial, settings) for trial in ended)
+    return TuneRecord(
+        **msgspec.structs.asdict(_tune_settings(task, settings)),
+        planned=settings.planned,
+        images=images,
+        precision=study.user_attrs.get(PRECISION),
+        storage=shown_url,
+        teacher_refs=tuple(ref.text for ref in task.spec.refs),
+        best=_best(trials, images),
+        trials=trials,
+        provenance=provenance(),
+    )
 
 
-def _ended(result: dict[str, Any], settings: TuneConfig) -> int:
-    """How many of the trials that there are to be have ended; a grid may have had other values before."""
+def _trial_record(trial: FrozenTrial, settings: TuneConfig) -> TrialRecord:
+    complete = trial.state.name == "COMPLETE"
+    return TrialRecord(
+        trial=trial.number,
+        values=_shown_values(trial, settings),
+        accuracy=trial.value if complete else None,
+        accuracies=tuple(trial.user_attrs["accuracies"]) if complete else None,
+        stopped=None if complete else trial.user_attrs.get("failed", f"after epoch {trial.last_step}"),
+        last_seen=trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
+        seconds=trial.duration.total_seconds() if trial.duration is not None else None,
+    )
+
+
+def _best(trials: tuple[TrialRecord, ...], images: int) -> BestTrialRecord | None:
+    """Return the most accurate trial, the earlier of several, and how many others it does not differ from."""
+    complete = [(trial.accuracy, -trial.trial, trial) for trial in trials if trial.accuracy is not None]
+    if not complete:
+        return None
+    accuracy, _, best = max(complete, key=lambda item: item[:2])
+    standard_error = math.sqrt(accuracy * (1 - accuracy) / images)
+    margin = Z * standard_error * math.sqrt(2)
+    comparable = sum(accuracy - other <= margin for other, _, trial in complete if trial is not best)
+    return BestTrialRecord(**msgspec.structs.asdict(best), accuracy_se=standard_error, comparable=comparable)
+
+
+def _ended(result: TuneRecord, settings: TuneConfig) -> int:
+    """Return how many planned trials have ended. A grid may have had other values before."""
     if settings.sampler == "tpe":
-        return len(result["trials"])
-    return sum(values in [trial["values"] for trial in result["trials"]] for values in settings.grid())
+        return len(result.trials)
+    return sum(values in [trial.values for trial in result.trials] for values in settings.grid())
 
 
-def command(found: dict[str, Any], *, given: dict[str, Any]) -> str:
-    """The command that distils with what was found to be best, and as the trials were, by the options `given`."""
-    told = {"method": found["method"], "average": found["average"], **given, **found["best"]["values"]}
-    return format_command(["distill", found["student"], "--teachers", *found["teacher_refs"]], told)
+def _describe(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {format_number(value)}" for name, value in values.items())
 
 
-def format_command(words: Sequence[str], told: dict[str, Any]) -> str:
-    """A command that trains or distils, with those of the options told that aren't what they are by default.
-
-    >>> command_of(["train", "wrn_10_1"], {"data": "digits", "epochs": 5, "seed": 0, "alpha": None})
-    'checkpointkd train wrn_10_1 --data digits --epochs 5 --out OUT'
-    """
-    usual = {"method": "kd", "average": KDConfig.average, "tau_squared": True, "teacher_schedule": "joint", "seed": 0}
-    usual |= {"channel_adapter": False, "allow_weak_teacher": False, "logit_cache_gb": 20.0, "device": "auto"}
-    words = ["checkpointkd", *words]
-    for name, value in told.items():
-        if value is None or value == usual.get(name):
-            continue
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        else:
-            several = value if isinstance(value, list | tuple) else [value]
-            words += [option, *(_number(one) if isinstance(one, float) else str(one) for one in several)]
-    return shlex.join([*words, "--out", "OUT"])
-
-
-def _seed(task: TuneTask, number: int) -> str:
-    return f"seed-{task.run.seed + number}"
-
-
-def _number(value: float) -> str:
-    """A number as its users write it, all of its digits."""
-    return repr(value).removesuffix(".0")
-
-
-def _words(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
-
-
-def _outcome(trial: Any) -> str:
-    if trial.state.name == "COMPLETE":
+def _outcome(trial: FrozenTrial) -> str:
+    if trial.value is not None and trial.state.name == "COMPLETE":
         return f"{100 * trial.value:.1f}%"
     if "failed" in trial.user_attrs:
-        return "it diverged"
-    return f"stopped after epoch {trial.last_step}, behind others"
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("a search needs Optuna: pip install 'checkpointkd[tune]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
+        return "diverged"
+    return f"pruned after epoch {trial.last_step}"

@@ -5,12 +5,10 @@ Letters in names: T teachers, B batch, N images, K classes.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import storage
-from ..checkpoints import CheckpointRef
+from ..checkpoints import CheckpointRef, names_code, resolve_ensemble
 from ..config import BatchNormMode, EnsembleAverage
-from ..data import Batch, Data, Images, InMemoryImages, cache_dir
+from ..data import Batch, Data, Images, InMemoryImages, eval_batch_size
 from ..errors import UserError
 from ..losses import soft_targets
 from ..metrics import calibration_error, measure, predict
 from ..models import capture_activations
+from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
 
-LARGEST_ANSWERS = 64 << 20  # bytes of a network's answers to clean images; more are not kept
-ALL_ANSWERS = 1 << 30  # bytes of all that are
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
@@ -40,7 +36,12 @@ class Teacher:
     """
 
     def __init__(
-        self, members: Sequence[CheckpointRef], *, device: torch.device, batch_norm: BatchNormMode = "eval"
+        self,
+        members: Sequence[CheckpointRef],
+        *,
+        device: torch.device,
+        batch_norm: BatchNormMode = "eval",
+        cache_limit: int = DEFAULT_LIMIT,
     ) -> None:
         if not len(members) > 0:
             raise UserError("a teacher needs at least one checkpoint")
@@ -50,6 +51,7 @@ class Teacher:
         self.device = device
         self.classes = list(members[0].checkpoint.run.classes)
         self.batch_norm = batch_norm
+        self.cache_limit = cache_limit
         self.networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
         if batch_norm == "batch":
             for member, network in zip(members, self.networks, strict=True):
@@ -85,35 +87,34 @@ class Teacher:
         return logits_BK.clamp(*_FP16_RANGE).half(), [taken[path] for path in paths]
 
     def predict(self, images: Images) -> Tensor:
-        """Each member's logits on clean images, (T, N, K), float32 on the CPU.
+        """Return each member's logits on clean images, float32 (T, N, K) on the CPU.
 
-        Each member's are kept on disk as soon as they are known: one teacher has many students and is part of many
-        ensembles, and a run that is stopped again and again must come to its first step. Not so of streamed pictures,
-        which may change where they lie, and of networks whose code is the user's.
+        They come from the logit cache where they can: one teacher has many students and is part of many ensembles.
+        Streamed images may change, and so may the code of a user's network. Their logits are computed each time.
         """
-        folder, answers = cache_dir() / "answers", []
-        for number, who in enumerate(self.identities()):
-            if not isinstance(images, InMemoryImages) or ":" in who["model"]:
-                answers.append(self._ask(number, images))
-                continue
-            code = [version("checkpointkd"), version("torch")]
-            pinned = {"images": images.sha256(), "device": self.device.type, **who, "code": code}
-            path = folder / f"{storage.cache_key(pinned)}.safetensors"
-            logits_NK = _kept(path, (len(images), len(self.classes)))
-            if logits_NK is None:
-                logits_NK = self._ask(number, images)
-                if logits_NK.nbytes <= LARGEST_ANSWERS:
-                    with contextlib.suppress(OSError, UserError):  # nowhere to keep them costs time, nothing else
-                        storage.save_tensors(path, {"logits_NK": logits_NK}, {"key": path.stem})
-                        _remove_oldest(folder)
-            answers.append(logits_NK)
-        return torch.stack(answers)
+        if not isinstance(images, InMemoryImages):
+            return torch.stack([self._compute_clean(member, images) for member in range(len(self))])
+        manifests = manifests_of(
+            self.members,
+            images,
+            views=None,
+            precision="fp32",
+            device=self.device,
+            batch_size=eval_batch_size(images, self.device),
+        )
+        return torch.stack(
+            [
+                self._compute_clean(member, images)
+                if names_code(manifest.model)
+                else clean_logits(manifest, partial(self._compute_clean, member, images), limit=self.cache_limit)
+                for member, manifest in enumerate(manifests)
+            ]
+        )
 
-    def _ask(self, member: int, images: Images) -> Tensor:
+    def _compute_clean(self, member: int, images: Images) -> Tensor:
         logits_NK = predict(self.networks[member], images)
-        known = bool(logits_NK.isfinite().all())
-        if not known:
-            raise UserError(f"the teacher {self.members[member].text} answers with no finite numbers")
+        if not logits_NK.isfinite().all():
+            raise UserError(f"The logits of the teacher {self.members[member].text} are not finite")
         return logits_NK
 
     def measure(
@@ -142,36 +143,6 @@ class Teacher:
                 "disagreement": sum(unlike) / len(unlike) if unlike else None,
             },
         }
-
-    def identities(self) -> list[dict[str, str]]:
-        """What a member's answers follow from, besides the images: weights (with normalization) and network."""
-        return [{"teacher": member.checkpoint.sha256, "model": member.checkpoint.run.model} for member in self.members]
-
-    def manifest(self) -> list[dict]:
-        """Who the teachers are, wherever they lie: epoch and content hash of each."""
-        return [{"epoch": member.checkpoint.epoch, "sha256": member.checkpoint.sha256} for member in self.members]
-
-
-def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """The answers in a file, if it is whole, and holds what its name says."""
-    try:
-        tensors, metadata = storage.load_tensors(path)
-    except UserError:  # there are none, or they are damaged
-        return None
-    logits_NK = tensors.get("logits_NK")
-    right = logits_NK is not None and logits_NK.shape == shape and metadata.get("key") == path.stem
-    return logits_NK if right else None
-
-
-def _remove_oldest(folder: Path) -> None:
-    """Keep what answers take up below the limit."""
-    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.safetensors"))
-    total = sum(size for _, size, _ in written)
-    for _, size, path in written:
-        if total <= ALL_ANSWERS:
-            break
-        path.unlink(missing_ok=True)
-        total -= size
 
 
 def _measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -207,6 +178,13 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def open_teacher(
+    refs: Sequence[str], *, device: torch.device | str = "cpu", batch_norm: BatchNormMode = "eval"
+) -> Teacher:
+    """Load the checkpoints that these references name, such as `runs/teacher@last`, as one teacher."""
+    return Teacher(resolve_ensemble(refs), device=torch.device(device), batch_norm=batch_norm)
 
 
 def chance_level(labels_N: Tensor) -> tuple[float, float]:

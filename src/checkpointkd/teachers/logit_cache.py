@@ -1,12 +1,15 @@
-"""The exact teacher table: what a teacher answers to every view of every training image, computed once.
+"""The logit cache: teachers' logits on disk, so that each is computed once.
 
-A cropped and flipped CIFAR image has 162 views, so all of a teacher's answers fit in a file. A row is found by (image,
-view) and holds the logits in 16 bits and a checksum of them and of its place; a row that was never written, was written
-by half or belongs elsewhere has no right checksum, is missing, and is computed. Missing rows are computed before an
-epoch begins, since (seed, epoch) says which it will ask for; then the epoch's answers lie on the device, and no step
-waits for anything.
+An entry is a folder, `logits/KEY` in the cache directory, with one teacher's logits for one set of images:
 
-Letters in names: N training images, V views of each, M rows, W words of a row, T teachers, B batch, K classes.
+manifest.json        all that the logits follow from; KEY is its hash, so any change makes another entry
+logits.safetensors   float32 logits of clean images, or
+rows.bin             float16 logits of every view of every training image, with a checksum for each row
+
+All entries share one limit. Those that were unused for longest make room.
+A process that still reads a removed file keeps it until the process ends.
+
+Letters in names: M rows, N images, K classes, W words of 64 bits in a row.
 """
 
 from __future__ import annotations
@@ -14,196 +17,234 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import storage
-from ..config import TEACHER_FORWARD, OnProgress, Precision
-from ..data import Batch, EpochLoader, InMemoryBatches, InMemoryImages, cache_dir
+from .. import records, storage
+from ..checkpoints import CheckpointRef, names_code
+from ..config import Precision
+from ..data import InMemoryImages, Views, cache_dir
 from ..errors import UserError
+from ..records import LogitManifest, ViewsRecord
 from ..seeding import hashed_words
-from .ensemble import Teacher
 
 log = logging.getLogger("checkpointkd")
 
-FILL_BATCH = 250  # one size for every batch that fills, so that an answer never depends on how many were missing
+DEFAULT_LIMIT = 20 * 10**9  # bytes of all entries; --logit-cache-gb
+MANIFEST, CLEAN, ROWS = "manifest.json", "logits.safetensors", "rows.bin"
 
 
 class LogitFile:
-    """One teacher's answers, in a file that processes share: M rows of K logits in 16 bits.
+    """One teacher's logits for M rows, in a file that processes share: K values in 16 bits and a checksum per row.
+
+    A row that was never written, was written by half or belongs elsewhere has a wrong checksum. It counts as missing.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     table = Table(Path(folder) / "rows.bin", rows=4, classes=3)
-    ...     table.write(torch.tensor([2]), torch.tensor([[1.0, 2.0, 3.0]]))
-    ...     logits_MK, there_M = table.read(torch.tensor([0, 2]))
-    >>> there_M.tolist(), logits_MK[1].tolist()
+    ...     file = LogitFile(Path(folder) / "rows.bin", rows=4, classes=3)
+    ...     file.write(torch.tensor([2]), torch.tensor([[1.0, 2.0, 3.0]]))
+    ...     logits_MK, valid_M = file.read(torch.tensor([0, 2]))
+    >>> valid_M.tolist(), logits_MK[1].tolist()
     ([False, True], [1.0, 2.0, 3.0])
     """
 
     def __init__(self, path: Path, *, rows: int, classes: int) -> None:
-        self.classes, self.words = classes, words(classes)
+        self.classes, self.words = classes, _words(classes)
         size = size_of(rows, classes)
         if path.exists() and path.stat().st_size != size:
-            path.unlink()  # no table of ours
+            path.unlink()  # not a file of this format
         if not path.exists():
             _reserve(path, size)
-        os.utime(path)  # tables that were not used for longest make room for others
-        self._records_MW = torch.from_file(
-            str(path), shared=True, size=rows * (self.words + 1), dtype=torch.int64
-        ).view(rows, self.words + 1)
+        os.utime(path)  # the time of last use, for `_make_room`
+        self._rows_MW = torch.from_file(str(path), shared=True, size=rows * (self.words + 1), dtype=torch.int64).view(
+            rows, self.words + 1
+        )
 
     def read(self, row_M: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of these rows, (M, K) in 16 bits, and which of the rows are there, (M,)."""
-        records_MW = self._records_MW[row_M]
-        answers_MW, check_M = records_MW[:, :-1], records_MW[:, -1]
-        logits_MK = answers_MW.contiguous().view(torch.float16)[:, : self.classes]
-        return logits_MK, check_M == _checksum(answers_MW, row_M)
+        """Return the logits of these rows, float16 (M, K), and which of the rows are valid, bool (M,)."""
+        rows_MW = self._rows_MW[row_M]
+        values_MW, checksum_M = rows_MW[:, :-1], rows_MW[:, -1]
+        logits_MK = values_MW.contiguous().view(torch.float16)[:, : self.classes]
+        return logits_MK, checksum_M == _checksum(values_MW, row_M)
 
     def write(self, row_M: Tensor, logits_MK: Tensor) -> None:
-        """Put the logits into these rows."""
+        """Store the logits of these rows."""
         padded_MK = torch.zeros(len(row_M), 4 * self.words, dtype=torch.float16)
         padded_MK[:, : self.classes] = logits_MK
-        answers_MW = padded_MK.view(torch.int64)
-        self._records_MW[row_M] = torch.cat([answers_MW, _checksum(answers_MW, row_M)[:, None]], 1)
+        values_MW = padded_MK.view(torch.int64)
+        self._rows_MW[row_M] = torch.cat([values_MW, _checksum(values_MW, row_M)[:, None]], 1)
 
 
-class CachedTeacherBatches:
-    """Batches that bring the teachers' answers with them, from the teachers' tables."""
-
-    def __init__(
-        self,
-        batches: InMemoryBatches,
-        teacher: Teacher,
-        tables: list[LogitFile],
-        *,
-        precision: Precision,
-        tell: OnProgress,
-        active_teachers: Callable[[int], list[int]] | None = None,
-    ) -> None:
-        self.batches, self.teacher, self.tables = batches, teacher, tables
-        self.precision, self.tell = precision, tell
-        self.active_teachers = active_teachers or (lambda epoch: list(range(len(tables))))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        view_N = self.batches.view_N(epoch)
-        logits_TNK = self.answers(view_N, self.active_teachers(epoch))
-        for row_B in self.batches.rows(epoch):
-            yield replace(self.batches.batch(row_B, view_N[row_B]), teacher_TBK=logits_TNK[:, row_B].float())
-
-    def answers(self, view_N: Tensor, asked: Collection[int] | None = None) -> Tensor:
-        """Each teacher's logits for each image in this view of it, (T, N, K) in 16 bits, on the batches' device; zeros
-        for a teacher who isn't asked."""
-        row_N = torch.arange(len(view_N)) * len(self.batches.views) + view_N.cpu()
-        found = []
-        missing = []
-        for member, table in enumerate(self.tables):
-            if asked is not None and member not in asked:
-                found.append(torch.zeros(len(row_N), table.classes, dtype=torch.float16))
-                missing.append(row_N[:0])
-                continue
-            logits_NK, there_N = table.read(row_N)
-            found.append(logits_NK)
-            missing.append((~there_N).nonzero().flatten())
-        total, done = sum(map(len, missing)), 0
-        for member, (table, logits_NK, missing_M) in enumerate(zip(self.tables, found, missing, strict=True)):
-            for begin in range(0, len(missing_M), FILL_BATCH):
-                image_B = missing_M[begin : begin + FILL_BATCH]
-                filled_B = image_B.repeat(-(-FILL_BATCH // len(image_B)))[:FILL_BATCH].to(self.batches.device)
-                batch = self.batches.batch(filled_B, view_N[filled_B])
-                with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    answer_BK = self.teacher.member_logits(member, batch)[: len(image_B)].cpu()
-                table.write(row_N[image_B], answer_BK)
-                logits_NK[image_B] = answer_BK
-                done += len(image_B)
-                if total > 10 * FILL_BATCH:  # a bar for less would only flicker
-                    self.tell(TEACHER_FORWARD, done, total)
-        return torch.stack(found).to(self.batches.device)
-
-
-def with_cached_logits(
-    batches: EpochLoader,
-    images: Any,
-    teacher: Teacher,
+def manifests_of(
+    members: Sequence[CheckpointRef],
+    images: InMemoryImages,
     *,
+    views: Views | None,
     precision: Precision,
-    limit: int,
-    on_progress: OnProgress,
-    active_teachers: Callable[[int], list[int]] | None = None,
-) -> EpochLoader:
-    """The batches with the teachers' answers from their tables, or, where there can be no table, as they are, which
-    means that the teachers are asked at every step; it is said why. `limit` is what all tables may take up, in bytes;
-    `asked_in` says which teachers count in the epoch that follows so many completed ones; by default all.
+    device: torch.device,
+    batch_size: int,
+) -> list[LogitManifest]:
+    """Return, for each teacher, all that its logits for these images follow from.
+
+    Args:
+        views: The views of each image; None for clean images.
+        batch_size: The images in one forward pass. Another size sums in another order.
     """
-    if teacher.batch_norm == "batch":
-        log.info("the teachers are asked at every step: normalized by batches, their answers depend on the company")
-        return batches
-    if not isinstance(batches, InMemoryBatches) or not isinstance(images, InMemoryImages):
-        log.info("the teachers are asked at every step: streamed pictures have no finite number of views")
-        return batches
-    rows, classes = len(images) * len(batches.views), len(teacher.classes)
-    pinned = {
-        "format": 1,
-        "images": images.sha256(),
-        "views": asdict(batches.views),
-        "classes": classes,
-        "precision": precision,
-        "device": batches.device.type,
-        "batch_norm": "eval",
-        "fill_batch": FILL_BATCH,
-    }
-    tables = []
-    folder = cache_dir() / "tables"
-    keys = [storage.cache_key({**pinned, **who}) for who in teacher.identities()]
-    needed = size_of(rows, classes)
-    try:
-        _make_room(folder, keys, needed, limit)
-        for key, who in zip(keys, teacher.identities(), strict=True):
-            table = LogitFile(folder / key / "rows.bin", rows=rows, classes=classes)
-            storage.write_json(folder / key / "manifest.json", {**pinned, **who})
-            tables.append(table)
-    except (UserError, OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        log.warning(
-            "the teachers are asked at every step, because their tables of %s each can't be kept in %s: %s",
-            _bytes(needed),
-            folder,
-            reason,
+    images_sha256 = images.sha256()
+    return [
+        LogitManifest(
+            teacher=member.checkpoint.sha256,
+            model=member.checkpoint.run.model,
+            images=images_sha256,
+            views=None if views is None else ViewsRecord(pad=views.pad, flip=views.flip),
+            rows=len(images) * (1 if views is None else len(views)),
+            classes=len(member.checkpoint.run.classes),
+            precision=precision,
+            device=device.type,
+            batch_size=batch_size,
+            versions=_versions(member.checkpoint.run.model),
         )
-        return batches
-    return CachedTeacherBatches(
-        batches, teacher, tables, precision=precision, active_teachers=active_teachers, tell=on_progress
-    )
+        for member in members
+    ]
 
 
-def words(classes: int) -> int:
-    """How many words of 64 bits a row's logits take up."""
-    return -(-classes // 4)
+def user_code_in(members: Sequence[CheckpointRef]) -> str | None:
+    """Return the first network of these that is a user's own code, `package.module:callable`, or None.
+
+    Such code may change without a trace in the key, so logits of these networks are never cached.
+    """
+    models = [member.checkpoint.run.model for member in members]
+    return next((model for model in models if names_code(model)), None)
+
+
+def clean_logits(manifest: LogitManifest, compute: Callable[[], Tensor], *, limit: int) -> Tensor:
+    """Return a teacher's logits of clean images, float32 (N, K): those stored, else those computed, which are stored.
+
+    Logits that cannot be stored cost time when they are needed again, nothing else.
+    """
+    key = _key(manifest)
+    path = _folder() / key / CLEAN
+    logits_NK = _stored(path, manifest, key)
+    if logits_NK is None:
+        logits_NK = compute()
+        with contextlib.suppress(OSError, UserError):
+            _make_room({key: logits_NK.nbytes}, limit)
+            storage.save_tensors(path, {"logits_NK": logits_NK}, {"key": key})
+            storage.write_json(path.with_name(MANIFEST), manifest)
+    return logits_NK
+
+
+def view_logits(manifests: Sequence[LogitManifest], *, limit: int) -> list[LogitFile]:
+    """Open the file of each teacher's logits of every view. Its space on the disk is reserved first.
+
+    Raises:
+        UserError: If the files need more bytes than the limit.
+        OSError: If the disk is full or cannot be written to.
+    """
+    keys = [_key(manifest) for manifest in manifests]
+    _make_room({key: size_of(one.rows, one.classes) for key, one in zip(keys, manifests, strict=True)}, limit)
+    files = []
+    for key, manifest in zip(keys, manifests, strict=True):
+        folder = _folder() / key
+        files.append(LogitFile(folder / ROWS, rows=manifest.rows, classes=manifest.classes))
+        storage.write_json(folder / MANIFEST, manifest)
+    return files
 
 
 def size_of(rows: int, classes: int) -> int:
-    """The size of a table's file in bytes: for all of CIFAR-100, 1.7 GB."""
-    return rows * (words(classes) + 1) * 8
+    """Return the size of a file of logits of every view, in bytes. For all of CIFAR-100 it is 1.7 GB."""
+    return rows * (_words(classes) + 1) * 8
 
 
-def _checksum(answers_MW: Tensor, row_M: Tensor) -> Tensor:
-    """Of a row's words and its number, never 0 as in a row that was never written. Each word's factor is odd, so no
-    change of a single word goes unseen."""
-    factor_W = hashed_words(torch.arange(answers_MW.shape[1]), "table") | 1
-    sum_M = (answers_MW * factor_W).sum(1) + hashed_words(row_M, "row")
+def format_bytes(count: int) -> str:
+    """Return a size as text, such as `1.7 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _versions(model: str) -> dict[str, str]:
+    """The versions of the packages whose code computes a network's logits."""
+    packages = ["checkpointkd", "torch"] + (["timm"] if model.startswith("timm:") else [])
+    return {package: version(package) for package in packages}
+
+
+def _folder() -> Path:
+    return cache_dir() / "logits"
+
+
+def _key(manifest: LogitManifest) -> str:
+    return storage.cache_key(records.plain(manifest))
+
+
+def _stored(path: Path, manifest: LogitManifest, key: str) -> Tensor | None:
+    """The stored logits of clean images, or None if they are absent, damaged or another entry's."""
+    try:
+        tensors, metadata = storage.load_tensors(path)
+    except UserError:
+        return None
+    logits_NK = tensors.get("logits_NK")
+    if logits_NK is None or logits_NK.shape != (manifest.rows, manifest.classes) or metadata.get("key") != key:
+        return None
+    with contextlib.suppress(OSError):  # a cache that cannot be written to can be read
+        os.utime(path)
+    return logits_NK
+
+
+def _make_room(wanted: Mapping[str, int], limit: int) -> None:
+    """Remove the entries that were unused for longest, until those that are wanted fit into the limit.
+
+    Args:
+        wanted: The size in bytes of each wanted entry, by its key.
+        limit: What all entries may take up, in bytes.
+
+    Raises:
+        UserError: If the wanted entries alone exceed the limit. Nothing is removed then.
+    """
+    total = sum(wanted.values())
+    if total > limit:
+        raise UserError(f"{format_bytes(total)} are needed, and --logit-cache-gb allows {format_bytes(limit)}")
+    removable = [entry for entry in _entries() if entry[2].name not in wanted]
+    total += sum(size for _, size, _ in removable)
+    for _, size, folder in sorted(removable):
+        if total <= limit:
+            break
+        with contextlib.suppress(OSError):  # another process removes the same entry, or has begun to write it
+            for file in folder.iterdir():
+                file.unlink(missing_ok=True)
+            folder.rmdir()
+        total -= size
+        log.info("Removed %s (%s), unused for longest, to keep to --logit-cache-gb", folder, format_bytes(size))
+
+
+def _entries() -> Iterator[tuple[float, int, Path]]:
+    """Yield the time of last use, the size in bytes and the folder of each entry."""
+    for folder in _folder().glob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it meanwhile
+            status = {file.name: file.stat() for file in folder.iterdir()}
+            size = sum(file.st_size for name, file in status.items() if name != MANIFEST)
+            yield max((file.st_mtime for file in status.values()), default=0.0), size, folder
+
+
+def _words(classes: int) -> int:
+    """How many words of 64 bits hold one row's logits."""
+    return -(-classes // 4)
+
+
+def _checksum(values_MW: Tensor, row_M: Tensor) -> Tensor:
+    """Return a checksum of each row's words and number, never 0, which a row that was never written has.
+
+    Each word's factor is odd, so a change of a single word always changes the checksum.
+    """
+    factor_W = hashed_words(torch.arange(values_MW.shape[1]), "logit words") | 1
+    sum_M = (values_MW * factor_W).sum(1) + hashed_words(row_M, "logit row")
     return torch.where(sum_M == 0, 1, sum_M)
 
 
 def _reserve(path: Path, size: int) -> None:
-    """A file of zeros whose room on the disk is taken: writing to a mapped file on a full disk kills the process."""
+    """Create a file of zeros and reserve its space: writing to a mapped file on a full disk kills the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}{storage.TMP_SUFFIX}")
     try:
@@ -213,28 +254,7 @@ def _reserve(path: Path, size: int) -> None:
             else:
                 for start in range(0, size, 1 << 24):
                     file.write(bytes(min(1 << 24, size - start)))
-        with contextlib.suppress(FileExistsError):  # another process was quicker, and the table is one
+        with contextlib.suppress(FileExistsError):  # another process created the file meanwhile: both use it
             os.link(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _make_room(folder: Path, keys: list[str], needed: int, limit: int) -> None:
-    """Remove the tables that were not used for longest until what is needed fits the limit. A process that uses one of
-    them goes on with it: its file is gone when the process ends."""
-    wanted = needed * len(set(keys))
-    if wanted > limit:
-        raise UserError(f"{_bytes(wanted)} are needed, and --logit-cache-gb allows {_bytes(limit)}")
-    others = [path for path in folder.glob("*/rows.bin") if path.parent.name not in keys]
-    others.sort(key=lambda path: path.stat().st_mtime)
-    total = wanted + sum(path.stat().st_size for path in others)
-    for path in others:
-        if total <= limit:
-            break
-        total -= path.stat().st_size
-        path.unlink(missing_ok=True)
-        log.info("removed the table %s, which was not used for longest, to stay within --logit-cache-gb", path.parent)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

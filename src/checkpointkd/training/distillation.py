@@ -19,9 +19,9 @@ from ..exporting import write_student
 from ..losses import METHODS, distillation, takes_features
 from ..models import Network
 from ..records import DistillRecord, TeacherRecord, TeachersMeasured
+from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
 from ..teachers.ensemble import Teacher, check_compatible, refuse_at_chance
-from ..teachers.logit_cache import with_cached_logits
 from .loop import Row
 from .run import Method, RunSpec, run_training
 
@@ -64,6 +64,11 @@ class DistillSpec:
             if self.kd.average != KDConfig.average:
                 raise UserError("--average is for teachers that teach jointly, not one after the other")
 
+    @property
+    def cache_limit(self) -> int:
+        """What the logit cache may take up, in bytes."""
+        return int(self.logit_cache_gb * 1e9)
+
 
 def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, verbose: bool = True) -> PreparedTeachers:
     """Load the teachers and measure them on the validation set.
@@ -72,7 +77,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
         UserError: If the teachers cannot teach together, know other classes than the data, or, unless it is allowed,
             if one is no better than chance.
     """
-    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.batch_norm)
+    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
     measured = teacher.measure(data.val, average=spec.kd.average, weights=spec.config.teacher_weights)
     if verbose:
@@ -112,7 +117,7 @@ def run_distillation(
             data.train,
             teachers.prepared.teacher,
             precision=precision,
-            limit=int(spec.logit_cache_gb * 1e9),
+            limit=spec.cache_limit,
             on_progress=on_progress or (lambda task, done, total: None),
             active_teachers=lambda epoch: spec.config.active_teachers(epoch, run.recipe.epochs, len(spec.refs)),
         )

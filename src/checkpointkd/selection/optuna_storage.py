@@ -1,0 +1,157 @@
+"""The Optuna study of `tune`: its storage, its pruner, and the next trial. Importing this module needs Optuna."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from .tuning import TuneConfig, TuneTask
+
+VALUES = "values"  # the user attribute of an enqueued trial with the values that it was given
+HEARTBEAT_SECONDS = 60  # in a shared storage; without it another machine takes a trial over
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Optuna's own log while `tune` runs."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn errors of the storage during the search into UserError."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise UserError(f"The Optuna storage {without_password(url)!r} failed: {first_line(error)}") from None
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the SQLAlchemy URL of a SQLite file with any name."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def without_password(url: str) -> str:
+    """Return a storage URL without user name and password.
+
+    >>> without_password("mysql://me:secret@host/db")
+    'mysql://host/db'
+    """
+    return re.sub(r"//[^@/]*@", "//", url)
+
+
+def open_study(
+    url: str, name: str, task: TuneTask, settings: TuneConfig, fingerprint: str, *, shared: bool
+) -> optuna.Study:
+    """Create the study, or load it.
+
+    Args:
+        url: The storage.
+        name: The study's name.
+        task: What all trials have in common; its length decides on the pruner.
+        settings: Whether to prune.
+        fingerprint: A hash of all settings that trials have in common.
+        shared: Whether other machines may use the storage at the same time.
+
+    Raises:
+        UserError: If the storage cannot be used, or if the study has another fingerprint.
+    """
+    try:
+        study = optuna.create_study(
+            storage=_storage(url, shared=shared),
+            study_name=name,
+            direction="maximize",
+            pruner=_pruner(task, settings),
+            load_if_exists=True,
+        )
+        stored = study.user_attrs.get("fingerprint")
+        if stored is None:
+            study.set_user_attr("fingerprint", fingerprint)
+    except Exception as error:  # a missing driver, an unreachable server, a file that is no database
+        raise UserError(
+            f"Could not open the Optuna storage {without_password(url)!r}: {first_line(error)}. "
+            "--storage takes any storage URL that Optuna takes."
+        ) from None
+    if stored not in (None, fingerprint):
+        raise UserError(
+            f"The Optuna study {name!r} in {without_password(url)} has other teachers, data, settings or "
+            f"hyper-parameters. Choose another --out{' or --study' if shared else ''}."
+        )
+    if not shared:  # the directory is locked, so a trial that is still running was killed
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:
+                study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+
+def _storage(url: str, *, shared: bool) -> optuna.storages.RDBStorage:
+    """Return the storage. In a shared one, another machine repeats the trials of a machine that died."""
+    if not shared:
+        return optuna.storages.RDBStorage(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            url,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+
+
+def _pruner(task: TuneTask, settings: TuneConfig) -> optuna.pruners.BasePruner:
+    if not settings.prune:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.HyperbandPruner(
+        min_resource=task.rung_epochs, max_resource=task.run.recipe.epochs, reduction_factor=3
+    )
+
+
+def enqueue_next(study: optuna.Study, settings: TuneConfig, fingerprint: str, *, shared: bool) -> bool:
+    """Prepare the next trial, and return whether there is one.
+
+    Trials that started and failed are repeated first. A grid is tried in an order that follows from the fingerprint.
+    The seed of TPE follows from the fingerprint and the number of trials, so a stopped search continues as it would
+    have. Machines that share a study must not try the same values, so there the order and the seed are random.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if any(trial.state == TrialState.WAITING for trial in trials):
+        return True
+    taken = [values_of(trial) for trial in trials if trial.state != TrialState.FAIL]
+    if settings.sampler == "tpe" and len(taken) >= settings.planned:
+        return False  # other machines run the last ones
+    if settings.sampler == "grid":
+        candidates = settings.grid()
+        random.Random(fingerprint).shuffle(candidates)
+        candidates = candidates[: settings.planned]
+        if shared:
+            random.shuffle(candidates)
+    else:
+        candidates = [dict(trial.params) for trial in trials if trial.params.keys() == settings.space.keys()]
+        study.sampler = optuna.samplers.TPESampler(seed=None if shared else int(fingerprint[:7], 16) + len(taken))
+    for values in candidates:
+        if values not in taken:
+            study.enqueue_trial(values, user_attrs={VALUES: values})
+            return True
+    return settings.sampler == "tpe"
+
+
+def values_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the values of a trial, also of an enqueued one that has not started."""
+    return dict(trial.params or trial.user_attrs.get(VALUES, {}))

@@ -1,0 +1,122 @@
+"""The directory of a pilot search: its record, and the pilot runs that are stored in it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from .. import records, storage
+from ..checkpoints import Trajectory
+from ..config import OnProgress, PilotConfig, PrecisionChoice, Recipe
+from ..data import Data
+from ..errors import UserError, pluralize
+from ..records import DistillRecord, DivergedRecord, OwnRunRecord, PilotSearchRecord, TeacherRecord
+from .pilot_plan import NO_TEACHER, Candidate
+
+log = logging.getLogger("checkpointkd")
+
+SEARCH = "pilot_search.json"
+PILOT_RUNS = "pilot_runs"
+DIVERGED = "diverged.json"  # in the directory of a pilot run that diverged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PilotSearch:
+    """The settings that all pilot runs of a search have in common, and the directory of the search.
+
+    `recipe` is that of the whole distillation. `command_options` are the user's options, for the command that trains
+    the student.
+    """
+
+    student: str
+    trajectory: Trajectory
+    data: Data
+    recipe: Recipe
+    settings: PilotConfig
+    out: Path
+    precision: PrecisionChoice
+    logit_cache_gb: float
+    device: torch.device
+    command_options: dict[str, Any] = field(default_factory=dict)
+    on_progress: OnProgress | None = None
+
+    @property
+    def record(self) -> PilotSearchRecord:
+        """The search as pilot_search.json has it."""
+        return PilotSearchRecord(
+            student=self.student,
+            teachers=tuple(
+                TeacherRecord(epoch=epoch, sha256=checkpoint.sha256) for epoch, checkpoint in self.trajectory.items()
+            ),
+            data=self.data.record,
+            recipe=self.recipe,
+            tau=self.settings.tau,
+            alphas=self.settings.alphas,
+            seed=self.settings.seed,
+            precision=self.precision,
+        )
+
+
+def open_search(search: PilotSearch) -> PilotSearchRecord:
+    """Start the search in its directory, or continue it, and return its record.
+
+    Raises:
+        UserError: If the directory holds another search or other files, or if pilot_search.json is damaged.
+    """
+    path, record = search.out / SEARCH, search.record
+    storage.remove_leftovers(search.out)
+    if path.exists():
+        started = any((search.out / PILOT_RUNS).glob("*/metrics.jsonl"))
+        if started:  # a search without any trained epoch may be replaced
+            record = _continued(search, record, path)
+    else:
+        names = sorted(entry.name for entry in search.out.iterdir() if not entry.name.startswith(".lock"))
+        if names:
+            raise UserError(f"{search.out} already holds other files ({', '.join(names[:3])}). Choose another --out.")
+    storage.write_json(path, record)
+    return record
+
+
+def _continued(search: PilotSearch, record: PilotSearchRecord, path: Path) -> PilotSearchRecord:
+    """Return the record of the stored search with its own checkpoints, if the settings are the same."""
+    stored = records.read(path, PilotSearchRecord, remedy=f"Remove {search.out} to start the search again.")
+    if set(stored.teachers) <= set(record.teachers):
+        if added := len(record.teachers) - len(stored.teachers):
+            log.warning(
+                "%s saved since the pilot search in %s started: not included. Choose another --out to include all.",
+                pluralize(added, "checkpoint"),
+                search.out,
+            )
+        record = msgspec.structs.replace(record, teachers=stored.teachers)
+    if differences := record.differences(stored):
+        raise UserError(
+            f"{search.out} already holds another pilot search ({'; '.join(differences)[:300]}). Choose another --out."
+        )
+    return record
+
+
+def stored_runs(out: Path) -> list[tuple[Candidate, int]]:
+    """Return the pilot runs that are stored in a search, complete or diverged, with their lengths in epochs."""
+    stored = []
+    for path in sorted((out / PILOT_RUNS).glob("*/result.json")):
+        run = records.read_run(path.with_name("run.json"))
+        if isinstance(run, DistillRecord):
+            candidate = Candidate(tuple(teacher.epoch for teacher in run.teachers), run.kd.alpha)
+            stored.append((candidate, run.recipe.epochs))
+        elif isinstance(run, OwnRunRecord):
+            stored.append((NO_TEACHER, run.recipe.epochs))
+    for path in sorted((out / PILOT_RUNS).glob(f"*/{DIVERGED}")):
+        remedy = f"Remove {path.parent} to train this pilot run again."
+        diverged = records.read(path, DivergedRecord, remedy=remedy)
+        stored.append((Candidate(diverged.epochs, diverged.alpha), diverged.pilot_epochs))
+    return list(dict.fromkeys(stored))
+
+
+def pilot_run_path(search: PilotSearch, candidate: Candidate, pilot_epochs: int) -> Path:
+    """Return the run directory of a pilot run."""
+    return search.out / PILOT_RUNS / f"{candidate.folder_name}-{pilot_epochs}-epochs"

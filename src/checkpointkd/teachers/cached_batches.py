@@ -1,0 +1,143 @@
+"""Batches that bring the teachers' logits with them, from the logit cache.
+
+(seed, epoch) says which view of each image an epoch shows. So the logits that are missing are computed before the epoch
+begins, the epoch's logits lie on the device, and no step waits for a teacher.
+
+Letters in names: N training images, T teachers, B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TEACHER_FORWARD, OnProgress, Precision
+from ..data import Batch, EpochLoader, InMemoryBatches, InMemoryImages
+from ..errors import UserError
+from .ensemble import Teacher
+from .logit_cache import LogitFile, format_bytes, manifests_of, size_of, user_code_in, view_logits
+
+log = logging.getLogger("checkpointkd")
+
+FILL_BATCH = 250  # images in every forward pass that fills the cache: logits never depend on how many were missing
+
+
+class CachedTeacherBatches:
+    """An epoch loader whose batches carry the teachers' logits, from one `LogitFile` per teacher."""
+
+    def __init__(
+        self,
+        batches: InMemoryBatches,
+        teacher: Teacher,
+        files: list[LogitFile],
+        *,
+        precision: Precision,
+        on_progress: OnProgress,
+        active_teachers: Callable[[int], Collection[int]] | None = None,
+    ) -> None:
+        self.batches, self.teacher, self.files = batches, teacher, files
+        self.precision, self.on_progress = precision, on_progress
+        self.active_teachers = active_teachers or (lambda epoch: range(len(files)))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of the epoch that follows `epoch` completed ones, with `teacher_TBK` in float32."""
+        view_N = self.batches.view_N(epoch)
+        logits_TNK = self.logits(view_N, self.active_teachers(epoch))
+        for row_B in self.batches.rows(epoch):
+            yield replace(self.batches.batch(row_B, view_N[row_B]), teacher_TBK=logits_TNK[:, row_B].float())
+
+    def logits(self, view_N: Tensor, members: Collection[int] | None = None) -> Tensor:
+        """Return the teachers' logits of one view of each image, and store those that were missing.
+
+        Args:
+            view_N: The number of the view of each image.
+            members: The teachers that are needed; None for all. The others' logits are zeros.
+
+        Returns:
+            Logits (T, N, K) in float16, on the device of the batches.
+        """
+        row_N = torch.arange(len(view_N)) * len(self.batches.views) + view_N.cpu()
+        stored, missing = [], []
+        for member, file in enumerate(self.files):
+            if members is not None and member not in members:
+                stored.append(torch.zeros(len(row_N), file.classes, dtype=torch.float16))
+                missing.append(row_N[:0])
+                continue
+            logits_NK, valid_N = file.read(row_N)
+            stored.append(logits_NK)
+            missing.append((~valid_N).nonzero().flatten())
+        total, done = sum(map(len, missing)), 0
+        for member, (file, logits_NK, missing_M) in enumerate(zip(self.files, stored, missing, strict=True)):
+            for start in range(0, len(missing_M), FILL_BATCH):
+                image_B = missing_M[start : start + FILL_BATCH]
+                logits_BK = self._compute(member, image_B, view_N)
+                file.write(row_N[image_B], logits_BK)
+                logits_NK[image_B] = logits_BK
+                done += len(image_B)
+                if total > 10 * FILL_BATCH:  # a progress bar for less would only flicker
+                    self.on_progress(TEACHER_FORWARD, done, total)
+        return torch.stack(stored).to(self.batches.device)
+
+    def _compute(self, member: int, image_B: Tensor, view_N: Tensor) -> Tensor:
+        """One teacher's logits (B, K) on the CPU, by a forward pass of FILL_BATCH images, some of them repeated."""
+        filled_B = image_B.repeat(-(-FILL_BATCH // len(image_B)))[:FILL_BATCH].to(self.batches.device)
+        batch = self.batches.batch(filled_B, view_N[filled_B])
+        with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.teacher.member_logits(member, batch)[: len(image_B)].cpu()
+
+
+def with_cached_logits(
+    batches: EpochLoader,
+    images: Any,
+    teacher: Teacher,
+    *,
+    precision: Precision,
+    limit: int,
+    on_progress: OnProgress,
+    active_teachers: Callable[[int], Collection[int]] | None = None,
+) -> EpochLoader:
+    """Return the batches with the teachers' logits from the logit cache.
+
+    Where logits cannot be cached, return the batches as they are, and log why. Teachers then run at every step.
+
+    Args:
+        limit: What the whole cache may take up, in bytes.
+        active_teachers: The teachers that are used in the epoch that follows so many completed ones. By default all.
+    """
+    if teacher.batch_norm == "batch":
+        log.info("Teachers run at every step: with batch statistics, logits depend on the other images of a batch")
+        return batches
+    if not isinstance(batches, InMemoryBatches) or not isinstance(images, InMemoryImages):
+        log.info("Teachers run at every step: streamed images have no finite number of views")
+        return batches
+    if (model := user_code_in(teacher.members)) is not None:
+        log.info("Teachers run at every step: the code of %s may change, so its logits are not cached", model)
+        return batches
+    manifests = manifests_of(
+        teacher.members,
+        images,
+        views=batches.views,
+        precision=precision,
+        device=batches.device,
+        batch_size=FILL_BATCH,
+    )
+    try:
+        files = view_logits(manifests, limit=limit)
+    except (UserError, OSError, RuntimeError) as error:
+        log.warning(
+            "Teachers run at every step, because their logits (%s each) cannot be cached: %s",
+            format_bytes(size_of(manifests[0].rows, manifests[0].classes)),
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0],
+        )
+        return batches
+    return CachedTeacherBatches(
+        batches, teacher, files, precision=precision, active_teachers=active_teachers, on_progress=on_progress
+    )
