@@ -3,10 +3,12 @@
 python examples/quickstart.py          # about one minute on two cores; scikit-learn's digits, no download
 """
 
+from typing import Any
+
 import checkpointkd as ckd
 
 RUNS = "runs/quickstart"
-STUDENT = {"epochs": 25, "save_every": 25}
+STUDENT: dict[str, Any] = {"epochs": 25, "save_every": 25}
 
 # A teacher with a checkpoint every four epochs.
 teacher = ckd.train("wrn_16_2", data="digits", train_images=200, epochs=40, save_every=4, out=f"{RUNS}/teacher")

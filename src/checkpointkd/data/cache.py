@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,21 +11,15 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 
 from .. import storage
-from ..config import OnProgress
+from ..config import OnProgress, cache_dir
 from ..errors import UserError
 
 log = logging.getLogger("checkpointkd")
 
 Decoded = tuple[Tensor, Tensor]  # pixels (N, C, H, W), uint8, and labels (N,), int64
-
-
-def cache_dir() -> Path:
-    """The folder for data and what is made of it: `CHECKPOINTKD_HOME`, else the user's cache folder."""
-    return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
 
 
 def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:

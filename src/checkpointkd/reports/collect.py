@@ -182,7 +182,9 @@ def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
             notes.append(f"left out: {error}")
             continue
         found.append(result)
-    return sorted(found, key=lambda result: ORDER.index(result["experiment"]) if result["experiment"] in ORDER else len(ORDER))
+    return sorted(
+        found, key=lambda result: ORDER.index(result["experiment"]) if result["experiment"] in ORDER else len(ORDER)
+    )
 
 
 def _check_study(result: Any, path: Path) -> None:

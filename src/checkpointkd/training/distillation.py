@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import records
 from ..checkpoints import CheckpointRef, Trajectory
-from ..config import DistillConfig, KDConfig, OnProgress, Precision
+from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision
 from ..data import Data, EpochLoader
 from ..errors import UserError, unknown_name
 from ..exporting import write_student
@@ -48,7 +48,7 @@ class DistillSpec:
     method: str = "kd"
     kd: KDConfig = field(default_factory=KDConfig)
     config: DistillConfig = field(default_factory=DistillConfig)
-    logit_cache_gb: float = 20.0
+    logit_cache_gb: float = LOGIT_CACHE_GB
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
