@@ -109,7 +109,7 @@ def test_the_whole_story_with_checkpoints_of_others(written: Written, tmp_path: 
     with pytest.raises(UserError, match=r"3 checkpoints of another trainer \(.*\); say once which network they are of"):
         ckd.select(path)
     plane = ckd.score(path, model=model, data="digits", decoder_steps=4, decoder_seeds=1)
-    assert "may have seen the selection images" in caplog.text
+    assert "may have seen the validation set" in caplog.text
     assert plane.epochs == [1, 2, 3]
     choice = ckd.select(path)
     assert choice.epoch in (1, 2, 3)
@@ -177,8 +177,8 @@ MISFITS = [
     ({"model": "wrn_10_1"}, r"a\.safetensors does not fit wrn_10_1: .* \(absent in the file, \[.*\] in the model\)"),
     ({"model": "tests.checkpoints.network:nothing"}, "cannot be imported"),
     ({"model": NET, "weights": "ema"}, r"a\.safetensors has nothing at 'ema' \(at its top: blocks, head, stem\)"),
-    ({"model": NET, "data": None}, "--model goes with --data"),
-    ({"model": None}, "--data is about another trainer's checkpoints; say --model too"),
+    ({"model": NET, "data": None}, "--model needs --data"),
+    ({"model": None}, "--data can only be used for external checkpoints. Add --model"),
 ]
 
 

@@ -65,7 +65,7 @@ def test_an_at_sign_may_be_part_of_a_folders_name(teacher_run: Path, tmp_path: P
 
 
 def test_what_is_no_run_is_said(tmp_path: Path, teacher_run: Path):
-    with pytest.raises(UserError, match="there is no run folder at"):
+    with pytest.raises(UserError, match="There is no run"):
         ckd.open_trajectory(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"the folder .* is empty"):

@@ -259,7 +259,7 @@ def test_decoded_images_that_can_not_be_kept_are_used_all_the_same(tmp_path: Pat
 
 
 def test_data_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path):
-    with pytest.raises(UserError, match="there is no cifar10 archive or folder at"):
+    with pytest.raises(UserError, match="There is no cifar10 archive or folder at"):
         load_data(DataConfig(data=f"cifar10:{tmp_path / 'nowhere'}"))
 
 

@@ -111,9 +111,9 @@ def test_without_augmentation_batches_are_the_images_themselves():
 
 
 def test_unknown_data_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"unknown data set 'digit'; did you mean 'digits'\?"):
+    with pytest.raises(UserError, match=r"Unknown data set 'digit'. Did you mean 'digits'\?"):
         load_data(DataConfig(data="digit"))
-    with pytest.raises(UserError, match=r"unknown data set 'CIFAR100'; did you mean 'cifar100'"):
+    with pytest.raises(UserError, match=r"Unknown data set 'CIFAR100'. Did you mean 'cifar100'"):
         load_data(DataConfig(data="CIFAR100"))
     here = str(Path(__file__).parent)
     with pytest.raises(UserError, match=f"'{here}' is a path; for pictures in folders say folder:{here}"):

@@ -244,7 +244,7 @@ def test_a_picture_that_may_not_be_read_is_named(folder: Path):
 
 
 def test_folders_that_are_no_data_set(folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="there is no folder of images at"):
+    with pytest.raises(UserError, match="There is no folder of images at"):
         load_data(_settings(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="say which folder: folder:PATH"):
         load_data(DataConfig(data="folder"))
@@ -403,7 +403,7 @@ def test_imagenet_is_a_folder_of_a_thousand_classes(tmp_path: Path, monkeypatch)
 def test_an_image_size_is_for_pictures_that_are_streamed():
     with pytest.raises(UserError, match="the images of digits have 8×8 pixels and stay so"):
         load_data(DataConfig(data="digits", image_size=32))
-    with pytest.raises(UserError, match="the image size must be from 8 to 4096 pixels, not 0"):
+    with pytest.raises(UserError, match="The image size must be from 8 to 4096 pixels, not 0"):
         DataConfig(image_size=0)
 
 

@@ -170,5 +170,5 @@ def test_damage_is_said_in_one_sentence(folder: Path, home: Path, damage, senten
 
 
 def test_a_place_where_nothing_is(tmp_path: Path, home: Path):
-    with pytest.raises(UserError, match="there is no Tiny-ImageNet zip or folder at"):
+    with pytest.raises(UserError, match="There is no Tiny-ImageNet zip or folder at"):
         _load(tmp_path / "nowhere")

@@ -339,7 +339,7 @@ def test_a_trial_says_that_it_is_one(tmp_path: Path, monkeypatch):
         ("--teacher-epochs 1", "--teacher-epochs must be at least 2, or there is nothing half-way, not 1"),
         ("--student-epochs 0", "--student-epochs must be at least 2"),
         ("--train-images 0", "train_images must be at least 1"),
-        ("--teacher-recipe cifar", "unknown recipe 'cifar'; did you mean"),
+        ("--teacher-recipe cifar", "Unknown recipe 'cifar'. Did you mean"),
         ("--time-limit 0", "--time-limit must be above 0 and below 1,000,000, not 0"),
         ("--jobs many", "--jobs must be auto or from 1 to 256, not many"),
         ("--jobs 1.5", "--jobs must be auto or from 1 to 256, not 1.5"),

@@ -192,8 +192,8 @@ def test_an_estimate_says_what_is_left(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table9", "--preset", "smoke"], "unknown study 'table9'; did you mean"),
-        (["table1", "--preset", "smal"], "unknown scale 'smal'; did you mean 'small'?"),
+        (["table9", "--preset", "smoke"], "Unknown study 'table9'. Did you mean"),
+        (["table1", "--preset", "smal"], "Unknown scale 'smal'. Did you mean 'small'?"),
         (["table1", "--preset", "small", "--data", "digits"], "the scale 'small' is for cifar100, not for 'digits'"),
         (["table1", "--preset", "smoke", "--jobs", "0"], "--jobs must be auto or from 1 to 256, not 0"),
         (["table1", "--preset", "smoke", "--seeds", "0"], "a study needs from 1 to 1,000 seeds, not 0"),

@@ -123,13 +123,13 @@ def test_best_for_one_student_is_not_best_for_another(teacher: Path, tmp_path: P
     (teacher / "selection.json").write_text(json.dumps({**chosen, "epochs": [24]}))
     quick = {"teachers": [f"{teacher}@best"], "epochs": 1, "save_every": 1, "precision": "fp32"}
     ckd.distill("wrn_10_1", out=tmp_path / "same", alpha=0.1, tau=5, **quick)
-    assert "was found for" not in caplog.text
+    assert "was selected for" not in caplog.text
     ckd.distill("wrn_10_1", out=tmp_path / "weight", **quick)
-    assert "@best was found for wrn_10_1, alpha 0.1, tau 5.0, and here it teaches wrn_10_1, alpha 0.5" in caplog.text
+    assert "@best was selected for wrn_10_1, alpha 0.1, tau 5.0, but is used for wrn_10_1, alpha 0.5" in caplog.text
     assert "give --alpha 0.1 --tau 5.0" in caplog.text
     caplog.clear()
     ckd.distill("resnet_8", out=tmp_path / "student", method="at", **quick)
-    assert "@best was found for wrn_10_1, and here it teaches resnet_8: checkpointkd select" in caplog.text
+    assert "@best was selected for wrn_10_1, but is used for resnet_8. To choose for this student, run `checkpointkd select" in caplog.text
 
 
 def test_two_that_were_chosen_teach_together_and_none_is_none(teacher: Path):
@@ -181,10 +181,10 @@ def test_a_race_that_was_killed_goes_on_and_ends_the_same(teacher: Path, probe: 
     ("options", "sentence"),
     [
         ({"budget": "20"}, r"buys 2 lessons of 10 epochs \(a lesson takes 100 steps or more\), and at least 3 are"),
-        ({"budget": "a lot"}, "a budget is a number of epochs"),
-        ({"budget": "0.0"}, "a budget is a number of epochs"),
-        ({"budget": " 70"}, "a budget is a number of epochs"),
-        ({"budget": "٣"}, "a budget is a number of epochs"),
+        ({"budget": "a lot"}, "The budget must be a number of epochs"),
+        ({"budget": "0.0"}, "The budget must be a number of epochs"),
+        ({"budget": " 70"}, "The budget must be a number of epochs"),
+        ({"budget": "٣"}, "The budget must be a number of epochs"),
         ({"alpha": [1.0]}, "a teacher has no weight"),
         ({"rule": "algorithm1"}, "--rule algorithm1 looks at no student"),
         ({"alpha": [0.5, 0.5]}, "twice"),

@@ -178,5 +178,5 @@ def test_an_uncertain_choice_is_said_with_its_rival():
 
 
 def test_an_unknown_rule_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"unknown rule 'algorithm'; did you mean 'algorithm1'\?"):
+    with pytest.raises(UserError, match=r"Unknown rule 'algorithm'. Did you mean 'algorithm1'\?"):
         _choose("pape")

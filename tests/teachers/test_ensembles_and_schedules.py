@@ -62,7 +62,7 @@ def test_words_for_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
         ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
         ("full:2", "--ensemble full:2 is made from 2 runs, and 1 are named"),
         ("mixed", "is made from 2 runs, and 1 are named"),
-        ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
+        ("snapshots:2", "Unknown ensemble 'snapshots:2'. Did you mean 'snapshot:K'"),
     ],
 )
 def test_ensembles_that_cannot_be_had(teacher_run: Path, ensemble: str, sentence: str):
@@ -138,9 +138,9 @@ def test_an_objective_heeds_the_weights(teacher_run: Path, name: str):
         ({"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"}, "for teachers that teach together"),
         ({"method_weight": -1.0}, "must be at least 0, not -1"),
         ({"method_weight": float("inf")}, "must be at least 0, not inf"),
-        ({"teacher_schedule": "rko"}, "unknown teacher.schedule 'rko'; did you mean 'rco'"),
-        ({"batch_norm": "train"}, "unknown teachers' batch norm 'train'"),
-        ({"student_features": ()}, "no features are named"),
+        ({"teacher_schedule": "rko"}, "Unknown teacher.schedule 'rko'. Did you mean 'rco'"),
+        ({"teacher_batch_norm": "train"}, "Unknown teacher batch norm 'train'"),
+        ({"student_features": ()}, "--teacher-features and --student-features need"),
     ],
 )
 def test_teaching_that_cannot_be_is_one_sentence(settings: dict, sentence: str):
@@ -224,7 +224,7 @@ def test_a_route_ends_with_another_student_and_the_table_changes_nothing(
             "--average is for teachers that teach jointly",
         ),
         ({"method": "at", "channel_adapter": True}, "--channel-adapter does not apply to at, only to fsp"),
-        ({"method": "at", "tau": 3.0}, "--tau means nothing to at while alpha is 1"),
+        ({"method": "at", "tau": 3.0}, "--tau has no effect on at at alpha 1"),
         ({"logit_cache_gb": float("inf")}, "--logit-cache-gb must be from 0 to 10⁹, not inf"),
     ],
 )
@@ -261,7 +261,7 @@ def test_teachers_that_normalize_by_batch_are_asked_at_every_step(teacher_run: P
         for mode in ("eval", "batch")
     }
     assert "with batch statistics, logits depend on the other images" in caplog.text
-    assert runs["batch"].run.distill_config.batch_norm == "batch"
+    assert runs["batch"].run.distill_config.teacher_batch_norm == "batch"
     assert runs["eval"].last.sha256 != runs["batch"].last.sha256
 
 
@@ -372,7 +372,7 @@ def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path
         ),
         ({"method": "kd", "teacher_features": ["stage1"]}, "--teacher-features does not apply to kd"),
         ({"method": "dkd", "channel_adapter": True}, "--channel-adapter does not apply to dkd, only to fsp"),
-        ({"method": "hints"}, r"unknown method 'hints'.*\(known: kd, lskd, dkd"),
+        ({"method": "hints"}, r"Unknown method 'hints'.*Known: kd, lskd, dkd"),
         ({"method": "at", "compile": True}, "--compile hides the features that at learns from"),
         ({"best_of_last_ten": True}, "but --select-on val allows one measurement"),
     ],
