@@ -225,32 +225,47 @@ class DistillConfig:
                 raise UserError("--teacher-features and --student-features need at least one module each")
 
     def weights_at(self, train_fraction: float, teachers: int) -> tuple[float, ...] | None:
-        """Return each teacher's weight at this fraction of the training, in [0, 1); None for equal weights.
+        """Return each teacher's weight when this fraction of the training, in [0, 1), is done; None for equal weights.
 
         >>> DistillConfig(teacher_schedule="rco").weights_at(0.5, 2)
         (0.0, 1.0)
         """
         if self.teacher_schedule == "joint":
             return self.teacher_weights
-        active = min(int(train_fraction * teachers), teachers - 1)
+        active = scheduled_teacher(train_fraction, teachers)
         return tuple(float(teacher == active) for teacher in range(teachers))
 
     def active_teachers(self, epoch: int, epochs: int, teachers: int) -> list[int]:
-        """Return the teachers that have weight in the epoch after `epoch` completed ones.
+        """Return the teachers that are used in the epoch that follows `epoch` completed ones.
 
         >>> DistillConfig(teacher_schedule="rco").active_teachers(1, 3, 2)
         [0, 1]
         """
         if self.teacher_schedule == "joint":
-            weights = self.teacher_weights or (1.0,) * teachers
-            return [teacher for teacher in range(teachers) if weights[teacher] > 0]
-        # In integers: the steps of epoch e lie in [e / epochs, (e + 1) / epochs).
+            return [
+                teacher
+                for teacher in range(teachers)
+                if self.teacher_weights is None or self.teacher_weights[teacher] > 0
+            ]
+        # The steps of the epoch lie in [epoch / epochs, (epoch + 1) / epochs).
         first, last = epoch * teachers // epochs, ((epoch + 1) * teachers - 1) // epochs
         return list(range(first, last + 1))
 
     def tau_at(self, train_fraction: float, tau: float) -> float:
-        """Return the temperature at this fraction of the training."""
+        """Return the temperature when this fraction of the training is done."""
         return tau + train_fraction * (1 - tau) if self.teacher_schedule == "progressive" else tau
+
+
+def scheduled_teacher(train_fraction: float, teachers: int) -> int:
+    """Return the teacher that a schedule uses when this fraction of the training is done.
+
+    It is the integer quotient of step · teachers by the number of steps. A float near an integer is that integer: with
+    fewer than 10⁸ steps every other quotient is at least 10⁻⁸ away from the integer above it.
+
+    >>> 30 / 44 * 22, scheduled_teacher(30 / 44, 22)
+    (14.999999999999998, 15)
+    """
+    return min(int(train_fraction * teachers + 1e-9), teachers - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from .config import (
     CheckpointDtype,
+    ClassOrder,
     DistillConfig,
     EnsembleAverage,
     EstimatorConfig,
@@ -27,6 +28,7 @@ from .config import (
     Recipe,
     SamplerName,
     SelectOn,
+    SplitName,
     config_differences,
 )
 from .errors import UserError
@@ -337,14 +339,14 @@ def convert(values: Mapping[str, Any], kind: type[T]) -> T:
 
 def read(path: Path, kind: type[T], *, remedy: str) -> T:
     """The record in a JSON file; raises UserError that says what is wrong with the file, and the remedy."""
-    return decode(_content(path), kind, path=path, remedy=remedy)
+    return decode(read_bytes(path), kind, path=path, remedy=remedy)
 
 
 def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
     """The records of a JSON-lines file; none where there is no file."""
     if not path.exists():
         return []
-    return [decode(line, kind, path=path, remedy=remedy) for line in _content(path).splitlines()]
+    return [decode(line, kind, path=path, remedy=remedy) for line in read_bytes(path).splitlines()]
 
 
 class _Versioned(Record, frozen=True, kw_only=True):
@@ -363,13 +365,14 @@ def read_run(path: Path) -> AnyRun:
     return read(path, AnyRun, remedy=remedy)  # type: ignore[arg-type]
 
 
-def _content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises UserError that names the file if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise UserError(f"There is no file {path}") from None
     except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}") from None
+        raise UserError(f"Could not read {path}: {error.strerror}") from None
 
 
 # Information plane
@@ -577,3 +580,116 @@ class TuneRecord(TuneSettings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if any(trial.values.keys() != self.space.keys() for trial in self.trials):
             raise ValueError("a trial has other hyper-parameters than the search space")
+
+
+# Experiments
+
+Positive = Annotated[float, Meta(gt=0)]
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class NetworkSpeed(Record, frozen=True, kw_only=True):
+    """What training a network takes. machine.json has one by setting (device, data set, precision) and network."""
+
+    precision: Precision
+    seconds_per_step: Positive
+    megabytes: Positive  # of a checkpoint in float32
+
+
+class StoreRecord(Record, frozen=True, kw_only=True):
+    """experiments.json: the preset and the images that all experiments in a folder have in common."""
+
+    preset: Name
+    dataset: Name
+    images_sha256: Name
+
+
+class IntervalRecord(Record, frozen=True):
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SimilarityRecord(Record, frozen=True, kw_only=True):
+    """The class similarity of two checkpoints by one kind of class vectors.
+
+    `similarity` holds a square matrix per checkpoint, `difference` the first less the second. `numbers` and
+    `differences` are the same for mean similarity and diversity.
+    """
+
+    similarity: tuple[Matrix, Matrix]
+    difference: Matrix
+    numbers: dict[str, tuple[IntervalRecord, IntervalRecord]]
+    differences: dict[str, IntervalRecord]
+
+
+class CorrelatedCheckpoint(Measured, frozen=True):
+    """A checkpoint whose classes were correlated, and what was measured of it."""
+
+    ref: str
+    epoch: int
+    sha256: str
+
+
+class CorrelationRecord(Record, frozen=True, kw_only=True):
+    """correlated.json: the class correlation of two checkpoints, as `correlate` returns it."""
+
+    data: Name
+    select_on: SelectOn
+    split: SplitName
+    images: Count
+    tau: Positive
+    order: ClassOrder
+    classes: tuple[Name, ...]
+    groups: tuple[str, ...] | None
+    checkpoints: tuple[CorrelatedCheckpoint, CorrelatedCheckpoint]
+    logits: SimilarityRecord
+    softened: SimilarityRecord
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        classes = len(self.classes)
+        for kind in (self.logits, self.softened):
+            for matrix in (*kind.similarity, kind.difference):
+                if len(matrix) != classes or any(len(row) != classes for row in matrix):
+                    raise ValueError(f"a matrix is not {classes} × {classes}")
+
+
+class PairRecord(Record, frozen=True):
+    """The teacher and the student network of an experiment."""
+
+    teacher: str
+    student: str
+
+
+class PresetRecord(Record, frozen=True, kw_only=True):
+    """The settings of an experiment that pages show. The file holds all settings of the preset."""
+
+    name: str
+    dataset: str
+    select_on: SelectOn
+    seeds: int
+    train_images: int | None
+    teacher_epochs: int
+    student_epochs: int
+    pairs: tuple[PairRecord, ...]
+
+
+class ExperimentRecord(Record, frozen=True, kw_only=True):
+    """experiment.json: the tables, figures and claims of an experiment.
+
+    `missing` counts the tasks that are not done. Tables, figures and claims are plain data of `reports.charts` and
+    `analysis.statistics`.
+    """
+
+    experiment: Name
+    title: str
+    preset: PresetRecord
+    missing: Count
+    notes: tuple[str, ...]
+    tables: tuple[dict[str, Any], ...]
+    figures: tuple[dict[str, Any], ...]
+    claims: tuple[dict[str, Any], ...]
+    provenance: Provenance

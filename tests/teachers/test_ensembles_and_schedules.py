@@ -11,7 +11,7 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import resolve_ensemble
-from checkpointkd.config import DistillConfig, KDConfig
+from checkpointkd.config import DistillConfig, KDConfig, scheduled_teacher
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, distillation, kd, soft_targets
@@ -132,12 +132,12 @@ def test_an_objective_heeds_the_weights(teacher_run: Path, name: str):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"teacher_weights": (0.5, 0.6)}, r"lie in \[0, 1\] and sum to 1, which 0\.5 0\.6 don't"),
-        ({"teacher_weights": (1.5, -0.5)}, r"which 1\.5 -0\.5 don't"),
-        ({"teacher_weights": (float("nan"), 1.0)}, "which nan 1 don't"),
-        ({"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"}, "for teachers that teach together"),
-        ({"method_weight": -1.0}, "must be at least 0, not -1"),
-        ({"method_weight": float("inf")}, "must be at least 0, not inf"),
+        ({"teacher_weights": (0.5, 0.6)}, r"lie in \[0, 1\] and sum to 1, unlike 0\.5 0\.6"),
+        ({"teacher_weights": (1.5, -0.5)}, r"unlike 1\.5 -0\.5"),
+        ({"teacher_weights": (float("nan"), 1.0)}, "unlike nan 1"),
+        ({"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"}, "--teacher-weights cannot be combined with --teacher-schedule"),
+        ({"method_weight": -1.0}, "at least 0, not -1"),
+        ({"method_weight": float("inf")}, "at least 0, not inf"),
         ({"teacher_schedule": "rko"}, "Unknown teacher.schedule 'rko'. Did you mean 'rco'"),
         ({"teacher_batch_norm": "train"}, "Unknown teacher batch norm 'train'"),
         ({"student_features": ()}, "--teacher-features and --student-features need"),
@@ -149,7 +149,7 @@ def test_teaching_that_cannot_be_is_one_sentence(settings: dict, sentence: str):
 
 
 def test_as_many_weights_as_teachers(teacher_run: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--teacher-weights gives 3 weights to 2 checkpoints"):
+    with pytest.raises(UserError, match="--teacher-weights has 3 values for 2 checkpoints"):
         ckd.distill(
             "wrn_10_1",
             teachers=[str(teacher_run)],
@@ -168,13 +168,38 @@ def test_on_a_route_each_teacher_has_its_part_of_the_training():
     assert [progressive.tau_at(p, 5.0) for p in (0.0, 0.5, 1.0)] == [5.0, 3.0, 1.0]
 
 
-@pytest.mark.parametrize(("epochs", "teachers"), [(4, 2), (3, 2), (2, 5), (7, 3), (10, 10), (20, 7)])
-def test_a_table_asks_all_whom_an_epochs_steps_may_ask(epochs: int, teachers: int):
-    settings, steps = DistillConfig(teacher_schedule="rco"), 79
+@pytest.mark.parametrize(
+    ("epochs", "teachers"), [(4, 2), (3, 2), (2, 5), (7, 3), (10, 10), (20, 7), (44, 22), (90, 45)]
+)
+def test_the_teachers_of_an_epoch_are_those_that_its_steps_use(epochs: int, teachers: int):
+    config, steps = DistillConfig(teacher_schedule="rco"), 79
     for epoch in range(epochs):
-        counts = {settings.weights_at((epoch + step / steps) / epochs, teachers).index(1.0) for step in range(steps)}
-        assert counts <= set(settings.active_teachers(epoch, epochs, teachers))
-        assert len(settings.active_teachers(epoch, epochs, teachers)) <= len(counts) + 1
+        used = set()
+        for step in range(steps):
+            weights = config.weights_at((epoch + step / steps) / epochs, teachers)
+            assert weights is not None
+            used.add(weights.index(1.0))
+            assert weights.index(1.0) == (epoch * steps + step) * teachers // (epochs * steps)
+        active = config.active_teachers(epoch, epochs, teachers)
+        assert used <= set(active)
+        assert len(active) <= len(used) + 1
+
+
+def test_the_first_step_of_an_epoch_uses_the_first_teacher_of_the_epoch():
+    """Up to 200 epochs and 100 teachers. A float quotient names another teacher in one epoch of about 3,600."""
+    disagreements = sum(
+        scheduled_teacher(epoch / epochs, teachers) != epoch * teachers // epochs
+        for epochs in range(1, 201)
+        for teachers in range(1, 101)
+        for epoch in range(epochs)
+    )
+    assert disagreements == 0
+    config = DistillConfig(teacher_schedule="progressive")
+    assert all(
+        config.active_teachers(epoch, epochs, 22)[0] == scheduled_teacher(epoch / epochs, 22)
+        for epochs in range(1, 201)
+        for epoch in range(epochs)
+    )
 
 
 def test_a_table_asks_nobody_else(teacher_run: Path):
