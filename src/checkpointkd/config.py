@@ -186,7 +186,7 @@ class DistillConfig:
             of the training (route-constrained optimization, Jin et al., ICCV 2019, with equal intervals).
             `progressive` does the same with a temperature that falls linearly from τ to 1 (after Pro-KD,
             Rezagholizadeh et al., COLING 2022).
-        batch_norm: Teachers normalize with running statistics (`eval`), or with the statistics of each batch (`batch`),
+        teacher_batch_norm: Teachers normalize with running statistics (`eval`), or with the statistics of each batch (`batch`),
             as the authors' code does for most of the training.
         teacher_features: The teacher's modules that a feature method reads, by path. None: the method's default.
         student_features: The student's modules, in the same order.
@@ -200,7 +200,7 @@ class DistillConfig:
     method_weight: float | None = None
     teacher_weights: tuple[float, ...] | None = None
     teacher_schedule: TeacherSchedule = "joint"
-    batch_norm: BatchNormMode = "eval"
+    teacher_batch_norm: BatchNormMode = "eval"
     teacher_features: tuple[str, ...] | None = None
     student_features: tuple[str, ...] | None = None
     channel_adapter: bool = False
@@ -209,7 +209,7 @@ class DistillConfig:
         if not (self.method_weight is None or 0 <= self.method_weight < math.inf):
             raise UserError(f"The method weight must be finite and at least 0, not {self.method_weight}")
         check_choice("teacher schedule", self.teacher_schedule, TeacherSchedule)
-        check_choice("teacher batch norm", self.batch_norm, BatchNormMode)
+        check_choice("teacher batch norm", self.teacher_batch_norm, BatchNormMode)
         if self.teacher_weights is not None:
             total = sum(self.teacher_weights)
             if not (all(0 <= weight <= 1 for weight in self.teacher_weights) and abs(total - 1) < 1e-6):

@@ -263,7 +263,7 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
             method_weight=method_weight,
             teacher_weights=self.weights_of(members),
             teacher_schedule=self.teacher_schedule,
-            batch_norm=self.teacher_batch_norm,
+            teacher_batch_norm=self.teacher_batch_norm,
             teacher_features=None if self.teacher_features is None else tuple(self.teacher_features),
             student_features=None if self.student_features is None else tuple(self.student_features),
             channel_adapter=self.channel_adapter,

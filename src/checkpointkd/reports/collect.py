@@ -333,7 +333,7 @@ def _way(run: AnyRun) -> str:
         words.append(f"weighted {' : '.join(f'{weight:g}' for weight in distill_config.teacher_weights)}")
     if run.kd.average != "probabilities":
         words.append("mean of logits")
-    if distill_config.batch_norm != "eval":
+    if distill_config.teacher_batch_norm != "eval":
         words.append("normalized by batch")
     for name in ("teacher_features", "student_features"):
         if getattr(distill_config, name) is not None:

@@ -77,7 +77,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
         UserError: If the teachers cannot teach together, know other classes than the data, or, unless it is allowed,
             if one is no better than chance.
     """
-    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.batch_norm, cache_limit=spec.cache_limit)
+    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
     measured = teacher.measure(data.val, average=spec.kd.average, weights=spec.config.teacher_weights)
     if verbose:
@@ -186,5 +186,5 @@ def _log_teachers(spec: DistillSpec, measured: dict[str, Any]) -> None:
         log.info("their ensemble: validation accuracy %.1f%%", 100 * measured["ensemble"]["accuracy"])
     if spec.config.teacher_schedule != "joint":
         log.info("the teachers teach one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
-    if spec.config.batch_norm == "batch":
+    if spec.config.teacher_batch_norm == "batch":
         log.info("as teachers they use batch statistics; the accuracies above are with running statistics")
