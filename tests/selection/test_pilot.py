@@ -242,7 +242,7 @@ def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, 
         asked.append(out.name)
         assert settings["precision"] == "fp32"
         if out.name.startswith("20-"):
-            raise Diverged("the loss stopped being a number")
+            raise Diverged("The loss became NaN or infinite")
         return hold(student, taught, out=out, **settings)
 
     monkeypatch.setattr(pilot, "run_distillation", lose)
@@ -265,7 +265,7 @@ def test_a_lost_lesson_is_not_held_twice_and_asks_what_was_asked(teacher: Path, 
 
 def test_where_every_lesson_is_lost_nothing_is_chosen(teacher: Path, tmp_path: Path, monkeypatch):
     def lose(*_: Any, **__: Any):
-        raise Diverged("the loss stopped being a number")
+        raise Diverged("The loss became NaN or infinite")
 
     monkeypatch.setattr(pilot, "run_distillation", lose)
     with pytest.raises(UserError, match=r"every lesson from .* diverged, so nothing says which checkpoint should"):
