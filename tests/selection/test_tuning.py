@@ -289,8 +289,10 @@ def test_grid_points_of_started_trials_are_taken():
     """Another machine may have started a trial that has no suggested values yet."""
     settings, study = TuneConfig(space={"alpha": (0.1, 0.9), "tau": (2.0, 4.0)}), optuna.create_study()
     started = []
-    while enqueue_next(study, settings, "fingerprint", shared=True):
+    for _ in range(4):
+        assert enqueue_next(study, settings, "fingerprint", shared=True)
         started.append(values_of(study.trials[study.ask().number]))
+    assert not enqueue_next(study, settings, "fingerprint", shared=True)
     assert sorted(started, key=str) == sorted(settings.grid(), key=str)
 
 
