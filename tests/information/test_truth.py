@@ -13,7 +13,7 @@ from torch import Tensor
 import checkpointkd as ckd
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.data import DataConfig, load_data
-from checkpointkd.data.images import InMemoryImages
+from checkpointkd.data.in_memory import InMemoryImages
 from checkpointkd.information import ESTIMATORS, fitted_losses, label_measures, per_image, ridge_information
 from checkpointkd.information.ridge import _patches
 

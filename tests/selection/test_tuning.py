@@ -350,7 +350,7 @@ def test_two_processes_share_the_trials(teacher_run: Path, tmp_path: Path, sampl
         ({"alpha": [0.1, 1.5]}, r"alpha must .*\[0, 1\], not 1.5"),
         ({"tau": [0.0]}, "tau must be"),
         ({"learning_rate": [-1.0]}, "learning rate must be"),
-        ({"method_weight": [-1.0]}, "must be at least 0, not -1"),
+        ({"method_weight": [-1.0]}, "at least 0, not -1"),
         ({"alpha": [float("nan")]}, "The values of alpha must be finite numbers"),
         ({"alpha": []}, "There are no values of alpha to try"),
         ({"trials": 0}, "--trials must be at least 1, not 0"),
