@@ -72,7 +72,7 @@ def test_nothing_complains_and_nothing_leaves_the_file(seen: Seen):
 
 
 def test_what_is_drawn_is_what_the_data_say(seen: Seen, smoke: Path):
-    """Every point of every chart, as the browser has it, against the study's own data."""
+    """Every point of every chart, as the browser has it, against the data of the experiments."""
     drawn = seen.page.evaluate(
         """[...document.querySelectorAll('.plotly-graph-div')].map(d => d._fullData.map((t, i) => ({
               name: t.name, x: Array.from(t.x || []), y: Array.from(t.y || []),
@@ -177,7 +177,7 @@ def test_it_prints_without_what_only_works_on_a_screen(browser: Any, smoke: Path
 
 
 def test_hostile_names_are_shown_as_text(browser: Any, tmp_path: Path):
-    """In titles, cells, hover, legends and axes; of a study, whose words come from a file."""
+    """In titles, cells, hover, legends and axes; of an experiment, whose texts come from a file."""
     charts = [
         Chart(
             title=name,
@@ -190,10 +190,9 @@ def test_hostile_names_are_shown_as_text(browser: Any, tmp_path: Path):
         for name in HOSTILE
     ]
     found = {
-        "study": "table1",
+        "experiment": "table1",
         "title": HOSTILE[0],
-        "about": "",
-        "scale": {
+        "preset": {
             "name": HOSTILE[0],
             "dataset": HOSTILE[1],
             "select_on": HOSTILE[5],
@@ -203,6 +202,7 @@ def test_hostile_names_are_shown_as_text(browser: Any, tmp_path: Path):
             "student_epochs": 1,
             "pairs": [{"teacher": HOSTILE[2], "student": HOSTILE[3]}],
         },
+        "missing": 0,
         "notes": HOSTILE,
         "tables": [
             {"title": name, "columns": [name, name], "rows": [[name, name]], "note": name, "marked": []}
@@ -212,7 +212,7 @@ def test_hostile_names_are_shown_as_text(browser: Any, tmp_path: Path):
         "claims": [],
         "provenance": {name: name for name in HOSTILE},
     }
-    folder = tmp_path / "study"
+    folder = tmp_path / "table1"
     folder.mkdir()
     (folder / "experiment.json").write_text(json.dumps(found))
     page = ckd.report(tmp_path)
