@@ -161,7 +161,7 @@ def test_best_can_be_a_pair_or_no_teacher(teacher: Path):
     stored = {"rule": "pilot", "student": "wrn_10_1", "reason": "it was", "made_with": None}
     (teacher / "selection.json").write_text(json.dumps({**stored, "epochs": [4, 8]}))
     assert [ref.text for ref in resolve_ensemble([f"{teacher}@best"])] == [f"{teacher}@4", f"{teacher}@8"]
-    with pytest.raises(UserError, match="several checkpoints"):
+    with pytest.raises(UserError, match="Name one checkpoint"):
         resolve(f"{teacher}@best")
     (teacher / "selection.json").write_text(json.dumps({**stored, "epochs": []}))
     with pytest.raises(UserError, match="wrn_10_1"):
@@ -204,9 +204,9 @@ def test_killed_search_continues_with_the_same_result(teacher: Path, searched: P
         ({"budget": "0.0"}, "'0.0'"),
         ({"budget": " 70"}, "' 70'"),
         ({"budget": "٣"}, "'٣'"),
-        ({"alpha": [1.0]}, "alpha of 1"),
+        ({"alpha": [1.0]}, "alpha 1 the teacher has no weight"),
         ({"rule": "algorithm1"}, "--rule algorithm1"),
-        ({"alpha": [0.5, 0.5]}, "twice"),
+        ({"alpha": [0.5, 0.5]}, "The alphas must differ"),
         ({"alpha": [1.5]}, "alpha must"),
         ({"student": "wrn"}, "'wrn'"),
         ({"data": "cifar10:nowhere"}, "nowhere"),
@@ -404,7 +404,7 @@ def test_select_replaces_a_damaged_selection_and_logs_a_changed_one(teacher: Pat
     assert list(ckd.inspect(teacher)["selected"]) == list(result.epochs)
     assert "@best" not in caplog.text
     ckd.select(teacher, rule="midpoint")
-    assert f"{teacher}@best is epoch 12, by the rule midpoint" in caplog.text
+    assert f"{teacher}@best is now epoch 12, by rule midpoint" in caplog.text
     assert caplog.text.rstrip().endswith(f"{result.epochs[0]}, for wrn_10_1" if result.epochs else "for wrn_10_1")
     caplog.clear()
     ckd.select(teacher, rule="midpoint")
