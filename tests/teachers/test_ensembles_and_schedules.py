@@ -71,7 +71,7 @@ def test_ensembles_that_cannot_be_had(teacher_run: Path, ensemble: str, sentence
 
 
 def test_an_ensemble_picks_the_checkpoints_itself(teacher_run: Path):
-    with pytest.raises(UserError, match=r"name runs, without @, not '.*@2'"):
+    with pytest.raises(UserError, match=r"Name runs without @, not '.*@2'"):
         resolve_ensemble([f"{teacher_run}@2"], "snapshot:2")
 
 
