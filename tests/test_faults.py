@@ -318,7 +318,7 @@ def test_a_second_command_on_a_run_is_refused_by_name_of_the_first(tmp_path: Pat
             time.sleep(0.05)
         second = subprocess.run(command, capture_output=True, text=True, env=alone)
         assert second.returncode == 2
-        assert second.stderr.endswith(f"is in use by process {first.pid}; try again when it is done\n")
+        assert second.stderr.endswith(f"is in use by process {first.pid}. Try again when it is done.\n")
     finally:
         first.kill()
         first.wait()

@@ -14,7 +14,7 @@ from rich.text import Text
 from . import records
 from .analysis.statistics import CLAIM_COLUMNS, claim_from
 from .config import INFORMATION_UNITS
-from .errors import pluralize, printable
+from .errors import format_bytes, pluralize, printable
 
 
 def plain(result: Any) -> Any:
@@ -226,6 +226,20 @@ def exported(written: dict[str, Any]) -> RenderableType:
 def report(path: Any) -> RenderableType:
     """Where the report is."""
     return Text(f"the report is in {path}")
+
+
+def cache(result: dict[str, Any]) -> RenderableType:
+    """The entries of the cache, or what was deleted from it."""
+    table = _table("kind", "last used", "size", "content", "path")
+    for entry in result["entries"]:
+        table.add_row(
+            entry["kind"], entry["last_used"][:10], format_bytes(entry["bytes"]), entry["content"], entry["path"]
+        )
+    total = f"{pluralize(len(result['entries']), 'item')}, {format_bytes(result['bytes'])}"
+    if result["action"] == "clear":
+        return Group(table, Text(f"Freed {total}"))
+    note = "`checkpointkd cache clear logits decoded` frees what commands can make again"
+    return Group(table, Text(f"{result['home']}: {total}. {note}"))
 
 
 def packed(written: dict[str, Any]) -> RenderableType:

@@ -340,14 +340,14 @@ def convert(values: Mapping[str, Any], kind: type[T]) -> T:
 
 def read(path: Path, kind: type[T], *, remedy: str) -> T:
     """The record in a JSON file; raises UserError that says what is wrong with the file, and the remedy."""
-    return decode(_content(path), kind, path=path, remedy=remedy)
+    return decode(read_bytes(path), kind, path=path, remedy=remedy)
 
 
 def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
     """The records of a JSON-lines file; none where there is no file."""
     if not path.exists():
         return []
-    return [decode(line, kind, path=path, remedy=remedy) for line in _content(path).splitlines()]
+    return [decode(line, kind, path=path, remedy=remedy) for line in read_bytes(path).splitlines()]
 
 
 class _Versioned(Record, frozen=True, kw_only=True):
@@ -366,13 +366,14 @@ def read_run(path: Path) -> AnyRun:
     return read(path, AnyRun, remedy=remedy)  # type: ignore[arg-type]
 
 
-def _content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises UserError that names the file if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise UserError(f"There is no file {path}") from None
     except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}") from None
+        raise UserError(f"Could not read {path}: {error.strerror}") from None
 
 
 # Information plane

@@ -186,8 +186,8 @@ MISFITS = [
         {"model": NET, "state_dict_key": "ema"},
         r"model_1\.safetensors has nothing at 'ema'\. At its top are blocks, head, stem",
     ),
-    ({"model": NET, "data": None}, "--model goes with --data"),
-    ({"model": None}, "--data is about another trainer's checkpoints; say --model too"),
+    ({"model": NET, "data": None}, "--model needs --data"),
+    ({"model": None}, "--data can only be used for external checkpoints. Add --model"),
 ]
 
 

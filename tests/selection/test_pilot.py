@@ -150,11 +150,11 @@ def test_distill_warns_if_best_is_for_another_student(teacher: Path, tmp_path: P
     ckd.distill("wrn_10_1", out=tmp_path / "same", alpha=0.1, tau=5, **quick)
     assert "@best was " not in caplog.text
     ckd.distill("wrn_10_1", out=tmp_path / "weight", **quick)
-    assert "@best was found for wrn_10_1, alpha 0.1, tau 5.0, and here it teaches wrn_10_1, alpha 0.5" in caplog.text
-    assert "give --alpha 0.1 --tau 5.0" in caplog.text
+    assert "@best was selected for wrn_10_1, alpha 0.1, tau 5.0, but is used for wrn_10_1, alpha 0.5" in caplog.text
+    assert "add --alpha 0.1 --tau 5.0" in caplog.text
     caplog.clear()
     ckd.distill("resnet_8", out=tmp_path / "student", method="at", **quick)
-    assert "@best was found for wrn_10_1, and here it teaches resnet_8: checkpointkd select" in caplog.text
+    assert "@best was selected for wrn_10_1, but is used for resnet_8. To choose" in caplog.text
 
 
 def test_best_can_be_a_pair_or_no_teacher(teacher: Path):

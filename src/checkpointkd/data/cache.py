@@ -13,11 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 
 from .. import storage
-from ..config import OnProgress
+from ..config import OnProgress, cache_dir
 from ..errors import UserError, first_line
 
 log = logging.getLogger("checkpointkd")
@@ -26,11 +25,6 @@ Decoded = tuple[Tensor, Tensor]  # pixels (N, C, H, W), uint8, and labels (N,), 
 ARRAYS, DIGEST = ("pixels.npy", "labels.npy"), "sha256"
 
 _hashes: dict[tuple, str] = {}  # hashes of files that this process has computed, see `_once`
-
-
-def cache_dir() -> Path:
-    """Return the folder for data sets and decoded images: `CHECKPOINTKD_HOME`, else the user's cache folder."""
-    return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
 
 
 def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:

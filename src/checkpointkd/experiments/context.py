@@ -60,7 +60,7 @@ class Context:
 
         The precision is measured once and kept, so that equal runs compute alike: it is part of a run's key.
         """
-        from ..commands.common import device_of
+        from ..device import pick_device
         from ..training.precision import benchmark_training
 
         path = self.out / "machine.json"
@@ -75,7 +75,7 @@ class Context:
         for model in dict.fromkeys(models):
             if model not in speeds:
                 measured = benchmark_training(
-                    model, data, recipe, precision=self.preset.precision, device=device_of(self.device)
+                    model, data, recipe, precision=self.preset.precision, device=pick_device(self.device)
                 )
                 speeds[model] = records.convert(measured, NetworkSpeed)
                 storage.write_json(path, records.plain({**stored, setting: speeds}))

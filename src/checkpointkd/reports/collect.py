@@ -182,7 +182,9 @@ def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
             notes.append(f"left out: {error}")
             continue
         found.append(result)
-    return sorted(found, key=lambda result: ORDER.index(result["experiment"]) if result["experiment"] in ORDER else len(ORDER))
+    return sorted(
+        found, key=lambda result: ORDER.index(result["experiment"]) if result["experiment"] in ORDER else len(ORDER)
+    )
 
 
 def _check_study(result: Any, path: Path) -> None:
@@ -331,7 +333,7 @@ def _way(run: AnyRun) -> str:
         words.append(f"weighted {' : '.join(f'{weight:g}' for weight in distill_config.teacher_weights)}")
     if run.kd.average != "probabilities":
         words.append("mean of logits")
-    if distill_config.batch_norm != "eval":
+    if distill_config.teacher_batch_norm != "eval":
         words.append("normalized by batch")
     for name in ("teacher_features", "student_features"):
         if getattr(distill_config, name) is not None:

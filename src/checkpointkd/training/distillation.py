@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import records
 from ..checkpoints import CheckpointRef, Trajectory
-from ..config import DistillConfig, KDConfig, OnProgress, Precision
+from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision
 from ..data import Data, EpochLoader
 from ..errors import UserError, unknown_name
 from ..exporting import write_student
@@ -48,7 +48,7 @@ class DistillSpec:
     method: str = "kd"
     kd: KDConfig = field(default_factory=KDConfig)
     config: DistillConfig = field(default_factory=DistillConfig)
-    logit_cache_gb: float = 20.0
+    logit_cache_gb: float = LOGIT_CACHE_GB
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
         UserError: If the teachers cannot teach together, know other classes than the data, or, unless it is allowed,
             if one is no better than chance.
     """
-    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.batch_norm, cache_limit=spec.cache_limit)
+    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
     measured = teacher.measure(data.val, average=spec.kd.average, weights=spec.config.teacher_weights)
     if verbose:
@@ -186,5 +186,5 @@ def _log_teachers(spec: DistillSpec, measured: dict[str, Any]) -> None:
         log.info("their ensemble: validation accuracy %.1f%%", 100 * measured["ensemble"]["accuracy"])
     if spec.config.teacher_schedule != "joint":
         log.info("the teachers teach one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
-    if spec.config.batch_norm == "batch":
+    if spec.config.teacher_batch_norm == "batch":
         log.info("as teachers they use batch statistics; the accuracies above are with running statistics")
