@@ -135,7 +135,10 @@ def test_an_objective_heeds_the_weights(teacher_run: Path, name: str):
         ({"teacher_weights": (0.5, 0.6)}, r"lie in \[0, 1\] and sum to 1, unlike 0\.5 0\.6"),
         ({"teacher_weights": (1.5, -0.5)}, r"unlike 1\.5 -0\.5"),
         ({"teacher_weights": (float("nan"), 1.0)}, "unlike nan 1"),
-        ({"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"}, "--teacher-weights cannot be combined with --teacher-schedule"),
+        (
+            {"teacher_weights": (0.5, 0.5), "teacher_schedule": "rco"},
+            "--teacher-weights cannot be combined with --teacher-schedule",
+        ),
         ({"method_weight": -1.0}, "at least 0, not -1"),
         ({"method_weight": float("inf")}, "at least 0, not inf"),
         ({"teacher_schedule": "rko"}, "Unknown teacher.schedule 'rko'. Did you mean 'rco'"),
