@@ -204,9 +204,9 @@ def test_killed_search_continues_with_the_same_result(teacher: Path, searched: P
         ({"budget": "0.0"}, "'0.0'"),
         ({"budget": " 70"}, "' 70'"),
         ({"budget": "٣"}, "'٣'"),
-        ({"alpha": [1.0]}, "alpha of 1"),
+        ({"alpha": [1.0]}, "With alpha 1"),
         ({"rule": "algorithm1"}, "--rule algorithm1"),
-        ({"alpha": [0.5, 0.5]}, "twice"),
+        ({"alpha": [0.5, 0.5]}, "must differ"),
         ({"alpha": [1.5]}, "alpha must"),
         ({"student": "wrn"}, "'wrn'"),
         ({"data": "cifar10:nowhere"}, "nowhere"),
@@ -404,7 +404,7 @@ def test_select_replaces_a_damaged_selection_and_logs_a_changed_one(teacher: Pat
     assert list(ckd.inspect(teacher)["selected"]) == list(result.epochs)
     assert "@best" not in caplog.text
     ckd.select(teacher, rule="midpoint")
-    assert f"{teacher}@best is epoch 12, by the rule midpoint" in caplog.text
+    assert f"{teacher}@best is now epoch 12, by rule midpoint" in caplog.text
     assert caplog.text.rstrip().endswith(f"{result.epochs[0]}, for wrn_10_1" if result.epochs else "for wrn_10_1")
     caplog.clear()
     ckd.select(teacher, rule="midpoint")
