@@ -192,26 +192,27 @@ class DistillRecord(OwnRunRecord, frozen=True, tag="distill", kw_only=True):
 class ExternalCheckpoint(Record, frozen=True):
     """One checkpoint of another trainer, as it was registered."""
 
-    file: Annotated[str, Meta(pattern=r"^[^\x00]+$", max_length=1000)]
+    file: Annotated[str, Meta(pattern=r"^[^\x00]+$", max_length=1000)]  # relative to the folder
     format: str
-    epoch_from: str
-    stated: str
+    epoch_from: str  # where the epoch was read: the file, its name, or --pattern
+    stated: str  # the epoch as the file or its name states it
     fingerprint: tuple[int, ...]  # sizes and modification times of its files
     sha256: str
     accuracy: Share | None
 
 
 class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
-    """What a user said of another trainer's checkpoints, and what was found in them."""
+    """run.json of another trainer's checkpoints: what the user said of them, and what was found in them."""
 
     folder: str
-    pattern: FileName | None
-    state_dict_key: str | None
-    weights_at: str
-    normalized_as: str
+    files: FileName | None  # the last part of PATH where that is a file or has a wildcard
+    pattern: FileName | None  # --pattern
+    state_dict_key: str | None  # --state-dict-key
+    weights_at: str  # the key of the weights in the files; "" for the top
+    normalized_as: str  # where mean and std are from
     unit: Literal["epoch", "step"]
-    left_out: tuple[str, ...]
-    passed_over: tuple[str, ...]
+    left_out: tuple[str, ...]  # a reason for each file
+    passed_over: tuple[str, ...]  # files that were seen and not used
     checkpoints: Annotated[dict[Count, ExternalCheckpoint], Meta(min_length=1)]
 
 

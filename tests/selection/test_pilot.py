@@ -184,7 +184,7 @@ def test_killed_search_continues_with_the_same_result(teacher: Path, searched: P
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "killed" in next(line for line in ckd.report(tmp_path).read_text().splitlines() if "not finished: " in line)
+    assert "killed" in next(line for line in ckd.report(tmp_path).read_text().splitlines() if "Not finished: " in line)
     stored = _results(killed)
     again = ckd.select(teacher, out=killed, **SHORT)
     assert stored.items() <= _results(killed).items(), "no stored run is trained again"
@@ -243,7 +243,7 @@ def test_report_shows_pilot_runs_but_not_as_students(teacher: Path, searched: Pa
     assert f"{result.pilot_runs[0].information:.3f}" in page
     assert result.reason in html.unescape(page)
     assert f"<code>{result.command}</code>" in html.unescape(page)
-    assert page.count("<td>wrn_10_1</td>") == 1, "the teacher only"
+    assert page.count(">wrn_10_1</td>") == 1, "the teacher only"
     (searched / "pilot.json").write_text('{"result": {"epochs": ["<script>"]}}')
     page = ckd.report(tmp_path).read_text()
     assert "pilot.json is damaged" in page

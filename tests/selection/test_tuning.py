@@ -15,6 +15,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
+from checkpointkd.selection.optuna_storage import enqueue_next, values_of
 from checkpointkd.selection.tuning import TuneConfig, default_space
 from checkpointkd.training import run as run_module
 
@@ -282,6 +283,17 @@ def test_optuna_storage_can_be_shared(teacher_run: Path, tmp_path: Path):
     assert len(both["trials"]) == 4
     assert len(list((tmp_path / "b" / "trials").iterdir())) == 2
     assert len(optuna.load_study(study_name="checkpointkd", storage=storage).trials) == 4
+
+
+def test_grid_points_of_started_trials_are_taken():
+    """Another machine may have started a trial that has no suggested values yet."""
+    settings, study = TuneConfig(space={"alpha": (0.1, 0.9), "tau": (2.0, 4.0)}), optuna.create_study()
+    started = []
+    for _ in range(4):
+        assert enqueue_next(study, settings, "fingerprint", shared=True)
+        started.append(values_of(study.trials[study.ask().number]))
+    assert not enqueue_next(study, settings, "fingerprint", shared=True)
+    assert sorted(started, key=str) == sorted(settings.grid(), key=str)
 
 
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])

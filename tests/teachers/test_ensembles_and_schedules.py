@@ -56,13 +56,13 @@ def test_words_for_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
     ("ensemble", "sentence"),
     [
         ("snapshot:5", r"snapshot:5 needs 5 checkpoints, and .* has 4 \(epochs 1, 2, 3, 4\)"),
-        ("snapshot:0", r"'snapshot' is written snapshot:K, K being 1 or more, not 'snapshot:0'"),
-        ("snapshot:two", "written snapshot:K"),
-        ("snapshot", "written snapshot:K"),
+        ("snapshot:0", r"Unknown ensemble 'snapshot:0'\. Write snapshot:K, where K is at least 1"),
+        ("snapshot:two", "Write snapshot:K"),
+        ("snapshot", "Write snapshot:K"),
         ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
-        ("full:2", "--ensemble full:2 is made from 2 runs, and 1 are named"),
-        ("mixed", "is made from 2 runs, and 1 are named"),
-        ("snapshots:2", "Unknown ensemble 'snapshots:2'. Did you mean 'snapshot:K'"),
+        ("full:2", "--ensemble full:2 takes 2 runs, not 1"),
+        ("mixed", "takes 2 runs, not 1"),
+        ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
     ],
 )
 def test_ensembles_that_cannot_be_had(teacher_run: Path, ensemble: str, sentence: str):
@@ -89,9 +89,7 @@ def test_the_nearest_checkpoint_must_not_stand_for_two(tmp_path: Path):
     run = tmp_path / "run"
     ckd.train("wrn_10_1", data="digits", train_images=50, epochs=9, save_every=3, batch_size=25, out=run)
     (run / "checkpoints" / "epoch-0003.safetensors").rename(run / "checkpoints" / "epoch-0008.safetensors")
-    with pytest.raises(
-        UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9; name those you want"
-    ):
+    with pytest.raises(UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9\. Name checkpoints"):
         resolve_ensemble([str(run)], "snapshot:3")
 
 

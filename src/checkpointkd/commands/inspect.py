@@ -29,6 +29,10 @@ class InspectOptions(DataOptions, CommonOptions):
     model: str | None = None
     """For external checkpoints: their network, as for `train`. Needs --data."""
 
+    pattern: str | None = None
+    """For external checkpoints: the form of the file names, such as 'ckpt_{epoch}.pt', where the epoch cannot be read
+    from them. It also decides which files are checkpoints. {step} counts in steps, * matches any text."""
+
     state_dict_key: str | None = None
     """For files with several state dicts: the key of the weights, such as state_dict_ema or state_dict.student."""
 
@@ -71,6 +75,8 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     from ..teachers.ensemble import chance_level
 
     given = options.given_for_external()
+    if options.pattern is not None and is_registered(path):
+        given.append("--pattern")
     trajectory = open_trajectory(path) if options.model is None and is_registered(path) else None
     if options.model is None:
         if given and (trajectory is None or not trajectory.external):
@@ -78,7 +84,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
         if trajectory is None or not given:
             if trajectory is not None:
                 _refresh(trajectory, options)
-            return describe(path)
+            return describe(path, options.pattern)
     trajectory, data = _register(path, trajectory, options)
     warn_if_saw_validation_images(str(path), trajectory.run, data)
     description = describe(trajectory.path)
@@ -108,10 +114,12 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
     from ..checkpoints import GIVEN, register_external
     from ..data import load_data
 
-    model, state_dict_key, mean, std = options.model, options.state_dict_key, options.mean, options.std
+    model, pattern, state_dict_key = options.model, options.pattern, options.state_dict_key
+    mean, std = options.mean, options.std
     if registered is not None and isinstance(registered.run, ExternalRecord):
         run = registered.run
-        model, state_dict_key, path = run.model, state_dict_key or run.state_dict_key, registered.source
+        model, pattern, path = run.model, pattern or run.pattern, registered.source
+        state_dict_key = state_dict_key or run.state_dict_key
         if mean is None and std is None and run.normalized_as == GIVEN:
             mean, std = list(run.mean), list(run.std)
         data_config = options.config_like(run.data)
@@ -124,7 +132,8 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         path,
         model=model,
         data=data,
-        where=state_dict_key,
+        pattern=pattern,
+        state_dict_key=state_dict_key,
         mean=mean,
         std=std,
         accuracy=_accuracy_on(data, options),
