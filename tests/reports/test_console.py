@@ -102,7 +102,7 @@ def test_the_table_of_a_pilot_search_fits_80_columns():
     assert "epochs 160 + 240 ←" in text
     prose = " ".join(text.split())
     assert "Chosen for wrn_16_1: epochs 160 + 240 with α = 0.5 and τ = 5." in prose
-    gap = "epoch 240, alpha 0.5 (the last checkpoint, the runner-up) is behind by 0.012 nats after 30 epochs"
+    gap = "Epoch 240, alpha 0.5 (the last checkpoint, the runner-up) is behind by 0.012 nats after 30 epochs"
     assert f"{gap} (95% CI over images: -0.003 to 0.027)." in prose
     assert "Not tried, because the budget was spent: epoch 30." in prose
     assert "The pilot runs took 75 epochs, 38% of a full distillation." in prose

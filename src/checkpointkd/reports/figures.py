@@ -69,8 +69,8 @@ def plane_chart(name: str, points: Sequence[Point], *, chosen: Sequence[int], un
         x_title="I(X;F), normalized",
         y_title="I(Y;F), normalized",
         series=[*guides, Series(name=f"checkpoints, by {unit}", x=x, y=y, hover=hover, labels=labels, color=0), *stars],
-        caption=f"Upper right is better: Algorithm 1 chooses the largest sum. The star is the selected checkpoint, by "
-        f"Algorithm 1, another rule or pilot runs. Numbers are {unit}s.",
+        caption=f"Upper right is better: Algorithm 1 chooses the largest sum. Numbers are {unit}s."
+        + (" A star is a checkpoint that `select` chose, by Algorithm 1, another rule or pilot runs." if stars else ""),
         alt=f"The checkpoints of {name} by normalized I(X;F) and I(Y;F)",
     )
 

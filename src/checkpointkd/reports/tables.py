@@ -129,7 +129,7 @@ def pilot_sentences(result: PilotResult) -> list[str]:
         low, high = sorted((sign * gap.low, sign * gap.high))
         roles = ", ".join(name for name, other in result.behind.items() if other == gap and name != gap.candidate)
         lines.append(
-            f"{gap.candidate}{f' ({roles})' if roles else ''} is {side} by {sign * gap.mean:.3f} nats after "
+            f"{gap.candidate[0].upper()}{gap.candidate[1:]}{f' ({roles})' if roles else ''} is {side} by {sign * gap.mean:.3f} nats after "
             f"{pluralize(gap.pilot_epochs, 'epoch')} (95% CI over images: {low:.3f} to {high:.3f})."
         )
     if result.skipped:
