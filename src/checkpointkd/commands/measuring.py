@@ -83,7 +83,7 @@ def evaluate(
         "data": loaded.name,
         "select_on": loaded.record.select_on,
         "split": split,
-        **teacher.measure(images, average=average, weights=shares),
+        **plain(teacher.measure(images, average=average, weights=shares)),
         "training_cost": plain(training_cost(teacher.members)),
     }
 
