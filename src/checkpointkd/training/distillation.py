@@ -20,7 +20,6 @@ from ..records import DistillRecord, TeacherRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
 from ..teachers.ensemble import Teacher, check_compatible, refuse_at_chance
-from ..teachers.logit_cache import DEFAULT_LIMIT
 from .loop import Row
 from .run import Method, RunSpec, run_training
 
