@@ -1,4 +1,4 @@
-"""A file is whole or absent, and what was changed on disk is never taken for what was written."""
+"""A file is whole or absent, and content that changed on disk is never taken for what was written."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def test_tensors_come_back_with_their_metadata(tmp_path: Path):
     assert storage.content_hash(tensors) == sha256
 
 
-def test_every_single_flipped_byte_is_noticed(tmp_path: Path):
+def test_each_flipped_byte_is_detected(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     storage.save_tensors(path, TENSORS)
-    whole, noticed = path.read_bytes(), []
-    for position in range(len(whole)):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
+    content, errors = path.read_bytes(), []
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
         try:
             tensors, _ = storage.load_tensors(path)
         except UserError as error:
-            noticed.append(str(error))
-        else:  # only what carries no meaning, such as white space in the header, may change unnoticed
+            errors.append(str(error))
+        else:  # bytes without meaning, such as white space in the header
             assert storage.content_hash(tensors) == storage.content_hash(TENSORS)
-    assert len(noticed) > 0.9 * len(whole)
-    assert all("x.safetensors is damaged" in sentence for sentence in noticed)
+    assert len(errors) > 0.9 * len(content)
+    assert all("x.safetensors is damaged" in error for error in errors)
 
 
-def test_every_truncation_is_noticed(tmp_path: Path):
+def test_each_truncation_is_detected(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     storage.save_tensors(path, TENSORS)
-    whole = path.read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
         with pytest.raises(UserError, match=r"x\.safetensors is damaged"):
             storage.load_tensors(path)
 
@@ -63,24 +63,24 @@ for number in range(100_000):
 """
 
 
-def test_a_save_killed_in_the_middle_leaves_the_file_before_it(tmp_path: Path):
+def test_a_save_killed_in_the_middle_leaves_the_previous_file(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     half_written = 0
     for attempt in range(6):
         process = subprocess.Popen([sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        said = int(process.stdout.readline())
+        last_saved = int(process.stdout.readline())
         began = time.monotonic()
         deadline = began + 20
-        while time.monotonic() < deadline:  # kill while a file is being written aside
-            assert path.stat().st_size > 8_000_000, "half a file was there to be read"
+        while time.monotonic() < deadline:  # kill while a file is half written
+            assert path.stat().st_size > 8_000_000, "half a file lay at the path"
             if time.monotonic() > began + 0.5 and (attempt == 0 or _half_written(tmp_path)):
                 break
         os.kill(process.pid, signal.SIGKILL)
-        rest = process.communicate()[0].split()
-        said = int(rest[-1]) if rest else said
-        tensors, metadata = storage.load_tensors(path)  # whole, checksum and all
-        assert int(metadata["number"]) in (said, said + 1)
+        output = process.communicate()[0].split()
+        last_saved = int(output[-1]) if output else last_saved
+        tensors, metadata = storage.load_tensors(path)  # verifies the checksum
+        assert int(metadata["number"]) in (last_saved, last_saved + 1)
         assert torch.equal(tensors["a"], torch.full((2_000_000,), float(metadata["number"])))
         half_written += _half_written(tmp_path)
         storage.remove_leftovers(tmp_path)
@@ -95,7 +95,7 @@ def _half_written(folder: Path) -> bool:
         return False
 
 
-def test_a_folder_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
+def test_one_process_holds_a_lock_and_its_death_releases_it(tmp_path: Path):
     holder = "import sys,time\nfrom pathlib import Path\nfrom checkpointkd import storage\n"
     holder += "with storage.locked(Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)\n"
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -109,7 +109,7 @@ def test_a_folder_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path):
         pass
 
 
-def test_rows_are_read_whole_or_not_at_all(tmp_path: Path):
+def test_a_damaged_line_is_an_error(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     assert records.read_lines(path, BestEpoch, remedy="Train again.") == []
     path.write_text('{"epoch": 1, "accuracy": 0.5}\n{"epoch": 2, "accuracy": 0.6}\n')
@@ -120,12 +120,43 @@ def test_rows_are_read_whole_or_not_at_all(tmp_path: Path):
             records.read_lines(path, BestEpoch, remedy="Train again.")
 
 
-def test_only_our_own_leftovers_are_removed(tmp_path: Path):
+def test_only_leftovers_of_this_package_are_removed(tmp_path: Path):
     for name in ("a.json.123.unfinished", "my.unfinished", "nested/b.123.unfinished"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     storage.remove_leftovers(tmp_path)
     assert sorted(file.name for file in tmp_path.rglob("*.unfinished")) == ["b.123.unfinished", "my.unfinished"]
+
+
+def test_an_error_inside_the_block_is_not_a_failed_write(tmp_path: Path):
+    (tmp_path / "x").write_text("before")
+    with pytest.raises(FileNotFoundError), storage.atomic_write(tmp_path / "x"):
+        (tmp_path / "absent").read_bytes()
+    with pytest.raises(UserError, match=r"Could not read .*absent: No such file"):
+        storage.atomic_copy(tmp_path / "absent", tmp_path / "x")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "before")]
+
+
+def test_a_failed_write_names_the_path_and_leaves_the_previous_file(tmp_path: Path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    path = tmp_path / "x"
+    path.write_text("before")
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # larger files fail, as on a full disk
+    try:
+        for write in (
+            lambda: storage.atomic_write_bytes(path, bytes(100_000)),
+            lambda: storage.atomic_copy(tmp_path / "large", path),
+        ):
+            with pytest.raises(UserError, match=r"Could not write .*/x: File too large\. What was there"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["large", "x"]
+    with pytest.raises(UserError, match=r"Could not write .*/x/y: "):
+        storage.atomic_write_bytes(path / "y", b"")
 
 
 def test_json_is_never_written_with_nan(tmp_path: Path):

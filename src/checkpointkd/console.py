@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from . import records
-from .errors import pluralize, printable
+from .errors import format_bytes, pluralize, printable
 from .records import DistillRecord, Measured, PilotResult, TuneRecord
 
 if TYPE_CHECKING:
@@ -156,6 +156,22 @@ def exported(result: Mapping[str, Any]) -> RenderableType:
 def report(path: Path) -> RenderableType:
     """Show where the report is."""
     return _line(f"Report: {path}")
+
+
+def cache(result: Mapping[str, Any]) -> RenderableType:
+    """Show the entries of the cache, or what was deleted from it."""
+    from .reports.charts import Table
+
+    columns = ["kind", "last used", "size", "content", "path"]
+    rows = [
+        [entry["kind"], entry["last_used"][:10], format_bytes(entry["bytes"]), entry["content"], entry["path"]]
+        for entry in result["entries"]
+    ]
+    total = f"{pluralize(len(result['entries']), 'item')}, {format_bytes(result['bytes'])}"
+    if result["action"] == "clear":
+        return Group(*_table(Table("", columns, rows)), _lines([f"Freed {total}"]))
+    note = "`checkpointkd cache clear logits decoded` frees what commands can make again"
+    return Group(*_table(Table("", columns, rows)), _lines([f"{result['home']}: {total}. {note}"]))
 
 
 def experiments(result: Mapping[str, Any]) -> RenderableType:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -41,8 +40,7 @@ def write_student(run: Trajectory) -> None:
     weights = run.path / STUDENT
     with storage.locked(run.path):
         if not _is_whole(weights, checkpoint.sha256):
-            with storage.atomic_write(weights) as file, open(checkpoint.path, "rb") as there:
-                shutil.copyfileobj(there, file)
+            storage.atomic_copy(checkpoint.path, weights)
         if not (run.path / CONFIG).exists() or storage.read_json(run.path / CONFIG) != config:
             storage.write_json(run.path / CONFIG, config)
 

@@ -1,4 +1,4 @@
-"""Predictions of a network and how good they are: accuracy, NLL, calibration.
+"""Predictions of a network, and their accuracy, negative log-likelihood and calibration.
 
 Letters in names: N images, K classes, R resamples.
 """
@@ -14,7 +14,7 @@ from .data import Images, eval_batch_size
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Images) -> Tensor:
-    """The network's logits (N, K) on clean images, in evaluation mode, float32 on the CPU; its mode is put back."""
+    """Return the network's logits on clean images, float32 (N, K) on the CPU. Its training mode is restored."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
@@ -27,26 +27,34 @@ def predict(network: nn.Module, images: Images) -> Tensor:
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Top-1 `accuracy` in [0, 1], its standard error over images `accuracy_se`, and `nll`, mean cross-entropy in nats.
+    """Return top-1 `accuracy` in [0, 1], its standard error over images `accuracy_se`, and `nll`, the mean in nats.
 
     >>> measure(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))["accuracy"]
     0.5
     """
-    right_N = (logits_NK.argmax(-1) == labels_N).double()
+    correct_N = (logits_NK.argmax(-1) == labels_N).double()
     nll_N = nn.functional.cross_entropy(logits_NK.double(), labels_N, reduction="none")
     return {
-        "accuracy": right_N.mean().item(),
-        "accuracy_se": right_N.std(correction=0).item() / len(right_N) ** 0.5,
+        "accuracy": correct_N.mean().item(),
+        "accuracy_se": correct_N.std(correction=0).item() / len(correct_N) ** 0.5,
         "nll": nll_N.mean().item(),
     }
 
 
 def calibration_error(
-    weight_RN: np.ndarray, confidence_N: np.ndarray, right_N: np.ndarray, bins: int = 15
+    weight_RN: np.ndarray, confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15
 ) -> np.ndarray:
-    """The mean distance of confidence and accuracy over bins of equally many images, by their confidence, (R,)."""
+    """Return the calibration error of each resample (R,): the mean of |confidence − accuracy| over bins.
+
+    Images are sorted by confidence into bins of equal size, as in adaptive calibration error (Nixon et al., 2019).
+
+    Args:
+        weight_RN: The weight of each image in each resample. The weights of a resample sum to 1.
+        confidence_N: The probability of the predicted class, in [0, 1].
+        correct_N: Whether the prediction is correct.
+    """
     order_N = np.argsort(confidence_N, kind="stable")
-    gap_N = confidence_N[order_N].astype(float) - right_N[order_N]
+    gap_N = confidence_N[order_N].astype(float) - correct_N[order_N]
     weight_RN = weight_RN[:, order_N]
     binned = [
         weight_RN[:, part] @ gap_N[part] for part in np.array_split(np.arange(len(order_N)), min(bins, len(order_N)))

@@ -192,26 +192,27 @@ class DistillRecord(OwnRunRecord, frozen=True, tag="distill", kw_only=True):
 class ExternalCheckpoint(Record, frozen=True):
     """One checkpoint of another trainer, as it was registered."""
 
-    file: Annotated[str, Meta(pattern=r"^[^\x00]+$", max_length=1000)]
+    file: Annotated[str, Meta(pattern=r"^[^\x00]+$", max_length=1000)]  # relative to the folder
     format: str
-    epoch_from: str
-    stated: str
+    epoch_from: str  # where the epoch was read: the file, its name, or --pattern
+    stated: str  # the epoch as the file or its name states it
     fingerprint: tuple[int, ...]  # sizes and modification times of its files
     sha256: str
     accuracy: Share | None
 
 
 class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
-    """What a user said of another trainer's checkpoints, and what was found in them."""
+    """run.json of another trainer's checkpoints: what the user said of them, and what was found in them."""
 
     folder: str
-    pattern: FileName | None
-    state_dict_key: str | None
-    weights_at: str
-    normalized_as: str
+    files: FileName | None  # the last part of PATH where that is a file or has a wildcard
+    pattern: FileName | None  # --pattern
+    state_dict_key: str | None  # --state-dict-key
+    weights_at: str  # the key of the weights in the files; "" for the top
+    normalized_as: str  # where mean and std are from
     unit: Literal["epoch", "step"]
-    left_out: tuple[str, ...]
-    passed_over: tuple[str, ...]
+    left_out: tuple[str, ...]  # a reason for each file
+    passed_over: tuple[str, ...]  # files that were seen and not used
     checkpoints: Annotated[dict[Count, ExternalCheckpoint], Meta(min_length=1)]
 
 
@@ -339,14 +340,14 @@ def convert(values: Mapping[str, Any], kind: type[T]) -> T:
 
 def read(path: Path, kind: type[T], *, remedy: str) -> T:
     """The record in a JSON file; raises UserError that says what is wrong with the file, and the remedy."""
-    return decode(_content(path), kind, path=path, remedy=remedy)
+    return decode(read_bytes(path), kind, path=path, remedy=remedy)
 
 
 def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
     """The records of a JSON-lines file; none where there is no file."""
     if not path.exists():
         return []
-    return [decode(line, kind, path=path, remedy=remedy) for line in _content(path).splitlines()]
+    return [decode(line, kind, path=path, remedy=remedy) for line in read_bytes(path).splitlines()]
 
 
 class _Versioned(Record, frozen=True, kw_only=True):
@@ -365,13 +366,14 @@ def read_run(path: Path) -> AnyRun:
     return read(path, AnyRun, remedy=remedy)  # type: ignore[arg-type]
 
 
-def _content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises UserError that names the file if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise UserError(f"There is no file {path}") from None
     except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}") from None
+        raise UserError(f"Could not read {path}: {error.strerror}") from None
 
 
 # Information plane

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, synced, renamed; tensors carry a checksum that is read back."""
+"""Files that are whole or absent: written aside, synced, then renamed. Tensors carry a checksum that is verified."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,31 +21,34 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .errors import UserError, first_line
-from .records import plain
+from .records import plain, read_bytes
 
-METADATA = "checkpointkd"  # the entry of a safetensors header that is ours
-TMP_SUFFIX = ".unfinished"  # the ending of a file that is still being written
-
-
-def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Put these bytes at the path, whole or not at all, even if the process or the machine dies here."""
-    with atomic_write(path) as file:
-        file.write(content)
+METADATA = "checkpointkd"  # our entry in a safetensors header
+TMP_SUFFIX = ".unfinished"  # of a file that is still being written
+RESTORE = "Restore it from a copy, or create it again."
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which is at the path once the block has ended, and not at all if it fails."""
+    """Yield a file to write to. It is at the path once the block has ended, and never if the block fails.
+
+    This holds even if the process or the machine dies. Errors of the block itself pass through unchanged.
+
+    Raises:
+        UserError: If the file cannot be written. What was at the path before is intact.
+    """
     aside = path.with_name(f"{path.name}.{os.getpid()}{TMP_SUFFIX}") if path.name else path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+        with _write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = io.BufferedWriter(_RawFile(aside, path))
+        with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is intact") from None
+            with _write_errors(path):
+                os.fsync(file.fileno())
+        with _write_errors(path):
+            os.replace(aside, path)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -56,39 +60,73 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
 
 
+class _RawFile(io.FileIO):
+    """An unbuffered file whose failed writes name the path that the content is for."""
+
+    def __init__(self, aside: Path, path: Path) -> None:
+        super().__init__(aside, "wb")
+        self._final_path = path
+
+    def write(self, content: Any, /) -> int:
+        with _write_errors(self._final_path):
+            return super().write(content)
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Could not write {path}: {error.strerror or error}. What was there before is intact."
+        ) from None
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write these bytes to the path, as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def atomic_copy(source: Path, path: Path) -> None:
+    """Copy a file, as `atomic_write` does. Raises UserError that says which of the two files failed."""
+    try:
+        content = open(source, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"Could not read {source}: {error.strerror}") from None
+    with content, atomic_write(path) as file:
+        shutil.copyfileobj(content, file)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written in this folder; call it only when holding the lock."""
+    """Delete the half-written files that killed processes left in this folder. Call it only while holding the lock."""
     for leftover in folder.glob(f"*{TMP_SUFFIX}"):
         if re.fullmatch(rf".+\.\d+{re.escape(TMP_SUFFIX)}", leftover.name):
             leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value, records included, as indented JSON, whole or not at all. NaN raises ValueError: it is not JSON."""
-    atomic_write_bytes(
-        path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=plain) + "\n").encode()
-    )
+    """Write a value, records included, as indented JSON. Raises ValueError for NaN, which JSON lacks."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=plain)
+    atomic_write_bytes(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of ours; raises UserError that names the file when it is no JSON."""
+    """Read a JSON file. Raises UserError that names the file if it cannot be read or is not JSON."""
+    content = read_bytes(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}") from None
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def jsonl_text(rows: list[dict]) -> str:
-    """Rows as JSON lines."""
+    """Return rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values: the identity of weights, whatever file they came in.
+    """Return the SHA-256 of names, types, shapes and values: the identity of weights in whatever file.
 
     >>> content_hash({"a": torch.ones(2)}) == content_hash({"a": torch.ones(2)}) != content_hash({"b": torch.ones(2)})
     True
@@ -101,51 +139,49 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def cache_key(pinned: dict[str, Any]) -> str:
-    """A name for what is kept of an answer that follows from all this."""
-    return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()[:32]
+def cache_key(identity: Mapping[str, Any]) -> str:
+    """Return a key for a result that follows from these values alone."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
-    """Write a safetensors file, whole or not at all, with its content hash inside; returns the hash."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    sha256 = content_hash(plain)
-    # One entry: safetensors writes several in an order that differs from run to run, and equal runs leave equal files.
+    """Write a safetensors file with its content hash inside. Return the hash."""
+    on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    sha256 = content_hash(on_cpu)
+    # One entry, so that equal runs leave equal files: safetensors writes several entries in a varying order.
     entry = json.dumps({**(metadata or {}), "sha256": sha256}, sort_keys=True)
-    atomic_write_bytes(path, safetensors.torch.save(plain, {METADATA: entry}))
+    atomic_write_bytes(path, safetensors.torch.save(on_cpu, {METADATA: entry}))
     return sha256
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of a file that save_tensors wrote; raises UserError if one bit of it has changed."""
+    """Return the tensors and the metadata of a file that `save_tensors` wrote.
+
+    Raises:
+        UserError: If the file cannot be read, or if one bit of it has changed.
+    """
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
         tensors = safetensors.torch.load(content)
-        metadata = _ours(_header(content).get("__metadata__", {}))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}") from None
+        metadata = _own_metadata(_header(content).get("__metadata__", {}))
     except (safetensors.SafetensorError, ValueError, RecursionError, struct.error) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); restore it from a copy or make it anew") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}). {RESTORE}") from None
     if metadata.get("sha256") != content_hash(tensors):
-        raise UserError(
-            f"{path} is damaged (its checksum does not match its content); restore it from a copy or make it anew"
-        )
+        raise UserError(f"{path} is damaged (its checksum does not match its content). {RESTORE}")
     return tensors, metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading its tensors."""
+    """Return the metadata of a safetensors file without reading its tensors."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return _ours(file.metadata() or {})
+            return _own_metadata(file.metadata() or {})
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); restore it from a copy or make it anew") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}). {RESTORE}") from None
 
 
 def save_state(path: Path, state: Any) -> None:
-    """Write what resuming needs (nested dicts and lists of tensors and plain values) behind its own checksum."""
+    """Write what resuming needs, nested dicts and lists of tensors and plain values, behind a checksum."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -153,37 +189,38 @@ def save_state(path: Path, state: Any) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """Read what save_state wrote, with weights_only=True; raises UserError when it is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}") from None
+    """Return what `save_state` wrote, read with `weights_only=True`. Raises UserError if it is damaged."""
+    content = read_bytes(path)
     if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise UserError(f"{path} is damaged (checksum); remove the run folder {path.parent} to start it anew")
+        raise UserError(f"{path} is damaged (checksum). Remove the run directory {path.parent} to start anew.")
     return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; raises UserError, with the holder's process id, if another one has it.
+    """Hold the lock of a folder, which is created if need be.
 
-    The operating system lets go of the lock when its process dies, however it dies.
+    The operating system releases the lock when the process dies. The lock file stays: removing it would split those
+    that wait for it from those that come later.
+
+    Raises:
+        UserError: If another process holds the lock, with its process id, or if the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"could not make the folder {folder}: {error.strerror}") from None
+        raise UserError(f"Could not create the folder {folder}: {error.strerror}") from None
     holder = folder / ".lock.holder"
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = _first_words(holder) or "another process"
-        raise UserError(f"{folder} is in use by {who}; try again when it is done") from None
+        holder_name = _start_of(holder) or "another process"
+        raise UserError(f"{folder} is in use by {holder_name}. Try again when it is done.") from None
     except OSError as error:
-        raise UserError(f"could not write in {folder}: {error.strerror}") from None
+        raise UserError(f"Could not write in {folder}: {error.strerror}") from None
     try:
-        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             holder.write_text(f"process {os.getpid()}")
         yield
     finally:
@@ -192,18 +229,19 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _first_words(path: Path) -> str:
+def _start_of(path: Path) -> str:
+    """The first characters of a text file; none if it cannot be read."""
     try:
         return path.read_text()[:40]
     except OSError:
         return ""
 
 
-def _ours(metadata: dict[str, str]) -> dict[str, str]:
-    ours = json.loads(metadata.get(METADATA, "{}"))
-    if not isinstance(ours, dict):
-        raise ValueError("its header is none of ours")
-    return ours
+def _own_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    own = json.loads(metadata.get(METADATA, "{}"))
+    if not isinstance(own, dict):
+        raise ValueError("the entry of checkpointkd in its header is not an object")
+    return own
 
 
 def _header(content: bytes) -> dict:

@@ -146,8 +146,8 @@ def test_costs_are_steps_times_the_measured_speed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table9", "--preset", "smoke"], "unknown experiment 'table9'; did you mean"),
-        (["table1", "--preset", "smal"], "unknown preset 'smal'; did you mean 'small'?"),
+        (["table9", "--preset", "smoke"], "Unknown experiment 'table9'. Did you mean"),
+        (["table1", "--preset", "smal"], "Unknown preset 'smal'. Did you mean 'small'?"),
         (["table1", "--preset", "small", "--data", "digits"], "Preset 'small' runs on cifar100, not on 'digits'"),
         (["table1", "--preset", "smoke", "--jobs", "0"], "--jobs must be from 1 to 256, not 0"),
         (["table1", "--preset", "smoke", "--seeds", "0"], "--seeds must be from 1 to 1,000, not 0"),

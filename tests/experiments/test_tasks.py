@@ -137,7 +137,7 @@ def test_a_report_on_teachers_before_their_midpoint(smoke: Path, tmp_path: Path)
         ("--teacher-epochs 1", "--teacher-epochs must be at least 2, so that a run has a midpoint, not 1"),
         ("--student-epochs 0", "--student-epochs must be at least 2"),
         ("--train-images 0", "train_images must be at least 1"),
-        ("--teacher-recipe cifar", "unknown recipe 'cifar'; did you mean"),
+        ("--teacher-recipe cifar", "Unknown recipe 'cifar'. Did you mean"),
         ("--time-limit 0", "--time-limit must be above 0 and below 1,000,000, not 0"),
         ("--jobs many", "many"),
         ("--jobs 1.5", "1.5"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from checkpointkd.data.images import InMemoryImages, in_memory
+from checkpointkd.data.in_memory import InMemoryImages, in_memory
 from checkpointkd.data.views import Views
 
 
@@ -15,7 +15,7 @@ def gray_images(pixels_NCHW: Tensor) -> InMemoryImages:
     return in_memory(
         (pixels_NCHW * 255).round().clamp(0, 255).to(torch.uint8),
         labels_N,
-        what="synthetic",
+        source="synthetic",
         classes=("a", "b"),
         views=Views(pad=1, flip=False),
     )

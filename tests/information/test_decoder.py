@@ -350,7 +350,7 @@ def test_too_few_images_and_images_out_of_range_are_refused(teacher_run: Path):
         ckd.score(teacher_run, estimator="ridge", measure_images=30)
     data = load_data(DataConfig(data="digits", train_images=100))
     assert isinstance(data.train, InMemoryImages)
-    bright = dataclasses.replace(data, train=dataclasses.replace(data.train, white=8))
+    bright = dataclasses.replace(data, train=dataclasses.replace(data.train, max_value=8))
     with pytest.raises(UserError, match=r"Images must be in \[0, 1\], but these are in \[0, 2\]"):
         score_trajectory(
             ckd.open_trajectory(teacher_run), bright, settings=EstimatorConfig(steps=1), device=torch.device("cpu")

@@ -13,8 +13,8 @@ from torch import Tensor
 import checkpointkd as ckd
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.data import DataConfig, load_data
-from checkpointkd.data.images import InMemoryImages
-from checkpointkd.information import ESTIMATORS, label_measures, per_image, ridge_information
+from checkpointkd.data.in_memory import InMemoryImages
+from checkpointkd.information import ESTIMATORS, fitted_losses, label_measures, per_image, ridge_information
 from checkpointkd.information.ridge import _patches
 
 from .channels import channel, gray_images
@@ -117,6 +117,18 @@ def test_label_information():
     assert overconfident["label_information"] == pytest.approx(calibrated["label_information"], abs=1e-3)
     assert overconfident["temperature"] == pytest.approx(10 * calibrated["temperature"], rel=0.01)
     assert overconfident["nll"] > 2 * calibrated["nll"]
+
+
+def test_temperature_is_fitted_on_the_other_half():
+    """Even and odd images need different temperatures, so the temperature of the other half is wrong for both."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (1000,), generator=draw)
+    logits = torch.nn.functional.one_hot(labels, 10) + torch.randn(1000, 10, generator=draw)
+    alike, _ = fitted_losses(logits, labels)
+    scale = torch.where(torch.arange(1000) % 2 == 0, 1.0, 5.0)
+    mixed, _ = fitted_losses(scale[:, None] * logits, labels)
+    assert mixed[0::2].mean() > alike[0::2].mean() + 0.1
+    assert mixed[1::2].mean() > alike[1::2].mean() + 0.1
 
 
 def test_per_image_measures_by_hand():

@@ -150,18 +150,18 @@ def test_distill_warns_if_best_is_for_another_student(teacher: Path, tmp_path: P
     ckd.distill("wrn_10_1", out=tmp_path / "same", alpha=0.1, tau=5, **quick)
     assert "@best was " not in caplog.text
     ckd.distill("wrn_10_1", out=tmp_path / "weight", **quick)
-    assert "@best was found for wrn_10_1, alpha 0.1, tau 5.0, and here it teaches wrn_10_1, alpha 0.5" in caplog.text
-    assert "give --alpha 0.1 --tau 5.0" in caplog.text
+    assert "@best was selected for wrn_10_1, alpha 0.1, tau 5.0, but is used for wrn_10_1, alpha 0.5" in caplog.text
+    assert "add --alpha 0.1 --tau 5.0" in caplog.text
     caplog.clear()
     ckd.distill("resnet_8", out=tmp_path / "student", method="at", **quick)
-    assert "@best was found for wrn_10_1, and here it teaches resnet_8: checkpointkd select" in caplog.text
+    assert "@best was selected for wrn_10_1, but is used for resnet_8. To choose" in caplog.text
 
 
 def test_best_can_be_a_pair_or_no_teacher(teacher: Path):
     stored = {"rule": "pilot", "student": "wrn_10_1", "reason": "it was", "made_with": None}
     (teacher / "selection.json").write_text(json.dumps({**stored, "epochs": [4, 8]}))
     assert [ref.text for ref in resolve_ensemble([f"{teacher}@best"])] == [f"{teacher}@4", f"{teacher}@8"]
-    with pytest.raises(UserError, match="several checkpoints"):
+    with pytest.raises(UserError, match="Name one checkpoint"):
         resolve(f"{teacher}@best")
     (teacher / "selection.json").write_text(json.dumps({**stored, "epochs": []}))
     with pytest.raises(UserError, match="wrn_10_1"):
@@ -204,9 +204,9 @@ def test_killed_search_continues_with_the_same_result(teacher: Path, searched: P
         ({"budget": "0.0"}, "'0.0'"),
         ({"budget": " 70"}, "' 70'"),
         ({"budget": "٣"}, "'٣'"),
-        ({"alpha": [1.0]}, "alpha of 1"),
+        ({"alpha": [1.0]}, "alpha 1 the teacher has no weight"),
         ({"rule": "algorithm1"}, "--rule algorithm1"),
-        ({"alpha": [0.5, 0.5]}, "twice"),
+        ({"alpha": [0.5, 0.5]}, "The alphas must differ"),
         ({"alpha": [1.5]}, "alpha must"),
         ({"student": "wrn"}, "'wrn'"),
         ({"data": "cifar10:nowhere"}, "nowhere"),
@@ -404,7 +404,7 @@ def test_select_replaces_a_damaged_selection_and_logs_a_changed_one(teacher: Pat
     assert list(ckd.inspect(teacher)["selected"]) == list(result.epochs)
     assert "@best" not in caplog.text
     ckd.select(teacher, rule="midpoint")
-    assert f"{teacher}@best is epoch 12, by the rule midpoint" in caplog.text
+    assert f"{teacher}@best is now epoch 12, by rule midpoint" in caplog.text
     assert caplog.text.rstrip().endswith(f"{result.epochs[0]}, for wrn_10_1" if result.epochs else "for wrn_10_1")
     caplog.clear()
     ckd.select(teacher, rule="midpoint")

@@ -189,6 +189,7 @@ def test_length_and_number_of_pilot_runs():
         (0, 0, False, RunAllowance(with_teacher=11, new=11)),
         (0, 0, True, RunAllowance(with_teacher=11 - 2 * N_PROMOTED, new=11 - 2 * N_PROMOTED)),
         (5, 0, True, RunAllowance(with_teacher=11 - 2 * N_PROMOTED, new=12 - 2 * N_PROMOTED - 5)),
+        (5, 2, True, RunAllowance(with_teacher=7, new=0)),
         (8, 2, True, RunAllowance(with_teacher=7, new=0)),
         (9, 0, True, RunAllowance(with_teacher=11, new=3)),
     ],

@@ -15,6 +15,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
+from checkpointkd.selection.optuna_storage import enqueue_next, values_of
 from checkpointkd.selection.tuning import TuneConfig, default_space
 from checkpointkd.training import run as run_module
 
@@ -284,6 +285,17 @@ def test_optuna_storage_can_be_shared(teacher_run: Path, tmp_path: Path):
     assert len(optuna.load_study(study_name="checkpointkd", storage=storage).trials) == 4
 
 
+def test_grid_points_of_started_trials_are_taken():
+    """Another machine may have started a trial that has no suggested values yet."""
+    settings, study = TuneConfig(space={"alpha": (0.1, 0.9), "tau": (2.0, 4.0)}), optuna.create_study()
+    started = []
+    for _ in range(4):
+        assert enqueue_next(study, settings, "fingerprint", shared=True)
+        started.append(values_of(study.trials[study.ask().number]))
+    assert not enqueue_next(study, settings, "fingerprint", shared=True)
+    assert sorted(started, key=str) == sorted(settings.grid(), key=str)
+
+
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_two_processes_share_the_trials(teacher_run: Path, tmp_path: Path, sampler: str):
     """They run at the same time. No trial is run twice, except one that both start at the same instant."""
@@ -338,7 +350,7 @@ def test_two_processes_share_the_trials(teacher_run: Path, tmp_path: Path, sampl
         ({"alpha": [0.1, 1.5]}, r"alpha must .*\[0, 1\], not 1.5"),
         ({"tau": [0.0]}, "tau must be"),
         ({"learning_rate": [-1.0]}, "learning rate must be"),
-        ({"method_weight": [-1.0]}, "must be at least 0, not -1"),
+        ({"method_weight": [-1.0]}, "at least 0, not -1"),
         ({"alpha": [float("nan")]}, "The values of alpha must be finite numbers"),
         ({"alpha": []}, "There are no values of alpha to try"),
         ({"trials": 0}, "--trials must be at least 1, not 0"),

@@ -1,4 +1,4 @@
-"""The loop: golden numbers, resuming bit for bit after a kill, and what it does with a loss that is no number."""
+"""The training loop: golden numbers, resuming bit for bit after kills, and a loss that becomes NaN or infinite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from checkpointkd.data import DataConfig, EpochLoader, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import Supervised
 from checkpointkd.metrics import measure, predict
-from checkpointkd.models import build_network
+from checkpointkd.models import Network, build_network
 from checkpointkd.training.loop import State, fit, start
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "training.json"
@@ -36,8 +36,8 @@ def _state(recipe: Recipe, objective: nn.Module | None = None) -> tuple[State, E
     return state, data.train.batches(batch_size=recipe.batch_size, seed=0, device="cpu")
 
 
-def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path):
-    """fp32 on one thread. A change of method changes the file, visibly: run with UPDATE_GOLDEN=1."""
+def test_numbers_equal_the_golden_file(teacher_run: Path, tmp_path: Path):
+    """In fp32 on one thread. UPDATE_GOLDEN=1 writes the file anew, for a change that is meant to change numbers."""
     student = ckd.distill(
         "wrn_10_1",
         teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_golden_file(teacher_run: Path, tmp_path: Path)
     golden = json.loads(GOLDEN.read_text())
     assert now.keys() == golden.keys()
     for name, values in golden.items():
-        # Eight steps of a decoder: where a processor sums in another order, information moved by 0.0015 nats.
+        # On a processor that sums in another order, eight decoder steps moved the information by 0.0015 nats.
         assert now[name] == pytest.approx(values, rel=2e-3, abs=5e-3 if name == "information" else None), name
 
 
@@ -73,7 +73,7 @@ def test_training_learns():
 
 
 class DropoutNet(nn.Module):
-    """Draws from PyTorch's global generator as it trains."""
+    """A network that draws from PyTorch's global generator while it trains."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -90,16 +90,15 @@ torch.set_num_threads(1)
 import checkpointkd as ckd
 from checkpointkd import metrics
 model, out = sys.argv[1:3]
-def tell(task, done, total):
+def on_progress(task, done, total):
     print(done, flush=True)
     time.sleep(0.01)
-ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=out, on_progress=tell)
+ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=out, on_progress=on_progress)
 """
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
-    """SIGKILL between and within epochs, several times over; the end is that of an undisturbed run, whose network draws
-    as it trains. One that doesn't is killed in test_faults.py."""
+    """Kills between and within epochs change nothing of a network with dropout. test_faults.py kills other runs."""
     model = "tests.training.test_loop:DropoutNet"
     undisturbed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "whole")
     draw = random.Random(0)
@@ -109,7 +108,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
             [sys.executable, "-c", TRAINER, model, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        for _ in range(draw.randint(4, 10)):  # some steps; two are an epoch
+        for _ in range(draw.randint(4, 10)):  # steps; an epoch has two
             process.stdout.readline()
         time.sleep(draw.random() * 0.02)
         if process.poll() is None:
@@ -119,13 +118,32 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
         if (tmp_path / "killed" / "result.json").exists():
             break
     resumed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "killed")
-    assert kills >= 3, "the run was hardly disturbed"
+    assert kills >= 3, "the run was hardly killed at all"
     for epoch in undisturbed:
         assert resumed[epoch].path.read_bytes() == undisturbed[epoch].path.read_bytes(), f"epoch {epoch}"
-    timeless = [[structs.replace(row, seconds=0.0) for row in run.rows()] for run in (resumed, undisturbed)]
-    assert timeless[0] == timeless[1]
+    without_times = [[structs.replace(row, seconds=0.0) for row in run.rows()] for run in (resumed, undisturbed)]
+    assert without_times[0] == without_times[1]
     assert resumed.result().test == undisturbed.result().test  # type: ignore[index]
     assert list(resumed) == [3, 6, 9, 12]
+
+
+def test_training_leaves_the_callers_random_state_alone():
+    """Dropout draws in each epoch. The caller's draws before, between and after rows are those without training."""
+
+    def draws(train: bool) -> list[float]:
+        recipe = Recipe(epochs=2, batch_size=30)
+        _, batches = _state(recipe)
+        state = start(
+            Network(DropoutNet(num_classes=10, in_channels=1), mean=[0.3], std=[0.37]),
+            Supervised(),
+            recipe,
+            device=torch.device("cpu"),
+        )
+        torch.manual_seed(5)
+        rows = fit(state, batches, recipe=recipe, seed=0) if train else iter([{}, {}])
+        return [torch.rand(()).item() for _ in (None, *rows)]
+
+    assert draws(train=True) == draws(train=False)
 
 
 class BreaksAt(nn.Module):
@@ -135,24 +153,26 @@ class BreaksAt(nn.Module):
         super().__init__()
         self.step, self.count = step, 0
 
-    def forward(self, model, batch, on_progress):
+    def forward(self, model, batch, train_fraction):
         self.count += 1
-        loss, logits = Supervised()(model, batch, on_progress)
+        loss, logits = Supervised()(model, batch, train_fraction)
         return (loss * float("nan") if self.count >= self.step else loss), logits
 
 
-def test_a_loss_that_is_no_number_stops_and_says_where():
+def test_a_nan_loss_stops_training_and_names_the_step():
     recipe = Recipe(epochs=4, batch_size=20, lr_schedule="constant", learning_rate=0.05)
     state, batches = _state(recipe, BreaksAt(5))
     rows = fit(state, batches, recipe=recipe, seed=0)
     assert next(rows)["epoch"] == 1
-    with pytest.raises(UserError, match=r"in epoch 2, step 2 of 3, at learning rate 0\.05; .* up to epoch 1 is intact"):
+    with pytest.raises(
+        UserError, match=r"in epoch 2, step 2 of 3, at learning rate 0\.05\. .* up to epoch 1 is intact"
+    ):
         next(rows)
     assert state.epoch == 1
 
 
 class Explodes(DropoutNet):
-    """Answers with infinities after some training steps."""
+    """A network whose logits are infinite after six training steps."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels)
@@ -163,9 +183,9 @@ class Explodes(DropoutNet):
         return super().forward(images) * torch.where(self.count > 6, torch.inf, 1.0)
 
 
-def test_a_run_whose_loss_explodes_keeps_its_last_good_checkpoint(tmp_path: Path):
+def test_a_diverged_run_keeps_its_finite_checkpoints(tmp_path: Path):
     out, model = tmp_path / "run", "tests.training.test_loop:Explodes"
-    with pytest.raises(UserError, match="the loss stopped being a number in epoch 4"):
+    with pytest.raises(UserError, match="The loss became NaN or infinite in epoch 4"):
         ckd.train(model, data="digits", train_images=60, epochs=40, save_every=1, out=out)
     trajectory = ckd.open_trajectory(out)
     assert not trajectory.complete
@@ -175,21 +195,21 @@ def test_a_run_whose_loss_explodes_keeps_its_last_good_checkpoint(tmp_path: Path
 
 
 class RootOfZero(DropoutNet):
-    """Its loss is a number, its gradient is not."""
+    """A network whose loss is finite and whose gradient is not."""
 
     def forward(self, images):
         return super().forward(images) + (self.head.weight.sum() * 0).sqrt()
 
 
-def test_weights_spoiled_by_an_epochs_last_step_are_not_saved(tmp_path: Path):
+def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_not_saved(tmp_path: Path):
     out, model = tmp_path / "run", "tests.training.test_loop:RootOfZero"
-    with pytest.raises(UserError, match="the loss stopped being a number in epoch 1, step 1 of 1"):
+    with pytest.raises(UserError, match="The loss became NaN or infinite in epoch 1, step 1 of 1"):
         ckd.train(model, data="digits", train_images=60, batch_size=60, epochs=3, save_every=1, out=out)
     assert len(ckd.open_trajectory(out)) == 0
 
 
 @pytest.mark.parametrize("lr_schedule", ["cosine", "step", "constant"])
-def test_schedules_are_functions_of_progress(lr_schedule):
+def test_the_learning_rate_is_a_function_of_the_epoch(lr_schedule):
     recipe = Recipe(lr_schedule=lr_schedule)  # the paper's 200 epochs
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 59.9, 60, 100, 120, 199.9)]
     expected = {
@@ -200,7 +220,7 @@ def test_schedules_are_functions_of_progress(lr_schedule):
     assert rates == pytest.approx(expected, abs=2e-4)
 
 
-def test_prediction_is_in_evaluation_mode_and_measured_by_hand(monkeypatch):
+def test_predict_uses_evaluation_mode_and_measure_agrees_with_plain_python(monkeypatch):
     data = load_data(DataConfig(data="digits", train_images=60))
     network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37]).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -210,7 +230,7 @@ def test_prediction_is_in_evaluation_mode_and_measured_by_hand(monkeypatch):
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     torch.testing.assert_close(predict(network, data.val), logits)
-    right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, data.val.labels_N, strict=True))
+    correct = sum(int(row.argmax()) == int(label) for row, label in zip(logits, data.val.labels_N, strict=True))
     measured = measure(logits, data.val.labels_N)
-    assert measured["accuracy"] == pytest.approx(right / 300)
-    assert measured["accuracy_se"] == pytest.approx((right / 300 * (1 - right / 300) / 300) ** 0.5)
+    assert measured["accuracy"] == pytest.approx(correct / 300)
+    assert measured["accuracy_se"] == pytest.approx((correct / 300 * (1 - correct / 300) / 300) ** 0.5)

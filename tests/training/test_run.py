@@ -1,4 +1,4 @@
-"""How a run computes: which precision it chooses, and that it keeps to it; compiled networks."""
+"""One run: its precision, its directory, compiled networks and 16-bit checkpoints."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from checkpointkd.training.run import benchmark_precision
 SMALL = {"data": "digits", "train_images": 60, "epochs": 1, "batch_size": 20}
 
 
-def test_the_precision_that_was_chosen_is_kept(tmp_path: Path, monkeypatch):
+def test_the_measured_precision_is_kept_when_a_run_continues(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run_module, "MIN_STEPS_TO_BENCHMARK", 1)
     monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: "bf16")
     first = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
     assert first.run.precision == "bf16"
     assert all(tensor.dtype != torch.bfloat16 for tensor in first.last.network().state_dict().values())
-    monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: pytest.fail("the precision was measured again"))
     assert ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL).last.sha256 == first.last.sha256
     with pytest.raises(UserError, match="precision 'bf16' there, 'fp32' here"):
         ckd.train("wrn_10_1", out=tmp_path / "run", precision="fp32", **SMALL)
-    with pytest.raises(UserError, match=r"unknown precision 'fp16'; did you mean"):
+    with pytest.raises(UserError, match=r"Unknown precision 'fp16'. Did you mean"):
         ckd.train("wrn_10_1", out=tmp_path / "other", precision="fp16", **SMALL)  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_in_which_nothing_was_done_yet_is_taken_over(tmp_path: Path, monkeypatch):
+def test_a_run_directory_without_a_completed_epoch_is_taken_over(tmp_path: Path, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("stopped in the first epoch")
 
@@ -51,16 +51,18 @@ def test_a_folder_in_which_nothing_was_done_yet_is_taken_over(tmp_path: Path, mo
         ckd.train("wrn_10_1", out=tmp_path / "run" / "inner", precision="fp32", **SMALL)
 
 
-def test_a_short_run_is_not_measured_and_says_what_it_is(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: pytest.fail("three steps are not worth twelve"))
+def test_a_short_run_skips_the_benchmark_and_logs_its_settings(tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        run_module, "benchmark_precision", lambda *_: pytest.fail("a run of three steps needs no benchmark")
+    )
     caplog.set_level("INFO", "checkpointkd")
     run = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
     assert run.run.precision == "fp32"
     assert "1 epoch of 3 steps, batch size 20, learning rate 0.1 (cosine), a checkpoint every 1 epoch" in caplog.text
 
 
-def test_steps_of_milliseconds_stay_in_fp32():
-    """Here the measurement would be chance, and equal commands would give unequal runs."""
+def test_short_steps_stay_in_fp32():
+    """Steps of milliseconds: the times are noise, and equal commands would give different runs."""
     data = load_data(DataConfig(data="digits", train_images=60))
     for _ in range(3):
         network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.37])
@@ -68,8 +70,8 @@ def test_steps_of_milliseconds_stay_in_fp32():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_compiled_network_learns_the_same(tmp_path: Path):
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_a_compiled_network_trains_to_the_same_losses(tmp_path: Path):
     """Needs a C++ compiler, as PyTorch's compiler does."""
     plain, compiled = (
         ckd.train("wrn_10_1", out=tmp_path / str(compile), precision="fp32", compile=compile, **SMALL)
@@ -81,20 +83,20 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_half_checkpoints_are_half_as_large_and_what_is_measured(tmp_path: Path):
+def test_float16_checkpoints_are_half_as_large_and_are_what_is_measured(tmp_path: Path):
     options = {**SMALL, "learning_rate": 0.03, "epochs": 2, "save_every": 1}
-    whole = ckd.train("wrn_10_1", out=tmp_path / "whole", **options)
+    full = ckd.train("wrn_10_1", out=tmp_path / "full", **options)
     half = ckd.train("wrn_10_1", out=tmp_path / "half", checkpoint_dtype="float16", **options)
-    assert half.last.bytes < 0.6 * whole.last.bytes
-    exact, kept = whole.last.network().state_dict(), half.last.network().state_dict()
-    assert any(not torch.equal(exact[name], kept[name]) for name in exact)
-    for name, tensor in exact.items():  # training itself isn't rounded, so the last weights differ by rounding alone
-        assert kept[name].dtype == tensor.dtype
-        assert torch.equal(tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor, kept[name])
+    assert half.last.bytes < 0.6 * full.last.bytes
+    exact, rounded = full.last.network().state_dict(), half.last.network().state_dict()
+    assert any(not torch.equal(exact[name], rounded[name]) for name in exact)
+    for name, tensor in exact.items():  # training is not rounded, so the weights differ by rounding alone
+        assert rounded[name].dtype == tensor.dtype
+        assert torch.equal(tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor, rounded[name])
     data = load_data(DataConfig(train_images=60))
     for epoch, row in zip(half, half.rows(), strict=True):
-        found = measure(predict(half[epoch].network(), data.val), data.val.labels_N)
-        assert found["nll"] == row.val_nll, "measured as it was saved"
+        measured = measure(predict(half[epoch].network(), data.val), data.val.labels_N)
+        assert measured["nll"] == row.val_nll, "the saved network is measured"
     result = half.result()
     assert result is not None
     assert result.val.nll == half.rows()[-1].val_nll
@@ -106,6 +108,6 @@ def test_half_checkpoints_are_half_as_large_and_what_is_measured(tmp_path: Path)
         allow_weak_teacher=True,
         checkpoint_dtype="float16",
     )
-    assert ckd.load(student.path).state_dict().keys() == kept.keys()
+    assert ckd.load(student.path).state_dict().keys() == rounded.keys()
     with pytest.raises(UserError, match="checkpoint_dtype"):
         ckd.train("wrn_10_1", out=tmp_path / "half", **options)

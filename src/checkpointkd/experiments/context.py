@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import records, storage
-from ..config import DataConfig, Device, EstimatorConfig, EstimatorName
+from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName
 from ..recipes import recipe as get_recipe
 from ..records import NetworkSpeed
 from .presets import Preset
@@ -36,7 +36,7 @@ class Context:
     preset: Preset
     data: str
     device: Device = "auto"
-    logit_cache_gb: float = 20.0
+    logit_cache_gb: float = LOGIT_CACHE_GB
     speeds: dict[str, NetworkSpeed] = field(default_factory=dict)
     steps_per_epoch: int = 1
 
@@ -60,7 +60,7 @@ class Context:
 
         The precision is measured once and kept, so that equal runs compute alike: it is part of a run's key.
         """
-        from ..commands.common import device_of
+        from ..device import pick_device
         from ..training.precision import benchmark_training
 
         path = self.out / "machine.json"
@@ -75,7 +75,7 @@ class Context:
         for model in dict.fromkeys(models):
             if model not in speeds:
                 measured = benchmark_training(
-                    model, data, recipe, precision=self.preset.precision, device=device_of(self.device)
+                    model, data, recipe, precision=self.preset.precision, device=pick_device(self.device)
                 )
                 speeds[model] = records.convert(measured, NetworkSpeed)
                 storage.write_json(path, records.plain({**stored, setting: speeds}))

@@ -76,7 +76,6 @@ def demo(
     """
     from ..checkpoints import find_checkpoint, open_trajectory
     from ..reports import collect, conclusions, student_rows, write_report
-    from .executor import warnings_only
 
     sizes, out = _sizes or Sizes(), Path(out)
     teacher = out / "teacher"
@@ -113,24 +112,8 @@ def demo(
     log.info("4. Train students, %s, with %d seeds each", STUDENT, sizes.seeds)
     trajectory = open_trajectory(teacher)
     for epochs in _distinct([[find_checkpoint(trajectory, which).epoch for which in names] for names in VARIANTS]):
-        name = "-".join(["epoch", *map(str, epochs)]) if epochs else "no-teacher"
         for seed in range(sizes.seeds):
-            common: dict[str, Any] = {
-                "out": out / "students" / f"{name}-seed{seed}",
-                "epochs": sizes.student_epochs,
-                "seed": seed,
-                "save_every": sizes.student_epochs,
-                "precision": "fp32",  # a measured precision could give other numbers next time
-                "device": device,
-                "on_progress": progress.part(sizes.student_cost),
-            }
-            done = (common["out"] / "result.json").exists()
-            with warnings_only(seed > 0 or done):  # the accuracy of the teachers is logged once
-                if epochs:
-                    references = [f"{teacher}@{epoch}" for epoch in epochs]
-                    distill(STUDENT, teachers=references, allow_weak_teacher=True, **common)
-                else:
-                    train(STUDENT, data="digits", train_images=sizes.train_images, **common)
+            _train_student(out, teacher, epochs, seed, sizes, device, progress.part(sizes.student_cost))
 
     page = write_report(out, out=out / "report.html")
     collected = collect(out)
@@ -141,6 +124,31 @@ def demo(
         "notes": [*chosen.warnings, *conclusions(collected)],
         "report": str(page),
     }
+
+
+def _train_student(
+    out: Path, teacher: Path, epochs: list[int], seed: int, sizes: Sizes, device: Device, on_progress: OnProgress
+) -> None:
+    """Train a student from the teacher's checkpoints of these epochs, or without a teacher."""
+    from .executor import warnings_only
+
+    name = "-".join(["epoch", *map(str, epochs)]) if epochs else "no-teacher"
+    folder = out / "students" / f"{name}-seed{seed}"
+    common: dict[str, Any] = {
+        "out": folder,
+        "epochs": sizes.student_epochs,
+        "seed": seed,
+        "save_every": sizes.student_epochs,
+        "precision": "fp32",  # a measured precision could give other numbers next time
+        "device": device,
+        "on_progress": on_progress,
+    }
+    with warnings_only(seed > 0 or (folder / "result.json").exists()):  # the teachers' accuracies are logged once
+        if epochs:
+            references = [f"{teacher}@{epoch}" for epoch in epochs]
+            distill(STUDENT, teachers=references, allow_weak_teacher=True, **common)
+        else:
+            train(STUDENT, data="digits", train_images=sizes.train_images, **common)
 
 
 def _distinct(variants: list[list[int]]) -> list[list[int]]:

@@ -217,7 +217,7 @@ def _distillation(run: DistillRecord) -> str:
         parts.append(f"teacher weights {' : '.join(f'{weight:g}' for weight in config.teacher_weights)}")
     if run.kd.average != "probabilities":
         parts.append("mean of logits")
-    if config.batch_norm != "eval":
+    if config.teacher_batch_norm != "eval":
         parts.append("teacher batch norm by batch")
     for name in ("teacher_features", "student_features"):
         if getattr(config, name) is not None:

@@ -1,7 +1,7 @@
-"""The one training loop. Teachers, students, decoders and probes differ only in their objective.
+"""The training loop of teachers, students and decoders, which differ only in their objective.
 
-`fit` is a generator of plain rows, one an epoch; saving, scoring, logging and stopping are ordinary lines of the
-caller. Letters in names: N images, B batch, C channels, H W height and width, K classes.
+`fit` is a generator that yields one plain row per epoch. Saving, scoring, logging and stopping are ordinary lines of
+the caller. Letters in names: N images, B batch, C channels, H W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from ..config import Precision, Recipe
 from ..data import Batch, EpochLoader
-from ..errors import Diverged, UserError
+from ..errors import Diverged, UserError, first_line
 from ..seeding import derive_seed
 
 Row = dict[str, Any]
-OnStep = Callable[[int, int], None]  # steps done in this epoch, steps an epoch has
+OnStep = Callable[[int, int], None]  # gets the completed steps of this epoch, and the steps of an epoch
 
 
 @dataclass
 class State:
-    """All that training changes; with the settings it determines everything that follows."""
+    """Everything that training changes. With the settings it determines all that follows."""
 
     model: nn.Module
     objective: nn.Module
@@ -33,7 +33,7 @@ class State:
     epoch: int = 0  # completed epochs
 
     def to_dict(self) -> dict[str, Any]:
-        """What resuming needs, as plain nested values."""
+        """Return what resuming needs, as plain nested values."""
         return {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
@@ -42,7 +42,7 @@ class State:
         }
 
     def restore(self, stored: dict[str, Any]) -> None:
-        """Take over what `to_dict` gave; raises UserError when it belongs to another network."""
+        """Take over what `to_dict` returned. Raises UserError if it belongs to another network."""
         try:
             self.model.load_state_dict(stored["model"])
             self.objective.load_state_dict(stored["objective"])
@@ -50,12 +50,12 @@ class State:
             self.epoch = int(stored["epoch"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"the stored state is not this run's ({str(error).splitlines()[0]}); remove the folder to start anew"
+                f"The stored state does not fit this run ({first_line(error)}). Remove the run directory to start anew."
             ) from None
 
 
 def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: torch.device) -> State:
-    """A state at epoch 0; the objective's own layers train along with the model."""
+    """Return the state before the first epoch. The objective's own layers train along with the model."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.to(device)
     parameters = [*model.parameters(), *objective.parameters()]
@@ -81,15 +81,17 @@ def fit(
     precision: Precision = "fp32",
     on_step: OnStep | None = None,
 ) -> Iterator[Row]:
-    """Train from where the state is to the recipe's last epoch; yields one row when an epoch is done.
+    """Train from where the state is to the recipe's last epoch. Yield one row after each epoch.
 
-    The row has `epoch` (completed epochs), `loss` (mean over the epoch's examples), `train_accuracy` (in [0, 1], where
-    the objective gives logits), `learning_rate` (of the last step), `seconds`. Nothing is read back from the device
-    within an epoch. Raises UserError, naming step and learning rate, at the end of an epoch whose loss became NaN or
-    infinite; the state is spoiled then, and what the caller last saved is the last good one.
+    A row holds `epoch` (completed epochs), `loss` (mean over the epoch's examples), `train_accuracy` (in [0, 1], if the
+    objective returns logits), `learning_rate` (of the last step) and `seconds`. Nothing is read back from the device
+    within an epoch.
 
-    PyTorch's global generator is set at the start of each epoch from (seed, epoch), so that dropout and the like resume
-    bit for bit too.
+    Each epoch seeds PyTorch's global generators from (seed, epoch), so that dropout, too, resumes bit for bit. The
+    caller's generator states are restored before each row.
+
+    Raises:
+        Diverged: At the end of an epoch whose loss became NaN or infinite. The state cannot be used any more.
 
     >>> from checkpointkd.data import DataConfig, load_data
     >>> from checkpointkd.losses import Supervised
@@ -102,47 +104,59 @@ def fit(
     [1, 2]
     """
     device = next(state.model.parameters()).device
-    steps = len(batches)
     while state.epoch < recipe.epochs:
-        began = time.perf_counter()
-        torch.manual_seed(derive_seed("epoch", seed, state.epoch))
-        state.model.train()
-        state.objective.train()
-        sums = torch.zeros(3, device=device)  # of losses, of right answers, of examples
-        first_bad_step = torch.full((), -1, device=device)
-        learning_rate = recipe.learning_rate
-        for number, batch in enumerate(batches.epoch(state.epoch)):
-            train_fraction = (state.epoch + number / steps) / recipe.epochs
-            learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate
-            loss, logits_BK = step(state, batch, precision=precision, train_fraction=train_fraction)
-            with torch.no_grad():
-                right = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
-                count = len(batch.labels_B)
-                sums += torch.stack([loss.float() * count, right.float(), loss.new_full((), count).float()])
-                first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), number, first_bad_step)
-            if on_step is not None:
-                on_step(number + 1, steps)
-        total_loss, total_right, examples = sums.tolist()
-        bad = int(first_bad_step)
-        if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
-            bad = steps - 1
-        if bad >= 0:
-            rate = recipe.learning_rate_at(state.epoch + bad / steps)
-            raise Diverged(
-                f"the loss stopped being a number in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning "
-                f"rate {rate:.4g}; what was saved up to epoch {state.epoch} is intact: try a smaller learning rate"
-            )
-        state.epoch += 1
-        row: Row = {"epoch": state.epoch, "loss": total_loss / examples}
-        if logits_BK is not None:
-            row["train_accuracy"] = total_right / examples
-        yield {**row, "learning_rate": learning_rate, "seconds": round(time.perf_counter() - began, 3)}
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(derive_seed("epoch", seed, state.epoch))
+            row = _train_epoch(state, batches, recipe, precision, device, on_step)
+        yield row
+
+
+def _train_epoch(
+    state: State,
+    batches: EpochLoader,
+    recipe: Recipe,
+    precision: Precision,
+    device: torch.device,
+    on_step: OnStep | None,
+) -> Row:
+    began, steps = time.perf_counter(), len(batches)
+    state.model.train()
+    state.objective.train()
+    sums = torch.zeros(3, device=device)  # of losses, correct predictions and examples
+    first_bad_step = torch.full((), -1, device=device)
+    learning_rate = recipe.learning_rate
+    for number, batch in enumerate(batches.epoch(state.epoch)):
+        train_fraction = (state.epoch + number / steps) / recipe.epochs
+        learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss, logits_BK = step(state, batch, precision=precision, train_fraction=train_fraction)
+        with torch.no_grad():
+            count = len(batch.labels_B)
+            correct = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
+            sums += torch.stack([loss.float() * count, correct.float(), loss.new_full((), count).float()])
+            first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), number, first_bad_step)
+        if on_step is not None:
+            on_step(number + 1, steps)
+    total_loss, total_correct, examples = sums.tolist()
+    bad = int(first_bad_step)
+    if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
+        bad = steps - 1
+    if bad >= 0:
+        rate = recipe.learning_rate_at(state.epoch + bad / steps)
+        raise Diverged(
+            f"The loss became NaN or infinite in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning rate "
+            f"{rate:.4g}. What was saved up to epoch {state.epoch} is intact. Try a smaller learning rate."
+        )
+    state.epoch += 1
+    row: Row = {"epoch": state.epoch, "loss": total_loss / examples}
+    if logits_BK is not None:
+        row["train_accuracy"] = total_correct / examples
+    return {**row, "learning_rate": learning_rate, "seconds": round(time.perf_counter() - began, 3)}
 
 
 def step(state: State, batch: Batch, *, precision: Precision, train_fraction: float) -> tuple[Tensor, Tensor | None]:
-    """One step of training: forward, loss, backward, update. Gives the mean loss, and the logits if there are any."""
+    """Do one training step: forward, loss, backward, update. Return the mean loss, and the logits if there are any."""
     with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss_B, logits_BK = state.objective(state.model, batch, train_fraction)
         loss = loss_B.mean()

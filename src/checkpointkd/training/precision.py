@@ -27,11 +27,12 @@ FASTER = 0.7  # of the time in fp32; near 1 the measurement would choose by chan
 def benchmark_precision(network: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> Precision:
     """Return bf16 if a training step takes less than 0.7 of the time in fp32, else fp32.
 
-    Steps below 50 ms on a CPU stay in fp32, since their times are mostly noise. The network is trained meanwhile: pass a copy.
+    Steps below 50 ms on a CPU stay in fp32, since their times are mostly noise. The benchmark trains the network: pass
+    a copy.
     """
     if not _supports_bf16(device):
         return "fp32"
-    log.info("timing a few training steps in fp32 and in bf16")
+    log.info("Timing a few training steps in fp32 and in bf16")
     return _faster(_seconds_per_step(network, data, recipe, device, ("fp32", "bf16")), device)
 
 
@@ -91,5 +92,5 @@ def _faster(seconds: dict[Precision, float], device: torch.device) -> Precision:
     fp32, bf16 = seconds["fp32"], seconds["bf16"]
     long_enough = device.type != "cpu" or fp32 > 0.05
     chosen: Precision = "bf16" if bf16 < FASTER * fp32 and long_enough else "fp32"
-    log.info("a step takes %.0f ms in fp32 and %.0f ms in bf16: using %s", 1e3 * fp32, 1e3 * bf16, chosen)
+    log.info("A step takes %.0f ms in fp32 and %.0f ms in bf16: using %s", 1e3 * fp32, 1e3 * bf16, chosen)
     return chosen

@@ -146,7 +146,7 @@ def run_training(
         if stored is not None:
             state.restore(stored)
             if not 0 <= state.epoch <= spec.recipe.epochs:
-                raise UserError(f"{spec.out / 'state.bin'} is damaged: it says epoch {state.epoch}.")
+                raise UserError(f"{spec.out / 'state.bin'} is damaged: it says epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", spec.out, state.epoch, spec.recipe.epochs)
         batches = data.train.batches(
             batch_size=spec.recipe.batch_size, seed=spec.seed, device=spec.device, augment=spec.recipe.augment
@@ -183,7 +183,7 @@ def _train(
             saved = _as_saved(state.model, spec)
             measured = _measure(saved, data.val)
             if not math.isfinite(measured.nll):
-                raise Diverged(f"the network's logits are not finite after epoch {state.epoch}")
+                raise Diverged(f"The network's logits are not finite after epoch {state.epoch}")
             row = {**row, "val_accuracy": measured.accuracy, "val_nll": measured.nll}
             val = measured if state.epoch == spec.recipe.epochs else None
             float16 = spec.checkpoint_dtype == "float16"

@@ -67,6 +67,7 @@ class Task(Protocol):
 def ordered(tasks: Iterable[Task]) -> list[Task]:
     """Return each task once, after the tasks that it requires, and otherwise in the order given.
 
+    >>> from checkpointkd.experiments.tasks import CheckpointChoice, DistillTask, TrainTask
     >>> run = TrainTask("a", "teacher")
     >>> [type(task).__name__ for task in ordered([DistillTask("b", (CheckpointChoice(run, "best"),), seed=0), run])]
     ['TrainTask', 'ScoreTask', 'DistillTask']

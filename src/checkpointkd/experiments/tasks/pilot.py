@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -60,24 +60,26 @@ class PilotTask:
         return (self.folder(context) / "pilot.json").exists()
 
     def run(self, context: Context, on_progress: OnProgress | None = None) -> None:
-        from ...commands.common import device_of, recipe_from
         from ...data import load_data
+        from ...device import pick_device
+        from ...recipes import recipe as get_recipe
         from ...selection.pilot import run_pilot_search
         from ...selection.pilot_store import PilotSearch
 
         preset = context.preset
+        recipe = get_recipe(preset.student_recipe, epochs=preset.student_epochs)
         given = {"recipe": preset.student_recipe, "epochs": preset.student_epochs, "batch_size": preset.batch_size}
         run_pilot_search(
             PilotSearch(
                 student=self.model,
                 trajectory=self.training.trajectory(context),
                 data=load_data(context.data_config(), on_progress=on_progress),
-                recipe=recipe_from(preset.student_recipe, preset.student_epochs, preset.batch_size, None),
+                recipe=recipe if preset.batch_size is None else replace(recipe, batch_size=preset.batch_size),
                 settings=self.config(context),
                 out=self.folder(context),
                 precision=context.speeds[self.model].precision,
                 logit_cache_gb=context.logit_cache_gb,
-                device=device_of(context.device),
+                device=pick_device(context.device),
                 command_options=given,
                 on_progress=on_progress,
             )
