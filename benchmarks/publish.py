@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from checkpointkd.errors import UserError
-from checkpointkd.reports import collect, preset_sentence, shared_notes
-from checkpointkd.reports.collect import Experiment
+from checkpointkd.reports.build import preset_sentence, shared_notes
+from checkpointkd.reports.collect import Experiment, collect
 from checkpointkd.reports.page import anchor
 from checkpointkd.reports.plot import draw
 from checkpointkd.reports.tables import CLAIMS_NOTE, caveats, claims_table

@@ -14,13 +14,31 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from . import records
+from .analysis.statistics import claim_from
 from .errors import format_bytes, pluralize, printable
 from .records import DistillRecord, Measured, PilotResult, TuneRecord
+from .reports.charts import Table
+from .reports.tables import (
+    CLAIMS_NOTE,
+    cache_table,
+    caveats,
+    checkpoints_table,
+    choice_table,
+    claims_table,
+    correlation_sentences,
+    correlation_table,
+    evaluation_table,
+    experiments_table,
+    pilot_sentences,
+    pilot_table,
+    plane_table,
+    students_table,
+    tune_table,
+)
 
 if TYPE_CHECKING:
     from .checkpoints import Trajectory
     from .information import Plane
-    from .reports.charts import Table
     from .selection import Choice
 
 GAP = 2  # spaces between columns
@@ -69,7 +87,6 @@ def trajectory(trajectory: Trajectory) -> RenderableType:
 
 def inspection(result: Mapping[str, Any]) -> RenderableType:
     """Show what is in a folder of checkpoints."""
-    from .reports.tables import checkpoints_table
 
     lines = [f"Left out: {reason}" for reason in result.get("left_out", [])]
     if result["model"] is None:
@@ -101,14 +118,12 @@ def _description(result: Mapping[str, Any]) -> list[str]:
 
 def plane(scored: Plane) -> RenderableType:
     """Show each checkpoint on the information plane."""
-    from .reports.tables import plane_table
 
     return Group(*_table(plane_table(scored)))
 
 
 def choice(chosen: Choice | PilotResult) -> RenderableType:
     """Show which teacher was selected, by a rule or by pilot runs, and what else was close."""
-    from .reports.tables import choice_table, pilot_sentences, pilot_table
 
     if isinstance(chosen, PilotResult):
         sentences = [*pilot_sentences(chosen), "To train the student:"]
@@ -121,7 +136,6 @@ def choice(chosen: Choice | PilotResult) -> RenderableType:
 
 def evaluation(result: Mapping[str, Any]) -> RenderableType:
     """Show accuracy, NLL and calibration of checkpoints and of their ensemble."""
-    from .reports.tables import evaluation_table
 
     cost = result["training_cost"]
     line = f"Training cost: {_cost(cost['runs'], cost['epochs'], cost['seconds'])}"
@@ -130,7 +144,6 @@ def evaluation(result: Mapping[str, Any]) -> RenderableType:
 
 def correlation(result: Mapping[str, Any]) -> RenderableType:
     """Show how similar the classes are to each checkpoint, and how two checkpoints differ."""
-    from .reports.tables import correlation_sentences, correlation_table
 
     page = f"Heatmaps: {result['page']}" if result["page"] else "For heatmaps, add --out PAGE.html"
     return Group(*_table(correlation_table(result)), _lines(correlation_sentences(result)), _line(page))
@@ -138,7 +151,6 @@ def correlation(result: Mapping[str, Any]) -> RenderableType:
 
 def tune(result: Mapping[str, Any]) -> RenderableType:
     """Show the trials, the best first, and the command that uses the best."""
-    from .reports.tables import tune_table
 
     table = tune_table(records.convert(result, TuneRecord))
     return Group(*_table(table), _lines(["To train the student:"]), _line(result["command"]))
@@ -160,25 +172,16 @@ def report(path: Path) -> RenderableType:
 
 def cache(result: Mapping[str, Any]) -> RenderableType:
     """Show the entries of the cache, or what was deleted from it."""
-    from .reports.charts import Table
 
-    columns = ["kind", "last used", "size", "content", "path"]
-    rows = [
-        [entry["kind"], entry["last_used"][:10], format_bytes(entry["bytes"]), entry["content"], entry["path"]]
-        for entry in result["entries"]
-    ]
     total = f"{pluralize(len(result['entries']), 'item')}, {format_bytes(result['bytes'])}"
     if result["action"] == "clear":
-        return Group(*_table(Table("", columns, rows)), _lines([f"Freed {total}"]))
+        return Group(*_table(cache_table(result)), _lines([f"Freed {total}"]))
     note = "`checkpointkd cache clear logits decoded` frees what commands can make again"
-    return Group(*_table(Table("", columns, rows)), _lines([f"{result['home']}: {total}. {note}"]))
+    return Group(*_table(cache_table(result)), _lines([f"{result['home']}: {total}. {note}"]))
 
 
 def experiments(result: Mapping[str, Any]) -> RenderableType:
     """Show the tables and claims of an experiment, or how far each of several is."""
-    from .analysis.statistics import claim_from
-    from .reports.charts import Table
-    from .reports.tables import CLAIMS_NOTE, caveats, claims_table, experiments_table
 
     results = list(result["experiments"].values())
     if len(results) > 1:
@@ -199,7 +202,6 @@ def experiments(result: Mapping[str, Any]) -> RenderableType:
 
 def demo(result: Mapping[str, Any]) -> RenderableType:
     """Show the students of the demo, what they mean, and where the report is."""
-    from .reports.tables import students_table
 
     table = _table(students_table(result["students"]))
     return Group(_lines([result["headline"]]), *table, _lines(result["notes"]), report(result["report"]))

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import checkpointkd as ckd
-from checkpointkd.reports import collect
 from checkpointkd.reports.charts import Chart, Series, to_plain
+from checkpointkd.reports.collect import collect
 
 HOSTILE = [
     "<script>window.hacked=1</script>",

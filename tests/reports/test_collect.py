@@ -9,7 +9,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
-from checkpointkd.reports import collect
+from checkpointkd.reports.collect import collect
 from checkpointkd.reports.figures import tune_chart
 
 

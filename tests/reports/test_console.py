@@ -17,8 +17,9 @@ import checkpointkd as ckd
 from checkpointkd import console
 from checkpointkd.analysis.statistics import Claim, claim, corrected
 from checkpointkd.records import PilotGap, PilotResult, PilotRunRecord
-from checkpointkd.reports import collect, student_rows
+from checkpointkd.reports.build import student_rows
 from checkpointkd.reports.charts import Table
+from checkpointkd.reports.collect import collect
 from checkpointkd.reports.tables import claims_table, evaluation_table
 
 COPIED = ("checkpointkd ", "Report: ", "To load it: ")  # lines to copy, which must not wrap

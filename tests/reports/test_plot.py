@@ -14,8 +14,8 @@ from msgspec import structs
 import checkpointkd as ckd
 from checkpointkd import records
 from checkpointkd.records import BestTrialRecord, TrialRecord, TuneRecord
-from checkpointkd.reports import collect
 from checkpointkd.reports.charts import Chart, Heatmaps, Series
+from checkpointkd.reports.collect import collect
 from checkpointkd.reports.figures import curves_charts, plane_chart, points_of, students_charts, tune_chart
 from checkpointkd.reports.plot import KINDS, _draw_chart, draw
 

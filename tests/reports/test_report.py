@@ -10,7 +10,8 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
-from checkpointkd.reports import collect, conclusions
+from checkpointkd.reports.build import conclusions
+from checkpointkd.reports.collect import collect
 
 
 def test_the_page_is_one_file_with_the_numbers(runs: Path):

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import checkpointkd as ckd
-from checkpointkd.reports import Variant, collect, conclusions, difference
+from checkpointkd.reports.build import conclusions
+from checkpointkd.reports.collect import collect
 from checkpointkd.reports.figures import students_charts
+from checkpointkd.reports.variants import Variant, difference
 
 BOTH = "epoch 2 (midpoint) and epoch 4 (last, chosen by rule best-accuracy)"
 

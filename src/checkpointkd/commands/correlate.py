@@ -54,7 +54,7 @@ def correlate(*references: str, options: CorrelateOptions) -> dict[str, Any]:
     from ..data import superclasses
     from ..metrics import measure
     from ..records import plain, provenance
-    from ..reports import write_correlation
+    from ..reports.build import write_correlation
 
     if len(references) > 2:
         raise UserError(f"correlate takes one or two checkpoints, not {len(references)}")

@@ -31,6 +31,6 @@ def report(folder: Path | str, /, *, options: ReportOptions) -> Path:
     Raises:
         UserError: If there is no run in the folder.
     """
-    from ..reports import write_report
+    from ..reports.build import write_report
 
     return write_report(Path(folder), out=Path(folder) / "report.html" if options.out is None else Path(options.out))

@@ -75,7 +75,8 @@ def demo(
         Where to compute.
     """
     from ..checkpoints import find_checkpoint, open_trajectory
-    from ..reports import collect, conclusions, student_rows, write_report
+    from ..reports.build import conclusions, student_rows, write_report
+    from ..reports.collect import collect
 
     sizes, out = _sizes or Sizes(), Path(out)
     teacher = out / "teacher"

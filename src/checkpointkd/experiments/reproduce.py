@@ -119,7 +119,7 @@ def reproduce(
     """
     from .. import storage
     from ..data import load_data
-    from ..reports import refuse_others
+    from ..reports.page import refuse_others
     from .context import Context
     from .estimate import estimate_of
     from .store import Done, claim_folder, warn_of_other_settings
@@ -217,7 +217,7 @@ def _run(
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
     """Run the tasks, and write results and report, also when the tasks are stopped."""
-    from ..reports import write_report
+    from ..reports.build import write_report
     from .executor import DEPENDENCY_FAILED, run_tasks
     from .store import write_results
     from .tasks import ordered

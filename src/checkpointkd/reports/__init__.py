@@ -1,31 +1,6 @@
-"""Reports on what runs leave on disk: data first (`collect`, `tables`, `figures`), then pages (`build`, `page`)."""
+"""Reports on what runs and experiments leave on disk.
 
-from __future__ import annotations
-
-from .build import (
-    conclusions,
-    preset_sentence,
-    shared_notes,
-    student_rows,
-    write_correlation,
-    write_report,
-)
-from .collect import Collected, Scored, collect
-from .page import refuse_others
-from .variants import Difference, Variant, difference
-
-__all__ = [
-    "Collected",
-    "Difference",
-    "Scored",
-    "Variant",
-    "collect",
-    "conclusions",
-    "difference",
-    "preset_sentence",
-    "refuse_others",
-    "shared_notes",
-    "student_rows",
-    "write_correlation",
-    "write_report",
-]
+`collect` reads it and `variants` groups students; `tables` and `figures` describe what is shown, as plain data
+(`charts`); `plot` draws figures; `build` and `page` write the pages. Nothing is imported here, so that the command line
+can show tables without torch and Matplotlib.
+"""

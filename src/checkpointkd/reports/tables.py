@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analysis.statistics import Claim, claim_from
 from ..config import CORRELATION_KINDS, INFORMATION_UNITS
-from ..errors import pluralize
+from ..errors import format_bytes, pluralize
 from ..records import PilotResult, TuneRecord
 from .charts import Table
 
@@ -259,6 +259,15 @@ def checkpoints_table(result: Mapping[str, Any]) -> Table:
     ]
     unit = result.get("unit", "epoch")
     return Table("", [unit, "file", f"{unit} read from", "kB", "val accuracy, %", "sha256"], rows)
+
+
+def cache_table(result: Mapping[str, Any]) -> Table:
+    """Return the entries of the cache, with the day of their last use and their size."""
+    rows = [
+        [entry["kind"], entry["last_used"][:10], format_bytes(entry["bytes"]), entry["content"], entry["path"]]
+        for entry in result["entries"]
+    ]
+    return Table("", ["kind", "last used", "size", "content", "path"], rows)
 
 
 def caveats(claims: Sequence[Claim]) -> list[str]:
