@@ -138,9 +138,9 @@ def test_correlate_returns_writes_and_orders(teacher_run: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name at least one checkpoint"),
-        (["RUN@1", "RUN@2", "RUN@3"], "one checkpoint or two, not 3"),
-        (["RUN@1", "--order", "superclass"], "no superclasses are known of the classes of 'digits'"),
+        ([], "Name at least one checkpoint"),
+        (["RUN@1", "RUN@2", "RUN@3"], "one or two checkpoints, not 3"),
+        (["RUN@1", "--order", "superclass"], "The classes of 'digits' have no superclasses"),
         (["RUN@1", "--tau", "0"], "tau must be above 0"),
         (["RUN@1", "--out", "RUN/run.json"], "was not written by checkpointkd"),
     ],
