@@ -1,6 +1,6 @@
-"""A folder of studies as a page that a repository shows: Markdown, figures as SVG, rows as JSON lines.
+"""Publish a folder of experiments as a page for a repository: Markdown, figures as SVG, rows as JSON lines.
 
-python benchmarks/publish.py studies/small docs/results/small
+python benchmarks/publish.py experiments/small docs/results/small
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from checkpointkd.reports.page import anchor
 from checkpointkd.reports.plot import draw
 from checkpointkd.reports.tables import CLAIMS_NOTE, caveats, claims_table
 
-LONG = 400_000  # bytes
+COMPRESS_ABOVE = 400_000  # bytes of rows; maps of 100 classes are longer
 ORIGIN = "## Where this comes from"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path)
+    parser.add_argument("experiments", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    collected = collect(options.studies)
+    collected = collect(options.experiments)
     if not collected.experiments:
-        raise UserError(f"no experiment in {options.studies}")
+        raise UserError(f"There is no experiment in {options.experiments}")
     page = options.out / "README.md"
-    ours = not options.out.exists() or (page.exists() and ORIGIN in page.read_text(encoding="utf-8").splitlines())
-    if not ours:
-        raise UserError(f"{options.out} is not a page of published experiments: choose another folder")
+    is_published = page.exists() and ORIGIN in page.read_text(encoding="utf-8").splitlines()
+    if options.out.exists() and not is_published:
+        raise UserError(f"{options.out} is not a page of published experiments. Choose another folder.")
     made = options.out.with_name(f"{options.out.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
@@ -46,7 +46,7 @@ def main() -> None:
     lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
     for experiment in collected.experiments:
         name = experiment.record.experiment
-        _rows(options.studies / name / "rows.jsonl", made / f"{name}.jsonl")
+        _rows(options.experiments / name / "rows.jsonl", made / f"{name}.jsonl")
         lines += _section(experiment, shared, made)
     lines += [ORIGIN, ""]
     rows = [path.name for path in sorted(made.glob("*.jsonl*"))]
@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def _rows(rows: Path, out: Path) -> None:
-    """Without the folder's own path; compressed where they are long, as those with maps of 100 classes are."""
+    """Copy rows without the path of their folder; compress long ones."""
     text = rows.read_text(encoding="utf-8").replace(f"{rows.parents[1].resolve()}/", "").encode()
-    if len(text) <= LONG:
+    if len(text) <= COMPRESS_ABOVE:
         out.write_bytes(text)
     else:
         out.with_name(f"{out.name}.gz").write_bytes(gzip.compress(text, mtime=0))
@@ -85,7 +85,7 @@ def _section(experiment: Experiment, shared: Sequence[str], out: Path) -> list[s
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown's table."""
+    """Return the lines of a Markdown table."""
     shown = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
     return [f"| {' | '.join(row)} |" for row in [shown[0], ["---"] * len(columns), *shown[1:]]]
 

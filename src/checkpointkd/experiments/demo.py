@@ -67,12 +67,10 @@ def demo(
 
         checkpointkd demo --out runs/demo
 
-    Parameters
-    ----------
-    out
-        The folder for the runs and the report.
-    device
-        Where to compute.
+    Args:
+        out: The folder for the runs and the report.
+        device: Where to compute: cpu, cuda, mps, or auto for the best that PyTorch can use.
+        on_progress: From Python: a function that receives the name of the work, the steps done and the steps in all.
     """
     from ..checkpoints import find_checkpoint, open_trajectory
     from ..reports.build import conclusions, student_rows, write_report
