@@ -16,7 +16,7 @@ from checkpointkd.reports.figures import tune_chart
 def test_a_folder_without_runs_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"No run to report on in "):
         ckd.report(tmp_path)
-    with pytest.raises(UserError, match="there is no folder at"):
+    with pytest.raises(UserError, match="There is no folder at"):
         ckd.report(tmp_path / "nowhere")
 
 

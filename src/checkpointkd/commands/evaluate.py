@@ -84,6 +84,6 @@ def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
         "data": data.name,
         "select_on": data.record.select_on,
         "split": options.split,
-        **teacher.measure(images, average=options.average, weights=weights),
+        **plain(teacher.measure(images, average=options.average, weights=weights)),
         "training_cost": plain(training_cost(teacher.members)),
     }
