@@ -61,7 +61,7 @@ def test_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
         ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
         ("full:2", "--ensemble full:2 is made from 2 runs, and 1 are named"),
         ("mixed", "is made from 2 runs, and 1 are named"),
-        ("snapshots:2", "Unknown ensemble 'snapshots:2'. Did you mean 'snapshot:K'"),
+        ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
     ],
 )
 def test_an_ensemble_that_the_runs_do_not_hold_is_an_error(teacher_run: Path, ensemble: str, sentence: str):
@@ -129,7 +129,7 @@ def test_an_objective_uses_the_teacher_weights(teacher_run: Path, name: str):
 
 
 def test_each_teacher_needs_a_weight(teacher_run: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--teacher-weights has 3 values for 2 checkpoints"):
+    with pytest.raises(UserError, match="--teacher-weights gives 3 weights to 2 checkpoints"):
         ckd.distill(
             "wrn_10_1",
             teachers=[str(teacher_run)],
