@@ -219,7 +219,7 @@ MISTAKES = [
     (["inspect", "{new}"], "There is no"),
     (["inspect", "{run}", "--mean", "0.5"], "--mean can only be used for external checkpoints"),
     (["report", "{new}"], "There is no"),
-    (["report", "{empty}"], "no run in"),
+    (["report", "{empty}"], "No run to report on in"),
     (["cache", "clean"], "Choose from"),
     (["cache", "clear"], "needs the kinds to delete: logits, decoded or all"),
     (["cache", "clear", "trusted"], "does not delete 'trusted'"),
