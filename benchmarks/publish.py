@@ -10,14 +10,13 @@ import gzip
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from checkpointkd.analysis.statistics import claim_from
 from checkpointkd.errors import UserError
-from checkpointkd.reports import collect, notes_of_all, settings_words
-from checkpointkd.reports.charts import from_plain
-from checkpointkd.reports.page import CLAIMS_NOTE, anchor, caveats, claim_rows
-from checkpointkd.reports.stills import stills
+from checkpointkd.reports import collect, preset_sentence, shared_notes
+from checkpointkd.reports.collect import Experiment
+from checkpointkd.reports.page import anchor
+from checkpointkd.reports.plot import draw
+from checkpointkd.reports.tables import CLAIMS_NOTE, caveats, claims_table
 
 LONG = 400_000  # bytes
 ORIGIN = "## Where this comes from"
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     collected = collect(options.studies)
-    if not collected.studies:
+    if not collected.experiments:
         raise UserError(f"no experiment in {options.studies}")
     page = options.out / "README.md"
     ours = not options.out.exists() or (page.exists() and ORIGIN in page.read_text(encoding="utf-8").splitlines())
@@ -38,16 +37,17 @@ def main() -> None:
     made = options.out.with_name(f"{options.out.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    several = len(collected.studies) > 1
-    title = "The paper's experiments" if several else collected.studies[0]["title"]
-    lines = [f"# {title} at the scale {collected.studies[0]['preset']['name']}", ""]
-    lines += dict.fromkeys(settings_words(study["preset"]) for study in collected.studies)
-    of_all = notes_of_all(collected.studies)
-    lines += ["", *(line for note in [*of_all, *collected.notes] for line in (f"> {note}", ""))]
+    results = [experiment.record for experiment in collected.experiments]
+    title = "The paper's experiments" if len(results) > 1 else results[0].title
+    lines = [f"# {title}, preset {results[0].preset.name}", ""]
+    lines += dict.fromkeys(preset_sentence(result.preset) for result in results)
+    shared = shared_notes(results)
+    lines += ["", *(line for note in [*shared, *collected.notes] for line in (f"> {note}", ""))]
     lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
-    for study in collected.studies:
-        _rows(options.studies / study["experiment"] / "rows.jsonl", made / f"{study['experiment']}.jsonl")
-        lines += _section({**study, "notes": [note for note in study["notes"] if note not in of_all]}, made)
+    for experiment in collected.experiments:
+        name = experiment.record.experiment
+        _rows(options.studies / name / "rows.jsonl", made / f"{name}.jsonl")
+        lines += _section(experiment, shared, made)
     lines += [ORIGIN, ""]
     rows = [path.name for path in sorted(made.glob("*.jsonl*"))]
     lines += [f"- rows: {', '.join(f'[{name}]({name})' for name in rows)}"]
@@ -66,19 +66,20 @@ def _rows(rows: Path, out: Path) -> None:
         out.with_name(f"{out.name}.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
-def _section(study: dict[str, Any], out: Path) -> list[str]:
-    lines = [f"## {study['title']}", "", *(line for note in study["notes"] for line in (f"> {note}", ""))]
-    for table in study["tables"]:
-        lines += [f"**{table['title']}**", "", *_table(table["columns"], table["rows"]), "", table["note"], ""]
-    if study["claims"]:
-        claims = [claim_from(stored) for stored in study["claims"]]
-        lines += [*_table(*claim_rows(claims)), ""]
-        lines += [f"[{number}] {caveat[0].upper()}{caveat[1:]}.  " for number, caveat in enumerate(caveats(claims), 1)]
-        lines += [""]
-    for number, stored in enumerate(study["figures"], start=1):
-        figure = from_plain(stored)
-        name = f"{study['experiment']}-{number}-{anchor(figure.title)}.svg"
-        (out / name).write_bytes(dict(stills(figure))["svg"])
+def _section(experiment: Experiment, shared: Sequence[str], out: Path) -> list[str]:
+    record = experiment.record
+    notes = [note for note in record.notes if note not in shared]
+    lines = [f"## {record.title}", "", *(line for note in notes for line in (f"> {note}", ""))]
+    for table in experiment.tables:
+        lines += [f"**{table.title}**", "", *_table(table.columns, table.rows), "", table.note, ""]
+    if experiment.claims:
+        table = claims_table(experiment.claims)
+        lines += [*_table(table.columns, table.rows), ""]
+        numbered = enumerate(caveats(experiment.claims), 1)
+        lines += [*(f"[{number}] {caveat[0].upper()}{caveat[1:]}.  " for number, caveat in numbered), ""]
+    for number, figure in enumerate(experiment.figures, start=1):
+        name = f"{record.experiment}-{number}-{anchor(figure.title)}.svg"
+        (out / name).write_bytes(draw(figure, ["svg"])["svg"])
         lines += [f"![{figure.alt}]({name})", "", f"*{figure.title}. {figure.caption}*", ""]
     return lines
 

@@ -1,4 +1,4 @@
-"""One thread, real digits, small runs; warnings are errors (pyproject.toml)."""
+"""Fixtures for all tests: one thread, real digits, small runs. Warnings are errors (pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import torch
 
 import checkpointkd as ckd
 
-# torchvision's wheel is built for PyTorch with CUDA; beside the CPU build it imports once these two schemas are known.
+# torchvision's wheel is built for PyTorch with CUDA. With the CPU build it imports only if these schemas are defined.
 _torchvision = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
     _torchvision.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-torch.set_num_threads(1)  # faster and steadier than two for networks this small
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, beside others
+torch.set_num_threads(1)  # faster and steadier than two threads for networks this small
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 
 SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10, "precision": "fp32"}
 
 
 @pytest.fixture(scope="session")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this session, one for all processes that test."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all test processes share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory, together: Path) -> Iterator[None]:
-    """Tests leave nothing in the user's cache folder; what one process decodes, the others need not."""
-    home, decoded = tmp_path_factory.mktemp("home"), together / "decoded"
+def _home(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Iterator[None]:
+    """Use another cache directory than the user's. Test processes share the decoded images."""
+    home, decoded = tmp_path_factory.mktemp("home"), shared_folder / "decoded"
     decoded.mkdir(exist_ok=True)
     (home / "decoded").symlink_to(decoded)
     with pytest.MonkeyPatch.context() as patch:
@@ -42,7 +42,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory, together: Path) -> Iterator[
 
 
 def _real_data(name: str) -> Path:
-    """A folder of CHECKPOINTKD_TEST_DATA, which holds the real data sets; without it the test is skipped."""
+    """Return a folder of CHECKPOINTKD_TEST_DATA, which holds the real data sets; skip the test without it."""
     root = os.environ.get("CHECKPOINTKD_TEST_DATA")
     if not root:
         pytest.skip("CHECKPOINTKD_TEST_DATA is not set: it names a folder with cifar100/, tiny-imagenet/, cifar100n/")
@@ -67,8 +67,10 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def teacher_run(_trained: Path, tmp_path: Path) -> Path:
-    """A finished run of four epochs on a hundred digits, which the test may change; its checkpoints are right on 24,
-    33, 45 and 56% of the selection images."""
+    """A finished run of four epochs on 100 digits, which the test may change.
+
+    Its checkpoints have validation accuracies of 24, 33, 45 and 56%.
+    """
     path = tmp_path / "teacher"
     shutil.copytree(_trained, path)
     return path

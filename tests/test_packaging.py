@@ -93,7 +93,12 @@ def test_make_shows_messages_of_pip_that_matter_and_fails_with_it(code: int, tmp
     program.chmod(0o755)
     command = ["make", ".venv/installed", "PYTHON=true"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PIP_EXIT_CODE": str(code)}, capture_output=True, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PIP_EXIT_CODE": str(code)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode == 0) == (code == 0)
     assert "something that matters" in done.stderr

@@ -109,7 +109,7 @@ def _command(function: Callable[..., Any], renderer: str) -> Callable[..., None]
         if json:
             print(json_module.dumps(console.plain(result), ensure_ascii=False, allow_nan=False))
         else:
-            _print(getattr(console, renderer)(result))
+            console.show(getattr(console, renderer)(result))
 
     shown = [p for p in signature.parameters.values() if p.name != "on_progress" and not p.name.startswith("_")]
     parameters = [
@@ -178,13 +178,6 @@ class _BarsHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._bars.say(("warning: " if record.levelno >= logging.WARNING else "") + printable(record.getMessage()))
-
-
-def _print(result: Any) -> None:
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, markup=False, width=width).print(result, crop=False)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -186,8 +186,8 @@ class DistillConfig:
             of the training (route-constrained optimization, Jin et al., ICCV 2019, with equal intervals).
             `progressive` does the same with a temperature that falls linearly from τ to 1 (after Pro-KD,
             Rezagholizadeh et al., COLING 2022).
-        teacher_batch_norm: Teachers normalize with running statistics (`eval`), or with the statistics of each batch (`batch`),
-            as the authors' code does for most of the training.
+        teacher_batch_norm: Teachers normalize with running statistics (`eval`), or with the statistics of each batch
+            (`batch`), as the authors' code does for most of the training.
         teacher_features: The teacher's modules that a feature method reads, by path. None: the method's default.
         student_features: The student's modules, in the same order.
         channel_adapter: Add a trained 1×1 convolution to the student's features where a method needs equal channels.

@@ -1,4 +1,4 @@
-"""Where a verb stands, on standard error: bars with the time left on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: bars on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-QUIET_SECONDS = (10.0, 300.0)  # between two lines where there is no terminal: at first, and later at most
-SLOWER = 1.3  # from line to line
-STOPS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # Ctrl-C; a batch system
+LINE_SECONDS = (10.0, 300.0)  # between two lines without a terminal: at first, and at most
+SLOWDOWN = 1.3  # growth of that interval from line to line
+# Handlers to replace, by signal: Ctrl-C, and the stop signal of batch systems. Others' handlers stay.
+DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Bars:
-    """A bar for each task; a task's bar goes when it is done. Use as a context manager; call to tell of progress."""
+    """Progress bars, one per running task. Use as a context manager, and call as an `on_progress` callback."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -33,51 +34,58 @@ class Bars:
             transient=True,
             speed_estimate_period=60,
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._shares: dict[str, int] = {}
-        self._said, self._quiet = time.monotonic(), QUIET_SECONDS[0]
-        self._stopped: int | None = None  # the signal by which
-        self._handlers: dict[int, Any] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._percents: dict[str, int] = {}  # by task, without a terminal
+        self._last_line, self._line_seconds = time.monotonic(), LINE_SECONDS[0]
+        self._stop_signal: int | None = None
+        self._replaced_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Bars:
-        for number, usual in STOPS.items():
-            if signal.getsignal(number) is usual and threading.current_thread() is threading.main_thread():
-                self._handlers[number] = signal.signal(number, self._stop)
+        for number, default in DEFAULT_HANDLERS.items():
+            if signal.getsignal(number) is default and threading.current_thread() is threading.main_thread():
+                self._replaced_handlers[number] = signal.signal(number, self._stop)
         if self.console.is_terminal:
             self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in self._replaced_handlers.items():
             if signal.getsignal(number) == self._stop:
                 signal.signal(number, handler)
         if self.console.is_terminal:
             self._progress.stop()
 
     def _stop(self, number: int, *_: object) -> None:
-        """Raised here, and again at the next step, should a library's callback have swallowed it."""
-        self._stopped = number
+        """Raise KeyboardInterrupt here, and again at the next call: a library may swallow the first."""
+        self._stop_signal = number
         raise KeyboardInterrupt(number)
 
     def __call__(self, task: str, done: int, total: int) -> None:
-        if self._stopped:
-            raise KeyboardInterrupt(self._stopped)
-        if not self.console.is_terminal:
-            self._shares[task] = 100 * done // total
-            if time.monotonic() - self._said >= self._quiet:
-                self._said, self._quiet = time.monotonic(), min(SLOWER * self._quiet, QUIET_SECONDS[1])
-                print(
-                    ", ".join(f"{name}: {share}%" for name, share in self._shares.items()), file=sys.stderr, flush=True
-                )
-            if done >= total:
-                del self._shares[task]
-            return
-        if task not in self._tasks:
-            self._tasks[task] = self._progress.add_task(task, total=total)
-        self._progress.update(self._tasks[task], completed=done, total=total)
+        """Show that `done` of `total` steps of a task are done. The bar goes when all are."""
+        if self._stop_signal:
+            raise KeyboardInterrupt(self._stop_signal)
+        if self.console.is_terminal:
+            self._update_bar(task, done, total)
+        else:
+            self._print_line(task, done, total)
+
+    def _update_bar(self, task: str, done: int, total: int) -> None:
+        if task not in self._bars:
+            self._bars[task] = self._progress.add_task(task, total=total)
+        self._progress.update(self._bars[task], completed=done, total=total)
         if done >= total:
-            self._progress.remove_task(self._tasks.pop(task))
+            self._progress.remove_task(self._bars.pop(task))
+
+    def _print_line(self, task: str, done: int, total: int) -> None:
+        self._percents[task] = 100 * done // total
+        if time.monotonic() - self._last_line >= self._line_seconds:
+            self._last_line = time.monotonic()
+            self._line_seconds = min(SLOWDOWN * self._line_seconds, LINE_SECONDS[1])
+            line = ", ".join(f"{name}: {percent}%" for name, percent in self._percents.items())
+            print(line, file=sys.stderr, flush=True)
+        if done >= total:
+            del self._percents[task]
 
     def say(self, text: str) -> None:
-        """A line of text above the bars, as it is: what is in it is no markup."""
+        """Print a line above the bars, as plain text without markup."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -16,9 +16,9 @@ from checkpointkd.records import NetworkSpeed
 
 
 @pytest.fixture(scope="session")
-def smoke(together: Path) -> Path:
+def smoke(shared_folder: Path) -> Path:
     """The folder of the experiments; tests may only read it."""
-    shared = together / "experiments-smoke"
+    shared = shared_folder / "experiments-smoke"
     with filelock.FileLock(f"{shared}.lock"):
         if not (shared / "table3" / "experiment.json").exists():
             for name in ("rules", "lr-schedule", "all"):

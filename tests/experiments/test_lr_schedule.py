@@ -93,7 +93,7 @@ def test_figure_7_shows_both_estimators():
     assert "By ridge: in nats per patch, on 1,000 of the images" in table.note
     assert "Spearman's rank correlation of both estimators over 3 checkpoints is -1.00" in table.note
     assert "By ridge, Algorithm 1 would choose epoch 200" in table.note
-    assert [figure.title for figure in shown.figures][1] == "The information plane of wrn_40_2, by ridge"
+    assert [figure.title for figure in shown.figures][1] == "Information plane of wrn_40_2, by ridge"
     for row in rows:
         row["information"] = 0.0 if row["variant"] == "teacher, ridge" else row["information"]
     shown = figure7.results(PRESET, rows)

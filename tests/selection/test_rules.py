@@ -205,5 +205,5 @@ def test_last_needs_a_finished_run():
 
 
 def test_unknown_rule_suggests_the_nearest():
-    with pytest.raises(UserError, match=r"'algoritm1'.*did you mean '?algorithm1"):
+    with pytest.raises(UserError, match=r"Unknown rule 'algoritm1'. Did you mean 'algorithm1'"):
         _choose("algoritm1")

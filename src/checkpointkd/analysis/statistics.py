@@ -1,27 +1,39 @@
-"""Whether one thing is larger than another, by pairs: intervals, p-values, and their correction for being many."""
+"""Paired differences with confidence intervals, claims about them, and Holm's correction for many claims."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
-from typing import Any, Literal
+from enum import StrEnum
+from statistics import fmean
+from typing import Any
 
 from ..errors import pluralize
 
 CONFIDENCE = 0.95
-LEAST = 3  # pairs below which no claim is decided: two may agree by chance
-ROUNDING = 1e-9  # differences of accuracies that are of as many images differ by the last bits
-Z = 1.96  # standard errors on either side of such an interval, by the normal law
+MIN_PAIRS = 3  # a claim over fewer pairs is undecided: two pairs may agree by chance
+ROUNDING = 1e-9  # two accuracies over the same number of images differ in their last bits
+Z = 1.96  # half-width of a 95% interval in standard errors, normal distribution
 
-Word = Literal["supported", "not supported", "undecided"]
+
+class Verdict(StrEnum):
+    """The outcome of a claim. The values are what reports show and what `experiment.json` stores."""
+
+    SUPPORTED = "supported"
+    NOT_SUPPORTED = "not supported"
+    UNDECIDED = "undecided"
+    NOT_TESTABLE = "not testable"
+    SAME_STUDENTS = "same students"
+    NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of n paired differences, half the width of its 95% interval (Student's t), and the two-sided p of no
-    difference; NaN where n is 1 or all differences are the same, which tell nothing of chance."""
+    """The mean of n paired differences, the half-width of its 95% interval (Student's t) and the two-sided p.
+
+    `half_width` and `p` are NaN for n < 2 and for differences that are all equal.
+    """
 
     n: int
     mean: float
@@ -30,7 +42,7 @@ class Paired:
 
 
 def paired(gaps: Sequence[float]) -> Paired:
-    """What paired differences amount to.
+    """Run Student's t test on paired differences.
 
     >>> paired([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
     Paired(n=3, mean=2.0, half_width=2.484..., p=0.0741...)
@@ -40,23 +52,28 @@ def paired(gaps: Sequence[float]) -> Paired:
     n, mean = len(gaps), fmean(gaps) if gaps else math.nan
     if n < 2 or max(gaps) - min(gaps) <= ROUNDING * max(1.0, abs(mean)):
         return Paired(n, mean, math.nan, math.nan)
-    error = stdev(gaps) / math.sqrt(n)
-    return Paired(
-        n,
-        mean,
-        float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error,
-        float(2 * stats.t.sf(abs(mean) / error, n - 1)),
-    )
+    test: Any = stats.ttest_1samp(gaps, 0.0)
+    interval = test.confidence_interval(CONFIDENCE)
+    return Paired(n, mean, float(interval.high - interval.low) / 2, float(test.pvalue))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says, and what is found here: `effect` is above 0 where it is as the paper says.
+    """A claim and its evidence here. A positive `effect` agrees with the claim.
 
-    `p` is of no effect, two-sided, None where the effect can be no evidence; `p_corrected` by Holm for all claims of
-    the study. `units` says what n counts, in the singular, `paper` is the paper's own effect, where it gives one.
-    `caveat` is what the interval doesn't see; `same` where both sides are the same students, so that there is nothing
-    to test.
+    Attributes:
+        text: the claim as a sentence.
+        where: the pair of networks, the teacher or the average that the evidence is from.
+        unit: the unit of `effect`.
+        units: what `n` counts, in the singular ("seed", "image").
+        n: how many units the effect is a mean over; 0 before anything has run.
+        effect: the mean effect, None if unknown.
+        half_width: half of its 95% interval, None if unknown.
+        p: two-sided p of no effect, None if the effect is no evidence for or against the claim.
+        p_corrected: p after `corrected`.
+        paper: the effect in the paper, where the paper has one.
+        caveat: what the interval does not cover.
+        same: both sides are the same students, so there is no difference to test.
     """
 
     text: str
@@ -73,45 +90,44 @@ class Claim:
     same: bool = False
 
     @property
-    def word(self) -> Word:
-        if self.n < LEAST or self.p_corrected is None or self.p_corrected >= 1 - CONFIDENCE or self.effect is None:
-            return "undecided"
-        return "supported" if self.effect > 0 else "not supported"
+    def verdict(self) -> Verdict:
+        if self.n == 0:
+            return Verdict.NOT_RUN
+        if self.same:
+            return Verdict.SAME_STUDENTS
+        if self.p is None and self.half_width is not None:
+            return Verdict.NOT_TESTABLE
+        if self.n < MIN_PAIRS or self.effect is None or self.p_corrected is None or self.p_corrected >= 1 - CONFIDENCE:
+            return Verdict.UNDECIDED
+        return Verdict.SUPPORTED if self.effect > 0 else Verdict.NOT_SUPPORTED
 
     @property
-    def verdict(self) -> str:
-        """The word, and where it is undecided, at which n, or that no n could decide it (the caveat says why)."""
-        if self.n == 0:
-            return "not run yet"
-        if self.same:
-            return "the same students"
-        if self.p is None and self.half_width is not None:
-            return "can't show here"
-        return f"undecided at n = {self.n}" if self.word == "undecided" else self.word
-
-    def cells(self) -> list[str]:
-        """The effect with its interval, the paper's, the corrected p and the verdict, as a table shows them."""
+    def effect_text(self) -> str:
+        """The effect, its interval and its unit, as a table shows them."""
+        if self.effect is None:
+            return ""
         digits = 2 if self.unit == "points" else 4
-        effect = "" if self.effect is None else f"{self.effect + ROUNDING:+.{digits}f}"
-        if self.half_width is not None:
-            effect += f" ± {self.half_width:.{digits}f}"
-        of = f" {self.unit}, {pluralize(self.n, self.units)}" if effect else ""
-        p = "" if self.p_corrected is None else "< 0.001" if self.p_corrected < 0.001 else f"{self.p_corrected:.3f}"
-        return [effect + of, "" if self.paper is None else f"{self.paper:+.2f}", p, self.verdict]
+        interval = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
+        return f"{self.effect + ROUNDING:+.{digits}f}{interval} {self.unit}"
+
+    @property
+    def n_text(self) -> str:
+        """The number of units, as a table shows it."""
+        return pluralize(self.n, self.units) if self.n else ""
 
 
-CLAIM_COLUMNS = ["claim", "for", "effect, 95% interval", "effect in the paper", "p, corrected", "verdict"]
 AVERAGE = "all pairs on average"
 
 
 def claim_from(stored: dict[str, Any]) -> Claim:
-    """A claim from its fields, as they are stored; raises KeyError or TypeError for what can't be one."""
+    """Return a claim from its stored fields; raises KeyError or TypeError for fields that are missing or wrong."""
     numbers = [stored[name] for name in ("effect", "half_width", "p", "p_corrected", "paper")]
-    if not all(one is None or (isinstance(one, float | int) and abs(one) < 1e12) for one in numbers):
-        raise TypeError("a claim's numbers are numbers")
+    if not all(number is None or (isinstance(number, float | int) and abs(number) < 1e12) for number in numbers):
+        raise TypeError("the numbers of a claim must be numbers")
     if not isinstance(stored["n"], int) or isinstance(stored["n"], bool):
-        raise TypeError("a claim's n is a number")
-    stored = {"same": False, **stored}  # which earlier versions didn't know
+        raise TypeError("the n of a claim must be an integer")
+    if not all(isinstance(stored[name], str) for name in ("text", "where", "unit", "units", "caveat")):
+        raise TypeError("the texts of a claim must be texts")
     return Claim(**{name: stored[name] for name in Claim.__dataclass_fields__})
 
 
@@ -125,21 +141,10 @@ def claim(
     paper: float | None = None,
     caveat: str = "",
 ) -> Claim:
-    """A claim that paired differences are above 0."""
-    found = paired(gaps)
-    number = lambda value: None if math.isnan(value) else value  # noqa: E731 - JSON has no NaN
-    return Claim(
-        text,
-        where,
-        unit,
-        units,
-        found.n,
-        number(found.mean),
-        number(found.half_width),
-        number(found.p),
-        paper=paper,
-        caveat=caveat,
-    )
+    """Return the claim that the mean of paired differences is above 0."""
+    test = paired(gaps)
+    effect, half_width, p = (None if math.isnan(value) else value for value in (test.mean, test.half_width, test.p))
+    return Claim(text, where, unit, units, test.n, effect, half_width, p, paper=paper, caveat=caveat)
 
 
 def claim_of(
@@ -155,7 +160,7 @@ def claim_of(
     paper: float | None = None,
     caveat: str = "",
 ) -> Claim:
-    """A claim that a mean over n, with this standard error of so many degrees of freedom, is above 0."""
+    """Return the claim that a mean over n is above 0, from its standard error and the error's degrees of freedom."""
     from scipy import stats
 
     if n < 2 or math.isnan(effect):
@@ -168,19 +173,19 @@ def claim_of(
 
 
 def corrected(claims: Sequence[Claim]) -> list[Claim]:
-    """The claims, with the p of each corrected for how many there are (Holm, Scandinavian Journal of Statistics 1979).
+    """Return the claims with p corrected for their number (Holm, Scandinavian Journal of Statistics 1979).
 
-    Those that can't be tested yet count, or what is supported today could be undecided when they are; those that have
-    nothing to test, being of the same students, don't.
+    Claims that cannot be tested yet count, so that a claim that is supported today stays supported when they run.
+    Claims about the same students do not count: they have nothing to test.
 
-    >>> three = [Claim("", "", "", "", 3, effect=1.0, p=p) for p in (0.01, 0.04, 0.03)]
-    >>> [round(claim.p_corrected, 3) for claim in corrected(three)]
+    >>> claims = [Claim("", "", "", "", 3, effect=1.0, p=p) for p in (0.01, 0.04, 0.03)]
+    >>> [round(claim.p_corrected, 3) for claim in corrected(claims)]
     [0.03, 0.06, 0.06]
     """
-    tested = sorted((one.p, number) for number, one in enumerate(claims) if one.p is not None and not one.same)
-    found, least = list(claims), 0.0
-    many = sum(not one.same for one in claims)
-    for rank, (p, number) in enumerate(tested):
-        least = max(least, min(1.0, p * (many - rank)))
-        found[number] = replace(claims[number], p_corrected=least)
-    return found
+    tested = sorted((claim.p, index) for index, claim in enumerate(claims) if claim.p is not None and not claim.same)
+    count = sum(not claim.same for claim in claims)
+    result, largest = list(claims), 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (count - rank)))
+        result[index] = replace(claims[index], p_corrected=largest)
+    return result

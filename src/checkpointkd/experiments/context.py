@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import records, storage
-from ..config import DataConfig, Device, EstimatorConfig, EstimatorName
+from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName
 from ..recipes import recipe as get_recipe
 from ..records import NetworkSpeed
 from .presets import Preset
@@ -36,7 +36,7 @@ class Context:
     preset: Preset
     data: str
     device: Device = "auto"
-    logit_cache_gb: float = 20.0
+    logit_cache_gb: float = LOGIT_CACHE_GB
     speeds: dict[str, NetworkSpeed] = field(default_factory=dict)
     steps_per_epoch: int = 1
 

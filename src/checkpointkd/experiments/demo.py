@@ -75,7 +75,7 @@ def demo(
         Where to compute.
     """
     from ..checkpoints import find_checkpoint, open_trajectory
-    from ..reports import collect, conclusions, difference, write_report
+    from ..reports import collect, conclusions, student_rows, write_report
 
     sizes, out = _sizes or Sizes(), Path(out)
     teacher = out / "teacher"
@@ -117,17 +117,10 @@ def demo(
 
     page = write_report(out, out=out / "report.html")
     collected = collect(out)
-    rows = []
-    for variant in collected.arms:
-        baseline = collected.baseline(variant)
-        against = difference(variant, baseline).words if baseline is not None and variant.teachers else ""
-        rows.append(
-            {"label": variant.label, "n": variant.n, "mean": variant.mean, "sd": variant.sd, "against": against}
-        )
     return {
         "headline": f"Algorithm 1 chose epoch {chosen.epoch} of {sizes.teacher_epochs}",
         "chosen_epoch": chosen.epoch,
-        "students": rows,
+        "students": student_rows(collected),
         "notes": [*chosen.warnings, *conclusions(collected)],
         "report": str(page),
     }

@@ -68,7 +68,7 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
         series.append(
             Series(
                 name="no teacher",
-                style="level",
+                style="hline",
                 x=[min(epochs), max(epochs)],
                 y=[fmean(scratch)] * 2,
                 error=[_sd(scratch)] * 2,
@@ -82,7 +82,7 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
             y=[fmean(accuracies[variant]) for variant in variants],
             error=[_sd(accuracies[variant]) for variant in variants],
             hover=[
-                "<br>".join(
+                "\n".join(
                     [
                         f"teacher of epoch {epoch}: {mean_sd(accuracies[variant])}%",
                         *(f"seed {row['seed']}: {row['accuracy']:.2f}%, {row['run']}" for row in networks[variant]),

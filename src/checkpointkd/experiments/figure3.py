@@ -124,7 +124,7 @@ def _hover(rows: Sequence[Row], pair: Pair, kind: str, sizes: Sequence[int]) -> 
         accuracies = list(by_seed(rows, pair, f"{kind} {k}").values())
         epochs, seconds = _cost(rows, pair, f"{kind} {k}")
         hover.append(
-            f"{KINDS[kind]}, k = {k}<br>{mean_sd(accuracies)}%, n = {len(accuracies)}<br>{epochs:,} epochs, "
+            f"{KINDS[kind]}, k = {k}\n{mean_sd(accuracies)}%, n = {len(accuracies)}\n{epochs:,} epochs, "
             f"{seconds:,.0f} s"
         )
     return hover

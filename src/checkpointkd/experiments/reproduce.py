@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Device, OnProgress, PrecisionChoice, SelectOn, check_choice
+from ..config import LOGIT_CACHE_GB, Device, OnProgress, PrecisionChoice, SelectOn, check_choice
 from ..errors import UserError, pluralize, unknown_name
 from ..recipes import recipe as get_recipe
 from .catalog import EXPERIMENTS, PAPER, by_priority, get_experiment
@@ -52,7 +52,7 @@ def reproduce(
     precision: PrecisionChoice | None = None,
     jobs: int = 1,
     time_limit: float | None = None,
-    logit_cache_gb: float = 20.0,
+    logit_cache_gb: float = LOGIT_CACHE_GB,
     yes: bool = False,
     device: Device = "auto",
     on_progress: OnProgress | None = None,

@@ -1,4 +1,4 @@
-"""What the report's figures show, as data (`charts`); `drawing` and `stills` draw it."""
+"""The report's figures as data (`charts`). `plot` draws them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 
 from ..config import CORRELATION_KINDS, INFORMATION_UNITS, EstimatorConfig
-from ..records import DataRecord
+from ..errors import pluralize
+from ..records import DataRecord, TrialRecord, TuneRecord
 from ..selection import normalized
 from .charts import Chart, Heatmaps, Series
 from .collect import Collected, Scored
+from .tables import setting_name
+from .variants import Variant
 
-SYMBOLS: dict[str, str] = {"alpha": "α", "tau": "τ"}
 Point = Mapping[str, Any]  # of a plane: epoch, information, accuracy (in percent), their errors, and its file
 
 
 def points_of(scored: Scored) -> list[Point]:
-    """A scored trajectory's points, as the figures of the plane take them."""
+    """Return the points of a scored trajectory, as the charts of the information plane take them."""
     run = scored.trajectory
     return [
         {
@@ -35,37 +37,40 @@ def points_of(scored: Scored) -> list[Point]:
 
 
 def plane_chart(name: str, points: Sequence[Point], *, chosen: Sequence[int], unit: str = "epoch") -> Chart:
-    """A trajectory on the normalized plane (Fig. 7 of the paper), what was chosen marked, on a line of equal sums."""
-    x, y = (normalized(np.array([point[what] for point in points])).tolist() for what in ("information", "accuracy"))
+    """Return a trajectory on the normalized information plane (Fig. 7), with the chosen epochs as stars.
+
+    A dotted line through each star joins the points of equal sum, by which Algorithm 1 chooses.
+    """
+    x, y = (normalized(np.array([point[key] for point in points])).tolist() for key in ("information", "accuracy"))
     epochs = [point["epoch"] for point in points]
     hover = [
-        f"sum {a + b:.2f} = {a:.2f} + {b:.2f}<br>{_said(point, unit)}" for point, a, b in zip(points, x, y, strict=True)
+        f"sum {a + b:.2f} = {a:.2f} + {b:.2f}\n{_point_text(point, unit)}"
+        for point, a, b in zip(points, x, y, strict=True)
     ]
-    series = [
-        Series(name=f"checkpoints, by {unit}", x=x, y=y, hover=hover, words=[str(epoch) for epoch in epochs], color=0)
-    ]
-    for at in [epochs.index(epoch) for epoch in chosen if epoch in epochs]:
-        total = x[at] + y[at]
+    guides, stars = [], []
+    for index in [epochs.index(epoch) for epoch in chosen if epoch in epochs]:
+        total = x[index] + y[index]
         ends = [max(0.0, total - 1), min(1.0, total)]
-        series.insert(0, Series(name="equal sums", x=ends, y=[total - end for end in ends], style="edge"))
-        series.append(
+        guides.append(Series(name="equal sums", x=ends, y=[total - end for end in ends], style="guide"))
+        stars.append(
             Series(
-                name=f"chosen: {unit} {epochs[at]}",
-                x=[x[at]],
-                y=[y[at]],
-                hover=[hover[at]],
+                name=f"chosen: {unit} {epochs[index]}",
+                x=[x[index]],
+                y=[y[index]],
+                hover=[hover[index]],
                 style="points",
                 symbol="star",
                 color=1,
             )
         )
+    labels = [str(epoch) for epoch in epochs]
     return Chart(
-        title=f"The information plane of {name}",
+        title=f"Information plane of {name}",
         x_title="I(X;F), normalized",
         y_title="I(Y;F), normalized",
-        series=series,
-        caption=f"Up and to the right is better: Algorithm 1 chooses the largest sum; a star may be another rule's "
-        f"choice, or probing's. Numbers are {unit}s.",
+        series=[*guides, Series(name=f"checkpoints, by {unit}", x=x, y=y, hover=hover, labels=labels, color=0), *stars],
+        caption=f"Upper right is better: Algorithm 1 chooses the largest sum. Numbers are {unit}s."
+        + (" A star is a checkpoint that `select` chose, by Algorithm 1, another rule or pilot runs." if stars else ""),
         alt=f"The checkpoints of {name} by normalized I(X;F) and I(Y;F)",
     )
 
@@ -77,178 +82,182 @@ def curves_chart(
     estimator: str = "decoder",
     colors: Sequence[int] | None = None,
 ) -> Chart:
-    """Several trajectories on one plane, in their own units (Fig. 4 and 6), the last checkpoint of each marked."""
-    return Chart(
-        title=title,
-        x_title="I(X;F)",
-        y_title="I(Y;F) by accuracy, %",
-        series=[
+    """Return several trajectories on one plane, not normalized (Fig. 4 and 6), with the last checkpoints larger."""
+    series = []
+    for number, (name, points) in enumerate(points_by_name.items()):
+        labels = [""] * len(points)
+        labels[0], labels[-1] = str(points[0]["epoch"]), str(points[-1]["epoch"])
+        series.append(
             Series(
                 name=name,
                 x=[point["information"] for point in points],
                 y=[point["accuracy"] for point in points],
-                hover=[f"{name}<br>{_said(point, 'epoch')}" for point in points],
-                words=[
-                    str(points[0]["epoch"]),
-                    *[""] * (len(points) - 2),
-                    *[str(points[-1]["epoch"])][: len(points) - 1],
-                ],
-                large=[len(points) - 1],
+                hover=[f"{name}\n{_point_text(point, 'epoch')}" for point in points],
+                labels=labels,
+                highlight=[len(points) - 1],
                 color=colors[number] if colors else None,
             )
-            for number, (name, points) in enumerate(points_by_name.items())
-        ],
-        caption="The large point is a run's last checkpoint; numbers are epochs. I(X;F) by "
-        f"{estimator}, larger for more: {INFORMATION_UNITS[estimator]}.",
+        )
+    return Chart(
+        title=title,
+        x_title="I(X;F)",
+        y_title="I(Y;F) by accuracy, %",
+        series=series,
+        caption="The larger point is the last checkpoint of a run; numbers are epochs. I(X;F) by "
+        f"{estimator}, larger for more information: {INFORMATION_UNITS[estimator]}.",
         alt="The checkpoints of several runs by I(X;F) and accuracy",
     )
 
 
-def _said(point: Point, unit: str) -> str:
-    by_fits = "" if point["information_sd"] is None else f", ± {point['information_sd']:.4f} (sd) by fits"
+def _point_text(point: Point, unit: str) -> str:
+    sd = "" if point["information_sd"] is None else f", sd over fits {point['information_sd']:.4f}"
     return (
-        f"{unit} {point['epoch']}<br>accuracy {point['accuracy']:.1f} ± {point['accuracy_se']:.1f}%<br>I(X;F) "
-        f"{point['information']:.4f} ± {point['information_se']:.4f} by images{by_fits}<br>{point['file']}"
+        f"{unit} {point['epoch']}\naccuracy {point['accuracy']:.1f} ± {point['accuracy_se']:.1f}%\nI(X;F) "
+        f"{point['information']:.4f} ± {point['information_se']:.4f} over images{sd}\n{point['file']}"
     )
 
 
 def curves_charts(collected: Collected) -> list[Chart]:
-    """A plane for trajectories that were measured on the same images alike."""
+    """Return one chart for each group of trajectories that were scored in the same way on the same images."""
     groups: dict[tuple[EstimatorConfig, DataRecord], dict[str, list[Point]]] = {}
     for scored in collected.scored:
         settings = scored.plane.settings
-        alike = (settings.estimator_config, settings.data)
-        groups.setdefault(alike, {})[scored.name] = points_of(scored)
+        groups.setdefault((settings.estimator_config, settings.data), {})[scored.name] = points_of(scored)
     return [
-        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=alike[0].estimator)
-        for alike, points in groups.items()
+        curves_chart(f"{len(points)} trajectories on one information plane", points, estimator=config.estimator)
+        for (config, _), points in groups.items()
         if len(points) > 1
     ]
 
 
 def students_charts(collected: Collected) -> list[Chart]:
-    """Students' accuracy against the epoch of their single teacher (Fig. 2), and beside it arms that have no epoch: a
-    figure for each family that had single teachers."""
-    figures = []
-    for arms in collected.families():
-        plain = (arm for arm in arms if len(arm.teachers) == 1 and not arm.way)
-        single = sorted(plain, key=lambda arm: arm.teachers[0][1])
-        epochs = [arm.teachers[0][1] for arm in single]
-        if len(set(epochs)) < 2:
-            continue
-        series = []
-        alone = next((arm for arm in arms if arm.alone), None)
-        if alone is not None:
-            ends = [min(epochs), max(epochs)]
-            series.append(
-                Series(name="no teacher", x=ends, y=[alone.mean] * 2, error=[alone.sd] * 2, style="level", color=3)
-            )
-        series.append(
-            Series(
-                name="one checkpoint as teacher",
-                x=epochs,
-                y=[arm.mean for arm in single],
-                error=[arm.sd for arm in single],
-                hover=[f"{arm.label}<br>{arm.words}%, n = {arm.n}" for arm in single],
-                color=0,
-            )
+    """Return a chart for each family of students: accuracy against the epoch of the single teacher (Fig. 2)."""
+    charts = []
+    for variants in collected.families():
+        single = [variant for variant in variants if len(variant.teachers) == 1 and not variant.distillation]
+        if len({variant.teachers[0][1] for variant in single}) > 1:
+            charts.append(_students_chart(variants, sorted(single, key=lambda variant: variant.teachers[0][1])))
+    return charts
+
+
+def _students_chart(variants: Sequence[Variant], single: Sequence[Variant]) -> Chart:
+    epochs, series = [variant.teachers[0][1] for variant in single], []
+    baseline = next((variant for variant in variants if variant.from_scratch), None)
+    if baseline is not None:
+        ends = [min(epochs), max(epochs)]
+        level: dict[str, Any] = {"x": ends, "y": [baseline.mean] * 2, "error": [baseline.sd] * 2}
+        series.append(Series(name="no teacher", **level, style="hline", color=3))
+    series.append(
+        Series(
+            name="one checkpoint as teacher",
+            x=epochs,
+            y=[variant.mean for variant in single],
+            error=[variant.sd for variant in single],
+            hover=[f"{variant.label}\n{variant.text}%, n = {variant.n}" for variant in single],
+            color=0,
         )
-        for arm in (one for one in arms if len(one.teachers) > 1):
-            hover = [f"{arm.label}<br>{arm.words}%"]
-            series.append(
-                Series(
-                    name=f"ensemble: {arm.label}",
-                    x=[max(epochs)],
-                    y=[arm.mean],
-                    error=[arm.sd],
-                    hover=hover,
-                    style="points",
-                    symbol="diamond",
-                    color=2,
-                )
-            )
-        student = arms[0].student
-        figures.append(
-            Chart(
-                title=f"{student}: accuracy against the teacher's epoch",
-                x_title="epoch of the teacher",
-                y_title=f"test accuracy of {student}, %",
-                series=series,
-                caption="Bars and the gray band: one standard deviation over seeds.",
-                alt=f"Test accuracy of {student} by the epoch of its teacher",
-            )
+    )
+    series += [
+        Series(
+            name=f"ensemble: {variant.label}",
+            x=[max(epochs)],
+            y=[variant.mean],
+            error=[variant.sd],
+            hover=[f"{variant.label}\n{variant.text}%, n = {variant.n}"],
+            style="points",
+            symbol="diamond",
+            color=2,
         )
-    return figures
-
-
-def search_chart(name: str, result: dict[str, Any]) -> Chart:
-    """A search's trials over the first two settings that it varied, or over the one; contours between those that were
-    finished."""
-    varied = [name for name, values in result["space"].items() if len(values) > 1] or list(result["space"])
-    names, trials = varied[:2], result["trials"]
-    across = [str(SYMBOLS.get(one, one.replace("_", " "))) for one in names]
-    accuracy = "accuracy on the selection images, %"
-    done = [trial for trial in trials if trial["accuracy"] is not None]
-    stopped = [trial for trial in trials if trial["accuracy"] is None]
-    best = [trial for trial in done if result["best"] is not None and trial["trial"] == result["best"]["trial"]]
-
-    def series(label: str, some: list[dict[str, Any]], **look: Any) -> Series:
-        x = [trial["values"][names[0]] for trial in some]
-        y = [trial["values"][names[1]] if len(names) > 1 else 100 * trial["accuracy"] for trial in some]
-        return Series(name=label, x=x, y=y, hover=[_trial(trial) for trial in some], **look)
-
-    found = []
-    contour = None
-    if len(names) == 1:
-        found.append(series("trials", sorted(done, key=lambda trial: trial["values"][names[0]]), color=0))
-    else:
-        finished = series("finished", done, style="points", color=4)
-        at = np.array([finished.x, finished.y])
-        if len(done) > 2 and np.linalg.matrix_rank(at - at[:, :1]) == 2:  # points on one line span no area
-            contour = (finished.x, finished.y, [100 * trial["accuracy"] for trial in done])
-        found += [series("stopped early", stopped, style="points", symbol="x", color=5), finished]
-    found.append(series("the best", best, style="points", symbol="star", color=1))
-    logs, ticks = [], []
-    for one in [*names, ""][:2]:
-        values = sorted({trial["values"][one] for trial in trials}) if one else []
-        logs.append(bool(values) and one != "alpha" and values[0] > 0)
-        ticks.append(values if logs[-1] and len(values) <= min(10, len(trials) / 2) else None)
+        for variant in variants
+        if len(variant.teachers) > 1
+    ]
+    student = variants[0].student
     return Chart(
-        title=f"The search for {' and '.join(across)}: {name}",
-        x_title=across[0],
-        y_title=across[1] if len(names) > 1 else accuracy,
-        series=found,
-        caption=f"{result['student']} taught by {', '.join(result['teacher_refs'])}, method {result['method']}; "
-        f"{len(trials)} of {result['planned']} trials.",
-        alt=f"Accuracy on the selection images by {' and '.join(across)}",
-        log_x=logs[0],
-        log_y=logs[1],
-        x_ticks=ticks[0],
-        y_ticks=ticks[1],
+        title=f"{student}: accuracy against the teacher's epoch",
+        x_title="epoch of the teacher",
+        y_title=f"test accuracy of {student}, %",
+        series=series,
+        caption="Bars and the gray band are one standard deviation over seeds.",
+        alt=f"Test accuracy of {student} by the epoch of its teacher",
+    )
+
+
+def tune_chart(name: str, result: TuneRecord) -> Chart:
+    """Return the trials of a tune search over the first two settings that vary, with contours of the accuracy.
+
+    With one setting, the chart is a line of accuracy against that setting.
+    """
+    varied = [name for name, values in result.space.items() if len(values) > 1] or list(result.space)
+    settings, trials = varied[:2], result.trials
+    titles = [setting_name(setting) for setting in settings]
+    accuracy = f"{'validation' if result.data.select_on == 'val' else 'test'} accuracy, %"
+    finished = [trial for trial in trials if trial.accuracy is not None]
+    stopped = [trial for trial in trials if trial.accuracy is None]
+    best = [trial for trial in finished if result.best is not None and trial.trial == result.best.trial]
+
+    def series(label: str, some: Sequence[TrialRecord], **style: Any) -> Series:
+        x = [trial.values[settings[0]] for trial in some]
+        y = [trial.values[settings[1]] if len(settings) > 1 else 100 * (trial.accuracy or 0.0) for trial in some]
+        return Series(name=label, x=x, y=y, hover=[_trial_text(trial) for trial in some], **style)
+
+    contour = None
+    if len(settings) == 1:
+        drawn = [series("trials", sorted(finished, key=lambda trial: trial.values[settings[0]]), color=0)]
+    else:
+        drawn = [
+            series("stopped early", stopped, style="points", symbol="x", color=5),
+            series("finished", finished, style="points", color=4),
+        ]
+        points = np.array([drawn[1].x, drawn[1].y])
+        if len(finished) > 2 and np.linalg.matrix_rank(points - points[:, :1]) == 2:  # points on a line span no area
+            contour = (drawn[1].x, drawn[1].y, [100 * (trial.accuracy or 0.0) for trial in finished])
+    drawn.append(series("best", best, style="points", symbol="star", color=1))
+    x_log, x_ticks = _scale(settings[0], trials)
+    y_log, y_ticks = _scale(settings[1], trials) if len(settings) > 1 else (False, None)
+    return Chart(
+        title=f"Tuning {' and '.join(titles)}: {name}",
+        x_title=titles[0],
+        y_title=titles[1] if len(settings) > 1 else accuracy,
+        series=drawn,
+        caption=f"{result.student} distilled from {', '.join(result.teacher_refs)}, method {result.method}; "
+        f"{len(trials)} of {pluralize(result.planned, 'trial')}.",
+        alt=f"{accuracy.capitalize()} by {' and '.join(titles)}",
+        log_x=x_log,
+        log_y=y_log,
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
         contour=contour,
         contour_title=accuracy,
     )
 
 
-def _trial(trial: dict[str, Any]) -> str:
-    reached = f"{100 * trial['accuracy']:.2f}%" if trial["accuracy"] is not None else f"stopped {trial['stopped']}"
-    return "<br>".join([*(f"{SYMBOLS.get(name, name)} {value:g}" for name, value in trial["values"].items()), reached])
+def _scale(setting: str, trials: Sequence[TrialRecord]) -> tuple[bool, list[float] | None]:
+    """Return whether the axis of a setting is logarithmic, and its ticks: the values tried, where they are few."""
+    values = sorted({trial.values[setting] for trial in trials})
+    is_log = bool(values) and setting != "alpha" and values[0] > 0
+    return is_log, values if is_log and len(values) <= min(10, len(trials) / 2) else None
 
 
-def correlation_heatmaps(found: dict[str, Any], kind: str) -> Heatmaps:
-    """Class similarity (Fig. 5) of one checkpoint, or of two and their difference."""
-    maps, names = list(found[kind]["similarity"]), [one["ref"] for one in found["checkpoints"]]
-    differ = "difference" in found[kind]
+def _trial_text(trial: TrialRecord) -> str:
+    outcome = f"stopped {trial.stopped}" if trial.accuracy is None else f"{100 * trial.accuracy:.2f}%"
+    return "\n".join([*(f"{setting_name(name)} {value:g}" for name, value in trial.values.items()), outcome])
+
+
+def correlation_heatmaps(result: Mapping[str, Any], kind: str) -> Heatmaps:
+    """Return the class similarity (Fig. 5) of one checkpoint, or of two and their difference."""
+    maps = list(result[kind]["similarity"])
+    names = [checkpoint["ref"] for checkpoint in result["checkpoints"]]
+    caption = f"Classes are ordered by {result['order']}."
+    if "difference" in result[kind]:
+        maps.append(result[kind]["difference"])
+        names.append("first minus second")
+        caption += " In the last map, two classes are more similar to the first checkpoint where blue, to the second "
+        caption += "where red."
     return Heatmaps(
-        title=f"Class correlation: {CORRELATION_KINDS[kind].format(**found)}",
-        names=[*names, "the first less the second"] if differ else names,
-        classes=found["classes"],
-        maps=[*maps, found[kind]["difference"]] if differ else maps,
-        caption=f"Classes by {found['order']}"
-        + (
-            "; in the last map blue is where the first finds two classes more alike, red where the second does."
-            if differ
-            else "."
-        ),
-        alt=f"Heatmaps of the similarity of {len(found['classes'])} classes",
+        title=f"Class correlation: {CORRELATION_KINDS[kind].format(**result)}",
+        names=names,
+        classes=result["classes"],
+        maps=maps,
+        caption=caption,
+        alt=f"Heatmaps of the similarity of {len(result['classes'])} classes",
     )

@@ -239,7 +239,7 @@ def summarize(
         for candidate, epochs in diverged
     ] + [
         f"{best.candidate.describe(unit)} is not significantly better than {gap.candidate}: the gap is "
-        f"{gap.mean:.3f} nats, and its 95% CI over images includes 0"
+        f"{gap.mean:.3f} nats (95% CI over images: {gap.low:.3f} to {gap.high:.3f})"
         for name, gap in behind.items()
         if gap.low <= 0 and name != "the last checkpoint" and gap.candidate != decision.within_margin
     ]

@@ -1,1 +1,1 @@
-"""Checkpoints as teachers: ensembles, the logit cache, what training them cost."""
+"""Checkpoints as teachers: ensembles, the logit cache, and the cost of training teachers."""

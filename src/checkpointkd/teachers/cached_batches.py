@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import TEACHER_FORWARD, OnProgress, Precision
 from ..data import Batch, EpochLoader, InMemoryBatches, InMemoryImages
-from ..errors import UserError, format_bytes
+from ..errors import UserError, first_line, format_bytes
 from .ensemble import Teacher
 from .logit_cache import LogitFile, manifests_of, size_of, user_code_in, view_logits
 
@@ -135,7 +135,7 @@ def with_cached_logits(
         log.warning(
             "Teachers run at every step, because their logits (%s each) cannot be cached: %s",
             format_bytes(size_of(manifests[0].rows, manifests[0].classes)),
-            error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0],
+            error.strerror if isinstance(error, OSError) and error.strerror else first_line(error),
         )
         return batches
     return CachedTeacherBatches(

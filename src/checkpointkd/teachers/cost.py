@@ -1,4 +1,4 @@
-"""What training the teachers took, as Figure 3 of the paper counts it."""
+"""The cost of training teachers, as Figure 3 of the paper counts it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..records import ExternalRecord, TrainingCost
 
 
 def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
-    """Return the cost of training these checkpoints: each run once, up to the last of its checkpoints.
+    """Return the cost of training these checkpoints: each run counts once, up to the last of its checkpoints.
 
-    `seconds` is None where another trainer left no times.
+    `seconds` is None if the times of a run are not known, as for external checkpoints.
     """
     last: dict[Path, Checkpoint] = {}
     for ref in refs:
@@ -24,11 +24,11 @@ def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
         if folder not in last or checkpoint.epoch > last[folder].epoch:
             last[folder] = checkpoint
     seconds = [_seconds(checkpoint) for checkpoint in last.values()]
-    known = [value for value in seconds if value is not None]
+    known_seconds = [value for value in seconds if value is not None]
     return TrainingCost(
         runs=len(last),
         epochs=sum(checkpoint.epoch for checkpoint in last.values()),
-        seconds=round(sum(known), 3) if len(known) == len(seconds) else None,
+        seconds=round(sum(known_seconds), 3) if len(known_seconds) == len(seconds) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A teacher: one or several checkpoints of any trajectories, asked for logits.
+"""A teacher: one or several checkpoints of any trajectories that return logits.
 
 Letters in names: T teachers, B batch, N images, K classes.
 """
@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +22,23 @@ from ..errors import UserError
 from ..losses import soft_targets
 from ..metrics import calibration_error, measure, predict
 from ..models import capture_activations
+from ..records import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
 
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
 class Teacher:
-    """Frozen networks that answer with logits (T, B, K); never trained. They normalize with what they learned (`eval`),
-    or with each batch's own statistics (`batch`), in which case an answer depends on its company.
+    """Frozen networks that teach together.
 
-    Raises UserError when the members' classes, their order, or the sizes of their images differ.
+    Args:
+        members: The checkpoints.
+        batch_norm: `eval` normalizes with running statistics. `batch` normalizes with each batch's own statistics, so
+            that logits depend on the other images of the batch.
+        cache_limit: What the logit cache may take up, in bytes.
+
+    Raises:
+        UserError: If the members' classes, their order or their image sizes differ.
     """
 
     def __init__(
@@ -43,10 +49,10 @@ class Teacher:
         batch_norm: BatchNormMode = "eval",
         cache_limit: int = DEFAULT_LIMIT,
     ) -> None:
-        if not len(members) > 0:
-            raise UserError("a teacher needs at least one checkpoint")
+        if not members:
+            raise UserError("A teacher needs at least one checkpoint")
         for member in members[1:]:
-            _require_alike(members[0], member)
+            _check_alike(members[0], member)
         self.members = tuple(members)
         self.device = device
         self.classes = list(members[0].checkpoint.run.classes)
@@ -55,36 +61,36 @@ class Teacher:
         self.networks = [member.checkpoint.network(device).requires_grad_(False) for member in members]
         if batch_norm == "batch":
             for member, network in zip(members, self.networks, strict=True):
-                norms = _norms(network)
+                norms = _batch_norms(network)
                 if not norms:
-                    raise UserError(f"{member.text} has no batch norm, so it can't normalize with a batch's statistics")
+                    raise UserError(f"{member.text} has no batch norm, so it cannot normalize with batch statistics")
                 for norm in norms:
-                    norm.momentum = 0.0  # what it learned stays as it is
+                    norm.momentum = 0.0  # the running statistics stay as they are
 
     def __len__(self) -> int:
         return len(self.members)
 
     def logits(self, batch: Batch, members: Sequence[int] | None = None) -> Tensor:
-        """Some members' logits on the batch's images, or all members', (T, B, K)."""
-        asked = range(len(self)) if members is None else members
-        return torch.stack([self.member_logits(member, batch).float() for member in asked])
+        """Return the logits of these members, by default of all, on a batch: float32 (T, B, K)."""
+        members = range(len(self)) if members is None else members
+        return torch.stack([self.member_logits(member, batch).float() for member in members])
 
     def member_logits(self, member: int, batch: Batch) -> Tensor:
-        """One member's logits, (B, K), in the 16 bits that tables keep: live answers and kept ones are alike."""
+        """Return one member's logits, float16 (B, K): live logits are rounded as cached ones are."""
         return self.forward_with_features(member, batch, [])[0]
 
     @torch.no_grad()
     def forward_with_features(self, member: int, batch: Batch, paths: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
-        """One member's logits, as `member_logits`, and what it computes at these paths on the way."""
+        """Return one member's logits, float16 (B, K), and its activations at these module paths."""
         network = self.networks[member]
-        norms = _norms(network) if self.batch_norm == "batch" else []
+        norms = _batch_norms(network) if self.batch_norm == "batch" else []
         for norm in norms:
             norm.train()
-        with capture_activations(network.body, list(paths)) as taken:
+        with capture_activations(network.body, list(paths)) as activations:
             logits_BK = network(batch.images_BCHW).float()
         for norm in norms:
             norm.eval()
-        return logits_BK.clamp(*_FP16_RANGE).half(), [taken[path] for path in paths]
+        return logits_BK.clamp(*_FP16_RANGE).half(), [activations[path] for path in paths]
 
     def predict(self, images: Images) -> Tensor:
         """Return each member's logits on clean images, float32 (T, N, K) on the CPU.
@@ -123,61 +129,32 @@ class Teacher:
         *,
         average: EnsembleAverage = "probabilities",
         weights: Sequence[float] | None = None,
-    ) -> dict[str, Any]:
-        """Accuracy, NLL and calibration error, on clean images and as learned, of each member and of the ensemble
-        (Eq. 2 at τ = 1); and the ensemble's `disagreement`, the share of images that two members name differently,
-        mean over pairs."""
+    ) -> TeachersMeasured:
+        """Measure each member and the ensemble (Eq. 2 at τ = 1) on clean images, with running statistics.
+
+        The ensemble's `disagreement` is the share of images for which two members predict different classes, as the
+        mean over pairs of members.
+        """
         logits_TNK = self.predict(images)
-        ensemble = soft_targets(logits_TNK, tau=1.0, average=average, weights=weights).clamp_min(1e-30).log()
-        named_TN = logits_TNK.argmax(-1)
-        pairs = list(itertools.combinations(range(len(named_TN)), 2))
-        unlike = [(named_TN[one] != named_TN[other]).double().mean().item() for one, other in pairs]
-        return {
-            "images": len(images),
-            "members": [
-                {"ref": member.text, "epoch": member.checkpoint.epoch, **_measure(logits_NK, images.labels_N)}
+        ensemble_NK = soft_targets(logits_TNK, tau=1.0, average=average, weights=weights).clamp_min(1e-30).log()
+        predicted_TN = logits_TNK.argmax(-1)
+        disagreements = [
+            (first_N != second_N).double().mean().item()
+            for first_N, second_N in itertools.combinations(predicted_TN, 2)
+        ]
+        return TeachersMeasured(
+            images=len(images),
+            members=tuple(
+                TeacherMeasured(
+                    ref=member.text, epoch=member.checkpoint.epoch, **_measure_calibrated(logits_NK, images.labels_N)
+                )
                 for member, logits_NK in zip(self.members, logits_TNK, strict=True)
-            ],
-            "ensemble": {
-                **_measure(ensemble, images.labels_N),
-                "disagreement": sum(unlike) / len(unlike) if unlike else None,
-            },
-        }
-
-
-def _measure(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """What `measure` says, and how far confidence is from accuracy."""
-    confidence_N, named_N = logits_NK.double().softmax(-1).max(-1)
-    uniform_1N = np.full((1, len(labels_N)), 1 / len(labels_N))
-    error = calibration_error(uniform_1N, confidence_N.numpy(), (named_N == labels_N).numpy())
-    return {**measure(logits_NK, labels_N), "calibration_error": float(error[0])}
-
-
-def _require_alike(first: CheckpointRef, other: CheckpointRef) -> None:
-    """Raise UserError, saying what differs, unless two checkpoints can teach together."""
-    run, other_run = first.checkpoint.run, other.checkpoint.run
-    both = f"{first.text} and {other.text} cannot teach together"
-    if run.classes != other_run.classes:
-        if sorted(run.classes) == sorted(other_run.classes):
-            pairs = zip(run.classes, other_run.classes, strict=True)
-            place, (name, other_name) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
-            how = f"in another order, first at {place}: {name!r} and {other_name!r}"
-        else:
-            not_shared = sorted(set(run.classes) ^ set(other_run.classes))[:3]
-            how = f"{len(run.classes)} and {len(other_run.classes)}, {', '.join(map(repr, not_shared))} not in both"
-        raise UserError(f"{both}: they know different classes ({how})")
-    if run.data.shape != other_run.data.shape:
-        raise UserError(
-            f"{both}: their images differ in size, {_shape(run.data.shape)} and {_shape(other_run.data.shape)}"
+            ),
+            ensemble=EnsembleMeasured(
+                disagreement=sum(disagreements) / len(disagreements) if disagreements else None,
+                **_measure_calibrated(ensemble_NK, images.labels_N),
+            ),
         )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))
-
-
-def _norms(network: nn.Module) -> list[_BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 def open_teacher(
@@ -187,30 +164,58 @@ def open_teacher(
     return Teacher(resolve_ensemble(refs), device=torch.device(device), batch_norm=batch_norm)
 
 
-def chance_level(labels_N: Tensor) -> tuple[float, float]:
-    """The accuracy of always naming the most frequent class, and the one from which a network surely knows more, by
-    three standard errors."""
-    chance = labels_N.bincount().max().item() / len(labels_N)
-    return chance, chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
-
-
 def check_compatible(teacher: Teacher, data: Data) -> None:
     """Raise UserError unless the teachers know the data's classes, in the same order."""
     if teacher.classes != list(data.classes):
         raise UserError(
-            f"the teacher {teacher.members[0].text} knows {len(teacher.classes)} classes, the data {data.name!r} have "
-            f"{len(data.classes)}, or in another order. Give the data that the teacher was trained on."
+            f"The teacher {teacher.members[0].text} knows {len(teacher.classes)} classes. The data {data.name!r} have "
+            f"{len(data.classes)}, or another order. Give the data that the teacher was trained on."
         )
 
 
-def refuse_at_chance(measured: dict, labels_N: Tensor) -> None:
-    """Raise UserError for a teacher that is not clearly better than always naming the most frequent class."""
-    chance, clearly = chance_level(labels_N)
-    for member in measured["members"]:
-        if member["accuracy"] < clearly:
+def chance_level(labels_N: Tensor) -> tuple[float, float]:
+    """Return the accuracy of always predicting the most frequent class, and that accuracy plus 3 standard errors."""
+    chance = labels_N.bincount().max().item() / len(labels_N)
+    return chance, chance + 3 * math.sqrt(chance * (1 - chance) / len(labels_N))
+
+
+def refuse_at_chance(measured: TeachersMeasured, labels_N: Tensor) -> None:
+    """Raise UserError for a teacher whose accuracy is not clearly above chance."""
+    chance, threshold = chance_level(labels_N)
+    for member in measured.members:
+        if member.accuracy < threshold:
             raise UserError(
-                f"the teacher {member['ref']} is right on {member['accuracy']:.1%} of {len(labels_N):,} images, "
-                f"where guessing is on {chance:.1%}, and only from {clearly:.1%} on surely better; if it should know "
-                "better, its classes or its preprocessing differ from this data's, or the images are too few to tell; "
-                "if it is meant to teach, add --allow-weak-teacher"
+                f"The accuracy of the teacher {member.ref} on {len(labels_N):,} images is {member.accuracy:.1%}. That is "
+                f"not clearly above chance ({chance:.1%}; threshold {threshold:.1%}). Check the order of the classes "
+                "and the preprocessing, or add --allow-weak-teacher."
             )
+
+
+def _measure_calibrated(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """What `metrics.measure` returns, and the calibration error."""
+    confidence_N, predicted_N = logits_NK.double().softmax(-1).max(-1)
+    uniform_1N = np.full((1, len(labels_N)), 1 / len(labels_N))
+    error = calibration_error(uniform_1N, confidence_N.numpy(), (predicted_N == labels_N).numpy())
+    return {**measure(logits_NK, labels_N), "calibration_error": float(error[0])}
+
+
+def _check_alike(first: CheckpointRef, second: CheckpointRef) -> None:
+    """Raise UserError that names the difference, unless two checkpoints can teach together."""
+    runs = first.checkpoint.run, second.checkpoint.run
+    classes = runs[0].classes, runs[1].classes
+    subject = f"{first.text} and {second.text} cannot teach together"
+    if classes[0] != classes[1]:
+        if sorted(classes[0]) == sorted(classes[1]):
+            index, names = next((n, pair) for n, pair in enumerate(zip(*classes, strict=True)) if pair[0] != pair[1])
+            difference = f"in another order, first at {index}: {names[0]!r} and {names[1]!r}"
+        else:
+            not_shared = ", ".join(map(repr, sorted(set(classes[0]) ^ set(classes[1]))[:3]))
+            difference = f"{len(classes[0])} and {len(classes[1])}, {not_shared} not in both"
+        raise UserError(f"{subject}: they know different classes ({difference})")
+    if runs[0].data.shape != runs[1].data.shape:
+        sizes = [" × ".join(map(str, run.data.shape)) for run in runs]
+        raise UserError(f"{subject}: their images differ in size, {sizes[0]} and {sizes[1]}")
+
+
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]

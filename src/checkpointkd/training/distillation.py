@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
-from .. import records
 from ..checkpoints import CheckpointRef, Trajectory
 from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision
 from ..data import Data, EpochLoader
@@ -30,18 +28,18 @@ log = logging.getLogger("checkpointkd")
 
 @dataclass(frozen=True, eq=False)
 class PreparedTeachers:
-    """Teachers that were loaded, and what was measured of them on the validation set."""
+    """Loaded teachers, and their measurement on the validation set."""
 
     teacher: Teacher
-    measured: dict[str, Any]
+    measured: TeachersMeasured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DistillSpec:
     """Who teaches, how, and with which settings.
 
-    `refs` are the checkpoints that teach together. With `logit_cache_gb` 0 the teachers run at every step, which gives
-    the same student more slowly. `allow_weak_teacher` accepts a teacher no better than chance.
+    `refs` are the checkpoints that teach together. With `logit_cache_gb` 0 the teachers run at every step, which
+    gives the same student more slowly. `allow_weak_teacher` accepts a teacher no better than chance.
     """
 
     refs: tuple[CheckpointRef, ...]
@@ -59,10 +57,10 @@ class DistillSpec:
         if self.config.teacher_schedule != "joint":
             if len(self.refs) == 1:
                 raise UserError(
-                    f"--teacher-schedule {self.config.teacher_schedule} needs several teachers, and one is given"
+                    f"--teacher-schedule {self.config.teacher_schedule} needs several teachers, but only one is given"
                 )
             if self.kd.average != KDConfig.average:
-                raise UserError("--average is for teachers that teach jointly, not one after the other")
+                raise UserError("--average applies to teachers that teach jointly, not one after the other")
 
     @property
     def cache_limit(self) -> int:
@@ -134,7 +132,7 @@ def run_distillation(
         },
         metadata=lambda: {
             "teacher_refs": tuple(ref.text for ref in spec.refs),
-            "teachers_measured": records.convert(teachers.prepared.measured, TeachersMeasured),
+            "teachers_measured": teachers.prepared.measured,
             "teachers_cost": training_cost(spec.refs),
         },
         objective=teachers.objective,
@@ -147,7 +145,7 @@ def run_distillation(
 
 
 class _LazyTeachers:
-    """Teachers that are prepared when they are first needed, unless they were before."""
+    """Teachers that are prepared on first use."""
 
     def __init__(self, run: RunSpec, spec: DistillSpec, data: Data, prepared: PreparedTeachers | None) -> None:
         self._run, self._spec, self._data, self._prepared = run, spec, data, prepared
@@ -174,17 +172,12 @@ class _LazyTeachers:
         )
 
 
-def _log_teachers(spec: DistillSpec, measured: dict[str, Any]) -> None:
-    for member in measured["members"]:
-        log.info(
-            "teacher %s (epoch %d): validation accuracy %.1f%%",
-            member["ref"],
-            member["epoch"],
-            100 * member["accuracy"],
-        )
+def _log_teachers(spec: DistillSpec, measured: TeachersMeasured) -> None:
+    for member in measured.members:
+        log.info("Teacher %s (epoch %d): validation accuracy %.1f%%", member.ref, member.epoch, 100 * member.accuracy)
     if len(spec.refs) > 1 and spec.config.teacher_schedule == "joint":
-        log.info("their ensemble: validation accuracy %.1f%%", 100 * measured["ensemble"]["accuracy"])
+        log.info("Ensemble: validation accuracy %.1f%%", 100 * measured.ensemble.accuracy)
     if spec.config.teacher_schedule != "joint":
-        log.info("the teachers teach one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
+        log.info("The teachers teach one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
     if spec.config.teacher_batch_norm == "batch":
-        log.info("as teachers they use batch statistics; the accuracies above are with running statistics")
+        log.info("As teachers they use batch statistics. The accuracies above are with running statistics.")

@@ -1,0 +1,303 @@
+"""Every table of results, described once. The console and the HTML page render the same `Table`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..analysis.statistics import Claim, claim_from
+from ..config import CORRELATION_KINDS, INFORMATION_UNITS
+from ..errors import pluralize
+from ..records import PilotResult, TuneRecord
+from .charts import Table
+
+if TYPE_CHECKING:
+    from ..information import Plane
+    from ..selection import Choice
+
+SPLITS = {"val": "validation set", "test": "test set"}
+SYMBOLS = {"alpha": "α", "tau": "τ"}
+CLAIMS_NOTE = (
+    "A positive effect agrees with the claim. p is two-sided and corrected for the number of claims in this experiment "
+    "(Holm), including those not run yet; intervals are not corrected. Supported, or not supported if the effect is "
+    "negative, needs a corrected p below 0.05 and at least three seeds. Differences between students are paired by "
+    "seed. Where n counts images, the result holds for these checkpoints, each from one training run. Not testable: no "
+    "number of seeds or images could decide the claim with these checkpoints."
+)
+STUDENTS_NOTE = (
+    "Test accuracy after the last epoch: mean ± standard deviation over n seeds. Differences are paired by seed, with "
+    "95% confidence intervals (CI) that are not corrected for the number of comparisons."
+)
+ROUNDING = 1e-6  # intervals of two equal checkpoints differ from 0 in their last bits
+
+
+def setting_name(name: str) -> str:
+    """Return the name of a setting as a column or an axis shows it.
+
+    >>> setting_name("alpha"), setting_name("learning_rate")
+    ('α', 'learning rate')
+    """
+    return SYMBOLS.get(name, name.replace("_", " "))
+
+
+def teacher_name(epochs: Sequence[int], unit: str) -> str:
+    """Return the name of a teacher, or of an ensemble, by its epochs.
+
+    >>> teacher_name([10, 20], "epoch"), teacher_name([], "epoch")
+    ('epochs 10 + 20', 'no teacher')
+    """
+    if not epochs:
+        return "no teacher"
+    return f"{unit}{'s' * (len(epochs) > 1)} {' + '.join(map(str, epochs))}"
+
+
+def plane_table(plane: Plane, *, chosen: Sequence[int] = ()) -> Table:
+    """Return each checkpoint's accuracy, NLL and estimates of I(Y;F) and I(X;F); the chosen epochs are marked."""
+    points, settings = plane.points, plane.settings
+    rows = [
+        [
+            str(point.epoch),
+            _plus_minus(100 * point.accuracy, 100 * point.accuracy_se, 1),
+            f"{point.nll:.3f}",
+            f"{point.label_information:.3f}",
+            _plus_minus(point.image_information, point.image_information_se, 4),
+            "" if point.image_information_sd is None else f"{point.image_information_sd:.4f}",
+            point.sha256[:12],
+        ]
+        for point in points
+    ]
+    note = (
+        f"Measured on {plane.information_ASN.shape[-1]:,} images of {settings.measured_on}. NLL and H(Y) − CE, a lower "
+        f"bound of I(Y;F), are in nats. I(X;F) is by {settings.estimator}: {INFORMATION_UNITS[settings.estimator]}. "
+        "Its ± is the standard error over images; the next column is the standard deviation over fits of the estimator."
+    )
+    columns = [settings.unit, "accuracy, %", "NLL", "H(Y) − CE", "I(X;F)", "sd of fits", "sha256"]
+    return Table("", columns, rows, note, [row for row, point in enumerate(points) if point.epoch in chosen])
+
+
+def choice_table(choice: Choice) -> Table:
+    """Return the score of each checkpoint by a rule; the chosen one is marked."""
+    rows = [
+        [
+            str(epoch),
+            *(f"{values[epoch]:.2f}" for values in choice.details.values()),
+            f"{score + 0.0:.4g}",
+            *([f"{100 * choice.probability[epoch]:.0f}"] if choice.probability else []),
+        ]
+        for epoch, score in choice.scores.items()
+    ]
+    note = ""
+    if choice.probability:
+        resampled = "images and of the estimator's fits" if choice.rule == "algorithm1" else "images"
+        note = f"Chosen in: share of 1,000 bootstrap resamples of the {resampled}."
+    columns = [choice.unit, *choice.details, "score", *(["chosen in, %"] if choice.probability else [])]
+    return Table("", columns, rows, note, [list(choice.scores).index(choice.epoch)])
+
+
+def pilot_table(result: PilotResult) -> Table:
+    """Return the pilot runs of a student, the best first; the runs of the chosen candidate are marked."""
+    runs = sorted(result.pilot_runs, key=lambda run: (-run.pilot_epochs, -run.information))
+    rows = [
+        [
+            teacher_name(run.epochs, result.unit),
+            f"{run.alpha:g}",
+            str(run.pilot_epochs),
+            f"{run.information:.3f}",
+            f"{100 * run.accuracy:.1f}",
+            "" if run.probability is None else f"{100 * run.probability:.0f}",
+        ]
+        for run in runs
+    ]
+    note = (
+        f"{pluralize(len(runs), 'pilot run')} of {result.student}, compared on the validation set; a full distillation "
+        f"has {result.student_epochs} epochs. I(Y;F) is the lower bound H(Y) − CE. Best in: share of 1,000 bootstrap "
+        "resamples of the validation images, among the longest runs; another seed may differ by more."
+    )
+    columns = ["teacher", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
+    return Table("", columns, rows, note, [row for row, run in enumerate(runs) if run.chosen])
+
+
+def pilot_sentences(result: PilotResult) -> list[str]:
+    """Return the outcome of a pilot search in sentences: choice, gaps to other candidates, what was left out, cost."""
+    teacher = teacher_name(result.epochs, result.unit)
+    if result.epochs:
+        teacher += f" with α = {result.alpha:g} and τ = {result.tau:g}"
+    lines = [f"Chosen for {result.student}: {teacher}. Reason: {result.reason}."]
+    for gap in dict.fromkeys(result.behind.values()):
+        side, sign = ("behind", 1) if gap.mean >= 0 else ("ahead", -1)
+        low, high = sorted((sign * gap.low, sign * gap.high))
+        roles = ", ".join(name for name, other in result.behind.items() if other == gap and name != gap.candidate)
+        lines.append(
+            f"{gap.candidate[0].upper()}{gap.candidate[1:]}{f' ({roles})' if roles else ''} is {side} by {sign * gap.mean:.3f} nats after "
+            f"{pluralize(gap.pilot_epochs, 'epoch')} (95% CI over images: {low:.3f} to {high:.3f})."
+        )
+    if result.skipped:
+        skipped = ", ".join(map(str, result.skipped))
+        lines.append(f"Skipped, because less accurate than the student without a teacher: {result.unit} {skipped}.")
+    if result.untried:
+        untried = ", ".join(map(str, result.untried))
+        lines.append(f"Not tried, because the budget was spent: {result.unit} {untried}.")
+    share = result.spent_epochs / result.student_epochs
+    cost = pluralize(result.spent_epochs, "epoch")
+    return [*lines, f"The pilot runs took {cost}, {100 * share:.0f}% of a full distillation."]
+
+
+def tune_table(result: TuneRecord) -> Table:
+    """Return the trials of a tune search, the best first; the best is marked."""
+    best = result.best
+    trials = sorted(result.trials, key=lambda trial: (trial.accuracy is None, -(trial.accuracy or 0)))
+    rows = [
+        [
+            *(f"{trial.values[name]:g}" for name in result.space),
+            "" if trial.accuracy is None else f"{100 * trial.accuracy:.2f}",
+            trial.stopped or "",
+        ]
+        for trial in trials
+    ]
+    note = f"Accuracy on the {SPLITS[result.data.select_on]}, {result.images:,} images. "
+    if best is None:
+        note += "No trial has finished yet."
+    else:
+        note += (
+            f"Best trial: {_plus_minus(100 * best.accuracy, 100 * best.accuracy_se, 1)}%. For "
+            f"{pluralize(best.comparable, 'other trial')} the 95% CI of the difference over images includes 0."
+        )
+    columns = [*map(setting_name, result.space), "accuracy, %", "stopped"]
+    marked = [row for row, trial in enumerate(trials) if best is not None and trial.trial == best.trial]
+    return Table("", columns, rows, note, marked)
+
+
+def evaluation_table(result: Mapping[str, Any]) -> Table:
+    """Return accuracy, NLL and calibration error of checkpoints and of their ensemble."""
+    measured = [(member["ref"], str(member["epoch"]), member) for member in result["members"]]
+    note = f"{result['data']}, {SPLITS[result['split']]}: {result['images']:,} images."
+    if len(measured) > 1:
+        weights = result["weights"] and f", weights {' '.join(f'{weight:g}' for weight in result['weights'])}"
+        measured.append((f"ensemble (mean of {result['average']}{weights or ''})", "", result["ensemble"]))
+        disagreement = 100 * result["ensemble"]["disagreement"]
+        note += f" Two members disagree on {disagreement:.1f}% of the images, on average over pairs."
+    rows = [
+        [
+            name,
+            epoch,
+            _plus_minus(100 * values["accuracy"], 100 * values["accuracy_se"], 1),
+            f"{values['nll']:.3f}",
+            f"{100 * values['calibration_error']:.1f}",
+        ]
+        for name, epoch, values in measured
+    ]
+    return Table("", ["checkpoint", "epoch", "accuracy, %", "NLL, nats", "calibration error, %"], rows, note)
+
+
+def correlation_table(result: Mapping[str, Any]) -> Table:
+    """Return mean similarity and diversity of the classes for each checkpoint, and for the difference of two."""
+    rows = []
+    for kind, name in CORRELATION_KINDS.items():
+        numbers = zip(result["checkpoints"], *result[kind]["numbers"].values(), strict=True)
+        for checkpoint, *intervals in numbers:
+            accuracy = _plus_minus(100 * checkpoint["accuracy"], 100 * checkpoint["accuracy_se"], 1)
+            rows.append([checkpoint["ref"], accuracy, name.format(**result), *map(_interval, intervals)])
+        if "differences" in result[kind]:
+            differences = map(_interval, result[kind]["differences"].values())
+            rows.append(["first minus second", "", name.format(**result), *differences])
+    note = (
+        f"{result['data']}, {SPLITS[result['split']]}: {result['images']:,} images. In parentheses: 95% confidence "
+        "intervals over images."
+    )
+    return Table("", ["checkpoint", "accuracy, %", "class vectors", "mean similarity", "diversity"], rows, note)
+
+
+def correlation_sentences(result: Mapping[str, Any]) -> list[str]:
+    """Return how the class similarities of two checkpoints differ, one sentence for each kind."""
+    sentences = []
+    for kind, name in CORRELATION_KINDS.items() if len(result["checkpoints"]) == 2 else ():
+        parts = []
+        for number in ("mean_similarity", "diversity"):
+            gap = result[kind]["differences"][number]
+            includes_0 = gap["low"] <= ROUNDING and gap["high"] >= -ROUNDING
+            direction = "higher" if gap["value"] > 0 else "lower"
+            parts.append(
+                f"{number.replace('_', ' ')} does not differ (95% CI includes 0)"
+                if includes_0
+                else f"{number.replace('_', ' ')} is {direction} (95% CI excludes 0)"
+            )
+        sentences.append(f"{name.format(**result).capitalize()}, first against second: {'; '.join(parts)}.")
+    return sentences
+
+
+def students_table(students: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the test accuracy of students by their teacher, from `student_rows`; chosen teachers are marked."""
+    rows = [
+        [
+            student["label"],
+            student["student"],
+            f"{student['mean']:.2f}" if student["sd"] is None else _plus_minus(student["mean"], student["sd"], 2),
+            str(student["n"]),
+            student["against"],
+        ]
+        for student in students
+    ]
+    columns = ["teacher", "student", "accuracy, %", "n", "minus no teacher, points"]
+    return Table("", columns, rows, STUDENTS_NOTE, [row for row, student in enumerate(students) if student["chosen"]])
+
+
+def checkpoints_table(result: Mapping[str, Any]) -> Table:
+    """Return what is in a folder of checkpoints: epoch, file, size, validation accuracy, hash."""
+    external = result["kind"] == "external"
+    rows = [
+        [
+            str(checkpoint["epoch"]),
+            checkpoint["file"],
+            f"{checkpoint['stated']} ({checkpoint['epoch_from']})" if external else checkpoint["epoch_from"],
+            f"{checkpoint['bytes'] / 1000:,.0f}",
+            "" if checkpoint["val_accuracy"] is None else f"{100 * checkpoint['val_accuracy']:.1f}",
+            (checkpoint["sha256"] or "")[:12],
+        ]
+        for checkpoint in result["checkpoints"]
+    ]
+    unit = result.get("unit", "epoch")
+    return Table("", [unit, "file", f"{unit} read from", "kB", "val accuracy, %", "sha256"], rows)
+
+
+def caveats(claims: Sequence[Claim]) -> list[str]:
+    """Return the caveats of the claims that have run, each once. `claims_table` refers to them by number."""
+    return list(dict.fromkeys(claim.caveat for claim in claims if claim.caveat and claim.n))
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """Return the claims of an experiment with their evidence; a number in brackets refers to `caveats`."""
+    numbers = {caveat: f" [{number}]" for number, caveat in enumerate(caveats(claims), 1)}
+    rows = [
+        [
+            f"{claim.text} ({claim.where})" + (numbers[claim.caveat] if claim.caveat and claim.n else ""),
+            claim.effect_text,
+            claim.n_text,
+            "" if claim.paper is None else f"{claim.paper:+.2f}",
+            "" if claim.p_corrected is None else "< 0.001" if claim.p_corrected < 0.001 else f"{claim.p_corrected:.3f}",
+            str(claim.verdict),
+        ]
+        for claim in claims
+    ]
+    columns = ["claim", "effect, 95% CI", "n", "paper", "p", "verdict"]
+    if all(claim.paper is None for claim in claims):
+        columns, rows = [*columns[:3], *columns[4:]], [[*row[:3], *row[4:]] for row in rows]
+    return Table("Claims and evidence", columns, rows)
+
+
+def experiments_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Return how far each experiment is: tasks that are missing, and how many claims have which verdict."""
+    rows = []
+    for result in results:
+        verdicts = Counter(str(claim_from(stored).verdict) for stored in result["claims"])
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        rows.append([result["title"], str(result["missing"]), counts])
+    return Table("", ["experiment", "missing tasks", "claims"], rows)
+
+
+def _plus_minus(value: float, error: float, digits: int) -> str:
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _interval(interval: Mapping[str, float]) -> str:
+    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
