@@ -1,8 +1,17 @@
-# Everything runs in .venv, which is made on first use: `make demo` and `make test` work on a fresh machine.
+# Everything runs in .venv, which is created on first use: `make demo` and `make test` work on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
-AT_ONCE := -n auto --dist worksteal
+EXTRAS := dev
+PARALLEL := -n auto --dist worksteal
 CIFAR100 ?= $(CHECKPOINTKD_TEST_DATA)/cifar100
+
+# Install the extras of this package. pip's messages are shown, but for those that a user cannot act on: its own version,
+# and places of packages in pip's configuration that do not exist.
+define install
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[$(EXTRAS)]' 2> .venv/pip.log; status=$$?; \
+		grep -v 'Location .* is ignored' .venv/pip.log >&2; exit $$status
+endef
 
 .PHONY: demo test test-all check bench format clean
 
@@ -10,18 +19,19 @@ demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest $(AT_ONCE)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
 
+bench: EXTRAS := dev,bench
 bench: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(install)
 	$(BIN)/python benchmarks/speed.py --cifar100 $(CIFAR100)
 	$(BIN)/python benchmarks/scoring.py --cifar100 $(CIFAR100)
 
@@ -34,5 +44,5 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(install)
 	@touch $@

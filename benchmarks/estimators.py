@@ -1,8 +1,8 @@
-"""How good the estimators of I(X;F) are: bias and spread by the number of images, and whether they agree.
+"""Measure the bias and the spread of the estimators of I(X;F) by number of images, and whether they agree.
 
     python benchmarks/estimators.py --small runs/small
 
-On a linear-Gaussian channel, whose information is known, and on the teacher of benchmarks/small.py (real CIFAR-100).
+Uses a linear-Gaussian channel with known mutual information, and the teacher of benchmarks/small.py (real CIFAR-100).
 Writes benchmarks/results/estimators.json and docs/images/estimators.svg.
 """
 
@@ -36,21 +36,21 @@ BOTH: tuple[EstimatorName, EstimatorName] = ("decoder", "ridge")
 
 
 def synthetic() -> dict[str, Any]:
-    """Estimates by ridge on a channel of 16 pixels and 8 features, over ten draws of each number of images."""
-    found: dict[str, Any] = {"nats": {}}
+    """Return ridge estimates on a channel of 16 pixels and 8 features, over ten draws of each number of images."""
+    result: dict[str, Any] = {"nats": {}}
     for fit in SYNTHETIC:
         estimates = []
         for seed in range(10):
             arguments, truth = channel(fit=fit, measured=1000, noise=0.5, seed=seed)
             information, _ = ridge_information(*arguments, settings=EstimatorConfig(estimator="ridge"))
             estimates.append(information.mean().item())
-            found["truth"] = truth
-        found["nats"][fit] = {"mean": fmean(estimates), "sd": stdev(estimates)}
-    return found
+            result["truth"] = truth
+        result["nats"][fit] = {"mean": fmean(estimates), "sd": stdev(estimates)}
+    return result
 
 
 def real(run: ckd.Trajectory) -> dict[str, Any]:
-    """Estimates of the last checkpoint's I(X;F) by numbers of images to fit on, over draws of these images."""
+    """Return estimates of the last checkpoint's I(X;F) by the number of images to fit on, over draws of the images."""
     data = load_data(config_of(run.run.data))
     network = run.last.network()
     path = last_map_path(network.body, data.val.subset(torch.arange(2)).to_float())
@@ -58,9 +58,9 @@ def real(run: ckd.Trajectory) -> dict[str, Any]:
     def maps(images: Images) -> torch.Tensor:
         return maps_and_logits(network, images, path)[0][None]
 
-    selection = data.val.subset(torch.arange(2000))
-    measured = maps(selection)
-    found: dict[str, Any] = {}
+    measured_on = data.val.subset(torch.arange(2000))
+    measured_maps = maps(measured_on)
+    result: dict[str, Any] = {}
     for name in BOTH:
         for count in REAL:
             estimates = []
@@ -69,28 +69,29 @@ def real(run: ckd.Trajectory) -> dict[str, Any]:
                 fitted_on = data.train.subset(rows)
                 settings = EstimatorConfig(estimator=name, seeds=1)
                 information, _ = ESTIMATORS[name](
-                    fitted_on, maps(fitted_on), selection, measured, settings=settings, on_step=None
+                    fitted_on, maps(fitted_on), measured_on, measured_maps, settings=settings, on_step=None
                 )
                 estimates.append(information.mean().item())
-            found.setdefault(name, {})[count] = {"mean": fmean(estimates), "sd": stdev(estimates)}
-    return found
+            result.setdefault(name, {})[count] = {"mean": fmean(estimates), "sd": stdev(estimates)}
+    return result
 
 
 def agreement(run: ckd.Trajectory) -> dict[str, Any]:
-    """The two estimators' ranks over a trajectory's checkpoints, and what Algorithm 1 chooses by each."""
+    """Return the rank correlation of the estimators over a trajectory, and Algorithm 1's choice with each."""
     chosen = {}
     for estimator in BOTH:
         ckd.score(run.path, estimator=estimator)
         choice = ckd.select(run.path, estimator=estimator)
         chosen[estimator] = {"epoch": choice.epoch, "chosen_in": choice.probability}
-    ckd.select(run.path)  # as it was
-    values = {name: [point.image_information for point in plane.points] for name, plane in load_planes(run).items()}
-    rho = np.corrcoef(*(rankdata(each) for each in values.values()))[0, 1]
+    ckd.select(run.path)  # restores the default choice
+    planes = load_planes(run)
+    values = {name: [point.image_information for point in planes[name].points] for name in BOTH}
+    rho = np.corrcoef(*(rankdata(estimates) for estimates in values.values()))[0, 1]
     return {"epochs": list(run), **values, "spearman": float(rho), "chosen": chosen}
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Left the channel, right the real teacher."""
+    """Draw the channel on the left and the real teacher on the right."""
     import matplotlib  # type: ignore[import-not-found]
 
     matplotlib.use("Agg")
@@ -100,15 +101,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     nats = result["synthetic"]["nats"]
     bars = {"marker": "o", "capsize": 3}
-    means, spreads = ([each[name] for each in nats.values()] for name in ("mean", "sd"))
+    means, spreads = ([estimate[name] for estimate in nats.values()] for name in ("mean", "sd"))
     left.errorbar(list(nats), means, spreads, color="#0072B2", label="ridge", **bars)
     left.axhline(result["synthetic"]["truth"], color="#808080", linestyle="--", label="truth")
-    left.set(xpreset="log", xlabel="images fitted on", ylabel="I(X;F), nats", title="a linear-Gaussian channel")
-    for (name, each), color in zip(result["real"].items(), ("#D55E00", "#0072B2"), strict=True):
-        last = abs(each[REAL[-1]]["mean"])
-        means, spreads = ([each[count][part] / last for count in REAL] for part in ("mean", "sd"))
+    left.set(xscale="log", xlabel="images fitted on", ylabel="I(X;F), nats", title="a linear-Gaussian channel")
+    for (name, estimates), color in zip(result["real"].items(), ("#D55E00", "#0072B2"), strict=True):
+        last = abs(estimates[REAL[-1]]["mean"])
+        means, spreads = ([estimates[count][part] / last for count in REAL] for part in ("mean", "sd"))
         right.errorbar(REAL, [abs(mean) for mean in means], spreads, color=color, label=name, **bars)
-    right.set(xpreset="log", xlabel="images fitted on", ylabel=f"size, relative to {REAL[-1]} images")
+    right.set(xscale="log", xlabel="images fitted on", ylabel=f"size, relative to {REAL[-1]} images")
     right.set_title("WRN-16-2 on CIFAR-100, last epoch")
     for axes, counts in ((left, SYNTHETIC), (right, REAL)):
         axes.set_xticks(counts, [f"{count:,}" for count in counts])

@@ -1,4 +1,4 @@
-"""What the paper's studies on CIFAR-100 would cost at least on a card, from its data sheet; nothing is run on one.
+"""What the paper's experiments on CIFAR-100 would cost at least on a card, from its data sheet; none is run on one.
 
     python benchmarks/paper_cost.py
 
@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from checkpointkd.experiments.catalog import PAPER, PRIORITY, by_priority, get_experiment
 from checkpointkd.experiments.context import Context
+from checkpointkd.experiments.estimate import estimate_of
 from checkpointkd.experiments.presets import paper
-from checkpointkd.experiments.reproduce import PAPER, WORTH, _estimate, _module, by_worth
 from checkpointkd.models import build_network
+from checkpointkd.records import NetworkSpeed
 from common import write_result
 
 CARDS = {  # peak in bf16 without sparsity, operations a second; bandwidth, bytes a second; by NVIDIA's data sheets
@@ -65,48 +67,46 @@ def step_of(model: str) -> dict[str, float]:
 
 
 def main() -> None:
-    scale = paper()
-    models = dict.fromkeys(name for pair in scale.pairs for name in (pair.teacher, pair.student))
+    preset = paper()
+    models = dict.fromkeys(name for pair in preset.pairs for name in (pair.teacher, pair.student))
     steps = {model: step_of(model) for model in models}
-    parts = {name: _module(name).needs(scale) for name in (*PAPER, "schedule")}
+    items = {name: get_experiment(name).needs(preset) for name in (*PAPER, "lr-schedule")}
     found: dict[str, Any] = {"steps": steps, "launch_seconds": LAUNCH, "cards": {}}
     for card, (peak, bandwidth) in CARDS.items():
         times = {
             model: {
-                "compute": one["flop"] / peak,
-                "memory": one["bytes"] / bandwidth,
-                "launches": one["launches"] * LAUNCH,
+                "compute": step["flop"] / peak,
+                "memory": step["bytes"] / bandwidth,
+                "launches": step["launches"] * LAUNCH,
             }
-            for model, one in steps.items()
+            for model, step in steps.items()
         }
         floors = {}
         for kind, bounds in (
             ("one run at a time", ("compute", "memory", "launches")),
             ("the card full", ("compute", "memory")),
         ):
-            machine = {
-                model: {
-                    "precision": "bf16",
-                    "seconds_a_step": max(one[bound] for bound in bounds),
-                    "steps_an_epoch": -(-IMAGES // BATCH),
-                    "megabytes": 4e-6 * _parameters(model),
-                }
-                for model, one in times.items()
+            speeds = {
+                model: NetworkSpeed(
+                    precision="bf16",
+                    seconds_per_step=max(step_times[bound] for bound in bounds),
+                    megabytes=4e-6 * _parameters(model),
+                )
+                for model, step_times in times.items()
             }
-            lab = Context(Path("nowhere"), scale, "cifar100", machine=machine)
+            context = Context(Path("nowhere"), preset, "cifar100", speeds=speeds, steps_per_epoch=-(-IMAGES // BATCH))
             hours, before = {}, 0.0
-            for names in WORTH[:3]:  # what earlier ones have done is not done again
-                upto = {
-                    name: parts[name] for row in WORTH[:3] for name in row if WORTH.index(row) <= WORTH.index(names)
-                }
-                estimate = _estimate(lab, by_worth(scale, upto), lambda work: False)
-                hours[", ".join(names)] = round((estimate["seconds"] - before) / 3600, 1)
-                before = estimate["seconds"]
-                runs, gigabytes = estimate["runs"], estimate["gigabytes"]
+            for row, names in enumerate(PRIORITY[:3], start=1):  # tasks of earlier rows are not counted again
+                needed = {name: items[name] for earlier in PRIORITY[:row] for name in earlier}
+                estimate = estimate_of(context, by_priority(preset, needed), lambda task: False)
+                hours[", ".join(names)] = round((estimate.seconds - before) / 3600, 1)
+                before = estimate.seconds
+                runs, gigabytes = estimate.teachers + estimate.students, round(estimate.gigabytes, 1)
             floors[kind] = {"hours": hours, "all hours": round(before / 3600, 1), "runs": runs, "gigabytes": gigabytes}
         found["cards"][card] = {
-            "milliseconds a step": {
-                model: {bound: round(1e3 * value, 3) for bound, value in one.items()} for model, one in times.items()
+            "milliseconds per step": {
+                model: {bound: round(1e3 * value, 3) for bound, value in step_times.items()}
+                for model, step_times in times.items()
             },
             **floors,
         }

@@ -57,7 +57,7 @@ def main() -> None:
             "command": "python benchmarks/past_memory.py --folder PATH",
             "teachers": options.teachers,
             "gigabytes": round(options.teachers * size_of(rows, CLASSES) / 1e9, 1),
-            "seconds_an_epoch": {name: round(statistics.median(each), 2) for name, each in seconds.items()},
+            "seconds_per_epoch": {name: round(statistics.median(each), 2) for name, each in seconds.items()},
         },
     )
 

@@ -40,13 +40,13 @@ def main() -> None:
     made.mkdir(parents=True)
     several = len(collected.studies) > 1
     title = "The paper's experiments" if several else collected.studies[0]["title"]
-    lines = [f"# {title} at the scale {collected.studies[0]['scale']['name']}", ""]
-    lines += dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)
+    lines = [f"# {title} at the scale {collected.studies[0]['preset']['name']}", ""]
+    lines += dict.fromkeys(settings_words(study["preset"]) for study in collected.studies)
     of_all = notes_of_all(collected.studies)
     lines += ["", *(line for note in [*of_all, *collected.notes] for line in (f"> {note}", ""))]
     lines += [f"Of the claims: {CLAIMS_NOTE}", ""]
     for study in collected.studies:
-        _rows(options.studies / study["study"] / "rows.jsonl", made / f"{study['study']}.jsonl")
+        _rows(options.studies / study["experiment"] / "rows.jsonl", made / f"{study['experiment']}.jsonl")
         lines += _section({**study, "notes": [note for note in study["notes"] if note not in of_all]}, made)
     lines += [ORIGIN, ""]
     rows = [path.name for path in sorted(made.glob("*.jsonl*"))]
@@ -77,7 +77,7 @@ def _section(study: dict[str, Any], out: Path) -> list[str]:
         lines += [""]
     for number, stored in enumerate(study["figures"], start=1):
         figure = from_plain(stored)
-        name = f"{study['study']}-{number}-{anchor(figure.title)}.svg"
+        name = f"{study['experiment']}-{number}-{anchor(figure.title)}.svg"
         (out / name).write_bytes(dict(stills(figure))["svg"])
         lines += [f"![{figure.alt}]({name})", "", f"*{figure.title}. {figure.caption}*", ""]
     return lines

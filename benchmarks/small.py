@@ -14,7 +14,7 @@ import checkpointkd as ckd
 from checkpointkd.records import plain
 from common import write_result
 
-TEACHERS = {"none": None, "epoch 12": "@12", "half": "@midpoint", "chosen": "@best", "full": "@last"}
+TEACHERS = {"none": None, "epoch 12": "@12", "midpoint": "@midpoint", "chosen": "@best", "last": "@last"}
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ python examples/quickstart.py          # about one minute on two cores; scikit-l
 import checkpointkd as ckd
 
 RUNS = "runs/quickstart"
-STUDENT = {"epochs": 25, "save_every": 25}
 
 # A teacher with a checkpoint every four epochs.
 teacher = ckd.train("wrn_16_2", data="digits", train_images=200, epochs=40, save_every=4, out=f"{RUNS}/teacher")
@@ -17,12 +16,12 @@ choice = ckd.select(teacher.path)
 print(f"Algorithm 1 chooses epoch {choice.epoch}: {choice.reason}")
 
 # The same student without a teacher, with one teacher (Eq. 1), and with a Snapshot Ensemble of two (Eq. 2).
-no_teacher = ckd.train("wrn_10_1", data="digits", train_images=200, out=f"{RUNS}/no-teacher", **STUDENT)
+no_teacher = ckd.train("wrn_10_1", data="digits", train_images=200, epochs=25, out=f"{RUNS}/no-teacher")
 print(f"{'no teacher':15} {no_teacher.test_accuracy:.1%}")
 for teachers in (["last"], ["best"], ["midpoint", "last"]):
     name = "-".join(teachers)
     refs = [f"{teacher.path}@{ref}" for ref in teachers]
-    student = ckd.distill("wrn_10_1", teachers=refs, out=f"{RUNS}/{name}", **STUDENT)
+    student = ckd.distill("wrn_10_1", teachers=refs, epochs=25, out=f"{RUNS}/{name}")
     print(f"{name:15} {student.test_accuracy:.1%}")  # one seed: `checkpointkd demo` runs five
 
 print("report:", ckd.report(RUNS))

@@ -24,9 +24,9 @@ def _blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def _commands(page: Path) -> list[list[str]]:
-    """Return the arguments of each `checkpointkd` command in the `sh` blocks of a page."""
-    lines = [line for block in _blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+def _commands(page: Path, language: str = "sh") -> list[list[str]]:
+    """Return the arguments of each `checkpointkd` command in the blocks of a page."""
+    lines = [line for block in _blocks(page, language) for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line.partition("#")[0])[1:] for line in lines if line.startswith("checkpointkd ")]
 
 
@@ -108,6 +108,20 @@ def test_documentation_runs_every_command():
         "export",
         "report",
     }
+
+
+def test_documentation_prints_only_options_that_exist(capsys: pytest.CaptureFixture[str], monkeypatch):
+    """Commands of `console` blocks do not run here, so their options are compared with `--help`."""
+    monkeypatch.setenv("COLUMNS", "200")
+    helps: dict[str, str] = {}
+    for page in (README, *PAGES):
+        for command in _commands(page, "sh") + _commands(page, "console"):
+            if command[0] not in helps:
+                assert main([command[0], "--help"]) == 0
+                helps[command[0]] = capsys.readouterr().out
+            for option in (word for word in command if word.startswith("--")):
+                assert re.search(rf"{option}\b", helps[command[0]]), f"{page.name}: {command}"
+    assert "reproduce" in helps
 
 
 def test_links_of_the_documentation_lead_somewhere():

@@ -208,7 +208,7 @@ def test_a_config_that_names_code_is_not_obeyed(student: ckd.Trajectory, tmp_pat
         ({"std": [0.0]}, "its classes or its normalization"),
         ({"mean": ["a"]}, "its classes or its normalization"),
         ({"model": "wrn_16_1"}, "doesn't fit wrn_16_1"),
-        ({"model": "wrn_9"}, "unknown model 'wrn_9'"),
+        ({"model": "wrn_9"}, "Unknown model 'wrn_9'"),
     ],
 )
 def test_damaged_configs_are_one_sentence(student: ckd.Trajectory, tmp_path: Path, change: dict, sentence: str):

@@ -1,4 +1,4 @@
-"""`python -m checkpointkd`, for torchrun and other launchers."""
+"""Run the command line as `python -m checkpointkd`, for torchrun and other launchers."""
 
 import sys
 

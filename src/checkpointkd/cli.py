@@ -1,102 +1,177 @@
-"""The command: the verbs, from the same signatures, with words for people and JSON for programs.
+"""The command line: every command with the same options as in Python, plus --json.
 
-Exit codes: 0 done, 1 our bug, 2 the user's mistake (one sentence on standard error), 130 stopped by Ctrl-C, 143 by
-SIGTERM.
+Results go to standard output, as tables or as one JSON object; messages and progress go to standard error.
+Exit codes: 0 done, 1 a bug of ours, 2 a user error, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import itertools
 import json as json_module
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
-from rich.console import Console
 
-from . import commands, console
 from .errors import UserError, printable
-from .experiments import demo, reproduce
-from .progress import Bars
 
-app = cyclopts.App(
-    name="checkpointkd",
-    help="Choose and use training checkpoints as knowledge-distillation teachers.",
-    version=lambda: metadata.version("checkpointkd"),
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,
-)
+if TYPE_CHECKING:
+    from .progress import Bars
 
-Json = Annotated[
-    bool, cyclopts.Parameter(help="Print one JSON object on standard output, and nothing else there.", negative=())
-]
+log = logging.getLogger("checkpointkd")
+
+# In the order of `--help`. A command is imported when it is needed: its module, and what shows its result.
+COMMANDS = {
+    "demo": ("experiments.demo", "demo"),
+    "train": ("commands.train", "trajectory"),
+    "inspect": ("commands.inspect", "inspection"),
+    "score": ("commands.score", "plane"),
+    "select": ("commands.select", "choice"),
+    "distill": ("commands.distill", "trajectory"),
+    "tune": ("commands.tune", "tune"),
+    "evaluate": ("commands.evaluate", "evaluation"),
+    "correlate": ("commands.correlate", "correlation"),
+    "export": ("commands.export", "exported"),
+    "reproduce": ("experiments.reproduce", "experiments"),
+    "report": ("commands.report", "report"),
+    "cache": ("commands.cache", "cache"),
+}
+WITHOUT_TORCH = ("cache",)
+
+COMMON = "Common options"  # the last heading of each `--help`
+JSON = Annotated[bool, cyclopts.Parameter(help="Print one JSON object to standard output.")]
+JSON_OPTION = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JSON)
+
+# Return types whose names only torch could resolve.
+UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice", "PilotResult"), object)
 
 
-def _command(verb: Callable[..., Any], words: Callable[[Any], Any]) -> None:
-    """Make a verb a command: its own options, plus --json; less `progress`, which becomes bars."""
+def build_app(names: Sequence[str] = tuple(COMMANDS)) -> cyclopts.App:
+    """Return the command line with these commands."""
+    app = cyclopts.App(
+        name="checkpointkd",
+        help="Choose and use training checkpoints as knowledge-distillation teachers.",
+        version=_version,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for position, name in enumerate(names):
+        module, renderer = COMMANDS[name]
+        function = getattr(import_module(f".{module}", __package__), name)
+        description, example = _help(function)
+        app.command(
+            _command(function, renderer),
+            name=name,
+            help=description,
+            help_epilogue=example,
+            sort_key=position,
+        )
+    return app
+
+
+def _help(function: Callable[..., Any]) -> tuple[str, str]:
+    """Return what a command does, and its examples, from its docstring."""
+    text = re.split(r"^(?:Args:|Parameters$|Raises)", inspect.cleandoc(function.__doc__ or ""), flags=re.M)[0]
+    description, _, examples = text.partition("Example:\n")
+    return description, "\n".join(["Example:\n", *(line for line in examples.splitlines() if line.strip())])
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("checkpointkd")
+
+
+def _command(function: Callable[..., Any], renderer: str) -> Callable[..., None]:
+    """Wrap a command for the command line: its options and --json; progress bars take the place of `on_progress`."""
+    signature = inspect.signature(function, eval_str=True, locals=UNRESOLVED)
+    headings = {option.parameter.name: option.heading for option in getattr(function, "options", ())}
+    headings |= {"device": COMMON, "json": COMMON}
+    order = [None, *dict.fromkeys(heading for heading in headings.values() if heading not in (None, COMMON)), COMMON]
 
     def command(*arguments: Any, json: bool = False, **options: Any) -> None:
+        with _loading_torch(needed=function.__name__ not in WITHOUT_TORCH):
+            from . import console
+            from .progress import Bars
         with Bars() as bars:
-            logging.getLogger("checkpointkd").handlers = [_Handler(bars)]
-            if "on_progress" in parameters:
+            log.handlers = [_BarsHandler(bars)]
+            if "on_progress" in signature.parameters:
                 options["on_progress"] = bars
-            result = verb(*arguments, **options)
+            result = function(*arguments, **options)
         if json:
             print(json_module.dumps(console.plain(result), ensure_ascii=False, allow_nan=False))
         else:
-            Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120).print(
-                words(result), crop=False
-            )
+            _print(getattr(console, renderer)(result))
 
-    signature = inspect.signature(verb, eval_str=True, locals=_UNRESOLVED)
-    parameters = signature.parameters
-    kept = [_readable(p) for p in parameters.values() if p.name != "on_progress" and not p.name.startswith("_")]
-    json_option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
-    command.__signature__ = signature.replace(parameters=[*kept, json_option], return_annotation=None)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, json_option]}
-    command.__doc__ = verb.__doc__
-    app.command(command, name=verb.__name__, sort_key=next(_order))
-
-
-_order = itertools.count()
-
-# Return types that would need torch to be named at run time.
-_UNRESOLVED: dict[str, Any] = dict.fromkeys(("Trajectory", "Plane", "Choice", "PilotResult"), object)
+    shown = [p for p in signature.parameters.values() if p.name != "on_progress" and not p.name.startswith("_")]
+    parameters = [
+        _for_command_line(parameter, heading := headings.get(parameter.name), order.index(heading))
+        for parameter in [*shown, JSON_OPTION]
+    ]
+    command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = function.__doc__
+    return command
 
 
-def _readable(parameter: inspect.Parameter) -> inspect.Parameter:
-    """The types that the command line reads: a path is a path, a list takes several values (--teachers A B), and only a
-    switch that is on by default has a --no- of its own."""
+def _for_command_line(parameter: inspect.Parameter, heading: str | None, position: int) -> inspect.Parameter:
+    """Annotate a parameter with how its value is read, and with its heading in `--help` and that heading's position.
+
+    Paths become Path. Lists take several values after one option. Only switches that are on by default have a `--no-`
+    form.
+    """
     annotation = parameter.annotation
+    how: dict[str, Any] = {} if heading is None else {"group": cyclopts.Group(heading, sort_key=position)}
     if annotation in (int, int | None):
-        return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(converter=_whole)])
-    if annotation is bool and parameter.default is False:
-        return parameter.replace(annotation=Annotated[bool, cyclopts.Parameter(negative=())])
-    if annotation in (list[str], list[str] | None, list[float] | None):
-        return parameter.replace(
-            annotation=Annotated[annotation, cyclopts.Parameter(consume_multiple=True, negative=())]
-        )
-    if annotation in (Path | str, Path | str | None):
-        return parameter.replace(annotation=Path if annotation == Path | str else Path | None)
-    return parameter
+        how["converter"] = _whole_number
+    elif annotation in (bool, JSON) and parameter.default is False:
+        how |= {"negative": (), "show_default": False}
+    elif annotation in (list[str], list[str] | None, list[float] | None):
+        how |= {"consume_multiple": True, "negative": ()}
+    elif annotation == Path | str:
+        annotation = Path
+    elif annotation == Path | str | None:
+        annotation = Path | None
+    elif annotation == str | float:
+        annotation = str
+    return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(**how)] if how else annotation)
 
 
-def _whole(_: type, tokens: Sequence[cyclopts.Token]) -> int:
-    """A whole number; left alone, 2.5 would be taken for 2."""
-    if not tokens[0].value.lstrip("-").isdecimal():
-        raise ValueError(f'"{tokens[0].value}" is no whole number')
+def _whole_number(_: type, tokens: Sequence[cyclopts.Token]) -> int:
+    """Convert to int. Without this check cyclopts would take 2.5 for 2."""
+    if not re.fullmatch("-?[0-9]+", tokens[0].value):
+        raise ValueError(f'"{tokens[0].value}" is not a whole number')
     return int(tokens[0].value)
 
 
-class _Handler(logging.Handler):
+@contextlib.contextmanager
+def _loading_torch(*, needed: bool) -> Iterator[None]:
+    """Say on standard error that PyTorch is loading, which takes seconds. On a terminal the line goes away again."""
+    message = "checkpointkd: loading PyTorch ..."
+    shown = needed and "torch" not in sys.modules
+    erase = shown and sys.stderr.isatty()
+    if shown:
+        print(message, end="" if erase else "\n", file=sys.stderr, flush=True)
+    try:
+        if needed:
+            import torch  # noqa: F401
+        yield
+    finally:
+        if erase:
+            print("\r" + " " * len(message) + "\r", end="", file=sys.stderr, flush=True)
+
+
+class _BarsHandler(logging.Handler):
+    """Prints log messages above the progress bars."""
+
     def __init__(self, bars: Bars) -> None:
         super().__init__()
         self._bars = bars
@@ -105,59 +180,64 @@ class _Handler(logging.Handler):
         self._bars.say(("warning: " if record.levelno >= logging.WARNING else "") + printable(record.getMessage()))
 
 
-for _verb, _words in (
-    (demo.demo, console.demo),
-    (commands.train, console.trajectory),
-    (commands.inspect, console.inspection),
-    (commands.score, console.plane),
-    (commands.select, console.choice),
-    (commands.distill, console.trajectory),
-    (commands.tune, console.tune),
-    (commands.evaluate, console.evaluation),
-    (commands.correlate, console.correlation),
-    (commands.export, console.exported),
-    (reproduce.reproduce, console.experiments),
-    (commands.report, console.report),
-):
-    _command(_verb, _words)
+def _print(result: Any) -> None:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, markup=False, width=width).print(result, crop=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    sys.path.insert(0, os.getcwd())  # for the user's own models, as `python -m` has it
-    logging.getLogger("checkpointkd").setLevel(logging.INFO)
-    logging.getLogger("checkpointkd").propagate = False
+    """Run the command line and return the exit code."""
+    _search_current_folder_last()
+    log.setLevel(logging.INFO)
+    log.propagate = False
     words = sys.argv[1:] if arguments is None else arguments
-    for before, word in zip(["", *words], words, strict=False):  # an empty path would be the folder that one is in
+    for before, word in zip(["", *words], words, strict=False):  # an empty path would be the current folder
         if word == "" or re.fullmatch("--[a-z-]+=", word):
-            return _complain(
-                f"{word or before or 'the first argument'} has an empty value, as of a variable without one"
-            )
+            name = word or before or "The first argument"
+            return _fail(f"{name} has an empty value. Is a variable in your command not set?")
+    names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        build_app(names)(words, exit_on_error=False, print_error=False)
     except UserError as error:
-        return _complain(str(error))
+        return _fail(str(error))
     except cyclopts.CycloptsError as error:
-        wanted = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
-        if wanted is not None and not wanted.tokens and not error.unused_tokens:
-            verb = "checkpointkd " + " ".join(error.command_chain or ())
-            return _complain(f"`{verb}` needs {wanted.name}; `{verb} --help` says what it is")
-        return _complain(
-            " ".join(str(error).split())
-            + " (`checkpointkd --help` lists the commands, `checkpointkd COMMAND --help` its options)"
-        )
+        return _fail(_usage_error(error))
     except KeyboardInterrupt as error:
-        print("\nstopped; what is saved is kept, and the same command again goes on from there", file=sys.stderr)
+        print(
+            "\nStopped. Everything that is saved is kept; run the same command again to continue.",
+            file=sys.stderr,
+        )
         return 128 + (error.args[0] if error.args else signal.SIGINT)
-    except PermissionError as error:  # wherever it was met
-        return _complain(f"{error.filename}: {error.strerror}")
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except PermissionError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    except BrokenPipeError:  # the reader of standard output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _complain(sentence: str) -> int:
-    print(f"checkpointkd: {sentence}", file=sys.stderr)
+def _search_current_folder_last() -> None:
+    """Let users name their own modules without hiding installed ones: a folder `datasets` must not replace Hugging
+    Face's. `python -m` puts the current folder first."""
+    here = os.getcwd()
+    if sys.path and sys.path[0] in ("", here):
+        del sys.path[0]
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _usage_error(error: cyclopts.CycloptsError) -> str:
+    """Return what is wrong with the arguments, and where the help is."""
+    argument = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
+    command = " ".join(["checkpointkd", *(error.command_chain or ())])
+    if argument is not None and not argument.tokens and not error.unused_tokens:
+        return f"`{command}` needs {argument.name}. `{command} --help` explains it"
+    return " ".join(str(error).split()) + f" `{command} --help` lists the {'options' if ' ' in command else 'commands'}"
+
+
+def _fail(message: str) -> int:
+    print(f"checkpointkd: {message}", file=sys.stderr)
     return 2
 
 

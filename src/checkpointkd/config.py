@@ -1,12 +1,20 @@
-"""What a user can set, as frozen values that check themselves. No torch here: the command line must answer at once."""
+"""The settings of everything, as frozen values that check themselves.
+
+No torch here: the command line reads these values to answer `--help`. A check is written so that NaN fails it, as in
+`not (x >= 1)`.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from platformdirs import user_cache_path
 
 from .errors import UserError, unknown_name
 
@@ -17,8 +25,8 @@ CheckpointDtype = Literal["float32", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EstimatorName = Literal["decoder", "ridge"]
 INFORMATION_UNITS: dict[str, str] = {  # of I(X;F), by estimator
-    "decoder": "minus the excess reconstruction loss a pixel: a proxy, no estimate in nats",
-    "ridge": "nats a patch, by the Gaussian reading of a linear decoder",
+    "decoder": "negative excess reconstruction loss per pixel (a proxy, not nats)",
+    "ridge": "nats per patch (a linear decoder with Gaussian noise)",
 }
 CORRELATION_KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}
 OptimizerName = Literal["sgd", "adam"]
@@ -30,16 +38,22 @@ SamplerName = Literal["grid", "tpe"]
 LrSchedule = Literal["cosine", "step", "constant"]
 SplitName = Literal["val", "test"]
 
-TEACHER_FORWARD = "teacher forward"  # the progress task of computing teacher logits
-OnProgress = Callable[[str, int, int], None]  # told the task, how many of its parts are done, how many it has
+LOGIT_CACHE_GB = 20.0  # the default of --logit-cache-gb
+TEACHER_FORWARD = "teacher forward"  # the name of the work that fills the logit cache
+OnProgress = Callable[[str, int, int], None]  # receives the name of the work, the steps done, and the steps in all
+
+
+def cache_dir() -> Path:
+    """Return the folder of data sets and caches: `CHECKPOINTKD_HOME`, otherwise the user's cache folder."""
+    return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one network is trained. `source` says where the settings come from.
+    """How one network is trained.
 
-    The learning rate is a function of progress: `cosine` falls to 0 at the end of training, `step` is multiplied by
-    `step_factor` every `step_every` epochs, `constant` stays.
+    The learning rate is a function of the epoch. `cosine` falls to 0 at the end of the training; `step` multiplies it
+    by `step_factor` every `step_every` epochs; `constant` keeps it. `source` says where the settings come from.
 
     >>> Recipe(epochs=0)
     Traceback (most recent call last):
@@ -63,20 +77,22 @@ class Recipe:
         if not self.epochs >= 1:
             raise UserError(f"epochs must be at least 1, not {self.epochs}")
         if not 1 <= self.batch_size < 10**9:
-            raise UserError(f"the batch size must be from 1 to 10⁹, not {self.batch_size}")
+            raise UserError(f"The batch size must be from 1 to 10⁹, not {self.batch_size}")
         if not 0 < self.learning_rate <= 1e6:
-            raise UserError(f"the learning rate must be above 0 and at most 10⁶, not {self.learning_rate}")
+            raise UserError(f"The learning rate must be above 0 and at most 10⁶, not {self.learning_rate}")
         if not 0 <= self.momentum < 1:
-            raise UserError(f"the momentum must be in [0, 1), not {self.momentum}")
+            raise UserError(f"The momentum must be in [0, 1), not {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"the weight decay must be at least 0, not {self.weight_decay}")
+            raise UserError(f"The weight decay must be finite and at least 0, not {self.weight_decay}")
         if not self.step_every >= 1:
             raise UserError(f"step_every must be at least 1 epoch, not {self.step_every}")
+        if not 0 < self.step_factor <= 1:
+            raise UserError(f"step_factor must be above 0 and at most 1, not {self.step_factor}")
         check_choice("optimizer", self.optimizer, OptimizerName)
-        check_choice("schedule", self.lr_schedule, LrSchedule)
+        check_choice("learning-rate schedule", self.lr_schedule, LrSchedule)
 
     def learning_rate_at(self, epoch: float) -> float:
-        """The learning rate when `epoch` epochs (a fraction counts) are done."""
+        """Return the learning rate after this many epochs, which may be a fraction."""
         if self.lr_schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         if self.lr_schedule == "step":
@@ -84,53 +100,59 @@ class Recipe:
         return self.learning_rate
 
     def lasting(self, epochs: int) -> Recipe:
-        """The same with another number of epochs; the steps of the learning rate move with it, as the cosine does.
+        """Return the recipe with another number of epochs. The steps of the learning rate move in proportion.
 
-        >>> Recipe(epochs=200, schedule="step", step_every=60).lasting(20).step_every
+        >>> Recipe(epochs=200, lr_schedule="step", step_every=60).lasting(20).step_every
         6
         """
-        moved = max(1, round(self.step_every * epochs / self.epochs)) if self.lr_schedule == "step" else self.step_every
-        return replace(self, epochs=epochs, step_every=moved)
+        step_every = self.step_every
+        if self.lr_schedule == "step":
+            step_every = max(1, round(step_every * epochs / self.epochs))
+        return replace(self, epochs=epochs, step_every=step_every)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images a run may learn from, select with, and be measured on.
+    """The images that a run trains on, chooses with and is measured on.
 
-    `holdout` keeps a stratified `val_fraction` of the official training set out of training; everything that is
-    chosen is chosen on it, and the test set is touched once, at the end. `paper` does as the paper did: the test set
-    measures, selects and tunes. The split depends on `split_seed` alone, never on a run's seed. `train_images` keeps
-    that many of the remaining training images, class by class. `image_size` is the side to which images from folders
-    are cut; `flip` says whether an image's mirror image is as good a picture of its class.
+    With `select_on="val"` a stratified `val_fraction` of the official training set is kept out of training as the
+    validation set, on which everything is chosen. The test set is used once, at the end. With `select_on="test"` the
+    test set takes both roles, as in the paper. The split depends on `split_seed`, never on a run's seed.
+
+    Attributes:
+        train_images: Train on a class-balanced subset of this many images.
+        image_size: Width and height to which images from folders are resized and cropped.
+        flip: Whether horizontal flips preserve the class, and so are used as augmentation.
     """
 
     data: str = "digits"
     select_on: SelectOn = "val"
-    val_fraction: float | None = None  # None: the data set's own, 0.1 unless it is tiny
+    val_fraction: float | None = None  # None: the data set's default, 0.1 unless it is tiny
     split_seed: int = 0
     train_images: int | None = None
-    image_size: int | None = None  # None: the data set's own, 224 for images from folders
-    flip: bool | None = None  # None: the data set's own, true but for digits
+    image_size: int | None = None  # None: the data set's default, 224 for images from folders
+    flip: bool | None = None  # None: the data set's default, true except for digits
 
     def __post_init__(self) -> None:
         check_choice("select_on", self.select_on, SelectOn)
         fraction = self.val_fraction
         if not (fraction is None or 0 < fraction < 1):
-            raise UserError(f"the selection fraction must lie between 0 and 1, not {fraction}")
+            raise UserError(f"val_fraction must lie between 0 and 1, not {fraction}")
         if not (self.train_images is None or self.train_images >= 1):
             raise UserError(f"train_images must be at least 1, not {self.train_images}")
         if not (self.image_size is None or 8 <= self.image_size <= 4096):
-            raise UserError(f"the image size must be from 8 to 4096 pixels, not {self.image_size}")
+            raise UserError(f"The image size must be from 8 to 4096 pixels, not {self.image_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KDConfig:
-    """Eq. 1 and Eq. 2 of the paper: α weighs the labels, 1 − α the teachers, softened at temperature τ.
+    """The loss of Eq. 1 and Eq. 2: weight α for the labels, 1 − α for the teachers' predictions at temperature τ.
 
-    The defaults are the authors' code's. `tau_squared` multiplies the teachers' term by τ² (Hinton et al. 2015), which
-    the paper doesn't print but its code and the field do. `average` says of what several teachers' mean is taken.
+    The defaults are those of the authors' code. `tau_squared` multiplies the distillation loss by τ² (Hinton et al.
+    2015). The paper's formula leaves it out; its code and other work have it. `average` says whether an ensemble's
+    probabilities or logits are averaged.
 
-    >>> KDSettings(alpha=1.5)
+    >>> KDConfig(alpha=1.5)
     Traceback (most recent call last):
     checkpointkd.errors.UserError: alpha must lie in [0, 1], not 1.5
     """
@@ -149,50 +171,58 @@ class KDConfig:
 
     @property
     def soft_loss_factor(self) -> float:
-        """What multiplies a term of softened predictions, so that its gradients are as large as the labels'."""
+        """The factor of the distillation loss that makes its gradients about as large as the labels'."""
         return self.tau**2 if self.tau_squared else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """How the teachers are asked, and what a method takes besides their predictions.
+    """How teachers are used, and what a method needs besides their logits.
 
-    `method_weight` multiplies the method's term (None: the method's own). `teacher_weights`, one a teacher, say how much each counts
-    (None: all alike). `teacher_schedule` says when each does: `joint` throughout; `rco`, one after the other, each for an equal
-    part of training (route constrained optimization, Jin et al., ICCV 2019, with equal intervals); `progressive`, the
-    same with a temperature that falls evenly from τ to 1 (after Pro-KD, Rezagholizadeh et al., COLING 2022).
-    `batch_norm` says whether the teachers normalize with what they learned (`eval`) or with each batch's own statistics
-    (`batch`, as the authors' code does for most of training). The features are modules by path, None for the method's
-    usual; `channel_adapter` puts a trained 1×1 convolution behind the student's where a method needs the teacher's channels.
+    Attributes:
+        method_weight: Weight of the method's own term. None: the method's default.
+        teacher_weights: Weight of each teacher, in [0, 1], with sum 1. None: equal weights.
+        teacher_schedule: `joint` uses all teachers throughout. `rco` uses one after the other, each for an equal part
+            of the training (route-constrained optimization, Jin et al., ICCV 2019, with equal intervals).
+            `progressive` does the same with a temperature that falls linearly from τ to 1 (after Pro-KD,
+            Rezagholizadeh et al., COLING 2022).
+        teacher_batch_norm: Teachers normalize with running statistics (`eval`), or with the statistics of each batch (`batch`),
+            as the authors' code does for most of the training.
+        teacher_features: The teacher's modules that a feature method reads, by path. None: the method's default.
+        student_features: The student's modules, in the same order.
+        channel_adapter: Add a trained 1×1 convolution to the student's features where a method needs equal channels.
 
     >>> DistillConfig(teacher_weights=(0.5, 0.6))
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: the teachers' weights lie in [0, 1] and sum to 1, which 0.5 0.6 don't
+    checkpointkd.errors.UserError: Teacher weights must lie in [0, 1] and sum to 1, unlike 0.5 0.6
     """
 
     method_weight: float | None = None
     teacher_weights: tuple[float, ...] | None = None
     teacher_schedule: TeacherSchedule = "joint"
-    batch_norm: BatchNormMode = "eval"
+    teacher_batch_norm: BatchNormMode = "eval"
     teacher_features: tuple[str, ...] | None = None
     student_features: tuple[str, ...] | None = None
     channel_adapter: bool = False
 
     def __post_init__(self) -> None:
         if not (self.method_weight is None or 0 <= self.method_weight < math.inf):
-            raise UserError(f"the weight of the method's term must be at least 0, not {self.method_weight}")
-        check_choice("teacher_schedule", self.teacher_schedule, TeacherSchedule)
-        check_choice("teachers' batch norm", self.batch_norm, BatchNormMode)
+            raise UserError(f"The method weight must be finite and at least 0, not {self.method_weight}")
+        check_choice("teacher schedule", self.teacher_schedule, TeacherSchedule)
+        check_choice("teacher batch norm", self.teacher_batch_norm, BatchNormMode)
         if self.teacher_weights is not None:
-            written = " ".join(f"{weight:g}" for weight in self.teacher_weights)
             total = sum(self.teacher_weights)
             if not (all(0 <= weight <= 1 for weight in self.teacher_weights) and abs(total - 1) < 1e-6):
-                raise UserError(f"the teachers' weights lie in [0, 1] and sum to 1, which {written} don't")
+                written = " ".join(f"{weight:g}" for weight in self.teacher_weights)
+                raise UserError(f"Teacher weights must lie in [0, 1] and sum to 1, unlike {written}")
             if self.teacher_schedule != "joint":
-                raise UserError("--teacher-weights are for teachers that teach together, not one after the other")
+                raise UserError(
+                    f"--teacher-weights cannot be combined with --teacher-schedule {self.teacher_schedule}, which uses "
+                    "one teacher after the other"
+                )
         for features in (self.teacher_features, self.student_features):
             if not (features is None or len(features) > 0):
-                raise UserError("no features are named")
+                raise UserError("--teacher-features and --student-features need at least one module each")
 
     def weights_at(self, train_fraction: float, teachers: int) -> tuple[float, ...] | None:
         """Return each teacher's weight when this fraction of the training, in [0, 1), is done; None for equal weights.
@@ -240,13 +270,12 @@ def scheduled_teacher(train_fraction: float, teachers: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:
-    """How I(X;F) is estimated (§4.2): by what, fitted on how many training images, measured on how many others.
+    """How I(X;F) is estimated (§4.2): the estimator, the images it is fitted on, and the images it is measured on.
 
-    By default the decoder is fitted on a tenth of the training images (1,000 at least) and measured on the selection
-    images, 10,000 of either at most; ridge takes 1,000 of both, which tell checkpoints apart as well. `steps`,
-    `batch_size`, `learning_rate` and `seeds` are the decoder's. Neither the paper nor its code gives a schedule; Adam
-    at a rate that falls as a cosine reaches in a few hundred small steps what the InfoPro recipe's SGD needs many
-    epochs for.
+    By default the decoder is fitted on a tenth of the training images, at least 1,000, and measured on the validation
+    set; at most 10,000 images each. Ridge takes 1,000 of both, which separate checkpoints as well. `steps`,
+    `batch_size`, `learning_rate` and `seeds` are the decoder's. The paper and its code give no schedule. Adam with a
+    cosine schedule needs a few hundred small steps for what SGD in InfoPro's recipe needs many epochs for.
     """
 
     estimator: EstimatorName = "decoder"
@@ -259,35 +288,34 @@ class EstimatorConfig:
 
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, EstimatorName)
-        for name in ("fit_images", "measure_images", "steps", "batch_size", "seeds"):
+        limits = {"steps": 10**6, "seeds": 100, "batch_size": 10**5}
+        for name in (*limits, "fit_images", "measure_images"):
             value = getattr(self, name)
-            if not (value is None or value >= 1):
-                raise UserError(f"the estimator's {name.replace('_', ' ')} must be at least 1, not {value}")
-        for name, most in (("steps", 10**6), ("seeds", 100), ("batch_size", 10**5)):
-            value = getattr(self, name)
-            if not value <= most:
-                raise UserError(f"the estimator's {name.replace('_', ' ')} must be at most {most:,}, not {value}")
+            if value is not None and not 1 <= value <= limits.get(name, math.inf):
+                largest = f" and at most {limits[name]:,}" if name in limits else ""
+                raise UserError(f"The estimator's {name} must be at least 1{largest}, not {value}")
         if not 0 < self.learning_rate <= 1e3:
-            raise UserError(f"the decoder's learning rate can't be {self.learning_rate}")
+            raise UserError(f"The decoder's learning rate must be above 0 and at most 1,000, not {self.learning_rate}")
 
-    def images(self, train: int, selection: int) -> tuple[int, int]:
-        """On how many images to fit and to measure where there are so many.
+    def images(self, train: int, val: int) -> tuple[int, int]:
+        """Return how many images to fit on and to measure on, given the sizes of the training and validation sets.
 
         >>> EstimatorConfig().images(45_000, 5_000), EstimatorConfig(estimator="ridge").images(45_000, 5_000)
         ((4500, 5000), (1000, 1000))
         """
         decoder = self.estimator == "decoder"
         fit = self.fit_images or (min(10_000, max(1_000, train // 10)) if decoder else 1_000)
-        return min(train, fit), min(selection, self.measure_images or (10_000 if decoder else 1_000))
+        return min(train, fit), min(val, self.measure_images or (10_000 if decoder else 1_000))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PilotConfig:
-    """How a teacher is sought for a student by short lessons (SPEC §6).
+    """How a pilot search compares candidates for a student.
 
-    `budget` is what they may cost in all: a whole number of the student's epochs, or a decimal share of one whole
-    distillation, as in addresses. `alphas` are weights of the labels; the first is tried with every checkpoint, the
-    others with the best.
+    Attributes:
+        budget: The cost of all pilot runs: a number of the student's epochs if it has no decimal point, otherwise a
+            fraction of one full distillation.
+        alphas: Label weights. The first is tried with every checkpoint, the others with the best ones.
 
     >>> [PilotConfig(budget=budget).epochs(200) for budget in ("0.5", 0.5, 60)]
     [100, 100, 60]
@@ -303,24 +331,22 @@ class PilotConfig:
     def __post_init__(self) -> None:
         written = f"{self.budget:.9f}" if isinstance(self.budget, float) else str(self.budget)
         object.__setattr__(self, "budget", written)
-        if not (
-            re.fullmatch(r"[0-9]{1,9}|[0-9]{0,5}\.[0-9]{1,9}", str(self.budget)) is not None and float(self.budget) > 0
-        ):
+        if not (re.fullmatch(r"[0-9]{1,9}|[0-9]{0,5}\.[0-9]{1,9}", written) and float(written) > 0):
             raise UserError(
-                "a budget is a number of epochs (60) or a decimal share of one whole distillation (1.0), not "
-                f"{self.budget!r}"
+                f"The budget must be a number of epochs (60) or a decimal fraction of one full distillation (1.0), not "
+                f"{written!r}"
             )
         if not len(self.alphas) > 0:
-            raise UserError("no alpha is given")
+            raise UserError("The pilot search needs at least one alpha")
         for alpha in self.alphas:
             KDConfig(alpha=alpha, tau=self.tau)
             if not alpha < 1:
-                raise UserError("with an alpha of 1 a teacher has no weight; no teacher is tried in any case")
+                raise UserError("With alpha 1 the teacher has no weight. Training without a teacher is always tried")
         if len(set(self.alphas)) != len(self.alphas):
-            raise UserError("an alpha is given twice")
+            raise UserError(f"The alphas must differ, unlike {' '.join(f'{alpha:g}' for alpha in self.alphas)}")
 
     def epochs(self, student_epochs: int) -> int:
-        """The budget in epochs of a student that has so many."""
+        """Return the budget in epochs of a student that trains for this many."""
         return int(self.budget) if self.in_epochs else math.floor(float(self.budget) * student_epochs + 1e-6)
 
     @property
@@ -329,25 +355,27 @@ class PilotConfig:
         return str(self.budget).isdecimal()
 
 
-def check_choice(what: str, value: str, kinds: object) -> None:
-    """Raise UserError, naming the nearest, unless the value is among those of a Literal type."""
-    if value not in get_args(kinds):
-        raise unknown_name(what, value, get_args(kinds))
+def check_choice(kind: str, value: str, choices: object) -> None:
+    """Check that the value is one of a Literal type's.
+
+    Raises:
+        UserError: If it is not; the message names the nearest.
+    """
+    if value not in get_args(choices):
+        raise unknown_name(kind, value, get_args(choices))
 
 
-def config_differences(asked: dict, there: dict) -> list[str]:
-    """How settings that are asked for differ from those stored, as `name 3 there, 5 here`.
+def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """List how given settings differ from stored ones. The `source` of data, their place on disk, may differ.
 
-    Where the data lie (`source`) may differ; what they are may not.
-
-    >>> differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
+    >>> config_differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
     ['recipe epochs 5 there, 3 here']
     """
-    found: list[str] = []
-    for name, value in asked.items():
-        stored = there.get(name)
-        if isinstance(value, dict) and isinstance(stored, dict):
-            found += [f"{name} {difference}" for difference in config_differences(value, stored)]
-        elif name != "source" and stored != value:
-            found.append(f"{name} {stored!r} there, {value!r} here")
-    return found
+    differences: list[str] = []
+    for name, value in given.items():
+        stored_value = stored.get(name)
+        if isinstance(value, dict) and isinstance(stored_value, dict):
+            differences += [f"{name} {difference}" for difference in config_differences(value, stored_value)]
+        elif name != "source" and stored_value != value:
+            differences.append(f"{name} {stored_value!r} there, {value!r} here")
+    return differences

@@ -14,7 +14,7 @@ from rich.text import Text
 from . import records
 from .analysis.statistics import CLAIM_COLUMNS, claim_from
 from .config import INFORMATION_UNITS
-from .errors import pluralize, printable
+from .errors import format_bytes, pluralize, printable
 
 
 def plain(result: Any) -> Any:
@@ -208,7 +208,7 @@ def tune(found: dict[str, Any]) -> RenderableType:
         mark = " ←" if trial["trial"] == best["trial"] else ""
         values = [f"{trial['values'][name]:g}" for name in names]
         table.add_row(values[0] + mark, *values[1:], accuracy, trial["stopped"] or "")
-    noise = f"within noise of it: {pluralize(best['within_noise'], 'other')} ({found['images']:,} images)"
+    noise = f"within noise of it: {pluralize(best['comparable'], 'other')} ({found['images']:,} images)"
     line = f"the best: {100 * best['accuracy']:.1f} ± {100 * best['accuracy_se']:.1f}%; {noise}"
     return Group(table, Text(line), Text(found["command"], no_wrap=True, overflow="ignore"))
 
@@ -226,6 +226,20 @@ def exported(written: dict[str, Any]) -> RenderableType:
 def report(path: Any) -> RenderableType:
     """Where the report is."""
     return Text(f"the report is in {path}")
+
+
+def cache(result: dict[str, Any]) -> RenderableType:
+    """The entries of the cache, or what was deleted from it."""
+    table = _table("kind", "last used", "size", "content", "path")
+    for entry in result["entries"]:
+        table.add_row(
+            entry["kind"], entry["last_used"][:10], format_bytes(entry["bytes"]), entry["content"], entry["path"]
+        )
+    total = f"{pluralize(len(result['entries']), 'item')}, {format_bytes(result['bytes'])}"
+    if result["action"] == "clear":
+        return Group(table, Text(f"Freed {total}"))
+    note = "`checkpointkd cache clear logits decoded` frees what commands can make again"
+    return Group(table, Text(f"{result['home']}: {total}. {note}"))
 
 
 def packed(written: dict[str, Any]) -> RenderableType:
@@ -247,20 +261,20 @@ def unpacked(written: dict[str, Any]) -> RenderableType:
 def experiments(result: dict[str, Any]) -> RenderableType:
     """A study's tables and claims, or of several how far each is, and where to look."""
     parts: list[RenderableType] = []
-    if len(result["studies"]) > 1:
+    if len(result["experiments"]) > 1:
         table = _table("reproduce", "pieces of work missing", "claims")
-        for found in result["studies"].values():
+        for found in result["experiments"].values():
             verdicts = Counter(claim["verdict"].partition(" at ")[0] for claim in found["claims"])
             said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
             table.add_row(found["title"], str(found["missing"]), said)
         notes = dict.fromkeys(
             note
-            for found in result["studies"].values()
+            for found in result["experiments"].values()
             for note in found["notes"]
             if not note.startswith("Not finished")
         )
         return Group(table, Text("\n".join([*notes, "", f"report: {result['report']}"])))
-    for found in result["studies"].values():
+    for found in result["experiments"].values():
         parts.append(Text(found["title"], style="bold"))
         for shown in found["tables"]:
             table = _table(*shown["columns"])

@@ -1,4 +1,4 @@
-"""What we say to users when their input can't be taken: the fact, their own words, the way out, in one sentence."""
+"""Errors for users: what is wrong, with the user's own value, then what to do. Also the small words that they need."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the command prints its one sentence and ends with exit code 2."""
+    """A mistake that the user can correct. The command line prints it in one line and exits with code 2."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class Diverged(UserError):  # noqa: N818 - reads well where it is raised and caught
+    """Training diverged: the loss or the logits became NaN or infinite."""
+
+
+class NoSuchEpoch(UserError, KeyError):  # noqa: N818 - reads well where it is raised and caught
+    """A trajectory has no checkpoint of the epoch."""
+
+    __str__ = ValueError.__str__  # KeyError's puts the message in quotation marks
 
 
 def printable(text: str) -> str:
-    r"""The text on one line, without what a terminal would obey: names come from files, and files from anywhere.
+    r"""Return the text on one line, with control characters escaped: names may come from files of unknown origin.
 
     >>> print(printable("weights\x1b[2J"))
     weights\x1b[2J
@@ -23,47 +33,54 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-class Diverged(UserError):  # noqa: N818 - reads as what it is where it is raised and caught
-    """Training left the numbers: another learning rate, or other settings, may not."""
-
-
-class NoSuchEpoch(UserError, KeyError):  # noqa: N818 - reads as what it is where it is raised and caught
-    """A trajectory was asked for an epoch that it hasn't saved."""
-
-    __str__ = ValueError.__str__  # KeyError's would quote the sentence
-
-
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that isn't in a table of ours, with the nearest names.
+    """Return the error for a name that is not among the known ones, with the nearest of them.
 
-    >>> print(unknown("data set", "digit", ["digits", "cifar100"]))
-    unknown data set 'digit'; did you mean 'digits'? (known: digits, cifar100)
+    >>> print(unknown_name("data set", "digit", ["digits", "cifar100"]))
+    Unknown data set 'digit'. Did you mean 'digits'? Known: digits, cifar100
     """
     known = list(known)
     near = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return UserError(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(known)}")
 
 
-def pluralize(number: int, what: str) -> str:
-    """A number of things, in words that agree.
+def check_exists(path: Path, kind: str) -> Path:
+    """Return the path of a file or folder of this kind.
 
-    >>> counted(1, "epoch"), counted(2, "epoch")
-    ('1 epoch', '2 epochs')
+    Raises:
+        UserError: If it does not exist or cannot be accessed.
     """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    try:
+        if not path.exists():
+            raise UserError(f"There is no {kind} at {path}")
+    except OSError as error:  # a name that is too long, or a folder without permission
+        raise UserError(f"The {kind} at {path} cannot be accessed: {error.strerror}") from None
+    return path
 
 
 def first_line(error: BaseException) -> str:
-    """What an error that isn't ours says, on one line."""
+    """Return the first line of an error's message, or the error's class if it has none.
+
+    >>> first_line(RuntimeError("out of memory\\nat line 7")), first_line(EOFError())
+    ('out of memory', 'EOFError')
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def check_exists(path: Path, what: str) -> Path:
-    """The path itself, or the error that says that there is no such file or folder."""
-    try:
-        if not path.exists():
-            raise UserError(f"there is no {what} at {path}")
-    except OSError as error:  # a name too long, a folder that may not be looked into
-        raise UserError(f"the {what} at {path} can't be looked at: {error.strerror}") from None
-    return path
+def pluralize(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> pluralize(1, "epoch"), pluralize(2000, "epoch")
+    ('1 epoch', '2,000 epochs')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_bytes(number: int) -> str:
+    """Return a size in decimal megabytes or gigabytes.
+
+    >>> format_bytes(12_300_000), format_bytes(1_700_000_000)
+    ('12.3 MB', '1.7 GB')
+    """
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -1,4 +1,7 @@
-"""Named settings. A variant is a function that changes another's result; every recipe says where it comes from."""
+"""Named training settings. A variant is a function that changes another's result.
+
+Accuracies are on the test set. A recipe without a number of ours has not been reproduced with this toolkit yet.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from .errors import unknown_name
 
 
 def digits() -> Recipe:
-    """WRN-16-2 on scikit-learn's digits; sized for the demo, not from the paper.
+    """WRN-16-2 on scikit-learn's digits, sized for the demo. Not from the paper.
 
     checkpointkd train wrn_16_2 --data digits --out RUN
     """
@@ -18,18 +21,19 @@ def digits() -> Recipe:
 
 
 def cifar100() -> Recipe:
-    """The paper's CIFAR-100 training with the cosine schedule of its footnote 3. Not yet reproduced here.
+    """The paper's CIFAR-100 training, with the cosine schedule of its footnote 3. Not reproduced yet.
 
     checkpointkd train wrn_40_2 --data cifar100 --save-every 10 --select-on test --out RUN
 
-    Theirs: WRN-40-2 76.53%, half-way 62.99%; ResNet-110 73.41%, half-way 59.43% (Table 1, mean of five).
+    Paper: WRN-40-2 76.53%, midpoint 62.99%; ResNet-110 73.41%, midpoint 59.43% (Table 1, mean of five).
     """
     return Recipe(source="Wang et al. 2022, §3.2 and footnote 3")
 
 
 def cifar100_step() -> Recipe:
-    """The same with the schedule of the authors' code, ×0.1 every 60 epochs; which of the two gave Theirs, the paper
-    doesn't say. Not yet reproduced here.
+    """The same with the schedule of the authors' code, ×0.1 every 60 epochs. Not reproduced yet.
+
+    The paper does not say which of the two schedules its numbers come from.
 
     checkpointkd train wrn_40_2 --data cifar100 --recipe cifar100-step --save-every 10 --select-on test --out RUN
     """
@@ -37,21 +41,21 @@ def cifar100_step() -> Recipe:
 
 
 def tiny_imagenet() -> Recipe:
-    """The paper's 150 epochs on Tiny-ImageNet; what it doesn't say is as for CIFAR-100. Not yet reproduced here.
+    """The paper's 150 epochs on Tiny-ImageNet; settings that it does not give are CIFAR-100's. Not reproduced yet.
 
     checkpointkd train wrn_40_2 --data tiny-imagenet --save-every 75 --select-on test --out RUN
 
-    Theirs: WRN-40-2 57.61% (Table 2, mean of five).
+    Paper: WRN-40-2 57.61% (Table 2, mean of five).
     """
     return replace(cifar100(), epochs=150, source="Wang et al. 2022, §3.2; the schedule is CIFAR-100's")
 
 
 def imagenet() -> Recipe:
-    """PyTorch's practice for ImageNet, for the paper's 120 epochs. Not yet reproduced here.
+    """PyTorch's usual ImageNet training, for the paper's 120 epochs. Not reproduced yet.
 
     checkpointkd train timm:resnet34 --data imagenet:PATH --save-every 60 --select-on test --out RUN
 
-    Theirs: ResNet-34 73.86%, half-way 66.08%; ResNet-50 76.93%, half-way 69.14% (Table 1).
+    Paper: ResNet-34 73.86%, midpoint 66.08%; ResNet-50 76.93%, midpoint 69.14% (Table 1).
     """
     return Recipe(
         epochs=120,
@@ -65,21 +69,21 @@ def imagenet() -> Recipe:
 
 
 def cifar100_small() -> Recipe:
-    """WRN-16-2 on 10,000 images of CIFAR-100 in minutes on two cores; the `small` scale, not from the paper.
+    """WRN-16-2 on 10,000 images of CIFAR-100: minutes on two cores, as in the preset `small`. Not from the paper.
 
     checkpointkd train wrn_16_2 --data cifar100 --train-images 10000 --recipe cifar100-small --save-every 3 --out RUN
 
-    Reached: 46.1% of the test images (n = 1, bf16, one thread; benchmarks/results/cifar100-small.json).
+    Ours: 46.1% (n = 1, bf16, one thread; benchmarks/results/cifar100-small.json).
     """
-    return replace(cifar100(), epochs=30, source="ours: the small scale")
+    return replace(cifar100(), epochs=30, source="ours: the preset small")
 
 
 def cifar100_small_student() -> Recipe:
-    """The `small` scale's students: WRN-10-1 on the same images.
+    """The students of the preset `small`: WRN-10-1 on the same images.
 
     checkpointkd distill wrn_10_1 --teachers RUN --recipe cifar100-small-student --save-every 20 --out STUDENT
 
-    Reached: alone 28.4% (n = 2), taught by the teacher's last checkpoint 35.1% (n = 2); same place.
+    Ours: 28.4% without a teacher (n = 2), 35.1% with the teacher's last checkpoint (n = 2); same file.
     """
     return replace(cifar100_small(), epochs=20)
 
@@ -95,13 +99,21 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def recipe(name: str, *, epochs: int | None = None) -> Recipe:
-    """The recipe of this name, with another number of epochs if one is given; raises UserError for an unknown name.
+def recipe(
+    name: str, *, epochs: int | None = None, batch_size: int | None = None, learning_rate: float | None = None
+) -> Recipe:
+    """Return the recipe of this name, with the given values in place of its own.
+
+    Raises:
+        UserError: For an unknown name, and for values out of range.
 
     >>> recipe("cifar100-step", epochs=20).step_every
     6
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
-    chosen = RECIPES[name]()
-    return chosen if epochs is None else chosen.lasting(epochs)
+    named = RECIPES[name]()
+    if epochs is not None:
+        named = named.lasting(epochs)
+    given = {"batch_size": batch_size, "learning_rate": learning_rate}
+    return replace(named, **{key: value for key, value in given.items() if value is not None})

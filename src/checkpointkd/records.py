@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from .config import (
     CheckpointDtype,
+    ClassOrder,
     DistillConfig,
     EnsembleAverage,
     EstimatorConfig,
@@ -27,6 +28,7 @@ from .config import (
     Recipe,
     SamplerName,
     SelectOn,
+    SplitName,
     config_differences,
 )
 from .errors import UserError
@@ -190,26 +192,27 @@ class DistillRecord(OwnRunRecord, frozen=True, tag="distill", kw_only=True):
 class ExternalCheckpoint(Record, frozen=True):
     """One checkpoint of another trainer, as it was registered."""
 
-    file: Annotated[str, Meta(pattern=r"^[^\x00]+$", max_length=1000)]
+    file: Annotated[str, Meta(pattern=r"^[^\x00]+$", max_length=1000)]  # relative to the folder
     format: str
-    epoch_from: str
-    stated: str
+    epoch_from: str  # where the epoch was read: the file, its name, or --pattern
+    stated: str  # the epoch as the file or its name states it
     fingerprint: tuple[int, ...]  # sizes and modification times of its files
     sha256: str
     accuracy: Share | None
 
 
 class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
-    """What a user said of another trainer's checkpoints, and what was found in them."""
+    """run.json of another trainer's checkpoints: what the user said of them, and what was found in them."""
 
     folder: str
-    pattern: FileName | None
-    state_dict_key: str | None
-    weights_at: str
-    normalized_as: str
+    files: FileName | None  # the last part of PATH where that is a file or has a wildcard
+    pattern: FileName | None  # --pattern
+    state_dict_key: str | None  # --state-dict-key
+    weights_at: str  # the key of the weights in the files; "" for the top
+    normalized_as: str  # where mean and std are from
     unit: Literal["epoch", "step"]
-    left_out: tuple[str, ...]
-    passed_over: tuple[str, ...]
+    left_out: tuple[str, ...]  # a reason for each file
+    passed_over: tuple[str, ...]  # files that were seen and not used
     checkpoints: Annotated[dict[Count, ExternalCheckpoint], Meta(min_length=1)]
 
 
@@ -578,3 +581,116 @@ class TuneRecord(TuneSettings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if any(trial.values.keys() != self.space.keys() for trial in self.trials):
             raise ValueError("a trial has other hyper-parameters than the search space")
+
+
+# Experiments
+
+Positive = Annotated[float, Meta(gt=0)]
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class NetworkSpeed(Record, frozen=True, kw_only=True):
+    """What training a network takes. machine.json has one by setting (device, data set, precision) and network."""
+
+    precision: Precision
+    seconds_per_step: Positive
+    megabytes: Positive  # of a checkpoint in float32
+
+
+class StoreRecord(Record, frozen=True, kw_only=True):
+    """experiments.json: the preset and the images that all experiments in a folder have in common."""
+
+    preset: Name
+    dataset: Name
+    images_sha256: Name
+
+
+class IntervalRecord(Record, frozen=True):
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SimilarityRecord(Record, frozen=True, kw_only=True):
+    """The class similarity of two checkpoints by one kind of class vectors.
+
+    `similarity` holds a square matrix per checkpoint, `difference` the first less the second. `numbers` and
+    `differences` are the same for mean similarity and diversity.
+    """
+
+    similarity: tuple[Matrix, Matrix]
+    difference: Matrix
+    numbers: dict[str, tuple[IntervalRecord, IntervalRecord]]
+    differences: dict[str, IntervalRecord]
+
+
+class CorrelatedCheckpoint(Measured, frozen=True):
+    """A checkpoint whose classes were correlated, and what was measured of it."""
+
+    ref: str
+    epoch: int
+    sha256: str
+
+
+class CorrelationRecord(Record, frozen=True, kw_only=True):
+    """correlated.json: the class correlation of two checkpoints, as `correlate` returns it."""
+
+    data: Name
+    select_on: SelectOn
+    split: SplitName
+    images: Count
+    tau: Positive
+    order: ClassOrder
+    classes: tuple[Name, ...]
+    groups: tuple[str, ...] | None
+    checkpoints: tuple[CorrelatedCheckpoint, CorrelatedCheckpoint]
+    logits: SimilarityRecord
+    softened: SimilarityRecord
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        classes = len(self.classes)
+        for kind in (self.logits, self.softened):
+            for matrix in (*kind.similarity, kind.difference):
+                if len(matrix) != classes or any(len(row) != classes for row in matrix):
+                    raise ValueError(f"a matrix is not {classes} × {classes}")
+
+
+class PairRecord(Record, frozen=True):
+    """The teacher and the student network of an experiment."""
+
+    teacher: str
+    student: str
+
+
+class PresetRecord(Record, frozen=True, kw_only=True):
+    """The settings of an experiment that pages show. The file holds all settings of the preset."""
+
+    name: str
+    dataset: str
+    select_on: SelectOn
+    seeds: int
+    train_images: int | None
+    teacher_epochs: int
+    student_epochs: int
+    pairs: tuple[PairRecord, ...]
+
+
+class ExperimentRecord(Record, frozen=True, kw_only=True):
+    """experiment.json: the tables, figures and claims of an experiment.
+
+    `missing` counts the tasks that are not done. Tables, figures and claims are plain data of `reports.charts` and
+    `analysis.statistics`.
+    """
+
+    experiment: Name
+    title: str
+    preset: PresetRecord
+    missing: Count
+    notes: tuple[str, ...]
+    tables: tuple[dict[str, Any], ...]
+    figures: tuple[dict[str, Any], ...]
+    claims: tuple[dict[str, Any], ...]
+    provenance: Provenance

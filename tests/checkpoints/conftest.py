@@ -1,4 +1,4 @@
-"""What other trainers leave, written once."""
+"""The folders of other trainers, written once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def digits() -> Data:
 def all_written(tmp_path_factory: pytest.TempPathFactory, digits: Data) -> dict[str, Written]:
     torch.manual_seed(0)
     with quiet():
-        return {name: write(tmp_path_factory.mktemp("other"), digits) for name, write in WRITERS.items()}
+        return {name: write(tmp_path_factory.mktemp("external"), digits) for name, write in WRITERS.items()}
 
 
 @pytest.fixture
 def written(all_written: dict[str, Written], tmp_path: Path, request: pytest.FixtureRequest) -> Written:
-    """A copy of what one writer left."""
+    """A copy of one writer's folder."""
     return copied(all_written[request.param], tmp_path)

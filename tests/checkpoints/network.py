@@ -1,4 +1,4 @@
-"""A network as a user has it, who has never heard of this toolkit."""
+"""A network of a user who does not use checkpointkd."""
 
 from __future__ import annotations
 

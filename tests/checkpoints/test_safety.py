@@ -1,4 +1,4 @@
-"""No file runs code, leads elsewhere or unpacks to more than it is; and a damaged one is never used."""
+"""No file runs code, leads elsewhere or unpacks to more than its size, and a damaged file is never used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .writers import NET, Written, copied
 
 
 class Evil:
-    """Pickled, it asks for a call when it is read."""
+    """An object whose pickle calls a function when it is read."""
 
     def __init__(self, call: Callable, *arguments: Any) -> None:
         self.call, self.arguments = call, arguments
@@ -59,8 +59,8 @@ def _gadgets(canary: Path) -> dict[str, Evil]:
 
 @pytest.mark.parametrize("gadget", [*_gadgets(Path("x"))])
 @pytest.mark.parametrize("container", ["zip", "legacy", "bare pickle", "inside args"])
-def test_a_pickle_that_asks_for_more_than_weights_is_refused(gadget: str, container: str, tmp_path: Path):
-    canary, path = tmp_path / "canary", tmp_path / "theirs" / "epoch_1.pt"
+def test_a_pickle_of_more_than_weights_is_refused(gadget: str, container: str, tmp_path: Path):
+    canary, path = tmp_path / "canary", tmp_path / "external" / "epoch_1.pt"
     path.parent.mkdir()
     evil = _gadgets(canary)[gadget]
     state = dict(build(10, 1).state_dict())
@@ -70,14 +70,14 @@ def test_a_pickle_that_asks_for_more_than_weights_is_refused(gadget: str, contai
         torch.save({"state_dict": state, "epoch": 1, "args": {"lr": [0.1, evil]}}, path)
     else:
         torch.save({**state, "evil": evil}, path, _use_new_zipfile_serialization=container == "zip")
-    for ask in (lambda: scan_folder(path.parent), lambda: ckd.inspect(path.parent, model=NET, data="digits")):
+    for command in (lambda: scan_folder(path.parent), lambda: ckd.inspect(path.parent, model=NET, data="digits")):
         with pytest.raises(UserError, match=r"epoch_1\.pt is (refused|damaged)") as caught:
-            ask()
+            command()
         assert "\n" not in str(caught.value)
     assert not canary.exists()
 
 
-def test_what_real_trainers_store_beside_weights_is_read(tmp_path: Path):
+def test_what_trainers_store_beside_weights_is_read(tmp_path: Path):
     import argparse
 
     import numpy as np
@@ -93,7 +93,7 @@ def test_what_real_trainers_store_beside_weights_is_read(tmp_path: Path):
 
 
 class Made:
-    """Pickled, it is a call and then a state, as restricted unpicklers allow for some types."""
+    """An object whose pickle is a call and then a state, which restricted unpicklers allow for some types."""
 
     def __init__(self, call: Callable, *arguments: Any, state: Any = None) -> None:
         self.call, self.arguments, self.state = call, arguments, state
@@ -103,7 +103,7 @@ class Made:
 
 
 def _a_pointer_of_its_own(path: Path) -> None:
-    """A NumPy type whose bytes are taken for an object: read as NumPy would, it ends the process."""
+    """Write a NumPy type whose bytes are taken for an object: NumPy itself would crash on it."""
     import numpy as np
 
     scalar = np.float64(0).__reduce__()[0]
@@ -125,11 +125,11 @@ def _dicts_of_dicts(path: Path) -> None:
 
 
 def _two_archives(path: Path) -> None:
-    """PyTorch would read the first of the two, a reader of archives the second."""
-    good, other = io.BytesIO(), io.BytesIO()
-    torch.save(build(10, 1).state_dict(), good)
-    torch.save(build(10, 1).state_dict(), other)
-    path.write_bytes(other.getvalue() + good.getvalue())
+    """Write two archives, of which PyTorch would read the first and a zip reader the second."""
+    first, second = io.BytesIO(), io.BytesIO()
+    torch.save(build(10, 1).state_dict(), first)
+    torch.save(build(10, 1).state_dict(), second)
+    path.write_bytes(first.getvalue() + second.getvalue())
 
 
 def _too_large_for_the_network(path: Path) -> None:
@@ -221,58 +221,58 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_and_traps_are_refused(name: str, tmp_path: Path):
+def test_bombs_and_forged_files_are_refused(name: str, tmp_path: Path):
     import resource
 
-    folder = tmp_path / "theirs"
+    folder = tmp_path / "external"
     folder.mkdir()
     BOMBS[name](folder / name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
-        UserError, match=rf"{name.replace('.', '[.]')} (is (refused|damaged|spoiled)|does not fit|holds the weights)"
+        UserError, match=rf"{name.replace('.', '[.]')} (is (refused|damaged)|does not fit|holds the weights)"
     ) as caught:
         ckd.inspect(folder, model=NET, data="digits")
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
-    assert [path.name for path in tmp_path.rglob("*")] == ["theirs", name]
+    assert [path.name for path in tmp_path.rglob("*")] == ["external", name]
 
 
-@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.exe", ""])
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/model_2.safetensors", "..", "x.exe", ""])
 def test_a_shard_index_that_leads_elsewhere_is_refused(shard: str, tmp_path: Path):
     safetensors.torch.save_file(build(10, 1).state_dict(), tmp_path / "secret.safetensors")
     folder = tmp_path / "checkpoint-7"
     folder.mkdir()
     index = {"weight_map": dict.fromkeys(build(10, 1).state_dict(), shard)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"names '.*', which is no file of weights in its own folder"):
+    with pytest.raises(UserError, match=r"names '.*', which is not a file of weights in its own folder"):
         scan_folder(folder)
 
 
-def test_links_out_of_the_folder_are_refused_and_links_within_are_not(all_written, tmp_path: Path, digits: Data):
+def test_links_out_of_the_folder_are_refused_and_links_within_are_followed(all_written, tmp_path: Path, digits: Data):
     path, model, _ = copied(all_written["safetensors"], tmp_path)
-    (Path(path) / "d.safetensors").symlink_to("a.safetensors")
+    (Path(path) / "model_4.safetensors").symlink_to("model_1.safetensors")
     assert len(register_external(path, model=model, data=digits)) == 4
-    (Path(path) / "d.safetensors").unlink()
-    (tmp_path / "elsewhere.safetensors").write_bytes((Path(path) / "a.safetensors").read_bytes())
-    (Path(path) / "d.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(UserError, match=r"d\.safetensors is a link that leads out of"):
+    (Path(path) / "model_4.safetensors").unlink()
+    (tmp_path / "elsewhere.safetensors").write_bytes((Path(path) / "model_1.safetensors").read_bytes())
+    (Path(path) / "model_4.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(UserError, match=r"model_4\.safetensors is a link that leads out of"):
         scan_folder(path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-def test_names_from_files_can_not_command_the_terminal_or_the_page(tmp_path: Path, capfd):
+def test_names_from_files_cannot_control_the_terminal_or_the_page(tmp_path: Path, capfd):
     evil = "\x1b[2J\x1b]0;owned\x07[red]<script>alert(1)<\\script>\n"
-    folder = tmp_path / f"theirs {evil}"
+    folder = tmp_path / f"external {evil}"
     folder.mkdir()
     for epoch in (1, 2):
-        torch.save(build(10, 1).state_dict(), folder / f"{evil}{epoch}.pt")
+        torch.save(build(10, 1).state_dict(), folder / f"{evil}epoch{epoch}.pt")
     state = dict(build(10, 1).state_dict()) | {f"layer{evil}": torch.zeros(1)}
     assert main(["inspect", str(folder)]) == 0
     assert main(["score", str(folder), "--model", NET, "--data", "digits", "--decoder-steps", "1"]) == 0
     assert main(["select", str(folder), "--rule", "midpoint"]) == 0
     assert main(["inspect", str(folder)]) == 0
     assert main(["report", str(tmp_path)]) == 0
-    torch.save(state, folder / f"{evil}3.pt")
+    torch.save(state, folder / f"{evil}epoch3.pt")
     assert main(["inspect", str(folder), "--model", NET, "--data", "digits"]) == 2
     out, error = capfd.readouterr()
     assert "\\x1b[2J" in out + error
@@ -282,78 +282,78 @@ def test_names_from_files_can_not_command_the_terminal_or_the_page(tmp_path: Pat
 
 
 def test_dicts_of_the_same_dicts_are_read_once(tmp_path: Path, digits: Data):
-    """Twelve to the ninth ways lead to the weights."""
+    """There are 12⁹ paths to the weights."""
     _dicts_of_dicts(tmp_path / "epoch_1.pt")
     assert len(register_external(tmp_path, model=NET, data=digits)) == 1
 
 
 @pytest.mark.parametrize("entry", ['{"epoch": 5}', '{"epoch": "\u00b2"}', '{"epoch": "' + "9" * 5000 + '"}'])
-def test_what_a_header_says_of_epochs_is_a_number_or_nothing(entry: str, tmp_path: Path):
+def test_the_epoch_in_a_header_is_a_number_or_ignored(entry: str, tmp_path: Path):
     _metadata(tmp_path / "epoch_3.safetensors", entry)
     assert list(scan_folder(tmp_path).checkpoints) == [3]
 
 
-def test_what_is_no_plain_file_is_left_out(tmp_path: Path):
+def test_what_is_not_a_regular_file_is_left_out(tmp_path: Path):
     torch.save(build(10, 1).state_dict(), tmp_path / "epoch_1.pt")
     (tmp_path / "epoch_2.pt").mkdir()
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "epoch_3.pt")
     folder = scan_folder(tmp_path)
     assert list(folder.checkpoints) == [1]
-    assert all("no plain file" in left for left in folder.left_out)
+    assert all("not a regular file" in reason for reason in folder.left_out)
     (tmp_path / "epoch_4.pt").symlink_to("epoch_4.pt")
     with pytest.raises(UserError, match=r"epoch_4\.pt is a link that leads out of"):
         scan_folder(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["model.safetensors", "shard"])
-def test_links_out_of_hugging_faces_folder_are_refused(where: str, tmp_path: Path):
-    checkpoint = tmp_path / "theirs" / "checkpoint-7"
+def test_links_out_of_a_hugging_face_folder_are_refused(where: str, tmp_path: Path):
+    checkpoint = tmp_path / "external" / "checkpoint-7"
     checkpoint.mkdir(parents=True)
     safetensors.torch.save_file(build(10, 1).state_dict(), tmp_path / "secret.safetensors")
     if where == "shard":
-        index = {"weight_map": dict.fromkeys(build(10, 1).state_dict(), "a.safetensors")}
+        index = {"weight_map": dict.fromkeys(build(10, 1).state_dict(), "model_1.safetensors")}
         (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-        where = "a.safetensors"
+        where = "model_1.safetensors"
     (checkpoint / where).symlink_to(tmp_path / "secret.safetensors")
     with pytest.raises(UserError, match="is a link that leads out of"):
         scan_folder(checkpoint.parent)
 
 
-def _notes(path: str) -> tuple[Path, dict]:
-    notes = Path(path) / "checkpointkd" / "run.json"
-    return notes, json.loads(notes.read_text())
+def _record(path: str) -> tuple[Path, dict]:
+    file = Path(path) / "checkpointkd" / "run.json"
+    return file, json.loads(file.read_text())
 
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "../../../../etc/passwd"])
-def test_notes_that_came_along_lead_nowhere_else(file: str, all_written: dict[str, Written], tmp_path: Path):
+def test_a_downloaded_record_leads_nowhere_else(file: str, all_written: dict[str, Written], tmp_path: Path):
     path, model, _ = copied(all_written["safetensors"], tmp_path)
     ckd.inspect(path, model=model, data="digits")
-    shutil.copy(Path(path) / "a.safetensors", tmp_path / "secret.safetensors")
-    notes, run = _notes(path)
+    shutil.copy(Path(path) / "model_1.safetensors", tmp_path / "secret.safetensors")
+    record, run = _record(path)
     run["checkpoints"]["2"]["file"] = file
-    notes.write_text(json.dumps(run))
+    record.write_text(json.dumps(run))
     with pytest.raises(UserError, match="lies outside of"):
         ckd.evaluate(f"{path}@2")
-    run["checkpoints"]["2"]["file"] = "b.safetensors"
-    notes.write_text(json.dumps({**run, "folder": "/"}))
-    assert ckd.open_trajectory(path)[2].path.resolve() == (Path(path) / "b.safetensors").resolve()
+    run["checkpoints"]["2"]["file"] = "model_2.safetensors"
+    record.write_text(json.dumps({**run, "folder": "/"}))
+    assert ckd.open_trajectory(path)[2].path.resolve() == (Path(path) / "model_2.safetensors").resolve()
 
 
-def test_notes_that_came_along_run_nobodys_code(all_written: dict[str, Written], tmp_path: Path, monkeypatch):
+def test_a_downloaded_record_runs_no_code(all_written: dict[str, Written], tmp_path: Path, monkeypatch):
     path, model, _ = copied(all_written["safetensors"], tmp_path)
     ckd.inspect(path, model=model, data="digits")
-    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "another user's"))
-    for ask in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
+    monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home of another user"))
+    for command in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
         with pytest.raises(
-            UserError, match=r"name code, 'tests\.trajectory\.network:build', and were not made by you here"
+            UserError, match=r"names code, 'tests\.checkpoints\.network:build', and was not made by you on this machine"
         ):
-            ask()
+            command()
     ckd.inspect(path, model=model, data="digits")
     assert len(ckd.evaluate(f"{path}@2")["members"]) == 1
-    notes, run = _notes(path)
-    notes.write_text(json.dumps({**run, "model": "this:evil"}))
-    with pytest.raises(UserError, match="name code, 'this:evil'"):
+    record, run = _record(path)
+    record.write_text(json.dumps({**run, "model": "this:evil"}))
+    with pytest.raises(UserError, match="names code, 'this:evil'"):
         ckd.evaluate(f"{path}@2")
 
 
@@ -373,39 +373,43 @@ SPOILED = [
     {"checkpoints": {"1": {"file": "x" * 5000}}},
     {"checkpoints": {"1": {"file": 5}}},
     {"kind": 5},
-    {"teacher_weights": 5},
+    {"state_dict_key": 5},
+    {"files": "../x"},
     {"passed_over": None},
 ]
 
 
-def test_damaged_notes_are_named(all_written: dict[str, Written], tmp_path: Path):
+def test_a_damaged_record_is_named(all_written: dict[str, Written], tmp_path: Path):
     path, model, _ = copied(all_written["safetensors"], tmp_path)
     ckd.inspect(path, model=model, data="digits")
-    notes, run = _notes(path)
-    changes = [*SPOILED, *({name: None} for name in run if name not in ("weights", "pattern", "seed"))]
-    for note in ({"file": "a\0b"}, {"accuracy": "x"}, {"accuracy": 7.0}, {"stamp": None}, {"sha256": None}):
-        changes.append({"checkpoints": {"1": run["checkpoints"]["1"] | note}})
+    record, run = _record(path)
+    changes = [
+        *SPOILED,
+        *({name: None} for name in run if name not in ("format", "kind", "state_dict_key", "files", "pattern")),
+    ]
+    for entry in ({"file": "a\0b"}, {"accuracy": "x"}, {"accuracy": 7.0}, {"fingerprint": None}, {"sha256": None}):
+        changes.append({"checkpoints": {"1": run["checkpoints"]["1"] | entry}})
     for change in changes:
-        notes.write_text(json.dumps({**run, **change}))
-        for ask in (
+        record.write_text(json.dumps({**run, **change}))
+        for command in (
             lambda: ckd.inspect(path),
             lambda: ckd.evaluate(f"{path}@1"),
             lambda: ckd.select(path, rule="midpoint"),
         ):
             with pytest.raises(UserError) as caught:
-                ask()
+                command()
             assert "run.json" in str(caught.value), (change, caught.value)
             assert "\n" not in str(caught.value)
-    notes.write_text(json.dumps(run))
-    for name in "abc":
-        (Path(path) / f"{name}.safetensors").unlink()
-    for ask in (
+    record.write_text(json.dumps(run))
+    for epoch in (1, 2, 3):
+        (Path(path) / f"model_{epoch}.safetensors").unlink()
+    for command in (
         lambda: ckd.inspect(path),
         lambda: ckd.evaluate(f"{path}@last"),
         lambda: ckd.select(path, rule="midpoint"),
     ):
-        with pytest.raises(UserError, match="none of the checkpoints that were looked at"):
-            ask()
+        with pytest.raises(UserError, match="None of the checkpoints that were inspected"):
+            command()
 
 
 PREPROCESSORS = [
@@ -419,12 +423,14 @@ PREPROCESSORS = [
 
 
 @pytest.mark.parametrize("content", PREPROCESSORS)
-def test_a_preprocessor_that_says_nonsense(content: str, all_written: dict[str, Written], tmp_path: Path, digits: Data):
+def test_a_damaged_preprocessor_is_named_or_ignored(
+    content: str, all_written: dict[str, Written], tmp_path: Path, digits: Data
+):
     path, model, _ = copied(all_written["Hugging Face"], tmp_path)
     for checkpoint in Path(path).glob("checkpoint-*"):
         (checkpoint / "preprocessor_config.json").write_text(content)
     try:
-        assert register_external(path, model=model, data=digits).run.normalized_as == "the training images' own"
+        assert register_external(path, model=model, data=digits).run.normalized_as == "measured on the training images"
     except UserError as error:
         assert "preprocessor_config.json is damaged" in str(error)  # noqa: PT017
 
@@ -442,7 +448,7 @@ FILES = {  # a format and the file of epoch 2 in it
     "state dict, compiled": "net-epoch02.pt",
     "state dict": "net_1.pth",
     "dict of weights, old": "ckpt.2.pt",
-    "safetensors": "b.safetensors",
+    "safetensors": "model_2.safetensors",
     "safetensors, checkpointkd's writer": "epoch-0002.safetensors",
 }
 WITHOUT_CHECKSUMS = {"Hugging Face", "Hugging Face, shards", "dict of weights, old", "safetensors"}
@@ -465,7 +471,7 @@ def _bytes_damaged(content: bytes, how: str, draw: random.Random) -> bytes:
 
 
 def _weights_damaged(path: Path, how: str, draw: random.Random) -> None:
-    """Change what is in a file, and write it as it was written."""
+    """Change the content of a file, and write it in the same format."""
     safe = path.suffix == ".safetensors"
     content = safetensors.torch.load_file(path) if safe else torch.load(path, weights_only=False)
     inner = content
@@ -495,30 +501,30 @@ def _weights_damaged(path: Path, how: str, draw: random.Random) -> None:
 
 IN_BYTES = ["empty", "truncated", "wrong type", "bit flipped", "bit flipped", "zeroed"]
 IN_WEIGHTS = ["NaN", "Inf", "wrong key", "key missing", "wrong shape", "wrong classes"]
-counted: collections.Counter[str] = collections.Counter()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_named_or_gives_exactly_the_weights(
+def test_a_damaged_checkpoint_is_named_or_its_weights_are_exact(
     name: str, all_written: dict[str, Written], tmp_path: Path, digits: Data
 ):
-    """Both in a folder whose contents were noted and in one that nobody has looked at before. The latter can't show a
-    flipped bit in the weights of formats without checksums."""
+    """In a registered folder, and in one that is new. The latter cannot show a flipped bit in the weights of formats
+    without checksums."""
     path, model, _ = copied(all_written[name], tmp_path)
     clean = register_external(path, model=model, data=digits)
     right = clean[2].network().state_dict()
     file = (Path(path) if Path(path).is_dir() else Path(path).parent) / FILES[name]
     checkpoint = clean[2].path
     content = file.read_bytes()
+    damages: collections.Counter[str] = collections.Counter()
 
-    def noted() -> Network:
+    def registered() -> Network:
         return ckd.open_trajectory(path)[2].network()
 
-    def anew() -> Network:
+    def new() -> Network:
         network = build_from_run(clean.run)
         scan_folder(checkpoint)
-        found, _ = weights(checkpoint, network.body.state_dict(), where=None, model=model)
-        network.body.load_state_dict(found)
+        tensors, _ = weights(checkpoint, network.body.state_dict(), key=None, model=model)
+        network.body.load_state_dict(tensors)
         return network
 
     @hypothesis.settings(max_examples=50, deadline=None, database=None, derandomize=True)
@@ -530,31 +536,26 @@ def test_a_damaged_checkpoint_is_named_or_gives_exactly_the_weights(
             _weights_damaged(file, how, draw)
         else:
             file.write_bytes(_bytes_damaged(content, how, draw))
-        counted[how] += 1
-        for ask in (noted, anew):
+        damages[how] += 1
+        for load in (registered, new):
             try:
-                found = ask().state_dict()
+                state = load().state_dict()
             except UserError as error:
-                said = str(error)
-                assert file.name in said or checkpoint.name in said, said
-                assert "\n" not in said
+                message = str(error)
+                assert file.name in message or checkpoint.name in message, message
+                assert "\n" not in message
                 continue
-            if ask is anew and how in ("bit flipped", "zeroed") and name in WITHOUT_CHECKSUMS:
+            if load is new and how in ("bit flipped", "zeroed") and name in WITHOUT_CHECKSUMS:
                 continue
             for key, tensor in right.items():
-                assert torch.equal(found[key], tensor), (how, seed, key)
+                assert torch.equal(state[key], tensor), (how, seed, key)
 
     damaged()
+    assert damages.total() >= 50
+    assert len(damages) >= 8, "kinds of damage"
 
 
-def test_so_many_checkpoints_were_damaged(capsys):
-    assert sum(counted.values()) >= 500
-    assert set(counted) == set(IN_BYTES + IN_WEIGHTS)
-    with capsys.disabled():
-        print(f"\n{sum(counted.values())} damaged checkpoints, each named or right: {dict(counted)}")
-
-
-def test_a_copy_of_a_folder_is_as_good(all_written: dict[str, Written], tmp_path: Path):
+def test_a_copy_of_a_registered_folder_is_registered(all_written: dict[str, Written], tmp_path: Path):
     path, model, _ = copied(all_written["timm"], tmp_path)
     ckd.inspect(path, model=model, data="digits")
     shutil.copytree(path, tmp_path / "copy")

@@ -1,7 +1,7 @@
-"""Folders of three checkpoints as other trainers leave them, written by their own libraries where there is one.
+"""Write folders of three checkpoints as other trainers do, with their own libraries where there is one.
 
-Each writer fills a folder and gives the folder or pattern to name, the network's name here, and the weights by
-completed epochs, as the trainer had them in memory.
+Each writer fills a folder and returns the folder or wildcard to name, the network's name, and the weights by completed
+epochs, as the trainer had them in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def loader(data: Data) -> DataLoader:
 
 
 def epochs(model: nn.Module, data: Data, *, count: int = EPOCHS) -> Iterator[tuple[int, Any]]:
-    """A plain training loop: yields the epoch, counted from 0, and the optimizer."""
+    """Train in a plain loop, and yield the epoch, counted from 0, and the optimizer."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(count):
         model.train()
@@ -102,7 +102,7 @@ def lightning(folder: Path, data: Data, *, callbacks: Any = None, by_hand: Path 
             def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
                 states[trainer.current_epoch + 1] = kept(pl_module.net)
 
-        theirs = ModelCheckpoint(
+        every_epoch = ModelCheckpoint(
             dirpath=folder, filename="{epoch}-{step}", save_top_k=-1, every_n_epochs=1, save_last=True
         )
         trainer = pl.Trainer(
@@ -112,7 +112,7 @@ def lightning(folder: Path, data: Data, *, callbacks: Any = None, by_hand: Path 
             enable_progress_bar=False,
             default_root_dir=folder,
             enable_model_summary=False,
-            callbacks=[Keep(), *(callbacks or [theirs])],
+            callbacks=[Keep(), *(callbacks or [every_epoch])],
         )
         trainer.fit(Module(), loader(data))
         if by_hand is not None:
@@ -148,7 +148,7 @@ def hugging_face(folder: Path, data: Data, *, callback: Any = None) -> Written:
 
 
 def hugging_face_shards(folder: Path, data: Data) -> Written:
-    """save_pretrained in shards, beside the states of its trainer."""
+    """Write with save_pretrained in shards, beside the trainer's states."""
     written = hugging_face(folder, data)
     for epoch, checkpoint in enumerate(sorted(folder.glob("checkpoint-*"), key=_step), 1):
         model = build_transformers(10, 1)
@@ -160,7 +160,7 @@ def hugging_face_shards(folder: Path, data: Data) -> Written:
 
 
 def hugging_face_bin(folder: Path, data: Data) -> Written:
-    """As transformers before 5 wrote it; it reads this still, and writes it no more."""
+    """Write as transformers before version 5 did; later versions read it and do not write it."""
     written = hugging_face(folder, data)
     for epoch, checkpoint in enumerate(sorted(folder.glob("checkpoint-*"), key=_step), 1):
         (checkpoint / "model.safetensors").unlink()
@@ -185,7 +185,7 @@ def plain_writer(folder: Path, data: Data) -> Written:
 
 
 def torchvision_reference(folder: Path, data: Data) -> Written:
-    """The entries that torchvision's references/classification/train.py stores; it is a script and in no package."""
+    """Write the entries of torchvision's references/classification/train.py, a script that is in no package."""
     model, states = build(10, 1), {}
     for epoch, optimizer in epochs(model, data):
         content = {
@@ -202,7 +202,7 @@ def torchvision_reference(folder: Path, data: Data) -> Written:
 
 
 def authors(folder: Path, data: Data) -> Written:
-    """The entries and names of the paper's release, whose network is inside a DataParallel; two runs in one folder."""
+    """Write the entries and names of the paper's release, with a DataParallel network and two runs in one folder."""
     states: States = {}
     for number in (2, 1):
         model = build(10, 1)
@@ -227,7 +227,7 @@ def compiled(folder: Path, data: Data) -> Written:
 
 
 def state_dicts(folder: Path, data: Data) -> Written:
-    """Names that count from 0, and one that tells no epoch."""
+    """Write names that count from 0, and one that tells no epoch."""
     model, states = build(10, 1), {}
     for epoch, _ in epochs(model, data):
         torch.save(model.state_dict(), folder / f"net_{epoch}.pth")
@@ -237,7 +237,7 @@ def state_dicts(folder: Path, data: Data) -> Written:
 
 
 def old_state_dicts(folder: Path, data: Data) -> Written:
-    """As PyTorch wrote before 1.6: no archive, no checksums."""
+    """Write as PyTorch before 1.6 did: no archive, no checksums."""
     model, states = build(10, 1), {}
     for epoch, optimizer in epochs(model, data):
         content = {"net": model.state_dict(), "epoch": epoch + 1, "opt": optimizer.state_dict()}
@@ -249,7 +249,7 @@ def old_state_dicts(folder: Path, data: Data) -> Written:
 def safetensors_files(folder: Path, data: Data) -> Written:
     model, states = build(10, 1), {}
     for epoch, _ in epochs(model, data):
-        safetensors.torch.save_file(model.state_dict(), folder / f"{'abc'[epoch]}.safetensors")  # no number at all
+        safetensors.torch.save_file(model.state_dict(), folder / f"model_{epoch + 1}.safetensors")
         states[epoch + 1] = kept(model)
     return str(folder), NET, states
 
@@ -285,14 +285,14 @@ WRITERS: dict[str, Callable[[Path, Data], Written]] = {
 def copied(written: Written, tmp_path: Path) -> Written:
     source, model, states = written
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    copy = tmp_path / "theirs"
+    copy = tmp_path / "external"
     shutil.copytree(folder, copy, symlinks=True)
     return str(copy / Path(source).relative_to(folder)), model, states
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the trainers' own warnings and words."""
+    """Silence the trainers' own warnings and messages."""
     levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "transformers")}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

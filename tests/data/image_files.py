@@ -1,4 +1,4 @@
-"""Real pictures in files, for the data sets that come so: scikit-learn's digits, enlarged, in several formats."""
+"""Real images in files: scikit-learn's digits, enlarged, in several formats."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _LABELS_N = load_digits().target
 
 
 def digit(label: int, number: int, *, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> Image.Image:
-    """The picture of a digit, (width, height); in color it has a tint that tells one from another."""
+    """Return the image of a digit, of size (width, height). In color it has a tint."""
     gray = Image.fromarray(_PIXELS_NHW[label == _LABELS_N][number]).resize(size, Image.Resampling.BICUBIC)
     if mode != "RGB":
         return gray.convert(mode)
     return Image.merge("RGB", [gray, gray.point(lambda v: v // 2), gray.point(lambda v: 255 - v)])
 
 
-def encoded(picture: Image.Image, format: str, **options) -> bytes:
+def encoded(image: Image.Image, format: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def folder_of_digits(root: Path, *, train: int = 12, test: int = 4, classes: int = 3) -> Path:
-    """A folder train and a folder val, each with a folder for each class; sizes, formats and modes differ."""
+    """Write a folder train and a folder val, each with a folder per class, in several sizes, formats and modes."""
     kinds = [
         ("jpg", "JPEG", "RGB"),
         ("png", "PNG", "L"),
@@ -38,10 +38,10 @@ def folder_of_digits(root: Path, *, train: int = 12, test: int = 4, classes: int
     ]
     for split, first, count in (("train", 0, train), ("val", train, test)):
         for label in range(classes):
-            place = root / split / f"class-{label}"
-            place.mkdir(parents=True)
+            class_folder = root / split / f"class-{label}"
+            class_folder.mkdir(parents=True)
             for number in range(first, first + count):
                 ending, format, mode = kinds[number % len(kinds)]
-                picture = digit(label, number, size=(20 + number, 40 - number), mode=mode)
-                (place / f"{number:03}.{ending}").write_bytes(encoded(picture, format))
+                image = digit(label, number, size=(20 + number, 40 - number), mode=mode)
+                (class_folder / f"{number:03}.{ending}").write_bytes(encoded(image, format))
     return root

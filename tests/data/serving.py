@@ -1,4 +1,4 @@
-"""A web server of files, on this machine."""
+"""A local web server of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address under which the folder's files can be had while the block lasts."""
+    """Serve the folder's files while the block lasts, and give the address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Data sets that Hugging Face's library reads, from folders on this machine: there is no network in tests."""
+"""Data sets that Hugging Face's `datasets` reads, from local folders: tests have no network."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkey
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
 
 
-def test_the_real_cifar100_is_the_same_by_either_way(tmp_path: Path, cifar100: Path):
+def test_cifar100_is_the_same_by_name_and_by_hf(tmp_path: Path, cifar100: Path):
     for split in ("train", "test"):  # the test images for both: they are real, and fewer
         (tmp_path / f"{split}-00000-of-00001.parquet").symlink_to(cifar100 / "test-00000-of-00001.parquet")
-    ours, theirs = (load_data(DataConfig(data=f"{name}:{tmp_path}")) for name in ("cifar100", "hf"))
-    assert theirs.classes == ours.classes
-    assert isinstance(theirs.train, InMemoryImages)
-    assert theirs.record.sha256 == ours.record.sha256
-    assert torch.equal(theirs.val.index_N, ours.val.index_N)
-    assert theirs.recipe == "cifar100"
+    by_name, by_hf = (load_data(DataConfig(data=f"{name}:{tmp_path}")) for name in ("cifar100", "hf"))
+    assert by_hf.classes == by_name.classes
+    assert isinstance(by_hf.train, InMemoryImages)
+    assert by_hf.record.sha256 == by_name.record.sha256
+    assert torch.equal(by_hf.val.index_N, by_name.val.index_N)
+    assert by_hf.recipe == "cifar100"
     assert load_test(DataConfig(data=f"hf:{tmp_path}")).labels_N.bincount().tolist() == [100] * 100
 
 
 def _squares(root: Path, side: int) -> Path:
+    """Write a folder of small squares of two classes."""
     for split, numbers in (("train", range(8)), ("test", range(8, 11))):
         for label in range(2):
-            place = root / split / f"class-{label}"
-            place.mkdir(parents=True)
+            class_folder = root / split / f"class-{label}"
+            class_folder.mkdir(parents=True)
             for number in numbers:
-                digit(label, number, size=(side, side)).save(place / f"{number}.png")
+                digit(label, number, size=(side, side)).save(class_folder / f"{number}.png")
     return root
 
 
@@ -48,28 +49,28 @@ def test_small_images_stay_in_memory_and_large_ones_are_streamed(tmp_path: Path)
     assert isinstance(small.train, InMemoryImages)
     assert (len(small.train), small.train.shape, small.recipe) == (12, (3, 20, 20), "cifar100")
     assert len(small.train.views) == 162
-    place = _squares(tmp_path / "large", 70)
-    large = load_data(DataConfig(data=f"hf:{place}", val_fraction=0.25))
+    folder = _squares(tmp_path / "large", 70)
+    large = load_data(DataConfig(data=f"hf:{folder}", val_fraction=0.25))
     assert isinstance(large.train, StreamingImages)
     assert (len(large.train), large.train.shape, large.recipe) == (12, (3, 224, 224), "imagenet")
     assert large.train.to_float().shape == (12, 3, 224, 224)
-    smaller = load_data(DataConfig(data=f"hf:{place}", val_fraction=0.25, image_size=32))
+    smaller = load_data(DataConfig(data=f"hf:{folder}", val_fraction=0.25, image_size=32))
     assert smaller.train.shape == (3, 32, 32)
-    assert len(load_test(DataConfig(data=f"hf:{place}"))) == 6
+    assert len(load_test(DataConfig(data=f"hf:{folder}"))) == 6
     (batch,) = smaller.train.batches(batch_size=20, seed=0, device="cpu").epoch(0)
     assert sorted(batch.index_B.tolist()) == smaller.train.index_N.tolist()
 
 
 def _table(path: Path, labels: list[int]) -> None:
-    """A parquet file as the Hub has it: pictures, and labels of two classes, -1 where there is none."""
+    """Write a parquet file as on the Hub: images, and labels of two classes, -1 for no label."""
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["zero", "one"])})
-    pictures = [digit(max(label, 0), number) for number, label in enumerate(labels)]
-    datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(path)
+    images = [digit(max(label, 0), number) for number, label in enumerate(labels)]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(path)
 
 
-def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
+def test_a_test_split_without_labels_is_skipped(tmp_path: Path):
     for split, labels in (("train", [0, 1] * 6), ("test", [-1] * 5), ("validation", [0, 1, 1])):
         _table(tmp_path / f"{split}-00000.parquet", labels)
     settings = DataConfig(data=f"hf:{tmp_path}", val_fraction=0.25)
@@ -78,7 +79,7 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path: Path):
     with pytest.raises(UserError, match=r"4 labels in hf:.*, split train, are not among the 2 classes"):
         load_data(settings)
     (tmp_path / "validation-00000.parquet").unlink()
-    with pytest.raises(UserError, match=r"has no labeled split to test on"):
+    with pytest.raises(UserError, match=r"has no labeled split test, validation, valid, val to test on"):
         load_data(settings)
 
 
@@ -94,31 +95,31 @@ def test_streamed_data_sets_with_equal_labels_differ_by_name(tmp_path: Path, mon
     assert identity("cats") == identity(cats), "a relative path names the same data set"
 
 
-def test_pictures_that_changed_beside_the_librarys_files_are_seen(tmp_path: Path):
-    place = _squares(tmp_path / "squares", 20)
-    settings = DataConfig(data=f"hf:{place}", select_on="test")
+def test_changed_images_beside_the_librarys_files_are_noticed(tmp_path: Path):
+    folder = _squares(tmp_path / "squares", 20)
+    settings = DataConfig(data=f"hf:{folder}", select_on="test")
     before = load_data(settings).record.sha256
-    target = place / "train" / "class-0" / "3.png"
+    target = folder / "train" / "class-0" / "3.png"
     digit(9, 0, size=(20, 20)).save(target)
     assert load_data(settings).record.sha256 != before
 
 
-def test_what_the_library_can_not_give_is_said_in_one_sentence(tmp_path: Path):
-    def refused(path: object, sentence: str) -> None:
-        with pytest.raises(UserError, match=sentence) as caught:
+def test_errors_of_the_library_are_reported_in_one_line(tmp_path: Path):
+    def refused(path: object, message: str) -> None:
+        with pytest.raises(UserError, match=message) as caught:
             load_data(DataConfig(data=f"hf:{path}"))
         assert "\n" not in str(caught.value)
 
-    with pytest.raises(UserError, match="say which data set of the Hugging Face Hub: hf:NAME"):
+    with pytest.raises(UserError, match="Give the data set's name on the Hugging Face Hub: hf:NAME"):
         load_data(DataConfig(data="hf"))
-    refused("nobody/nothing", "hf:nobody/nothing can't be loaded: ")
+    refused("nobody/nothing", "Could not load hf:nobody/nothing: ")
     mixed = tmp_path / "mixed"
     folder_of_digits(mixed)
-    refused(mixed, r"image \d+ in train of hf:.* is \d+×\d+, not \d+×\d+; --image-size N brings")
+    refused(mixed, r"image \d+ in train of hf:.* is \d+×\d+, not \d+×\d+\. Give --image-size N")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.csv").write_text("a,label\n1,2\n")
-    refused(tmp_path / "text", r"must have one column of images and one of class labels \(its columns: a: Value")
+    refused(tmp_path / "text", r"must have one column of images and one of class labels \(columns: a: Value")
     only_test = tmp_path / "only"
     (only_test / "test" / "zero").mkdir(parents=True)
     digit(0, 0).save(only_test / "test" / "zero" / "a.png")
-    refused(only_test, r"has no split called train \(its splits: test\)")
+    refused(only_test, r"has no split train \(splits: test\)")

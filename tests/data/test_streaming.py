@@ -1,4 +1,4 @@
-"""Pictures from folders: cut as torchvision cuts them, the same with any number of workers, refused by name."""
+"""Images in folders: cropped as in torchvision, equal with any number of workers, and named in errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from PIL import Image
 import checkpointkd as ckd
 from checkpointkd.data import DataConfig, StreamingImages, config_like, load_data, load_test
 from checkpointkd.data.image_io import decode_rgb
-from checkpointkd.data.streaming import random_resized_crop, resize_center_crop, sample_crop_box
+from checkpointkd.data.streaming import resize_center_crop, resized_crop, sample_crop_box
 from checkpointkd.errors import UserError
 from checkpointkd.seeding import generator
 
@@ -26,23 +27,23 @@ from .image_files import digit, encoded, folder_of_digits
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return folder_of_digits(tmp_path / "pictures")
+    return folder_of_digits(tmp_path / "images")
 
 
 def _settings(folder: Path, **more) -> DataConfig:
     return DataConfig(data=f"folder:{folder}", **{"image_size": 16, "val_fraction": 0.25, **more})
 
 
-def test_a_folder_under_both_protocols(folder: Path):
-    holdout = load_data(_settings(folder))
-    paper = load_data(_settings(folder, select_on="test", val_fraction=None))
+def test_a_folder_with_validation_images_and_with_test_images(folder: Path):
+    with_val = load_data(_settings(folder))
+    with_test = load_data(_settings(folder, select_on="test", val_fraction=None))
     test = load_test(_settings(folder))
-    assert holdout.classes == ("class-0", "class-1", "class-2")
-    assert (len(holdout.train), len(holdout.val), len(test)) == (27, 9, 12)
-    assert (len(paper.train), len(paper.val)) == (36, 12)
-    assert holdout.val.labels_N.bincount().tolist() == [3, 3, 3]
-    assert not set(holdout.train.index_N.tolist()) & set(holdout.val.index_N.tolist())
-    for images in (holdout.train, test):
+    assert with_val.classes == ("class-0", "class-1", "class-2")
+    assert (len(with_val.train), len(with_val.val), len(test)) == (27, 9, 12)
+    assert (len(with_test.train), len(with_test.val)) == (36, 12)
+    assert with_val.val.labels_N.bincount().tolist() == [3, 3, 3]
+    assert not set(with_val.train.index_N.tolist()) & set(with_val.val.index_N.tolist())
+    for images in (with_val.train, test):
         clean = images.to_float()
         assert clean.shape == (len(images), 3, 16, 16)
         assert 0 <= clean.min() < clean.max() <= 1
@@ -50,7 +51,7 @@ def test_a_folder_under_both_protocols(folder: Path):
     assert torch.equal(test.subset(torch.tensor([7, 2])).to_float(), test.to_float()[[7, 2]])
 
 
-def test_each_image_is_its_own_picture_with_its_own_label(folder: Path):
+def test_each_image_has_its_own_file_and_label(folder: Path):
     images = load_test(_settings(folder))
     paths = [path for label in range(3) for path in sorted((folder / "val" / f"class-{label}").iterdir())]
     for path, label, pixels_CHW in zip(paths, images.labels_N.tolist(), images.to_float(), strict=True):
@@ -68,39 +69,36 @@ def test_the_statistics_are_those_of_the_clean_images(folder: Path):
 
 
 @pytest.mark.parametrize("size", [(40, 17), (17, 40), (64, 64), (20, 21)])
-def test_pictures_are_cut_as_torchvision_cuts_them(size: tuple[int, int]):
-    from torchvision.transforms import functional as theirs
-    from torchvision.transforms import v2
+def test_crops_equal_torchvision(size: tuple[int, int]):
+    from torchvision.transforms import functional, v2
 
-    picture = digit(3, 5, size=size)
-    their_centre = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(picture)
-    assert np.array_equal(np.asarray(resize_center_crop(picture, 224)), np.asarray(their_centre))
+    image = digit(3, 5, size=size)
+    expected = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image)
+    assert np.array_equal(np.asarray(resize_center_crop(image, 224)), np.asarray(expected))
     random = generator("test", *size)
     for _ in range(20):
         left, top, width, height = sample_crop_box(*size, random)
-        their_part = theirs.resized_crop(picture, top, left, height, width, [24, 24])  # type: ignore[arg-type]
-        assert np.array_equal(
-            np.asarray(random_resized_crop(picture, 24, left, top, width, height)), np.asarray(their_part)
-        )
+        expected = functional.resized_crop(image, top, left, height, width, [24, 24])  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(resized_crop(image, 24, left, top, width, height)), np.asarray(expected))
 
 
-def test_parts_are_spread_as_torchvision_spreads_them():
+def test_crop_boxes_are_distributed_as_in_torchvision():
     from torchvision.transforms import RandomResizedCrop
 
-    picture, random = Image.new("RGB", (90, 70)), generator("spread")
+    image, random = Image.new("RGB", (90, 70)), generator("spread")
     torch.manual_seed(0)
-    theirs = torch.tensor([RandomResizedCrop.get_params(picture, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])  # type: ignore[arg-type]
-    ours = torch.tensor([sample_crop_box(90, 70, random) for _ in range(4000)])[:, [1, 0, 3, 2]]
-    standard_error = (theirs.float().var(0) / 2000).sqrt()  # of the difference of two means of 4,000
-    assert ((ours.float().mean(0) - theirs.float().mean(0)) / standard_error).abs().max() < 4.5
-    assert (ours.float().std(0) / theirs.float().std(0) - 1).abs().max() < 0.07
-    assert (ours >= 0).all()
-    assert (ours[:, 1] + ours[:, 3] <= 90).all()
-    assert (ours[:, 0] + ours[:, 2] <= 70).all()
-    assert sample_crop_box(1000, 10, random)[2:] == (13, 10), "a strip: no part of allowed proportions and area exists"
+    expected = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])  # type: ignore[arg-type]
+    boxes = torch.tensor([sample_crop_box(90, 70, random) for _ in range(4000)])[:, [1, 0, 3, 2]]
+    standard_error = (expected.float().var(0) / 2000).sqrt()  # of the difference of two means of 4,000
+    assert ((boxes.float().mean(0) - expected.float().mean(0)) / standard_error).abs().max() < 4.5
+    assert (boxes.float().std(0) / expected.float().std(0) - 1).abs().max() < 0.07
+    assert (boxes >= 0).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= 90).all()
+    assert (boxes[:, 0] + boxes[:, 2] <= 70).all()
+    assert sample_crop_box(1000, 10, random)[2:] == (13, 10), "a strip has no box of allowed aspect ratio and area"
 
 
-def test_an_image_is_cut_alike_by_any_worker_in_any_batch(folder: Path, monkeypatch):
+def test_crops_do_not_depend_on_workers_or_batch_size(folder: Path, monkeypatch):
     images = load_data(_settings(folder)).train
     seen = {}
     for workers, batch_size in ((0, 4), (1, 4), (3, 4), (2, 5)):
@@ -117,25 +115,25 @@ def test_an_image_is_cut_alike_by_any_worker_in_any_batch(folder: Path, monkeypa
         assert torch.equal(labels[order], images.labels_N)
         seen[workers, batch_size] = (index if batch_size == 4 else None, pixels[order])
     first_index, first_pixels = seen[0, 4]
-    assert not torch.equal(first_index, images.index_N), "an epoch's order is drawn"
+    assert not torch.equal(first_index, images.index_N), "the order is random"
     for index, pixels in seen.values():
-        assert index is None or torch.equal(index, first_index), "the order doesn't depend on the workers"
+        assert index is None or torch.equal(index, first_index), "the order does not depend on the workers"
         assert torch.equal(pixels, first_pixels)
-    other = torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(3)])
+    next_epoch = torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(3)])
     assert not torch.equal(
-        other, torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(2)])
+        next_epoch, torch.cat([b.images_BCHW for b in images.batches(batch_size=4, seed=1, device="cpu").epoch(2)])
     )
 
 
-def test_flips_can_be_left_out(folder: Path):
+def test_flips_can_be_turned_off(folder: Path):
     def mirrored(flip: bool | None) -> int:
         images = load_data(_settings(folder, flip=flip)).train
         assert isinstance(images, StreamingImages)
         (batch,) = images.batches(batch_size=100, seed=0, device="cpu").epoch(0)
         count = 0
         for number, pixels_CHW in zip(batch.index_B.tolist(), batch.images_BCHW, strict=True):
-            picture = Image.open(images.pictures.name(number)).convert("RGB")
-            plain = random_resized_crop(picture, 16, *sample_crop_box(*picture.size, generator("part", 0, 0, number)))
+            image = Image.open(images.encoded.name(number)).convert("RGB")
+            plain = resized_crop(image, 16, *sample_crop_box(*image.size, generator("part", 0, 0, number)))
             same = torch.equal(pixels_CHW, torch.from_numpy(np.array(plain)).permute(2, 0, 1) / 255)
             count += not same
         return count
@@ -144,17 +142,17 @@ def test_flips_can_be_left_out(folder: Path):
     assert 5 < mirrored(None) < 22, "about half of 27"
 
 
-def test_without_augmentation_batches_are_the_clean_images(folder: Path):
+def test_without_augmentation_batches_are_center_crops(folder: Path):
     images = load_test(_settings(folder))
     (batch,) = images.batches(batch_size=12, seed=0, device="cpu", augment=False).epoch(0)
     assert torch.equal(batch.images_BCHW, images.to_float()[batch.index_B])
 
 
-def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
-    """Trained, scored, chosen, distilled, evaluated; and continued after pictures moved elsewhere."""
+def test_a_folder_is_trained_scored_selected_distilled_and_evaluated(folder: Path, tmp_path: Path):
+    """The evaluation follows the images to another folder."""
     common = {"epochs": 2, "batch_size": 9, "learning_rate": 0.05}
     teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, save_every=1, out=tmp_path / "t", **common)
-    assert teacher.run.recipe.lr_schedule == "cosine", "small pictures have CIFAR's recipe"
+    assert teacher.run.recipe.lr_schedule == "cosine", "small images have CIFAR's recipe"
     assert load_data(_settings(folder, image_size=None)).recipe == "imagenet"
     ckd.score(teacher.path, decoder_steps=4, decoder_seeds=1)
     ckd.select(teacher.path)
@@ -168,15 +166,15 @@ def test_the_whole_story_on_a_folder(folder: Path, tmp_path: Path):
     assert measured["ensemble"]["accuracy"] == student.test_accuracy
 
 
-def test_pictures_that_are_enlarged_are_said(folder: Path, caplog):
+def test_enlarged_images_are_warned_about(folder: Path, caplog):
     load_data(_settings(folder))
     assert caplog.text == ""
     load_data(_settings(folder, image_size=None))
-    assert "the first picture has 20×40 pixels and is enlarged to 224×224" in caplog.text
+    assert "The first image has 20×40 pixels and is enlarged to 224×224" in caplog.text
     assert "--image-size 20 keeps its size" in caplog.text
 
 
-def test_a_folder_that_changed_since_is_said(folder: Path, tmp_path: Path, caplog):
+def test_a_folder_that_changed_since_training_is_warned_about(folder: Path, tmp_path: Path, caplog):
     teacher = ckd.train(
         "wrn_10_1", data=f"folder:{folder}", image_size=16, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
     )
@@ -188,7 +186,7 @@ def test_a_folder_that_changed_since_is_said(folder: Path, tmp_path: Path, caplo
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_live_teacher_answers_in_either_precision(folder: Path, tmp_path: Path, precision):
+def test_a_live_teacher_works_in_either_precision(folder: Path, tmp_path: Path, precision):
     common = {"epochs": 1, "batch_size": 9, "precision": precision}
     teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, out=tmp_path / "t", **common)
     both = [str(teacher.path), f"{teacher.path}@1"]
@@ -196,7 +194,7 @@ def test_a_live_teacher_answers_in_either_precision(folder: Path, tmp_path: Path
     assert student.complete
 
 
-def test_workers_change_no_trained_weight(folder: Path, tmp_path: Path, monkeypatch):
+def test_workers_change_no_weight(folder: Path, tmp_path: Path, monkeypatch):
     hashes = set()
     for workers in (0, 2):
         monkeypatch.setenv("CHECKPOINTKD_WORKERS", str(workers))
@@ -207,70 +205,70 @@ def test_workers_change_no_trained_weight(folder: Path, tmp_path: Path, monkeypa
     assert len(hashes) == 1
 
 
-def _refused(folder: Path, sentence: str, **more) -> None:
+def _refused(folder: Path, message: str, **more) -> None:
     def read_all() -> None:
         data = load_data(_settings(folder, **more))
         for images in (data.train, data.val):
             list(images.iter_batches(10))
 
-    with pytest.raises(UserError, match=sentence) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_all()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_picture_that_can_not_be_read_is_named(folder: Path, monkeypatch, workers: str):
+def test_an_image_that_cannot_be_decoded_is_named(folder: Path, monkeypatch, workers: str):
     monkeypatch.setenv("CHECKPOINTKD_WORKERS", workers)
     path = folder / "train" / "class-1" / "000.jpg"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     path.write_bytes(b"")
-    _refused(folder, r"the picture .*class-1/000\.jpg is empty; replace it")
-    path.write_bytes(whole[: len(whole) // 2])
-    _refused(folder, r"class-1/000\.jpg can't be read \(.*[Tt]runcated.*\); replace it")
+    _refused(folder, r"The image .*class-1/000\.jpg is empty\. Replace it")
+    path.write_bytes(content[: len(content) // 2])
+    _refused(folder, r"class-1/000\.jpg cannot be decoded \(.*[Tt]runcated.*\)\. Replace it")
     path.write_bytes(b"hello")
-    _refused(folder, r"class-1/000\.jpg is no picture in a format that Pillow knows")
+    _refused(folder, r"class-1/000\.jpg is not an image in a format that Pillow reads")
     path.unlink()
     path.symlink_to(folder / "nowhere.jpg")
-    _refused(folder, r"the picture .*class-1/000\.jpg can't be read: No such file")
+    _refused(folder, r"Could not read the image .*class-1/000\.jpg: No such file")
     path.unlink()
-    path.write_bytes(whole)
+    path.write_bytes(content)
     load_data(_settings(folder)).train.to_float()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_that_may_not_be_read_is_named(folder: Path):
+def test_an_image_without_read_permission_is_named(folder: Path):
     (folder / "train" / "class-1" / "000.jpg").chmod(0)
-    _refused(folder, r"class-1/000\.jpg can't be read: Permission denied")
+    _refused(folder, r"Could not read .*class-1/000\.jpg: Permission denied")
 
 
-def test_folders_that_are_no_data_set(folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="there is no folder of images at"):
+def test_folders_that_are_not_a_data_set_are_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="here is no folder of images at"):
         load_data(_settings(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="say which folder: folder:PATH"):
+    with pytest.raises(UserError, match="Give the folder: folder:PATH"):
         load_data(DataConfig(data="folder"))
-    with pytest.raises(UserError, match=r"needs a folder train and a folder val \(or valid, validation, test\)"):
+    with pytest.raises(UserError, match=r"must hold a folder train and a folder val \(or valid, validation, test\)"):
         load_data(_settings(folder / "train"))
-    _refused(folder, "100 training images were asked for, of 27 that there are", train_images=100)
-    _refused(folder, "1 selection images can't represent 3 classes", val_fraction=0.03)
+    _refused(folder, "Cannot take 100 training images, for there are 27", train_images=100)
+    _refused(folder, "1 validation images are too few for 3 classes", val_fraction=0.03)
     (folder / "val" / "class-2").rename(folder / "val" / "class-9")
-    _refused(folder, r"classes in .*train and .*val differ \(only in train: class-2; only in val: class-9\)")
+    _refused(folder, r"The classes in .*train and .*val differ \(only in train: class-2; only in val: class-9\)")
     (folder / "val" / "class-9").rename(folder / "val" / "class-2")
-    for picture in (folder / "train" / "class-2").iterdir():
-        picture.unlink()
-    _refused(folder, r"the class folder .*train/class-2 has no picture in it")
-    (folder / "train" / "class-2" / "notes.txt").write_text("not a picture")
-    _refused(folder, r"the class folder .*train/class-2 has no picture in it")
+    for image in (folder / "train" / "class-2").iterdir():
+        image.unlink()
+    _refused(folder, r"The class folder .*train/class-2 holds no image")
+    (folder / "train" / "class-2" / "notes.txt").write_text("not an image")
+    _refused(folder, r"The class folder .*train/class-2 holds no image")
 
 
-def test_what_is_wrong_with_the_test_folder_is_said_before_any_training(folder: Path):
+def test_errors_in_the_test_folder_precede_the_training(folder: Path):
     (folder / "val" / "class-1" / "012.webp").write_bytes(b"")
-    _refused(folder, r"the picture .*val/class-1/012\.webp is empty")
-    for picture in (folder / "val" / "class-1").iterdir():
-        picture.unlink()
-    _refused(folder, r"the class folder .*val/class-1 has no picture in it")
+    _refused(folder, r"The image .*val/class-1/012\.webp is empty")
+    for image in (folder / "val" / "class-1").iterdir():
+        image.unlink()
+    _refused(folder, r"The class folder .*val/class-1 holds no image")
 
 
-def test_paths_as_people_write_them(folder: Path, tmp_path: Path, monkeypatch):
+def test_paths_may_be_relative_and_hold_any_characters(folder: Path, tmp_path: Path, monkeypatch):
     expected = load_data(_settings(folder)).train.to_float()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -284,7 +282,7 @@ def test_paths_as_people_write_them(folder: Path, tmp_path: Path, monkeypatch):
         str(caught.value).encode()
 
 
-def test_links_are_followed_and_circles_left(folder: Path):
+def test_links_are_followed_and_circles_are_skipped(folder: Path):
     count = len(load_data(_settings(folder, select_on="test", val_fraction=None)).train)
     inside = folder / "train" / "class-0" / "more"
     (folder / "train" / "class-0").rename(folder / "elsewhere")
@@ -295,59 +293,60 @@ def test_links_are_followed_and_circles_left(folder: Path):
     assert len(load_data(_settings(folder, select_on="test", val_fraction=None)).train) == count
 
 
-def test_memory_stays_bounded_whatever_the_pictures(folder: Path, tmp_path: Path):
-    """A thread of a picture, and large squares: each in a process that may not have more than some gigabytes."""
-    Image.new("RGB", (65_000, 1)).save(folder / "val" / "class-0" / "thread.png")
+def test_memory_is_bounded_for_any_image(folder: Path, tmp_path: Path):
+    """A strip of one pixel, and large squares, in a process with a limit of 6 GB."""
+    Image.new("RGB", (65_000, 1)).save(folder / "val" / "class-0" / "strip.png")
     script = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 import checkpointkd as ckd
 ckd.train("wrn_10_1", data="folder:{folder}", image_size=512, epochs=1, batch_size=2, train_images=6,
-          protocol="paper", precision="fp32", out="{tmp_path / "run"}")
+          select_on="test", precision="fp32", out="{tmp_path / "run"}")
 """
     environment = {**os.environ, "CHECKPOINTKD_WORKERS": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F", "CMYK", "LA", "RGBA", "1", "P"])
-def test_pictures_of_every_mode_look_alike(mode: str):
+def test_images_of_every_mode_look_alike(mode: str):
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
-    picture = Image.fromarray(ramp)
+    image = Image.fromarray(ramp)
     if mode in ("I;16", "I"):
         content = encoded(Image.fromarray(ramp.astype(np.uint16) << 8), "PNG" if mode == "I;16" else "TIFF")
     elif mode == "P":
-        picture = picture.convert("P")
-        picture.info["transparency"] = bytes(range(256))
-        content = encoded(picture, "PNG")
+        image = image.convert("P")
+        image.info["transparency"] = bytes(range(256))
+        content = encoded(image, "PNG")
     elif mode == "F":
         content = encoded(Image.fromarray(ramp.astype(np.float32) / 255), "TIFF")
-        with pytest.raises(UserError, match=r"x can't be read \(its pixels are fractions"):
-            decode_rgb(content, where="x")
+        with pytest.raises(UserError, match=r"x cannot be decoded \(its pixels are floats"):
+            decode_rgb(content, name="x")
         return
     else:
-        picture = Image.merge("RGB", [picture] * 3).convert(mode) if mode == "CMYK" else picture.convert(mode)
-        content = encoded(picture, "TIFF")
-    found = np.asarray(decode_rgb(content, where="x")).astype(int)
-    assert found.shape == (64, 64, 3)
-    assert abs(found.mean() - ramp.mean()) < 2
+        image = Image.merge("RGB", [image] * 3).convert(mode) if mode == "CMYK" else image.convert(mode)
+        content = encoded(image, "TIFF")
+    pixels = np.asarray(decode_rgb(content, name="x")).astype(int)
+    assert pixels.shape == (64, 64, 3)
+    assert abs(pixels.mean() - ramp.mean()) < 2
     if mode != "1":
-        assert np.abs(found - ramp[:, :, None]).max() < 8
+        assert np.abs(pixels - ramp[:, :, None]).max() < 8
 
 
-def test_a_teacher_of_other_data_teaches_at_its_own_size(folder: Path, tmp_path: Path):
+def test_another_data_set_gets_the_size_of_the_network(folder: Path, tmp_path: Path):
     teacher = ckd.train(
         "wrn_10_1", data=f"folder:{folder}", image_size=24, epochs=1, batch_size=9, precision="fp32", out=tmp_path / "t"
     )
     copied = shutil.copytree(folder, tmp_path / "copied")
-    identity = teacher.run.data
-    assert config_like({**identity, "data": "cifar100", "shape": [3, 32, 32]}, f"folder:{copied}").image_size == 32
-    assert config_like(identity, f"folder:{copied}").image_size == 24
-    assert config_like(identity, "digits").image_size is None
-    assert config_like(identity, None, None, None, 48).image_size == 48
+    record = teacher.run.data
+    cifar = msgspec.structs.replace(record, name="cifar100", shape=(3, 32, 32))
+    assert config_like(cifar, f"folder:{copied}").image_size == 32
+    assert config_like(record, f"folder:{copied}").image_size == 24
+    assert config_like(record, "digits").image_size is None
+    assert config_like(record, None, None, None, 48).image_size == 48
 
 
-def test_a_killed_run_on_streamed_pictures_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path):
+def test_a_killed_run_on_streamed_images_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path):
     command = [
         sys.executable,
         "-m",
@@ -369,7 +368,7 @@ def test_a_killed_run_on_streamed_pictures_ends_as_an_undisturbed_one(folder: Pa
         "--out",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CHECKPOINTKD_WORKERS": "2"}
-    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "undisturbed")], env=environment, check=True, capture_output=True)
     killed = subprocess.Popen(
         [*command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -380,30 +379,30 @@ def test_a_killed_run_on_streamed_pictures_ends_as_an_undisturbed_one(folder: Pa
     killed.wait()
     environment["CHECKPOINTKD_WORKERS"] = "0"
     subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
-    whole, resumed = (ckd.open_trajectory(tmp_path / name) for name in ("whole", "killed"))
-    assert [c.sha256 for c in whole.values()] == [c.sha256 for c in resumed.values()]
+    undisturbed, resumed = (ckd.open_trajectory(tmp_path / name) for name in ("undisturbed", "killed"))
+    assert [c.sha256 for c in undisturbed.values()] == [c.sha256 for c in resumed.values()]
 
 
 def test_imagenet_is_a_folder_of_a_thousand_classes(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
-    with pytest.raises(UserError, match=r"imagenet is not in .*; downloading it needs an account at image-net\.org"):
+    with pytest.raises(UserError, match=r"imagenet is not in .*, and its download needs an account at image-net\.org"):
         load_data(DataConfig(data="imagenet"))
-    with pytest.raises(UserError, match=r"has 3 classes, ImageNet 1,000; for your own pictures say folder:"):
+    with pytest.raises(UserError, match=r"has 3 classes, ImageNet 1,000\. For your own images give folder:"):
         load_data(DataConfig(data=f"imagenet:{folder_of_digits(tmp_path / 'few')}"))
     root = tmp_path / "thousand"
-    picture = digit(0, 0)
+    image = digit(0, 0)
     for split in ("train", "val"):
         for label in range(1000):
             (root / split / f"n{label:08}").mkdir(parents=True)
-            picture.save(root / split / f"n{label:08}" / "a.png")
+            image.save(root / split / f"n{label:08}" / "a.png")
     data = load_data(DataConfig(data=f"imagenet:{root}", select_on="test"))
     assert (len(data.classes), len(data.train), data.train.shape) == (1000, 1000, (3, 224, 224))
 
 
-def test_an_image_size_is_for_pictures_that_are_streamed():
-    with pytest.raises(UserError, match="the images of digits have 8×8 pixels and stay so"):
+def test_an_image_size_is_for_streamed_images():
+    with pytest.raises(UserError, match="--image-size 32 does not apply to digits: its images have 8×8 pixels"):
         load_data(DataConfig(data="digits", image_size=32))
-    with pytest.raises(UserError, match="the image size must be from 8 to 4096 pixels, not 0"):
+    with pytest.raises(UserError, match="image size must be from 8 to 4096 pixels, not 0"):
         DataConfig(image_size=0)
 
 
@@ -413,7 +412,7 @@ def test_the_number_of_workers_is_checked(folder: Path, monkeypatch):
         list(load_data(_settings(folder)).train.iter_batches(2))
 
 
-def test_pictures_that_have_the_size_already_stay_as_they_are():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    assert np.array_equal(np.asarray(resize_center_crop(picture, 16)), np.asarray(picture))
-    assert resize_center_crop(picture, 15).size == (15, 15)
+def test_images_of_the_right_size_stay_as_they_are():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert np.array_equal(np.asarray(resize_center_crop(image, 16)), np.asarray(image))
+    assert resize_center_crop(image, 15).size == (15, 15)

@@ -1,4 +1,4 @@
-"""Views: enumerated, and equal to a crop of the zero-padded image that is then flipped."""
+"""Views are numbered, and each is a crop of the zero-padded image, possibly flipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from checkpointkd.data import Views
 
 
 @pytest.mark.parametrize("views", [Views(pad=4, flip=True), Views(pad=1, flip=False), Views(pad=0, flip=False)])
-def test_every_view_is_a_crop_of_the_padded_image_perhaps_flipped(views: Views):
+def test_every_view_is_a_crop_of_the_padded_image_possibly_flipped(views: Views):
     images = torch.randint(1, 256, (2, 3, 8, 6), dtype=torch.uint8)
     padded = torch.nn.functional.pad(images, (views.pad,) * 4)
     seen = []
@@ -24,7 +24,7 @@ def test_every_view_is_a_crop_of_the_padded_image_perhaps_flipped(views: Views):
     view = torch.arange(len(views)).repeat_interleave(2)
     row = torch.arange(2).repeat(len(views))
     assert torch.equal(views.cut(views.padded(images), row, view), torch.cat(seen))
-    assert torch.equal(seen[views.clean], images)
+    assert torch.equal(seen[views.clean_view], images)
 
 
 def test_cut_is_channels_last():
@@ -33,7 +33,7 @@ def test_cut_is_channels_last():
     assert cut.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_all_views_are_met_with_equal_chance():
+def test_all_views_are_equally_likely():
     views = Views(pad=1, flip=True)
     drawn = views.draw(torch.arange(18_000), seed=0, epoch=0).bincount(minlength=len(views))
     assert len(drawn) == 18
@@ -41,7 +41,7 @@ def test_all_views_are_met_with_equal_chance():
     assert drawn.max() < 1150
 
 
-def test_all_162_views_are_torchvisions_pixel_for_pixel():
+def test_all_162_views_equal_torchvision():
     """RandomCrop(32, padding=4) at these offsets, then RandomHorizontalFlip."""
     from torchvision.transforms import functional
 

@@ -1,9 +1,11 @@
-"""The decoders against plain PyTorch, and against cases whose answer is known."""
+"""The decoders against plain PyTorch and cases with a known answer; the plane that is stored."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from checkpointkd.errors import UserError
 from checkpointkd.information import (
     Decoders,
     LargeDecoders,
-    decode,
+    decoder_information,
     load_plane,
     load_planes,
     pixel_entropy,
@@ -33,7 +35,7 @@ DATA = load_data(DataConfig(data="digits", train_images=300))
 
 
 def plain_decoder(channels: int, image_channels: int, size: tuple[int, int]) -> nn.Sequential:
-    """SPEC §5 and InfoPro's `Decoder`, word for word."""
+    """InfoPro's `Decoder`, layer by layer."""
     return nn.Sequential(
         nn.Upsample(size=size, mode="bilinear", align_corners=True),
         nn.Conv2d(channels, 12, 3, padding=1),
@@ -45,20 +47,20 @@ def plain_decoder(channels: int, image_channels: int, size: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize(("maps", "size"), [((4, 4), (16, 16)), ((2, 3), (8, 12)), ((1, 1), (8, 8)), ((8, 8), (8, 8))])
-def test_mixing_before_upsampling_is_the_same_convolution(maps, size):
+def test_upsampled_convolution_equals_upsampling_then_convolution(maps, size):
     torch.manual_seed(0)
     features, weights = torch.randn(2, 5, *maps, 6), torch.randn(2, 4, 6, 3, 3)
-    got = upsampled_convolution(features, weights, size)
+    actual = upsampled_convolution(features, weights, size)
     for a in range(2):
         large = nn.functional.interpolate(
             features[a].permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=True
         )
         expected = nn.functional.conv2d(large, weights[a], padding=1)
-        torch.testing.assert_close(got[:, 4 * a : 4 * a + 4], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual[:, 4 * a : 4 * a + 4], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_of_the_decoders_is_the_plain_one():
-    """Losses and gradients of three checkpoints' two decoders are those of six separate plain ones."""
+def test_joint_decoders_equal_separate_plain_ones():
+    """Losses and gradients of two decoders for each of three checkpoints equal those of six plain decoders."""
     torch.manual_seed(0)
     decoders = Decoders(checkpoints=3, seeds=[0, 1], channels=5, image_channels=2, size=(8, 8))
     features, images = torch.randn(3, 4, 3, 3, 5), torch.rand(4, 2, 8, 8)
@@ -83,19 +85,19 @@ def test_each_of_the_decoders_is_the_plain_one():
             loss.backward()
             torch.testing.assert_close(loss_BG[:, g].mean(), loss)
             pairs = ((decoders.weight1.grad[12 * g :][:12], first), (decoders.conv2.weight.grad[2 * g :][:2], second))
-            for ours, theirs in pairs:
-                assert theirs.weight.grad is not None
-                torch.testing.assert_close(ours, theirs.weight.grad, atol=1e-5, rtol=1e-3)
+            for gradient, layer in pairs:
+                assert layer.weight.grad is not None
+                torch.testing.assert_close(gradient, layer.weight.grad, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("channels", "image_channels", "count"), [(128, 3, 14_187), (64, 3, 7_275)])
-def test_parameter_counts_are_infopros(channels: int, image_channels: int, count: int):
+def test_parameter_counts_equal_infopros(channels: int, image_channels: int, count: int):
     decoders = Decoders(checkpoints=2, seeds=[0, 1], channels=channels, image_channels=image_channels, size=(32, 32))
     assert sum(parameter.numel() for parameter in decoders.parameters()) == 4 * count
 
 
 def plain_large_decoder(channels: int, size: int) -> nn.Sequential:
-    """InfoPro's decoder for ImageNet, word for word, but for the sigmoid, which fp32 would saturate."""
+    """InfoPro's decoder for ImageNet, layer by layer, without the sigmoid, which would saturate in fp32."""
 
     def up(side: int) -> nn.Upsample:
         return nn.Upsample(size=side, mode="bilinear", align_corners=True)
@@ -117,7 +119,7 @@ def plain_large_decoder(channels: int, size: int) -> nn.Sequential:
     )
 
 
-def test_each_of_the_large_decoders_is_the_plain_one():
+def test_joint_large_decoders_equal_separate_plain_ones():
     torch.manual_seed(0)
     decoders = LargeDecoders(checkpoints=2, seeds=[0, 1], channels=5, image_channels=3, size=(112, 112))
     features, images = torch.randn(2, 3, 4, 4, 5), torch.rand(3, 3, 112, 112)
@@ -139,11 +141,11 @@ def test_each_of_the_large_decoders_is_the_plain_one():
             torch.testing.assert_close(weight.grad.unflatten(0, (4, -1))[g], layer.weight.grad, atol=1e-5, rtol=1e-3)
 
 
-def test_large_images_have_the_large_decoder(monkeypatch: pytest.MonkeyPatch):
-    """And it learns: a map that is the small image tells more than one that is nothing."""
+def test_large_images_use_the_large_decoder(monkeypatch: pytest.MonkeyPatch):
+    """It learns: a map that holds the image has a lower loss than an empty map."""
     from checkpointkd.information import decoder as module
 
-    monkeypatch.setattr(module, "LARGE", 7)  # digits have 8 pixels a side
+    monkeypatch.setattr(module, "LARGE", 7)  # digits have 8 pixels per side
     built = []
     real = module.LargeDecoders.__init__
     monkeypatch.setattr(
@@ -156,11 +158,13 @@ def test_large_images_have_the_large_decoder(monkeypatch: pytest.MonkeyPatch):
 
 
 def _reconstruct(*features_ANhwD: torch.Tensor, steps: int = 60) -> torch.Tensor:
-    """Mean excess loss for features of all training and then all selection images, one a checkpoint."""
+    """Return each map's mean excess loss; a map has the features of all training and then all validation images."""
     stacked = torch.stack(list(features_ANhwD))
     count = len(DATA.train)
     settings = EstimatorConfig(steps=steps, seeds=1, batch_size=128)
-    information_ASN, details = decode(DATA.train, stacked[:, :count], DATA.val, stacked[:, count:], settings=settings)
+    information_ASN, details = decoder_information(
+        DATA.train, stacked[:, :count], DATA.val, stacked[:, count:], settings=settings
+    )
     floor = pixel_entropy(DATA.val.to_float().double()).mean().item()
     excess_A = -information_ASN.mean((1, 2))
     assert details["reconstruction_loss"] == pytest.approx((excess_A + floor).tolist(), rel=1e-5)
@@ -171,18 +175,18 @@ def _images() -> torch.Tensor:
     return torch.cat([DATA.train.to_float(), DATA.val.to_float()]).permute(0, 2, 3, 1)
 
 
-def test_the_image_itself_reaches_the_floor_and_less_information_costs_more():
-    """The map is the image; the image with more and more noise; nothing at all."""
+def test_excess_loss_is_near_zero_for_the_image_and_grows_with_noise():
+    """The map is the image, the image with more and more noise, and zero."""
     torch.manual_seed(0)
     images = _images()
     noise = torch.randn_like(images)
     excess = _reconstruct(images * 4, images * 4 + noise, images * 4 + 4 * noise, torch.zeros_like(images), steps=800)
-    assert excess[0] < 0.02, "a decoder given x itself comes near the loss's floor"
-    assert excess.tolist() == sorted(excess.tolist()), "noise loses information"
+    assert excess[0] < 0.02, "a decoder given the image itself comes near the lowest possible loss"
+    assert excess.tolist() == sorted(excess.tolist()), "noise removes information"
     assert excess[3] > 10 * excess[0]
 
 
-def test_the_floor_is_what_no_prediction_beats():
+def test_no_prediction_has_a_loss_below_the_pixel_entropy():
     images = DATA.val.to_float().double()
     best = torch.logit(images.clamp(1e-12, 1 - 1e-12))
     loss = reconstruction_loss(best[:, None], images)[:, 0]
@@ -191,7 +195,7 @@ def test_the_floor_is_what_no_prediction_beats():
     assert (worse > pixel_entropy(images)).all()
 
 
-def test_a_decoder_ends_as_it_would_have_alone():
+def test_decoders_trained_jointly_end_as_if_trained_alone():
     torch.manual_seed(0)
     images = _images()
     other = torch.randn(len(images), 2, 2, 1).repeat(1, 4, 4, 1)
@@ -199,14 +203,14 @@ def test_a_decoder_ends_as_it_would_have_alone():
     torch.testing.assert_close(_reconstruct(images), together[:1], rtol=1e-3, atol=1e-5)
 
 
-def test_the_plane_is_kept_and_only_new_checkpoints_are_scored(teacher_run: Path, monkeypatch):
+def test_only_new_checkpoints_are_scored(teacher_run: Path, monkeypatch):
     whole = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     assert whole.epochs == [1, 2, 3, 4]
-    gone = (teacher_run / "checkpoints" / "epoch-0003.safetensors").read_bytes()
+    content = (teacher_run / "checkpoints" / "epoch-0003.safetensors").read_bytes()
     (teacher_run / "checkpoints" / "epoch-0003.safetensors").unlink()
     fewer = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     assert fewer.epochs == [1, 2, 4]
-    (teacher_run / "checkpoints" / "epoch-0003.safetensors").write_bytes(gone)
+    (teacher_run / "checkpoints" / "epoch-0003.safetensors").write_bytes(content)
     scored = []
     from checkpointkd.information import plane as module
 
@@ -216,13 +220,13 @@ def test_the_plane_is_kept_and_only_new_checkpoints_are_scored(teacher_run: Path
     again = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     assert scored == [1]
     assert again.epochs == whole.epochs
-    np.testing.assert_array_equal(again.information_ASN, whole.information_ASN)  # on a processor: one at a time
+    np.testing.assert_array_equal(again.information_ASN, whole.information_ASN)  # a CPU scores one checkpoint at a time
     ckd.score(teacher_run, decoder_steps=5, decoder_seeds=2)
-    assert scored == [1, 1, 1, 1, 1], "other settings are another plane"
+    assert scored == [1, 1, 1, 1, 1], "other settings need new scores"
     assert len(list(teacher_run.glob("plane-*.safetensors"))) == 1
 
 
-def test_scores_are_replaced_when_all_are_made_and_not_before(teacher_run: Path):
+def test_scores_are_replaced_only_when_all_new_ones_are_made(teacher_run: Path):
     old = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
     damaged = teacher_run / "checkpoints" / "epoch-0003.safetensors"
     sound = damaged.read_bytes()
@@ -231,14 +235,13 @@ def test_scores_are_replaced_when_all_are_made_and_not_before(teacher_run: Path)
         ckd.score(teacher_run, decoder_steps=5, decoder_seeds=1)
     damaged.write_bytes(sound)
     kept = load_plane(ckd.open_trajectory(teacher_run))
-    assert kept is not None
     assert kept.settings == old.settings
     np.testing.assert_array_equal(kept.information_ASN, old.information_ASN)
     ckd.select(teacher_run)
-    begun = load_planes(ckd.open_trajectory(teacher_run), unfinished=True)["decoder-unfinished"]
-    assert begun.epochs == [1, 2]
+    unfinished = load_planes(ckd.open_trajectory(teacher_run), unfinished=True)["decoder-unfinished"]
+    assert unfinished.epochs == [1, 2]
     new = ckd.score(teacher_run, decoder_steps=5, decoder_seeds=1)
-    np.testing.assert_array_equal(new.information_ASN[:2], begun.information_ASN)
+    np.testing.assert_array_equal(new.information_ASN[:2], unfinished.information_ASN)
     shutil.copytree(teacher_run, teacher_run.parent / "afresh")
     for file in (teacher_run.parent / "afresh").glob("plane*"):
         file.unlink()
@@ -247,35 +250,37 @@ def test_scores_are_replaced_when_all_are_made_and_not_before(teacher_run: Path)
     assert len(list(teacher_run.glob("plane-*.safetensors"))) == 1
 
 
-def test_features_that_are_not_finite_are_said(teacher_run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_infinite_features_are_refused(teacher_run: Path, monkeypatch: pytest.MonkeyPatch):
     from checkpointkd.information import plane as module
 
     monkeypatch.setattr(module, "as_map", lambda features, size: features.permute(0, 2, 3, 1) * float("inf"))
-    with pytest.raises(UserError, match="are not all finite"):
+    with pytest.raises(UserError, match="has NaN or infinite values"):
         ckd.score(teacher_run, estimator="ridge")
 
 
-def test_a_point_says_what_it_should(teacher_run: Path):
+def test_point_agrees_with_the_network_and_the_stored_arrays(teacher_run: Path):
     plane = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     trajectory = ckd.open_trajectory(teacher_run)
     for row, point in enumerate(plane.points):
         logits = trajectory[point.epoch].network()(DATA.val.to_float()).detach()
-        right = (logits.argmax(-1) == DATA.val.labels_N).double().mean().item()
-        assert point.accuracy == pytest.approx(right)
+        accuracy = (logits.argmax(-1) == DATA.val.labels_N).double().mean().item()
+        assert point.accuracy == pytest.approx(accuracy)
         assert point.sha256 == trajectory[point.epoch].sha256
         part_SN = plane.information_ASN[row]
         assert part_SN.shape == (2, 300)
         assert point.image_information == pytest.approx(float(part_SN.mean()), rel=1e-4)
         assert point.image_information_sd == pytest.approx(float(part_SN.mean(1).std(ddof=1)), rel=1e-3)
         assert point.image_information_se == pytest.approx(float(part_SN.mean(0).std()) / 300**0.5, rel=1e-4)
-        assert plane.images["right"][row].mean() == pytest.approx(right)
+        assert plane.images["correct"][row].mean() == pytest.approx(accuracy)
         assert plane.images["nll"][row].mean() == pytest.approx(point.nll, rel=1e-4)
-        assert np.log(10) - point.nll - 0.02 < point.label_information < np.log(10), "calibrated, it is no worse"
-    assert plane.settings["measured_on"] == "the selection split"
-    assert plane.settings["features"] == "pool:input"
+        assert np.log(10) - point.nll - 0.02 < point.label_information < np.log(10), (
+            "at the fitted temperature it is about as good or better"
+        )
+    assert plane.settings.measured_on == "the validation set"
+    assert plane.settings.feature_layer == "pool:input"
 
 
-def test_damage_to_a_plane_is_said_not_read(teacher_run: Path):
+def test_damaged_arrays_are_refused(teacher_run: Path):
     ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
     (arrays,) = teacher_run.glob("plane-*.safetensors")
     content = bytearray(arrays.read_bytes())
@@ -285,29 +290,75 @@ def test_damage_to_a_plane_is_said_not_read(teacher_run: Path):
         load_plane(ckd.open_trajectory(teacher_run))
 
 
+def _unknown_estimator(record: dict[str, Any]) -> None:
+    record["settings"]["estimator_config"]["estimator"] = "oracle"
+
+
+def _no_points(record: dict[str, Any]) -> None:
+    record["points"] = []
+
+
+def _accuracy_in_percent(record: dict[str, Any]) -> None:
+    record["points"][0]["accuracy"] = 45.0
+
+
+def _arrays_elsewhere(record: dict[str, Any]) -> None:
+    record["arrays"] = "../plane.safetensors"
+
+
+def _one_point_less(record: dict[str, Any]) -> None:
+    record["points"].pop()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_unknown_estimator, "plane.json is damaged: .*oracle"),
+        (_no_points, r"plane.json is damaged: .*points"),
+        (_accuracy_in_percent, r"plane.json is damaged: .*accuracy"),
+        (_arrays_elsewhere, r"plane.json is damaged: .*arrays"),
+        (_one_point_less, "does not belong to"),
+    ],
+)
+def test_damaged_plane_is_refused(teacher_run: Path, damage: Callable[[dict[str, Any]], None], message: str):
+    ckd.score(teacher_run, estimator="ridge")
+    path = teacher_run / "plane.json"
+    stored = json.loads(path.read_text())
+    damage(stored["ridge"])
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=f"{message}.*Remove .*plane.json, and run `checkpointkd score` again"):
+        load_planes(ckd.open_trajectory(teacher_run))
+
+
+def test_missing_plane_names_the_command_and_the_other_estimator(teacher_run: Path):
+    ckd.score(teacher_run, estimator="ridge")
+    with pytest.raises(UserError, match=r"not been scored with the decoder .*`checkpointkd score .*` first.* ridge"):
+        load_plane(ckd.open_trajectory(teacher_run))
+
+
 def test_features_that_are_no_map_are_refused(teacher_run: Path):
-    with pytest.raises(UserError, match=r"neither a map nor tokens in rows: of one image they have the shape \[10\]"):
+    with pytest.raises(UserError, match=r"neither a feature map nor a sequence of tokens.* shape \[10\] per image"):
         ckd.score(teacher_run, feature_layer="classifier", decoder_steps=1)
-    with pytest.raises(UserError, match="no module 'stage7'"):
+    with pytest.raises(UserError, match="stage7"):
         ckd.score(teacher_run, feature_layer="stage7", decoder_steps=1)
 
 
-def test_what_cannot_be_scored_says_why(teacher_run: Path):
-    with pytest.raises(UserError, match="1 images to fit on and 300 to measure on are too few"):
+def test_too_few_images_and_images_out_of_range_are_refused(teacher_run: Path):
+    with pytest.raises(UserError, match="Too few images: 1 to fit on and 300 to measure on"):
         ckd.score(teacher_run, decoder_steps=1, fit_images=1)
-    with pytest.raises(UserError, match=r"30 images are too few to measure with the ridge estimator: a patch has \d+"):
+    with pytest.raises(UserError, match="30 images are too few to measure on with the ridge estimator"):
         ckd.score(teacher_run, estimator="ridge", measure_images=30)
     data = load_data(DataConfig(data="digits", train_images=100))
     assert isinstance(data.train, InMemoryImages)
-    loud = dataclasses.replace(data, train=dataclasses.replace(data.train, white=8))
-    with pytest.raises(UserError, match=r"images must lie in \[0, 1\], these from 0 to 2"):
+    bright = dataclasses.replace(data, train=dataclasses.replace(data.train, max_value=8))
+    with pytest.raises(UserError, match=r"Images must be in \[0, 1\], but these are in \[0, 2\]"):
         score_trajectory(
-            ckd.open_trajectory(teacher_run), loud, settings=EstimatorConfig(steps=1), device=torch.device("cpu")
+            ckd.open_trajectory(teacher_run), bright, settings=EstimatorConfig(steps=1), device=torch.device("cpu")
         )
 
 
-def test_scores_belong_to_the_weights_they_were_made_from(teacher_run: Path, tmp_path: Path):
-    """Another network in a checkpoint's place: select refuses, score scores it again."""
+def test_replaced_checkpoint_needs_a_new_score(teacher_run: Path, tmp_path: Path):
+    """`select` refuses the old score, `score` replaces it."""
     ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
     other = ckd.train(
         "wrn_10_1",
@@ -320,22 +371,22 @@ def test_scores_belong_to_the_weights_they_were_made_from(teacher_run: Path, tmp
         out=tmp_path / "other",
     )
     (teacher_run / "checkpoints" / "epoch-0002.safetensors").write_bytes(other[2].path.read_bytes())
-    with pytest.raises(UserError, match=r"changed since they were scored \(epochs 2\); run `checkpointkd score"):
+    with pytest.raises(UserError, match=r"scored .*epochs? 2.*`checkpointkd score"):
         ckd.select(teacher_run)
     again = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=1)
     assert again.points[1].sha256 == other[2].sha256
     ckd.select(teacher_run)
 
 
-def test_a_checkpoint_under_another_epochs_name_is_noticed(teacher_run: Path):
+def test_renamed_checkpoint_is_refused(teacher_run: Path):
     folder = teacher_run / "checkpoints"
     (folder / "epoch-0002.safetensors").write_bytes((folder / "epoch-0003.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"epoch-0002\.safetensors is of epoch 3, not 2: was it renamed\?"):
+    with pytest.raises(UserError, match=r"epoch-0002\.safetensors .*epoch 3, not 2"):
         ckd.evaluate(f"{teacher_run}@2")
 
 
-def test_scores_that_are_replaced_while_they_are_read(teacher_run: Path, monkeypatch):
-    """A scoring puts other arrays in the place of those that the reader is about to open: it reads again."""
+def test_plane_is_read_again_if_it_is_replaced_meanwhile(teacher_run: Path, monkeypatch):
+    """Another process replaces the arrays that the reader is about to open."""
     ckd.score(teacher_run, decoder_steps=4)
     real, opened = storage.load_tensors, []
 
@@ -350,4 +401,4 @@ def test_scores_that_are_replaced_while_they_are_read(teacher_run: Path, monkeyp
     planes = load_planes(ckd.open_trajectory(teacher_run))
     assert opened
     assert not opened[0].exists()
-    assert planes["decoder"].settings["settings"]["steps"] == 5
+    assert planes["decoder"].settings.estimator_config.steps == 5

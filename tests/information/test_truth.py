@@ -1,4 +1,4 @@
-"""Estimators of I(X;F) and I(Y;F) against cases whose answer is known exactly."""
+"""Estimators of I(X;F) and I(Y;F) against cases with a known answer."""
 
 from __future__ import annotations
 
@@ -13,46 +13,45 @@ from torch import Tensor
 import checkpointkd as ckd
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.data import DataConfig, load_data
-from checkpointkd.data.images import InMemoryImages
-from checkpointkd.information import ESTIMATORS, label_measures, per_image, ridge
+from checkpointkd.data.in_memory import InMemoryImages
+from checkpointkd.information import ESTIMATORS, label_measures, per_image, ridge_information
 from checkpointkd.information.ridge import _patches
 
-from .channels import channel, pictures
+from .channels import channel, gray_images
 
 RIDGE = EstimatorConfig(estimator="ridge")
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 2.0, 10.0])
-def test_ridge_is_right_on_linear_gaussian_channels(noise: float):
-    found = []
+def test_ridge_is_exact_on_linear_gaussian_channels(noise: float):
+    estimates = []
     for seed in range(5):
         arguments, truth = channel(fit=1500, measured=1500, noise=noise, seed=seed)
-        information, _ = ridge(*arguments, settings=RIDGE)
-        found.append(information.mean().item())
-    assert np.mean(found) == pytest.approx(truth - 16 * 8 / (2 * 1500), rel=0.02, abs=0.02), (
-        "less what unseen images cost"
-    )
-    assert np.std(found) < 0.05 * truth + 0.02
+        information, _ = ridge_information(*arguments, settings=RIDGE)
+        estimates.append(information.mean().item())
+    bias = -16 * 8 / (2 * 1500)  # −Q·P / 2N
+    assert np.mean(estimates) == pytest.approx(truth + bias, rel=0.02, abs=0.02)
+    assert np.std(estimates) < 0.05 * truth + 0.02
 
 
-def test_the_standard_error_is_the_spread_of_repeated_estimates():
+def test_standard_error_equals_the_spread_of_repeated_estimates():
     estimates, errors = [], []
     for seed in range(40):
         arguments, _ = channel(fit=1000, measured=400, noise=0.5, seed=seed)
-        information, _ = ridge(*arguments, settings=RIDGE)
+        information, _ = ridge_information(*arguments, settings=RIDGE)
         estimates.append(information.mean().item())
         errors.append(information[0, 0].std().item() / math.sqrt(400))
     assert np.mean(errors) == pytest.approx(np.std(estimates, ddof=1), rel=0.35)
 
 
-def test_fewer_images_bias_ridge_towards_less_never_towards_more():
-    """What is measured on unseen images can't be overfitted."""
+def test_ridge_underestimates_with_few_images_and_never_overestimates():
+    """The estimate is measured on unseen images, so overfitting lowers it."""
     bias = {}
     for fit in (30, 100, 300, 1000, 3000):
         estimates = []
         for seed in range(6):
             arguments, truth = channel(fit=fit, measured=1000, noise=0.5, seed=seed)
-            estimates.append(ridge(*arguments, settings=RIDGE)[0].mean().item() - truth)
+            estimates.append(ridge_information(*arguments, settings=RIDGE)[0].mean().item() - truth)
         bias[fit] = np.mean(estimates)
     assert list(bias.values()) == sorted(bias.values())
     assert bias[30] < 0
@@ -68,11 +67,10 @@ def real() -> tuple[InMemoryImages, InMemoryImages, Tensor]:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_exam(estimator: str):
-    """An invertible map, the same with ever more noise, with all but one quadrant of the image dropped, and a constant:
-    information falls in this order, to nothing."""
+def test_every_estimator_passes_the_exam(estimator: str):
+    """An invertible map has the most information, noise and a missing part reduce it, and a constant map has none."""
     torch.manual_seed(0)
-    train, selection, images = real()
+    train, val, images = real()
     noise = torch.randn_like(images)
     quarter = images.clone()
     quarter[:, 4:], quarter[:, :, 4:] = 0, 0
@@ -80,9 +78,9 @@ def test_the_exam(estimator: str):
     settings = EstimatorConfig(estimator=estimator, steps=400, batch_size=128, seeds=1)  # type: ignore[arg-type]
     maps = torch.stack(cases)
     information, details = ESTIMATORS[estimator](
-        train, maps[:, : len(train)], selection, maps[:, len(train) :], settings=settings, on_step=None
+        train, maps[:, : len(train)], val, maps[:, len(train) :], settings=settings, on_step=None
     )
-    assert information.shape == (5, 1, len(selection))
+    assert information.shape == (5, 1, len(val))
     invertible, little_noise, much_noise, quadrant, constant = information.mean((1, 2)).tolist()
     assert invertible > little_noise > much_noise > constant
     assert invertible > quadrant > constant
@@ -91,54 +89,56 @@ def test_the_exam(estimator: str):
         assert details["explained_variance"][0] > 0.999
         assert details["explained_variance"][4] == pytest.approx(0, abs=0.01)
     else:
-        assert invertible > -0.03, "near the floor, which is 0"
+        assert invertible > -0.03, "near the maximum, which is 0"
 
 
-def test_patches_are_where_their_positions_are():
-    images = pictures(torch.arange(64).view(1, 1, 8, 8).repeat(4, 1, 1, 1) / 255)
+def test_patches_match_their_positions():
+    images = gray_images(torch.arange(64).view(1, 1, 8, 8).repeat(4, 1, 1, 1) / 255)
     patches = (_patches(images, (2, 2)) * 255).round().int()
     assert patches.shape == (4, 2, 2, 16)
     assert patches[0, 0, 1].tolist() == [row * 8 + column for row in range(4) for column in range(4, 8)]
     assert patches[0, 1, 0, 0] == 32
-    coarse = pictures(torch.rand(4, 3, 16, 16))
-    assert _patches(coarse, (1, 1)).shape == (4, 1, 1, 48), "larger patches are averaged to 4×4"
+    coarse = gray_images(torch.rand(4, 3, 16, 16))
+    assert _patches(coarse, (1, 1)).shape == (4, 1, 1, 48), "a larger patch is averaged down to 4×4"
     torch.testing.assert_close(_patches(coarse, (1, 1))[0, 0, 0, 0], coarse.to_float()[0, 0, :4, :4].mean())
 
 
-def test_information_about_labels():
-    """Labels independent of the logits: nothing. Logits that know them: H(Y). A temperature that is off: no matter."""
+def test_label_information():
+    """It is 0 if logits are independent of labels, and H(Y) if they determine them. The temperature does not matter."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(1000) % 10
-    nothing = torch.randn(1000, 10, generator=draw)
-    assert label_measures(nothing, labels)["label_information"] == pytest.approx(0, abs=0.02)
-    known = 20.0 * torch.nn.functional.one_hot(labels, 10)
-    assert label_measures(known, labels)["label_information"] == pytest.approx(math.log(10), abs=1e-3)
+    independent = torch.randn(1000, 10, generator=draw)
+    assert label_measures(independent, labels)["label_information"] == pytest.approx(0, abs=0.02)
+    perfect = 20.0 * torch.nn.functional.one_hot(labels, 10)
+    assert label_measures(perfect, labels)["label_information"] == pytest.approx(math.log(10), abs=1e-3)
     noisy = torch.nn.functional.one_hot(torch.where(torch.rand(1000, generator=draw) < 0.3, labels.roll(1), labels), 10)
-    honest = label_measures(3.0 * noisy, labels)
-    loud = label_measures(30.0 * noisy, labels)
-    assert loud["label_information"] == pytest.approx(honest["label_information"], abs=1e-3)
-    assert loud["temperature"] == pytest.approx(10 * honest["temperature"], rel=0.01)
-    assert loud["nll"] > 2 * honest["nll"]
+    calibrated = label_measures(3.0 * noisy, labels)
+    overconfident = label_measures(30.0 * noisy, labels)
+    assert overconfident["label_information"] == pytest.approx(calibrated["label_information"], abs=1e-3)
+    assert overconfident["temperature"] == pytest.approx(10 * calibrated["temperature"], rel=0.01)
+    assert overconfident["nll"] > 2 * calibrated["nll"]
 
 
-def test_the_parts_of_the_rivals_by_hand():
+def test_per_image_measures_by_hand():
     p = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.1, 0.4], [0.2, 0.6, 0.2]])
     labels = torch.tensor([0, 0, 1])
     parts = {name: each.tolist() for name, each in per_image(p.log() + 3, labels).items()}
-    assert parts["right"] == [1, 1, 1]
+    assert parts["correct"] == [1, 1, 1]
     assert parts["nll"] == pytest.approx([-math.log(0.7), -math.log(0.5), -math.log(0.6)])
     assert parts["brier"] == pytest.approx([0.09 + 0.04 + 0.01, 0.25 + 0.01 + 0.16, 0.04 + 0.16 + 0.04])
     assert parts["confidence"] == pytest.approx([0.7, 0.5, 0.6])
     mean = [0.6, 0.15, 0.25]
-    context = sum(a * math.log(a / b) for a, b in zip([0.7, 0.2, 0.1], mean, strict=True))
-    assert parts["context"][0] == pytest.approx(context, rel=1e-5)
-    assert parts["context"][2] == pytest.approx(0, abs=1e-6), "alone in its class, it is its own mean"
+    kl = sum(a * math.log(a / b) for a, b in zip([0.7, 0.2, 0.1], mean, strict=True))
+    assert parts["conditional_mi"][0] == pytest.approx(kl, rel=1e-5)
+    assert parts["conditional_mi"][2] == pytest.approx(0, abs=1e-6), "the only image of its class is its own mean"
     assert parts["wrong_variance"] == pytest.approx([0.05**2, 0.15**2, 0.0], abs=1e-7)
 
 
-def test_information_is_lost_from_layer_to_layer(teacher_run: Path):
-    """The data-processing inequality along a network: each layer is a function of the one before. Maps of different
-    sizes cut the image into different patches, but the share of it that is explained can be compared."""
+def test_deeper_layers_have_less_information(teacher_run: Path):
+    """Data-processing inequality: each layer is a function of the one before.
+
+    Maps of different sizes have patches of different sizes, so shares of explained variance are compared, not nats.
+    """
     explained = [
         ckd.score(teacher_run, estimator="ridge", feature_layer=path).points[-1].details["explained_variance"]
         for path in ("stage1", "stage2", "stage3")

@@ -199,7 +199,7 @@ def test_names_of_any_kind_are_text_in_an_svg():
 def test_nothing_to_report_on_is_said(tmp_path: Path):
     with pytest.raises(UserError, match=r"there is no run in .*to report on"):
         ckd.report(tmp_path)
-    with pytest.raises(UserError, match="there is no folder at"):
+    with pytest.raises(UserError, match="There is no folder at"):
         ckd.report(tmp_path / "nowhere")
 
 

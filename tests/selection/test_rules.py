@@ -1,21 +1,43 @@
-"""One exam for every rule, and Algorithm 1 by hand."""
+"""Rules: one exam for all of them, and each compared with a computation by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from checkpointkd.config import EstimatorConfig
 from checkpointkd.errors import UserError
-from checkpointkd.information import Plane, Point
+from checkpointkd.information import Plane
+from checkpointkd.records import DataRecord, PlanePoint, PlaneSettings
 from checkpointkd.selection import NEED_NO_SCORES, RULES, Candidates, choose
+
+SETTINGS = PlaneSettings(
+    estimator_config=EstimatorConfig(),
+    feature_layer="pool:input",
+    precision="fp32",
+    data=DataRecord(
+        name="digits",
+        source=None,
+        sha256="",
+        select_on="val",
+        val_fraction=None,
+        split_seed=0,
+        train_images=None,
+        image_size=None,
+        flip=False,
+        shape=(1, 8, 8),
+        train_size=100,
+        val_size=400,
+    ),
+)
 
 
 def _plane(excess: list[float], accuracy: list[float], epochs: list[int] | None = None, images: int = 400) -> Plane:
     epochs = epochs or [10 * (number + 1) for number in range(len(excess))]
     draw = np.random.default_rng(0)
-    right = (draw.random((len(accuracy), images)) < np.array(accuracy)[:, None]).astype(np.uint8)
+    correct = (draw.random((len(accuracy), images)) < np.array(accuracy)[:, None]).astype(np.uint8)
     points = tuple(
-        Point(
+        PlanePoint(
             epoch=epoch,
             sha256="",
             accuracy=a,
@@ -31,10 +53,10 @@ def _plane(excess: list[float], accuracy: list[float], epochs: list[int] | None 
         for epoch, e, a in zip(epochs, excess, accuracy, strict=True)
     )
     noise = draw.normal(0, 0.01, (1, 1, images))
-    parts = {"right": right}
-    for name in ("nll", "brier", "confidence", "context", "wrong_variance"):
-        parts[name] = draw.random(right.shape)
-    return Plane(points, {}, -np.array(excess)[:, None, None] + noise, parts)
+    parts = {"correct": correct}
+    for name in ("nll", "brier", "confidence", "conditional_mi", "wrong_variance"):
+        parts[name] = draw.random(correct.shape)
+    return Plane(points, SETTINGS, -np.array(excess)[:, None, None] + noise, parts)
 
 
 RISE_AND_FALL = _plane([0.5, 0.2, 0.1, 0.2, 0.3], [0.2, 0.5, 0.6, 0.7, 0.8])
@@ -54,24 +76,24 @@ def test_algorithm1_index_by_hand():
     assert choice.probability is not None
     assert sum(choice.probability.values()) == pytest.approx(1)
     assert max(choice.probability, key=choice.probability.__getitem__) == 30
-    assert any("a student" in warning for warning in choice.warnings), "30 is right on three quarters of the last"
+    assert any("An under-trained teacher" in warning for warning in choice.warnings), "60% against 80%"
 
 
 @pytest.mark.parametrize(("rule", "epoch"), [("last", 50), ("midpoint", 20), ("best-accuracy", 50), ("algorithm1", 30)])
-def test_what_each_rule_chooses(rule: str, epoch: int):
+def test_each_rule_chooses_as_expected(rule: str, epoch: int):
     assert _choose(rule).epoch == epoch
 
 
 PARTS = [
     ("lowest-nll", "nll", [3.0, 1.0, 2.0]),
     ("lowest-brier", "brier", [0.9, 0.2, 0.5]),
-    ("mcmi", "context", [0.1, 0.9, 0.5]),
+    ("mcmi", "conditional_mi", [0.1, 0.9, 0.5]),
     ("wrong-class-variance", "wrong_variance", [0.1, 0.3, 0.2]),
 ]
 
 
 @pytest.mark.parametrize(("rule", "part", "means"), PARTS)
-def test_what_the_rivals_go_by(rule: str, part: str, means: list[float]):
+def test_rules_use_the_mean_of_their_measure(rule: str, part: str, means: list[float]):
     plane = _plane([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     plane.images[part][:] = np.array(means)[:, None] + np.random.default_rng(1).normal(
         0, 0.01, plane.images[part].shape
@@ -82,12 +104,12 @@ def test_what_the_rivals_go_by(rule: str, part: str, means: list[float]):
     assert choice.probability[20] > 0.99
 
 
-def test_the_calibration_error_by_hand():
-    """Two bins' worth: confident and half right, unsure and always right; and one that is right as often as it says."""
+def test_calibration_error_by_hand():
+    """One checkpoint is calibrated. The other's accuracy does not depend on its confidence."""
     plane = _plane([0.1, 0.2], [0.5, 0.5], images=300)
     plane.images["confidence"][:] = np.linspace(0.5, 1.0, 300)
-    plane.images["right"][0] = np.random.default_rng(0).random(300) < np.linspace(0.5, 1.0, 300)
-    plane.images["right"][1] = np.arange(300) < 150
+    plane.images["correct"][0] = np.random.default_rng(0).random(300) < np.linspace(0.5, 1.0, 300)
+    plane.images["correct"][1] = np.arange(300) < 150
     choice = _choose("lowest-calibration-error", plane, planned=20)
     assert choice.epoch == 10
     confidence = np.linspace(0.5, 1.0, 300)
@@ -96,16 +118,16 @@ def test_the_calibration_error_by_hand():
     assert -choice.scores[20] == pytest.approx(expected)
 
 
-def test_the_fits_of_an_estimator_are_part_of_how_sure_a_choice_is():
+def test_probability_includes_the_fits_of_the_estimator():
     plane = _plane([0.1, 0.1001], [0.5, 0.5])
-    plane.images["right"][1] = plane.images["right"][0]
-    certain = np.repeat(plane.information_ASN, 4, axis=1)
-    torn = certain.copy()
-    torn[0, :2] += 0.5
-    torn[0, 2:] -= 0.5
+    plane.images["correct"][1] = plane.images["correct"][0]
+    equal_fits = np.repeat(plane.information_ASN, 4, axis=1)
+    different_fits = equal_fits.copy()
+    different_fits[0, :2] += 0.5
+    different_fits[0, 2:] -= 0.5
     sure, unsure = (
-        _choose("algorithm1", Plane(plane.points, {}, information, plane.images), planned=20).probability
-        for information in (certain, torn)
+        _choose("algorithm1", Plane(plane.points, SETTINGS, information, plane.images), planned=20).probability
+        for information in (equal_fits, different_fits)
     )
     assert sure is not None
     assert unsure is not None
@@ -113,13 +135,13 @@ def test_the_fits_of_an_estimator_are_part_of_how_sure_a_choice_is():
     assert 0.1 < unsure[10] < 0.9
 
 
-def test_half_is_the_nearest_to_half_and_of_two_the_earlier():
+def test_midpoint_is_the_nearest_epoch_and_of_two_the_earlier():
     assert _choose("midpoint", planned=50).epoch == 20
     assert _choose("midpoint", planned=60).epoch == 30
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_exam(rule: str):
+def test_every_rule_passes_the_exam(rule: str):
     choice = _choose(rule)
     assert choice.rule == rule
     assert list(choice.scores) == RISE_AND_FALL.epochs
@@ -129,34 +151,34 @@ def test_the_exam(rule: str):
     single = _choose(rule, _plane([0.3], [0.5]), planned=10)
     assert (single.epoch, single.runner_up) == (10, None)
     assert any("only one checkpoint" in warning for warning in single.warnings)
-    with pytest.raises(UserError, match="no checkpoint to choose from"):
+    with pytest.raises(UserError, match="There is no checkpoint to choose from"):
         choose(Candidates([], 10, None), rule=rule)
     if rule in NEED_NO_SCORES:
         assert choose(Candidates([10, 20], 20, None), rule=rule).epoch in (10, 20)
     else:
         with pytest.raises(UserError, match="needs scored checkpoints"):
             choose(Candidates([10, 20], 20, None), rule=rule)
-        with pytest.raises(UserError, match="the score of epoch 20 is not a number"):
+        with pytest.raises(UserError, match="The scores of epoch 20 are NaN or infinite"):
             _choose(rule, _plane([0.3, float("nan")], [0.5, 0.6]))
 
 
-def test_a_tie_goes_to_the_earlier_and_is_said():
+def test_earlier_of_equal_scores_is_chosen_with_a_warning():
     choice = _choose("algorithm1", _plane([0.1, 0.2], [0.4, 0.5]), planned=20)
     assert choice.epoch == 10
     assert _choose("best-accuracy", _plane([0.1] * 40, [0.4] * 20 + [0.5] * 20), planned=400).epoch == 210
-    assert any("epochs 10 and 20 tie; the earlier was taken" in warning for warning in choice.warnings)
+    assert any("epochs 10 and 20 have the same score; the earlier is chosen" in warning for warning in choice.warnings)
 
 
 @pytest.mark.parametrize(
     ("excess", "accuracy", "name"), [([0.2, 0.2], [0.4, 0.5], "I(X;F)"), ([0.2, 0.1], [0.5, 0.5], "I(Y;F)")]
 )
-def test_a_flat_curve_is_said(excess: list[float], accuracy: list[float], name: str):
+def test_constant_scores_are_warned_about(excess: list[float], accuracy: list[float], name: str):
     choice = _choose("algorithm1", _plane(excess, accuracy), planned=20)
     assert choice.epoch == 20
     assert any(warning.startswith(f"{name} is the same at every checkpoint") for warning in choice.warnings)
 
 
-def test_the_bootstrap_is_unsure_where_the_images_are():
+def test_bootstrap_is_uncertain_if_checkpoints_are_alike():
     sure = _choose("best-accuracy", _plane([0.1, 0.1], [0.3, 0.9])).probability
     unsure = _choose("best-accuracy", _plane([0.1, 0.1], [0.5, 0.5], images=100)).probability
     assert sure is not None
@@ -165,18 +187,23 @@ def test_the_bootstrap_is_unsure_where_the_images_are():
     assert 0 < unsure[20] < 1
 
 
-def test_an_uncertain_choice_is_said_with_its_rival():
+def test_uncertain_choice_names_its_rival():
     sure = _choose("best-accuracy", _plane([0.1, 0.1], [0.3, 0.9]))
     assert not sure.warnings
     unsure = _choose("best-accuracy", _plane([0.1] * 3, [0.5, 0.3, 0.51], images=100))
     assert unsure.probability is not None
     shares = [f"{100 * unsure.probability[epoch]:.0f}%" for epoch in (30, 10)]
     assert unsure.warnings == (
-        f"the choice is uncertain: in {shares[0]} of 1,000 resamples it is epoch 30, in {shares[1]} 10; `select` with "
-        "--student lets a student try",
+        f"The choice is uncertain: epoch 30 is chosen in {shares[0]} of 1,000 resamples of the images, epoch 10 in "
+        f"{shares[1]}; `select --student` tests candidates with pilot runs",
     )
 
 
-def test_an_unknown_rule_is_named_with_the_nearest():
-    with pytest.raises(UserError, match=r"unknown rule 'algorithm'; did you mean 'algorithm1'\?"):
-        _choose("pape")
+def test_last_needs_a_finished_run():
+    with pytest.raises(UserError, match=r"stopped at epoch 50 of 60\. Run its command again"):
+        _choose("last", planned=60)
+
+
+def test_unknown_rule_suggests_the_nearest():
+    with pytest.raises(UserError, match=r"'algoritm1'.*did you mean '?algorithm1"):
+        _choose("algoritm1")

@@ -2,10 +2,10 @@
 
 from .describe import describe, is_registered
 from .external import GIVEN, refresh_external, register_external
-from .formats import scan_folder
 from .metadata import metadata_dir, names_code
 from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
 from .run_dir import RunDir, refuse_inside_run
+from .scan import scan_folder
 from .trajectory import Checkpoint, Trajectory, build_from_run, open_trajectory
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What is in a folder of checkpoints, as `checkpointkd inspect` tells it."""
+"""Describe a folder of checkpoints, as `checkpointkd inspect` prints it."""
 
 from __future__ import annotations
 
@@ -9,43 +9,28 @@ from typing import Any
 
 from .. import records
 from ..records import ExternalRecord
-from .formats import scan_folder
 from .metadata import metadata_dir
+from .scan import scan_folder
 from .trajectory import open_trajectory
 
 
 def is_registered(path: Path | str) -> bool:
-    """Whether this is a run of ours, or another trainer's folder of which we were told what it is."""
+    """Return whether this is a run directory, or a folder of another trainer that was registered."""
     return os.path.exists(Path(path) / "run.json") or metadata_dir(path) is not None
 
 
-def describe(path: Path | str) -> dict[str, Any]:
-    """What is in a folder of checkpoints: whose they are, of which network, each one's file, epoch and accuracy.
+def describe(path: Path | str, pattern: str | None = None) -> dict[str, Any]:
+    """Return what a folder of checkpoints holds: the network, and each checkpoint's file, epoch and accuracy.
 
-    Raises UserError when there is no run and no checkpoint, and for files that are damaged or refused.
+    Args:
+        path: A run directory, or a folder, file or wildcard of another trainer.
+        pattern: The form of file names in a folder that is not registered. See `scan_folder`.
+
+    Raises:
+        UserError: If there is no checkpoint, or if a file is damaged or refused.
     """
     if not is_registered(path):
-        folder = scan_folder(path)
-        return {
-            "path": str(path),
-            "format": _formats(one.format for one in folder.checkpoints.values()),
-            "kind": "external",
-            "model": None,
-            "unit": folder.unit,
-            "checkpoints": [
-                {
-                    "epoch": epoch,
-                    "epoch_from": one.number_from,
-                    "stated": one.stated,
-                    "file": one.path.name,
-                    "bytes": one.bytes,
-                    "sha256": None,
-                    "val_accuracy": None,
-                }
-                for epoch, one in folder.checkpoints.items()
-            ],
-            "left_out": folder.left_out,
-        }
+        return _describe_unregistered(path, pattern)
     trajectory = open_trajectory(path)
     run, selection = trajectory.run, trajectory.selection()
     val_accuracy = {row.epoch: row.val_accuracy for row in trajectory.rows()}
@@ -87,6 +72,30 @@ def describe(path: Path | str) -> dict[str, Any]:
         "epochs_done": max(val_accuracy, default=0),
         "teachers": records.plain(run.teachers),
         "result": records.plain(trajectory.result()),
+    }
+
+
+def _describe_unregistered(path: Path | str, pattern: str | None) -> dict[str, Any]:
+    folder = scan_folder(path, pattern)
+    return {
+        "path": str(path),
+        "format": _formats(file.format for file in folder.checkpoints.values()),
+        "kind": "external",
+        "model": None,
+        "unit": folder.unit,
+        "checkpoints": [
+            {
+                "epoch": epoch,
+                "epoch_from": file.number_from,
+                "stated": file.stated,
+                "file": file.path.name,
+                "bytes": file.bytes,
+                "sha256": None,
+                "val_accuracy": None,
+            }
+            for epoch, file in folder.checkpoints.items()
+        ],
+        "left_out": folder.left_out,
     }
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints of other trainers: what a user says of them once is recorded, and from then on they are used like ours.
+"""Register checkpoints of other trainers: what the user says of them is recorded once, then they are used like ours.
 
-PATH/checkpointkd/run.json                     the network, the data, and each checkpoint's file and content
+PATH/checkpointkd/run.json                     the network, the data, and each checkpoint's file and content hash
 PATH/checkpointkd/plane.json, selection.json   as in a run directory
 
-For a folder that cannot be written to, these files lie below `CHECKPOINTKD_HOME`.
+For a folder that cannot be written to, these files lie in the cache directory (`CHECKPOINTKD_HOME`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,8 +23,8 @@ from ..data import Data
 from ..errors import UserError
 from ..models import Network, build_network, check_trainable
 from ..records import ExternalCheckpoint, ExternalRecord
-from .formats import FoundFolder, candidate_files, scan_folder
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, names_code, trust_marker
+from .scan import FoundFolder, candidate_files, scan_folder
 from .trajectory import Trajectory, open_trajectory
 from .weights import weights
 
@@ -36,12 +36,19 @@ Accuracy = Callable[[Network], float]
 Measurement = tuple[str, str, str]  # the hashes of network and data, and which images were measured
 
 
+class _Normalization(NamedTuple):
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+
 def register_external(
     path: Path | str,
     *,
     model: str,
     data: Data,
-    where: str | None = None,
+    pattern: str | None = None,
+    state_dict_key: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     accuracy: Accuracy | None = None,
@@ -52,46 +59,47 @@ def register_external(
     Every file is read and compared with the network.
 
     Args:
-        where: The state-dict key of the weights in a file that holds several.
-        mean: The mean of each channel of images in [0, 1], and `std` the deviation. By default those of Hugging Face's
-            preprocessor or of timm's model, else the training images' own.
+        path: A folder, a file, or a wildcard such as `output/run1_*.pth`.
+        model: The network, as `build_network` takes it.
+        data: The images that the network classifies.
+        pattern: The form of the file names, such as `ckpt_{epoch}.pt`. See `scan_folder`.
+        state_dict_key: The key of the weights in a file that holds several sets.
+        mean: The mean of each channel of images in [0, 1]. By default Hugging Face's preprocessor or timm's model
+            gives it, else it is measured on the training images.
+        std: The standard deviation of each channel, likewise.
         accuracy: Measures each network; the result is recorded.
+        on_progress: Called after each file.
 
     Raises:
-        UserError: If a file is damaged or does not fit the network.
+        UserError: If a file is damaged or does not fit the network, or if the epochs cannot be told.
     """
     path = Path(path)
     if os.path.exists(path / "run.json"):
-        raise UserError(f"{path} is a run directory of this toolkit: it needs no --model")
-    folder = scan_folder(path)
+        raise UserError(f"{path} is a run directory of checkpointkd. Leave out --model.")
+    folder = scan_folder(path, pattern)
     measured_before = _measured_before(path)
-    own_mean, own_std = data.train.channel_statistics()
-    body = _build(model, data, own_mean, own_std).body
-    normalization: dict[str, Any] = {
-        "mean": tuple(own_mean),
-        "std": tuple(own_std),
-        "normalized_as": "the training images' own",
-    }
-    normalization |= _normalization(folder, getattr(body, "pretrained_cfg", {}), len(own_mean), mean, std)
+    normalization = _normalization(folder, model, data, mean, std)
+
+    def build() -> Network:
+        return _build(model, data, normalization.mean, normalization.std)
+
     if accuracy is not None:
         images_BCHW = data.train.subset(torch.arange(2)).to_float()
-        trial = _build(model, data, normalization["mean"], normalization["std"])
-        check_trainable(trial, images_BCHW, classes=len(data.classes), model=model)
-    network = _build(model, data, normalization["mean"], normalization["std"]).eval()
-    expected = network.body.state_dict()
+        check_trainable(build(), images_BCHW, classes=len(data.classes), model=model)
+    network = build().eval()
     checkpoints: dict[int, ExternalCheckpoint] = {}
     weights_at: str | None = None
     for epoch, file in folder.checkpoints.items():
-        tensors, key = weights(file.path, expected, where=where, model=model)
+        tensors, key = weights(file.path, network.body.state_dict(), key=state_dict_key, model=model)
         if weights_at not in (None, key):
             raise UserError(
                 f"{file.path} has the weights of {model} at {key or 'its top'!r}, files before it at "
-                f"{weights_at or 'their top'!r}. Add --state-dict-key KEY, or name files of one kind by a pattern."
+                f"{weights_at or 'their top'!r}. Give --state-dict-key KEY, or select some files with a wildcard."
             )
         weights_at = key
         network.body.load_state_dict(tensors)
         sha256 = storage.content_hash(network.state_dict())
-        known_accuracy = measured_before.get((sha256, data.record.sha256, data.record.select_on))
+        stored_accuracy = measured_before.get((sha256, data.record.sha256, data.record.select_on))
         checkpoints[epoch] = ExternalCheckpoint(
             file=os.path.relpath(file.path, folder.path),
             format=file.format,
@@ -99,30 +107,33 @@ def register_external(
             stated=file.stated,
             fingerprint=file_fingerprint(file.path) or (),
             sha256=sha256,
-            accuracy=known_accuracy if accuracy is None else accuracy(network),
+            accuracy=stored_accuracy if accuracy is None else accuracy(network),
         )
         if on_progress is not None:
             on_progress(f"read {path}", len(checkpoints), len(folder.checkpoints))
-    files = [checkpoint.file for checkpoint in checkpoints.values()]
+    used = {checkpoint.file for checkpoint in checkpoints.values()}
     record = ExternalRecord(
         model=model,
         classes=tuple(data.classes),
         data=data.record,
+        mean=normalization.mean,
+        std=normalization.std,
         seed=0,
         precision="fp32",
         provenance=records.provenance(),
         folder=str(folder.path.resolve()),  # read only from a record in the cache; others lie beside their folder
-        pattern=None if path.is_dir() else path.name,
-        state_dict_key=where,
+        files=None if path.is_dir() else path.name,
+        pattern=pattern,
+        state_dict_key=state_dict_key,
         weights_at=weights_at or "",
+        normalized_as=normalization.source,
         unit=folder.unit,
         left_out=tuple(folder.left_out),
-        passed_over=tuple(name for name in candidate_files(path) if name not in files),
+        passed_over=tuple(name for name in candidate_files(path) if name not in used),
         checkpoints=checkpoints,
-        **normalization,
     )
     metadata = _write(record, path, measured_before)
-    _log(record, path, folder)
+    _log(record, path)
     return open_trajectory(metadata)
 
 
@@ -132,14 +143,15 @@ def refresh_external(
     """Return the trajectory with the checkpoints that its folder holds now."""
     run = trajectory.run
     assert isinstance(run, ExternalRecord)
-    mean, std = (run.mean, run.std) if run.normalized_as == GIVEN else (None, None)
+    given = run.normalized_as == GIVEN
     return register_external(
         trajectory.source,
         model=run.model,
         data=data,
-        where=run.state_dict_key,
-        mean=mean,
-        std=std,
+        pattern=run.pattern,
+        state_dict_key=run.state_dict_key,
+        mean=run.mean if given else None,
+        std=run.std if given else None,
         accuracy=accuracy,
         on_progress=on_progress,
     )
@@ -151,7 +163,7 @@ def _build(model: str, data: Data, mean: Sequence[float], std: Sequence[float]) 
 
 def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement, float | None]) -> Path:
     """Write the record; remove a selection that was made among other networks or on other images."""
-    metadata = _writable(metadata_dirs(path))
+    metadata = _first_writable(metadata_dirs(path))
     with storage.locked(metadata):
         storage.write_json(metadata / "run.json", record)
         if names_code(record.model):
@@ -162,9 +174,9 @@ def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement
     return metadata
 
 
-def _log(record: ExternalRecord, path: Path, folder: FoundFolder) -> None:
+def _log(record: ExternalRecord, path: Path) -> None:
     log.info(
-        "%s: %d checkpoints of %s (%s), last %s %d; images are normalized with mean %s and std %s (%s)",
+        "%s: %d checkpoints of %s (%s), last %s %d. Images are normalized with mean %s and std %s (%s)",
         path,
         len(record.checkpoints),
         record.model,
@@ -175,12 +187,12 @@ def _log(record: ExternalRecord, path: Path, folder: FoundFolder) -> None:
         _decimals(record.std),
         record.normalized_as,
     )
-    for reason in folder.left_out:
-        log.info("left out: %s", reason)
+    for reason in record.left_out:
+        log.info("Left out: %s", reason)
 
 
 def _measurements(record: ExternalRecord) -> dict[Measurement, float | None]:
-    """The recorded accuracies, by network, data and validation images."""
+    """Return the recorded accuracies, by network, data and validation images."""
     return {
         (checkpoint.sha256, record.data.sha256, record.data.select_on): checkpoint.accuracy
         for checkpoint in record.checkpoints.values()
@@ -188,7 +200,7 @@ def _measurements(record: ExternalRecord) -> dict[Measurement, float | None]:
 
 
 def _measured_before(path: Path) -> dict[Measurement, float | None]:
-    """The accuracies that were recorded here before; none where the record is missing or damaged."""
+    """Return the accuracies recorded here before; none where the record is missing or damaged."""
     try:
         metadata = metadata_dir(path)
         run = None if metadata is None else open_trajectory(metadata).run
@@ -198,47 +210,50 @@ def _measured_before(path: Path) -> dict[Measurement, float | None]:
 
 
 def _normalization(
-    folder: FoundFolder, timms: dict, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> dict[str, Any]:
-    """Mean and deviation of each channel, and who says so; nothing where nobody does."""
+    folder: FoundFolder, model: str, data: Data, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> _Normalization:
+    """Return the mean and deviation of each channel: the user's, the files', timm's, or the training images' own."""
+    own_mean, own_std = data.train.channel_statistics()
+    channels = len(own_mean)
     if mean is not None or std is not None:
         mean, std = tuple(mean or ()), tuple(std or ())
         if not len(mean) == len(std) == channels:
-            raise UserError(
-                f"--mean and --std go together, with one number for each of the images' {channels} channels"
-            )
-        sound = _are_numbers(mean, channels) and _are_numbers(std, channels) and min(std) > 0
-        if not sound:
-            raise UserError("--mean and --std are those of images in [0, 1]; a deviation is above 0")
-        return {"mean": mean, "std": std, "normalized_as": GIVEN}
+            raise UserError(f"Give --mean and --std together, with one number for each of the {channels} channels")
+        if not _usable(mean, std, channels):
+            raise UserError("--mean and --std are those of images in [0, 1], and a deviation must be above 0")
+        return _Normalization(mean, std, GIVEN)
     first = next(iter(folder.checkpoints.values())).path
-    preprocessor = first / "preprocessor_config.json"
-    theirs = storage.read_json(preprocessor) if preprocessor.exists() else {}
-    if not isinstance(theirs, dict):
-        raise UserError(f"{preprocessor} is damaged: it is no preprocessor's")
-    ours: dict[str, Any] = storage.read_metadata(first) if first.suffix == ".safetensors" else {}
-    for who, said_mean, said_std in (
-        (f"{first.name} says so", ours.get("mean"), ours.get("std")),
-        (f"{preprocessor.name} says so", theirs.get("image_mean"), theirs.get("image_std")),
-        ("timm's for this model", timms.get("mean"), timms.get("std")),
+    preprocessor_path = first / "preprocessor_config.json"
+    preprocessor = storage.read_json(preprocessor_path) if preprocessor_path.exists() else {}
+    if not isinstance(preprocessor, dict):
+        raise UserError(f"{preprocessor_path} is damaged: it holds no JSON object")
+    header: dict[str, Any] = storage.read_metadata(first) if first.suffix == ".safetensors" else {}
+    pretrained = getattr(_build(model, data, own_mean, own_std).body, "pretrained_cfg", {})
+    for source, stated_mean, stated_std in (
+        (f"stated in {first.name}", header.get("mean"), header.get("std")),
+        (f"stated in {preprocessor_path.name}", preprocessor.get("image_mean"), preprocessor.get("image_std")),
+        ("timm's default for this model", pretrained.get("mean"), pretrained.get("std")),
     ):
-        if said_mean is not None and said_std is not None:
-            if _are_numbers(said_mean, channels) and _are_numbers(said_std, channels) and min(said_std) > 0:
-                return {"mean": tuple(said_mean), "std": tuple(said_std), "normalized_as": who}
-            log.warning("what is said of mean and deviation (%s) does not fit %d channels", who, channels)
-    return {}
+        if stated_mean is not None and stated_std is not None:
+            if _usable(stated_mean, stated_std, channels):
+                return _Normalization(tuple(stated_mean), tuple(stated_std), source)
+            log.warning("Mean and deviation (%s) do not fit %d channels and are ignored", source, channels)
+    return _Normalization(tuple(own_mean), tuple(own_std), "measured on the training images")
 
 
-def _are_numbers(values: Any, count: int) -> bool:
+def _usable(mean: Any, std: Any, channels: int) -> bool:
+    """Whether these are means and deviations of so many channels in [0, 1]."""
+    lists = [values for values in (mean, std) if isinstance(values, list | tuple) and len(values) == channels]
     return (
-        isinstance(values, list | tuple)
-        and len(values) == count
-        and all(type(value) in (int, float) and math.isfinite(value) and abs(value) < 10 for value in values)
+        len(lists) == 2
+        and all(type(value) in (int, float) and math.isfinite(value) for values in lists for value in values)
+        and all(abs(value) < 10 for values in lists for value in values)
+        and min(std) > 0
     )
 
 
-def _writable(folders: Sequence[Path]) -> Path:
-    """The first of these folders that is there or can be made and written to; the last as it is."""
+def _first_writable(folders: Sequence[Path]) -> Path:
+    """Return the first folder that exists, or can be made, and is writable; the last is not tested."""
     for folder in folders[:-1]:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the record of another trainer's checkpoints lies, what identifies their files, and whose code they may name."""
+"""Locate the record of another trainer's checkpoints, fingerprint their files, and decide whose code they may name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METADATA_DIR = "checkpointkd"  # in the folder of another trainer: holds run.jso
 
 
 def metadata_dirs(path: Path | str) -> list[Path]:
-    """Return where the record of a folder, pattern or file may lie: beside it, or else in the cache directory."""
+    """Return the directories where the record of a folder, wildcard or file may lie: beside it, and in the cache."""
     path = Path(path)
     name = re.sub(r"[^\w.-]", "_", path.name)
     digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:12]
@@ -24,20 +24,20 @@ def metadata_dirs(path: Path | str) -> list[Path]:
 
 
 def metadata_dir(path: Path | str) -> Path | None:
-    """Return where the record of another trainer's checkpoints lies, the newer of two; None if there is none."""
+    """Return the directory of the record of another trainer's checkpoints, the newer of two; None if there is none."""
     files = [folder / "run.json" for folder in metadata_dirs(path) if os.path.exists(folder / "run.json")]
     return max(files, key=os.path.getmtime).parent if files else None
 
 
 def checkpoints_folder(metadata: Path, run: ExternalRecord) -> Path:
-    """Return the folder of another trainer's checkpoints: around the record, or, from the cache, where it says."""
+    """Return the folder of another trainer's checkpoints: around the record, or named by a record in the cache."""
     if os.path.realpath(metadata).startswith(os.path.join(os.path.realpath(cache_dir()), "")):
         return Path(run.folder)
     return metadata.parent if metadata.name == METADATA_DIR else metadata.parent.parent
 
 
 def file_fingerprint(path: Path) -> tuple[int, ...] | None:
-    """Return sizes and modification times of a checkpoint's files; None if it is gone."""
+    """Return sizes and modification times of a checkpoint's files; None if it does not exist."""
     try:
         files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
         return tuple(number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns))
@@ -46,14 +46,14 @@ def file_fingerprint(path: Path) -> tuple[int, ...] | None:
 
 
 def names_code(model: str) -> bool:
-    """Whether a model name is `package.module:callable`, so that building it imports somebody's code."""
+    """Return whether a model name is `package.module:callable`, so that building it imports a user's code."""
     return ":" in model and not model.startswith("timm:")
 
 
 def trust_marker(run: ExternalRecord) -> Path:
-    """Return the file that says that this user named this network for these weights.
+    """Return the file whose presence says that this user named this network for these weights.
 
-    A record that came along with checkpoints may name any code. Only what the user has said here is imported.
+    A record that came with downloaded checkpoints may name any code. Only code that this user named is imported.
     """
     hashes = [checkpoint.sha256 for checkpoint in run.checkpoints.values()]
     identity = [run.model, run.state_dict_key, run.mean, run.std, hashes]

@@ -1,6 +1,7 @@
-"""Checkpoints by address: `runs/teacher@160`, `@0.5`, `@midpoint`, `@last`, `@best`; a bare run is `@last`.
+"""Resolve checkpoint references: `runs/teacher@160`, `@0.5`, `@midpoint`, `@last`, `@best`.
 
-An integer is an epoch; a decimal in (0, 1] is a fraction of the planned epochs, whose nearest saved epoch is taken.
+An integer is an epoch. A decimal in (0, 1] is a fraction of the planned epochs, and stands for the nearest saved epoch.
+A run directory alone stands for `@last`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import NoSuchEpoch, UserError, unknown_name
+from ..errors import NoSuchEpoch, UserError, pluralize, unknown_name
 from .trajectory import Checkpoint, Trajectory, open_trajectory
 
 log = logging.getLogger("checkpointkd")
 
 WORDS = ("midpoint", "last", "best")
+ENSEMBLES = {  # how each is written, and from how many runs it is made; None: from K
+    "snapshot": ("snapshot:K", 1),
+    "full": ("full:K", None),
+    "mixed": ("mixed", 2),
+    "all": ("all", 1),
+}
 
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A checkpoint, and how it was asked for."""
+    """A checkpoint, and the reference that named it."""
 
     text: str
     checkpoint: Checkpoint
@@ -30,61 +37,63 @@ class CheckpointRef:
         return f"{self.text} = epoch {self.checkpoint.epoch}"
 
 
-def resolve(address: str) -> CheckpointRef:
-    """The checkpoint at an address; raises UserError when the run, the epoch or the selection isn't there."""
-    found = resolve_all(address)
-    if len(found) != 1:
-        raise UserError(
-            f"{address} is several checkpoints that teach together ({', '.join(one.text for one in found)}): name one"
-        )
-    return found[0]
+def resolve(ref: str) -> CheckpointRef:
+    """Return the checkpoint that a reference names.
+
+    Raises:
+        UserError: If the run, the epoch or the selection does not exist, or if the reference names several checkpoints.
+    """
+    refs = resolve_all(ref)
+    if len(refs) != 1:
+        raise UserError(f"{ref} is an ensemble ({', '.join(member.text for member in refs)}). Name one checkpoint.")
+    return refs[0]
 
 
-def resolve_all(address: str) -> list[CheckpointRef]:
-    """The same for an address that may stand for several checkpoints, as @best does where these were chosen."""
-    path, at, which = address.rpartition("@")
-    if not at or _exists(address):  # an @ may be part of a folder's name
-        path, which = address, "last"
-    if not _is_which(which):
+def resolve_all(ref: str) -> list[CheckpointRef]:
+    """Return the checkpoints that a reference names: several for `@best` where an ensemble was chosen."""
+    path, at, which = ref.rpartition("@")
+    if not at or _exists(ref):  # a folder's name may hold an @
+        path, which = ref, "last"
+    if which not in WORDS and not re.fullmatch(r"[0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9}", which):
         raise UserError(
-            f"{address!r} names no checkpoint: after @ comes an epoch (160), a fraction of the planned epochs (0.5), "
-            f"or one of {', '.join(WORDS)}"
+            f"{ref!r} is not a checkpoint reference. After @ comes an epoch (160), a fraction of the planned epochs "
+            f"(0.5), or one of {', '.join(WORDS)}."
         )
     trajectory = open_trajectory(Path(path))
     warn_if_new_files(trajectory)
     if which == "best" and len(epochs := _selected(trajectory)) > 1:
         return [CheckpointRef(f"{path}@{epoch}", trajectory[epoch]) for epoch in epochs]
-    return [CheckpointRef(address, find_checkpoint(trajectory, which))]
+    return [CheckpointRef(ref, find_checkpoint(trajectory, which))]
 
 
 def resolve_ensemble(teachers: Sequence[str], ensemble: str | None = None) -> list[CheckpointRef]:
-    """The checkpoints that teach together, by their addresses, or those that a word for an ensemble picks from runs.
+    """Return the teachers, by their references, or those that an ensemble's name picks from runs.
 
-    `snapshot:k` is one run's end and k − 1 equally spaced checkpoints before it; `full:k` the ends of k runs; `mixed`
-    half-way of the first run and the end of the second (the paper's EN2); `all` every saved checkpoint of one run.
-    Always in the order of training. Raises UserError when the runs hold no such ensemble.
+    `snapshot:K` is the last checkpoint of one run and K − 1 equally spaced ones before it. `full:K` is the last
+    checkpoints of K runs. `mixed` is the midpoint of the first run and the last checkpoint of the second (EN2 of the
+    paper). `all` is every saved checkpoint of one run. The order is that of training.
+
+    Raises:
+        UserError: If the runs have no such ensemble.
     """
     if ensemble is None:
-        return [address for teacher in teachers for address in resolve_all(teacher)]
+        return [ref for teacher in teachers for ref in resolve_all(teacher)]
     kind, _, count = ensemble.partition(":")
-    known = {"snapshot": ("snapshot:K", 1), "full": ("full:K", None), "mixed": ("mixed", 2), "all": ("all", 1)}
-    if kind not in known:
-        raise unknown_name("ensemble", ensemble, [word for word, _ in known.values()])
-    word, runs = known[kind]
-    takes_number = word.endswith(":K")
-    if not (bool(re.fullmatch(r"[1-9][0-9]{0,4}", count)) if takes_number else ensemble == kind):
+    if kind not in ENSEMBLES:
+        raise unknown_name("ensemble", ensemble, [form for form, _ in ENSEMBLES.values()])
+    form, runs = ENSEMBLES[kind]
+    takes_number = form.endswith(":K")
+    if not (re.fullmatch(r"[1-9][0-9]{0,4}", count) if takes_number else ensemble == kind):
         raise UserError(
-            f"an ensemble {kind!r} is written {word}{', K being 1 or more' if takes_number else ''}, not {ensemble!r}"
+            f"Unknown ensemble {ensemble!r}. Write {form}{', where K is at least 1' if takes_number else ''}."
         )
-    wanted = int(count) if runs is None else runs
-    if len(teachers) != wanted:
-        raise UserError(
-            f"--ensemble {ensemble} is made from {wanted} run{'s' if wanted > 1 else ''}, and {len(teachers)} are named"
-        )
+    expected = int(count) if runs is None else runs
+    if len(teachers) != expected:
+        raise UserError(f"--ensemble {ensemble} takes {pluralize(expected, 'run')}, not {len(teachers)}")
     for teacher in teachers:
-        if not ("@" not in teacher or _exists(teacher)):
+        if "@" in teacher and not _exists(teacher):
             raise UserError(
-                f"--ensemble {ensemble} picks the checkpoints itself: name runs, without @, not {teacher!r}"
+                f"--ensemble {ensemble} picks the checkpoints itself. Name runs without @, not {teacher!r}."
             )
     if kind == "full":
         return [resolve(f"{teacher}@last") for teacher in teachers]
@@ -92,43 +101,44 @@ def resolve_ensemble(teachers: Sequence[str], ensemble: str | None = None) -> li
         return [resolve(f"{teachers[0]}@midpoint"), resolve(f"{teachers[1]}@last")]
     trajectory = open_trajectory(Path(teachers[0]))
     warn_if_new_files(trajectory)
-    if kind == "all":
-        epochs = list(trajectory)
-        if not epochs:
-            raise UserError(f"the run in {trajectory.source} has saved no checkpoint yet")
-    else:
-        size = int(count)
-        if not size <= len(trajectory):
-            raise UserError(
-                f"{ensemble} needs {size} checkpoints, and {trajectory.source} has {len(trajectory)} "
-                f"({trajectory.unit}s {', '.join(map(str, trajectory))})"
-            )
-        picked = [trajectory.at(number / size) for number in range(1, size)] + [trajectory.last]
-        epochs = [checkpoint.epoch for checkpoint in picked]
-        if len(set(epochs)) != size:
-            raise UserError(
-                f"{trajectory.source} has no {size} equally spaced checkpoints: the nearest to each {size}th part of its "
-                f"{trajectory.planned_epochs} {trajectory.unit}s are {', '.join(map(str, epochs))}; name those you want "
-                "with --teachers"
-            )
-        log.info("%s of %s: %ss %s", ensemble, teachers[0], trajectory.unit, ", ".join(map(str, epochs)))
+    epochs = list(trajectory) if kind == "all" else _equally_spaced(trajectory, int(count))
+    if not epochs:
+        raise UserError(f"The run in {trajectory.source} has saved no checkpoint yet")
+    log.info("%s of %s: %ss %s", ensemble, teachers[0], trajectory.unit, ", ".join(map(str, epochs)))
     return [CheckpointRef(f"{teachers[0]}@{epoch}", trajectory[epoch]) for epoch in epochs]
 
 
+def _equally_spaced(trajectory: Trajectory, count: int) -> list[int]:
+    """Return the last epoch and `count` − 1 equally spaced ones before it."""
+    unit = trajectory.unit
+    if count > len(trajectory):
+        saved = f"{len(trajectory)} ({unit}s {', '.join(map(str, trajectory))})"
+        raise UserError(f"snapshot:{count} needs {count} checkpoints, and {trajectory.source} has {saved}")
+    checkpoints = [trajectory.at(number / count) for number in range(1, count)] + [trajectory.last]
+    epochs = [checkpoint.epoch for checkpoint in checkpoints]
+    if len(set(epochs)) != count:
+        raise UserError(
+            f"{trajectory.source} has no {count} equally spaced checkpoints: those nearest to {count} equal parts of "
+            f"its {trajectory.planned_epochs} {unit}s are {', '.join(map(str, epochs))}. Name checkpoints with "
+            "--teachers."
+        )
+    return epochs
+
+
 def warn_if_new_files(trajectory: Trajectory) -> None:
-    """Warn when another trainer's folder holds what nobody has looked at yet."""
-    if news := trajectory.new_files():
+    """Warn if another trainer's folder holds checkpoints that are new or changed since it was inspected."""
+    if names := trajectory.new_files():
         log.warning(
-            "in %s there are checkpoints that are new or changed since it was looked at (%s); `checkpointkd inspect %s`"
-            " or `score` takes them in",
+            "%s holds checkpoints that are new or changed since it was inspected (%s). To use them, run `checkpointkd "
+            "inspect %s`",
             trajectory.source,
-            ", ".join(news[:3]),
+            ", ".join(names[:3]),
             trajectory.source,
         )
 
 
 def find_checkpoint(trajectory: Trajectory, which: str) -> Checkpoint:
-    """The checkpoint of a trajectory that `160`, `0.5`, `half`, `full` or, where one was chosen, `best` stands for."""
+    """Return the checkpoint that `160`, `0.5`, `midpoint`, `last` or, where one was chosen, `best` stands for."""
     if which == "last":
         return trajectory.last
     if which == "midpoint":
@@ -140,27 +150,24 @@ def find_checkpoint(trajectory: Trajectory, which: str) -> Checkpoint:
     return trajectory.at(float(which))
 
 
-def _is_which(text: str) -> bool:
-    return text in WORDS or re.fullmatch(r"[0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9}", text) is not None
-
-
-def _exists(address: str) -> bool:
+def _exists(path: str) -> bool:
     try:
-        return Path(address).exists()
+        return Path(path).exists()
     except OSError:  # longer than a path can be
         return False
 
 
 def _selected(trajectory: Trajectory) -> list[int]:
+    """Return the epochs that `select` chose."""
     selection = trajectory.selection()
     if selection is None:
         raise NoSuchEpoch(
-            f"nothing has been selected in {trajectory.source} yet; run `checkpointkd score {trajectory.source}` and "
-            f"`checkpointkd select {trajectory.source}` first"
+            f"Nothing has been selected in {trajectory.source} yet. Run `checkpointkd score {trajectory.source}` and "
+            f"`checkpointkd select {trajectory.source}` first."
         )
-    if not len(selection.epochs) > 0:
+    if not selection.epochs:
         raise UserError(
-            f"no checkpoint of {trajectory.source} was found to teach {selection.student or 'the student'} better "
-            "than the labels alone: train it with `checkpointkd train`, or name a checkpoint"
+            f"No checkpoint of {trajectory.source} taught {selection.student or 'the student'} better than the labels "
+            "alone. Train the student with `checkpointkd train`, or name a checkpoint."
         )
     return list(selection.epochs)

@@ -1,12 +1,12 @@
-"""A run directory: what the run is, how far it is, and the checkpoints that it leaves.
+"""A run directory: what a run is, how far it got, and the checkpoints that it saved.
 
 run.json                           what the run is: model, data, recipe, seed, teachers, versions
-metrics.jsonl                      one row an epoch
+metrics.jsonl                      one row per epoch
 checkpoints/epoch-0010.safetensors the network after 10 completed epochs
 state.bin                          what resuming needs; removed when the run is complete
-result.json                        the final measurement; its presence says that the run is complete
+result.json                        the final measurement; the run is complete if it exists
 plane.json, selection.json         written by `score` and `select`
-student.safetensors, config.json   a finished student as a network of its own, see `export`
+student.safetensors, config.json   an exported student, see `export`
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ START_ANEW = "Remove the run directory to start anew."
 
 
 class RunDir:
-    """Where one run writes. Hold `storage.locked(path)` while writing."""
+    """The directory that one run writes to. Hold `storage.locked(path)` while writing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def complete(self) -> bool:
-        """Whether the final measurement is there."""
+        """Whether the final measurement exists."""
         return (self.path / "result.json").exists()
 
     def record(self) -> RunRecord | None:
-        """Return the record of the run that is here, or None."""
+        """Return the record of the run in this directory, or None."""
         path = self.path / "run.json"
         return records.read_run(path) if path.exists() else None
 
     def precision(self) -> Precision | None:
-        """Return the precision of the run that is here, or None."""
+        """Return the precision of the run in this directory, or None."""
         stored = self.record()
         return None if stored is None else stored.precision
 
     def open(self, record: RunRecord) -> dict[str, Any] | None:
-        """Begin the run here, or find it here.
+        """Start the run in this directory, or open it to continue.
 
         Returns:
             The stored state, or None for a new run and for one without a completed epoch.
 
         Raises:
-            UserError: If another run, or anything else, is in the folder.
+            UserError: If the directory holds another run, or any other file.
         """
         path, stored = self.path / "run.json", self.record()
         if stored is not None and not self._has_progress() and record.differences(stored):
@@ -78,7 +78,7 @@ class RunDir:
         return storage.load_state(state) if state.exists() else None
 
     def refuse_another(self, differences: list[str]) -> None:
-        """Raise UserError, with the first differences, if there are any between the run that is asked for and this."""
+        """Raise UserError if the run that is asked for differs from the one in this directory."""
         if differences:
             shown = "; ".join(_shorten(text) for text in differences[:3])
             raise UserError(
@@ -86,12 +86,12 @@ class RunDir:
             )
 
     def _has_progress(self) -> bool:
-        """Whether a completed epoch left anything."""
+        """Whether an epoch was completed."""
         names = ("state.bin", "metrics.jsonl", "result.json")
         return any((self.path / name).exists() for name in names) or any(self.path.glob("checkpoints/*"))
 
     def save_epoch(self, rows: list[dict], state: dict[str, Any]) -> None:
-        """Record that an epoch is done. The state is written last: whatever it says was saved, was saved."""
+        """Record that an epoch is done. The state is written last, so everything that it mentions is on disk."""
         storage.atomic_write_bytes(self.path / "metrics.jsonl", storage.jsonl_text(rows).encode())
         storage.save_state(self.path / "state.bin", state)
 
@@ -101,7 +101,7 @@ class RunDir:
         storage.save_tensors(path, tensors, {"format": "checkpointkd", "epoch": str(epoch)})
 
     def rows(self, *, up_to: int) -> list[dict[str, Any]]:
-        """Return the rows of metrics.jsonl up to the epoch from which a resumed run continues.
+        """Return the rows of metrics.jsonl up to the epoch from which a run resumes.
 
         Raises:
             UserError: If rows are missing or damaged.
@@ -113,18 +113,18 @@ class RunDir:
         return [records.plain(row) for row in rows]
 
     def finish(self, result: RunResult) -> None:
-        """Write the final measurement. The run is complete."""
+        """Write the final measurement, which makes the run complete."""
         storage.write_json(self.path / "result.json", result)
         (self.path / "state.bin").unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Return the rows of a metrics.jsonl; none where there is no file."""
+    """Return the rows of a metrics.jsonl; an empty list without a file."""
     return records.read_lines(path, MetricsRow, remedy=START_ANEW)
 
 
 def refuse_inside_run(path: Path) -> None:
-    """Raise UserError for a folder that is a run directory or lies in one."""
+    """Raise UserError for a path that is a run directory or lies in one."""
     run = next((folder for folder in (path, *path.resolve().parents) if (folder / "run.json").exists()), None)
     if run is not None:
         raise UserError(f"{path} is, or lies in, the run directory {run}. Choose another --out.")

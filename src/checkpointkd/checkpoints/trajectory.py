@@ -1,4 +1,4 @@
-"""A trajectory: the checkpoints of one run, by epoch. An epoch is a number of completed epochs."""
+"""A trajectory: the checkpoints of one run, by number of completed epochs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .. import records, storage
 from ..errors import NoSuchEpoch, UserError, check_exists
 from ..models import Network, build_network
 from ..records import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult, SelectionRecord
-from .formats import candidate_files, scan_folder
 from .metadata import checkpoints_folder, file_fingerprint, metadata_dir, names_code, trust_marker
 from .run_dir import CHECKPOINT, read_metrics
-from .weights import size, weights
+from .scan import candidate_files, scan_folder
+from .weights import differing_shapes, size, weights
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def _registered(self) -> ExternalCheckpoint | None:
-        """What was recorded of another trainer's checkpoint; None for ours."""
+        """The record of another trainer's checkpoint; None for ours."""
         return self.run.checkpoints[self.epoch] if isinstance(self.run, ExternalRecord) else None
 
     def _check_epoch(self, metadata: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ class Checkpoint:
         network = build_from_run(self.run)
         if isinstance(self.run, ExternalRecord):
             body = network.body
-            tensors, _ = weights(self.path, body.state_dict(), where=self.run.state_dict_key, model=self.run.model)
+            tensors, _ = weights(self.path, body.state_dict(), key=self.run.state_dict_key, model=self.run.model)
             body.load_state_dict(tensors)
             if storage.content_hash(network.state_dict()) != self.sha256:
                 raise UserError(
@@ -77,22 +77,16 @@ class Checkpoint:
     def _load_own(self, network: Network) -> None:
         tensors, metadata = storage.load_tensors(self.path)
         self._check_epoch(metadata)
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        differing = [name for name in sorted(expected.keys() | stored.keys()) if expected.get(name) != stored.get(name)]
-        if differing:
-            raise UserError(
-                f"{self.path} does not fit {self.run.model}: {len(differing)} tensors are missing, unexpected or "
-                f"of another shape, first {differing[0]} ({_shape(stored, differing[0])} in the file, "
-                f"{_shape(expected, differing[0])} in the model)"
-            )
+        if differing := differing_shapes(network.state_dict(), tensors):
+            raise UserError(f"{self.path} does not fit {self.run.model}: {differing}")
         network.load_state_dict(tensors)
 
 
 class Trajectory(Mapping[int, Checkpoint]):
-    """The checkpoints of one run, by epoch, in order. `trajectory[160]`, `trajectory.at(0.5)`, `.midpoint`, `.last`.
+    """The checkpoints of one run, by epoch, in order.
 
-    An epoch that was not saved raises NoSuchEpoch, which lists the saved epochs.
+    `trajectory[160]` is the checkpoint of epoch 160, `trajectory.at(0.5)` the one nearest to half of the training. An
+    epoch that was not saved raises NoSuchEpoch, which lists the saved epochs.
     """
 
     def __init__(self, path: Path, run: AnyRun, checkpoints: dict[int, Checkpoint]) -> None:
@@ -102,7 +96,7 @@ class Trajectory(Mapping[int, Checkpoint]):
     def __getitem__(self, epoch: int) -> Checkpoint:
         if epoch not in self._checkpoints:
             raise NoSuchEpoch(
-                f"no checkpoint of {self.unit} {epoch} in {self.source} (saved {self.unit}s: {self._listed()})"
+                f"No checkpoint of {self.unit} {epoch} in {self.source} (saved {self.unit}s: {self._listed()})"
             )
         return self._checkpoints[epoch]
 
@@ -117,14 +111,14 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     @property
     def planned_epochs(self) -> int:
-        """Epochs that the run was to have; for another trainer's, its last checkpoint's."""
+        """The epochs that the run was to have. For another trainer's run, the epoch of its last checkpoint."""
         return self.run.recipe.epochs if isinstance(self.run, OwnRunRecord) else max(self)
 
     @property
     def source(self) -> Path:
-        """The folder, pattern or file that a user names. `path` is where the record lies."""
+        """The folder, file or wildcard that a user names. `path` is where the record lies."""
         if isinstance(self.run, ExternalRecord):
-            return checkpoints_folder(self.path, self.run) / (self.run.pattern or "")
+            return checkpoints_folder(self.path, self.run) / (self.run.files or "")
         return self.path
 
     def new_files(self) -> list[str]:
@@ -145,7 +139,7 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     @property
     def unit(self) -> str:
-        """What the numbers of checkpoints count: epochs, or steps where another trainer saved within epochs."""
+        """What the checkpoints are numbered by: "epoch", or "step" where another trainer saved within epochs."""
         return self.run.unit if isinstance(self.run, ExternalRecord) else "epoch"
 
     @property
@@ -162,7 +156,7 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     @property
     def complete(self) -> bool:
-        """Whether the run has its final measurement. Another trainer's counts as complete."""
+        """Whether the run has its final measurement. Another trainer's run counts as complete."""
         return self.external or (self.path / "result.json").exists()
 
     @property
@@ -170,12 +164,12 @@ class Trajectory(Mapping[int, Checkpoint]):
         """The checkpoint of the last planned epoch. Raises NoSuchEpoch while the run is unfinished."""
         if self.planned_epochs not in self._checkpoints and self.complete:
             raise NoSuchEpoch(
-                f"the last checkpoint, of epoch {self.planned_epochs}, is missing from {self.source} (saved: "
+                f"The last checkpoint, of epoch {self.planned_epochs}, is missing from {self.source} (saved: "
                 f"{self._listed()}). Restore the file, or train in another folder."
             )
         if self.planned_epochs not in self._checkpoints:
             raise NoSuchEpoch(
-                f"the run in {self.source} is not finished (planned epochs: {self.planned_epochs}, saved: "
+                f"The run in {self.source} is not finished (planned epochs: {self.planned_epochs}, saved: "
                 f"{self._listed()}). Run the same `train` or `distill` command again to finish it, or name an epoch."
             )
         return self._checkpoints[self.planned_epochs]
@@ -186,25 +180,25 @@ class Trajectory(Mapping[int, Checkpoint]):
         return self.at(0.5)
 
     def at(self, fraction: float) -> Checkpoint:
-        """Return the checkpoint whose epoch is nearest to a fraction in (0, 1] of the planned epochs; of two, the earlier."""
+        """Return the checkpoint nearest to a fraction in (0, 1] of the planned epochs; of two, the earlier."""
         if not 0 < fraction <= 1:
-            raise UserError(f"a fraction of the training must lie in (0, 1], not {fraction}")
+            raise UserError(f"The fraction of the training must lie in (0, 1], not {fraction}")
         if len(self) == 0:
-            raise UserError(f"the run in {self.source} has saved no checkpoint yet")
+            raise UserError(f"The run in {self.source} has saved no checkpoint yet")
         epoch_wanted = fraction * self.planned_epochs
         if not self.complete and max(self._checkpoints) < epoch_wanted:
             raise UserError(
-                f"the run in {self.source} has not reached {fraction:g} of its {self.planned_epochs} epochs (saved: "
+                f"The run in {self.source} has not reached {fraction:g} of its {self.planned_epochs} epochs (saved: "
                 f"{self._listed()}). Run its command again to finish it, or name an epoch."
             )
         return self._checkpoints[min(self._checkpoints, key=lambda epoch: (abs(epoch - epoch_wanted), epoch))]
 
     def rows(self) -> list[MetricsRow]:
-        """Return the rows of metrics.jsonl, one an epoch."""
+        """Return the rows of metrics.jsonl, one per epoch."""
         return read_metrics(self.path / "metrics.jsonl")
 
     def result(self) -> RunResult | None:
-        """Return the final measurement; None while the run is unfinished, and for another trainer's."""
+        """Return the final measurement. None while the run is unfinished, and for another trainer's run."""
         path = self.path / "result.json"
         if not path.exists():
             return None
@@ -226,20 +220,26 @@ class Trajectory(Mapping[int, Checkpoint]):
 
     @property
     def test_accuracy(self) -> float:
-        """Top-1 accuracy in [0, 1] of the last network on the test images. Raises UserError if it was not measured."""
+        """Top-1 accuracy, in [0, 1], of the last network on the test images.
+
+        Raises:
+            UserError: If it was not measured.
+        """
         if self.external:
             raise UserError(
                 f"{self.source} was trained elsewhere. Measure it with `checkpointkd evaluate --split test`."
             )
         result = self.result()
         if result is None:
-            raise UserError(f"the run in {self.path} is not finished, so it has not been tested")
+            raise UserError(f"The run in {self.path} is not finished, so it has not been tested")
         if result.test is None:
-            raise UserError(f"the run in {self.path} is a trial of a search, which leaves the test images alone")
+            raise UserError(
+                f"The run in {self.path} is a trial of `tune` or a pilot run, which leave the test images alone"
+            )
         return result.test.accuracy
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the trajectory as JSON's values."""
+        """Return the trajectory as values of JSON."""
         return {
             "path": str(self.path),
             "model": self.run.model,
@@ -267,11 +267,11 @@ def open_trajectory(path: Path | str) -> Trajectory:
         elif not glob.has_magic(str(path)) or path.exists():
             check_exists(path, "run directory")
             if path.is_dir() and not any(path.iterdir()):
-                raise UserError(f"the folder {path} is empty. `checkpointkd train` fills one.")
+                raise UserError(f"The folder {path} is empty. `checkpointkd train --out {path}` fills it.")
         if not (path / "run.json").exists():
             raise _not_registered(path)
     except OSError as error:
-        raise UserError(f"could not look into {path}: {error.strerror}") from None
+        raise UserError(f"Could not list {path}: {error.strerror}") from None
     run = records.read_run(path / "run.json")
     if isinstance(run, ExternalRecord):
         return _open_external(path, run)
@@ -291,13 +291,13 @@ def _open_external(path: Path, run: ExternalRecord) -> Trajectory:
     present = {epoch: Checkpoint(file, epoch, run) for epoch, file in files.items() if os.path.exists(file)}
     if not present:
         raise UserError(
-            f"none of the checkpoints that were inspected in {folder} exists any more. "
+            f"None of the checkpoints that were inspected in {folder} exists any more. "
             "Inspect it again with --model and --data."
         )
     if names_code(run.model) and not os.path.exists(trust_marker(run)):
         raise UserError(
-            f"the record in {path} names code, {run.model!r}, and was not made by you on this machine. If you trust it, "
-            f"run `checkpointkd inspect {folder} --model {run.model} --data DATA`."
+            f"The record in {path} names code, {run.model!r}, and was not made by you on this machine. If you trust "
+            f"it, run `checkpointkd inspect {folder} --model {run.model} --data DATA`."
         )
     return Trajectory(path, run, present)
 
@@ -307,11 +307,11 @@ def _not_registered(path: Path) -> UserError:
     try:
         folder = scan_folder(path)
     except UserError as error:
-        return UserError(f"{path} is not a run directory: it has no run.json, and {error}")
+        return UserError(f"{path} is not a run directory, for it has no run.json. {error}")
     formats = ", ".join(sorted({file.format for file in folder.checkpoints.values()}))
     return UserError(
-        f"{path} holds {len(folder.checkpoints)} checkpoints of another trainer ({formats}). Say once which network they "
-        f"are from: checkpointkd inspect {path} --model MODEL --data DATA"
+        f"{path} holds {len(folder.checkpoints)} checkpoints of another trainer ({formats}). Name their network once: "
+        f"checkpointkd inspect {path} --model MODEL --data DATA"
     )
 
 
@@ -325,7 +325,3 @@ def build_from_run(run: AnyRun) -> Network:
         std=run.std,
         seed=run.seed,
     )
-
-
-def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
-    return str(list(shapes[name])) if name in shapes else "absent"

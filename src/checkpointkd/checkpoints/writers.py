@@ -1,7 +1,6 @@
-"""For those who train elsewhere: leave a checkpoint every so many epochs that we can use, and that knows its epoch and
-its checksum.
+"""Save checkpoints from any training loop, each with its epoch and its checksum.
 
-A folder of these is used as any trainer's: `checkpointkd inspect FOLDER --model MODEL --data DATA`.
+A folder of them is used like any other trainer's: `checkpointkd inspect FOLDER --model MODEL --data DATA`.
 """
 
 from __future__ import annotations
@@ -26,10 +25,17 @@ def save_checkpoint(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Path:
-    """Write the network after so many completed epochs, whole or not at all, with its checksum; from any training loop.
+    """Write the network after `epoch` completed epochs, complete or not at all, with its checksum.
 
-    `mean` and `std` are those with which images in [0, 1] were normalized; they are remembered. Raises UserError for
-    weights that are not finite.
+    Args:
+        folder: Where to write `epoch-0010.safetensors`.
+        epoch: The number of completed epochs.
+        model: The network.
+        mean: The mean of each channel with which images in [0, 1] were normalized; stored in the file.
+        std: The standard deviation of each channel, likewise.
+
+    Raises:
+        UserError: If a weight is not finite.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,16 +43,16 @@ def save_checkpoint(
     'epoch-0010.safetensors'
     """
     if not (type(epoch) is int and epoch >= 0):
-        raise UserError(f"an epoch is a whole number of completed epochs, not {epoch!r}")
+        raise UserError(f"The epoch must be a number of completed epochs, not {epoch!r}")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    spoiled = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if spoiled:
-        raise UserError(f"after epoch {epoch} {', '.join(spoiled[:1])} holds NaN or infinite numbers; it is not saved")
+    not_finite = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if not_finite:
+        raise UserError(f"{not_finite[0]} holds NaN or infinite numbers after epoch {epoch}, so it is not saved")
     path = Path(folder) / f"epoch-{epoch:04d}.safetensors"
-    about: dict[str, Any] = {"format": "checkpointkd", "epoch": str(epoch)}
+    metadata: dict[str, Any] = {"format": "checkpointkd", "epoch": str(epoch)}
     if mean is not None and std is not None:
-        about |= {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
-    storage.save_tensors(path, tensors, about)
+        metadata |= {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
+    storage.save_tensors(path, tensors, metadata)
     return path
 
 
@@ -57,22 +63,23 @@ def lightning_callback(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Any:
-    """A Lightning callback that leaves a checkpoint every so many epochs and after the last.
+    """Return a Lightning callback that saves a checkpoint every `every` epochs and after the last.
 
-    What is written is the whole LightningModule; the network is found in it. Raises UserError where Lightning isn't
-    installed.
+    The file holds the whole LightningModule, in which the network is found later.
+
+    Raises:
+        UserError: If Lightning is not installed.
     """
-    if not every >= 1:
-        raise UserError(f"a checkpoint every {every} epochs makes no sense")
+    _check_every(every)
     base = _lightning().Callback
 
-    class LeaveTrajectory(base):
+    class SaveTrajectory(base):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             epoch = trainer.current_epoch + 1
             if trainer.is_global_zero and (epoch % every == 0 or epoch == trainer.max_epochs):
                 save_checkpoint(folder, epoch=epoch, model=pl_module, mean=mean, std=std)
 
-    return LeaveTrajectory()
+    return SaveTrajectory()
 
 
 def transformers_callback(
@@ -82,32 +89,37 @@ def transformers_callback(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Any:
-    """A callback for Hugging Face's Trainer that leaves a checkpoint every so many epochs and after the last.
+    """Return a callback for Hugging Face's Trainer that saves a checkpoint every `every` epochs and after the last.
 
-    Raises UserError where transformers isn't installed.
+    Raises:
+        UserError: If transformers is not installed.
     """
-    if not every >= 1:
-        raise UserError(f"a checkpoint every {every} epochs makes no sense")
+    _check_every(every)
     try:
         from transformers import TrainerCallback
     except ImportError as error:
-        raise UserError(f"this needs transformers ({error})") from None
+        raise UserError(f"transformers is not installed ({error}). Run: pip install transformers.") from None
 
-    class LeaveTrajectory(TrainerCallback):
+    class SaveTrajectory(TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             epoch = round(state.epoch)
             if state.is_world_process_zero and (epoch % every == 0 or epoch >= args.num_train_epochs):
                 save_checkpoint(folder, epoch=epoch, model=model, mean=mean, std=std)
 
-    return LeaveTrajectory()
+    return SaveTrajectory()
+
+
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise UserError(f"every must be at least 1 epoch, not {every}")
 
 
 def _lightning() -> Any:
-    """Lightning comes under two names; a trainer takes callbacks of its own only, so the one that is in use counts."""
+    """Return Lightning's module. It has two names, and a trainer accepts callbacks only of the one in use."""
     names = ["lightning.pytorch", "pytorch_lightning"]
     for name in sorted(names, key=lambda name: name not in sys.modules):
         try:
             return import_module(name)
         except ImportError:
             continue
-    raise UserError("this needs Lightning: pip install lightning")
+    raise UserError("Lightning is not installed. Run: pip install lightning.")

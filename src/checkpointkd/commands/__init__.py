@@ -1,17 +1,28 @@
-"""The verbs: train, inspect, score, select, distill, evaluate, report. The command line is made from their signatures.
+"""The commands, one file each. The command line is built from their signatures.
 
-Each takes names and paths, leaves its result in a run's folder, and returns it. What is worth saying goes to the logger
-`checkpointkd`; how far a verb is, to the callable `progress(task, done, total)`. Torch is imported inside the functions
-only, because the command line imports this module to answer `--help`.
+A command takes names and paths, writes its result to disk and returns it. It logs to the logger `checkpointkd` and
+reports progress to `on_progress(work, done, total)`. Torch is imported inside the functions only, so that the command
+line can answer `--help` without it.
+
+Each name below is the function; the module of the same name is reached by `from .train import ...`.
 """
 
 from __future__ import annotations
 
-from .choosing import inspect, score, select
-from .measuring import correlate, evaluate, export, report
-from .teaching import distill, train, tune
+from .cache import cache
+from .correlate import correlate
+from .distill import distill
+from .evaluate import evaluate
+from .export import export
+from .inspect import inspect
+from .report import report
+from .score import score
+from .select import select
+from .train import train
+from .tune import tune
 
 __all__ = [
+    "cache",
     "correlate",
     "distill",
     "evaluate",

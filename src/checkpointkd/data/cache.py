@@ -1,4 +1,4 @@
-"""Where data sets lie, how they get there, and decoded images: made once, then mapped into memory."""
+"""Where data sets lie, how they are downloaded, and decoded images: decoded once, then mapped into memory."""
 
 from __future__ import annotations
 
@@ -6,74 +6,71 @@ import hashlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 
 from .. import storage
-from ..config import OnProgress
-from ..errors import UserError
+from ..config import OnProgress, cache_dir
+from ..errors import UserError, first_line
 
 log = logging.getLogger("checkpointkd")
 
 Decoded = tuple[Tensor, Tensor]  # pixels (N, C, H, W), uint8, and labels (N,), int64
+ARRAYS, DIGEST = ("pixels.npy", "labels.npy"), "sha256"
 
-
-def cache_dir() -> Path:
-    """The folder for data and what is made of it: `CHECKPOINTKD_HOME`, else the user's cache folder."""
-    return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
+_hashes: dict[tuple, str] = {}  # hashes of files that this process has computed, see `_once`
 
 
 def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:
-    """What `decode` gives, kept under a key that names the sources' content; the arrays are mapped from disk.
+    """Return the result of `decode`, stored under a key that identifies the content of its sources.
 
-    What is damaged is decoded anew. A folder that can't be written to costs time on the next call, nothing else.
+    The arrays are mapped from disk. Damaged arrays are decoded again. A folder that cannot be written to costs time on
+    the next call, nothing else.
     """
     folder = cache_dir() / "decoded" / key
     try:
-        kept = _kept(folder) if folder.exists() else None
+        stored = _stored(folder) if folder.exists() else None
     except OSError as error:
-        log.warning("the decoded images in %s can't be read (%s)", folder, error.strerror)
-        kept = None
-    if kept is not None:
-        return kept
-    made = decode()
+        log.warning("Could not read the decoded images in %s (%s)", folder, error.strerror)
+        stored = None
+    if stored is not None:
+        return stored
+    decoded = decode()
     try:
-        with storage.locked(folder):  # whoever else decodes the same goes on with what it has
+        with storage.locked(folder):  # another process that decodes the same continues with its own copy
             storage.remove_leftovers(folder)
             (folder / DIGEST).unlink(missing_ok=True)
-            for name, tensor in zip(ARRAYS, made, strict=True):
+            for name, tensor in zip(ARRAYS, decoded, strict=True):
                 with storage.atomic_write(folder / name) as file:
                     _write_npy(file, tensor.contiguous().numpy())
-            storage.atomic_write_bytes(folder / DIGEST, _digest(made).encode())
-        return _kept(folder) or made
+            storage.atomic_write_bytes(folder / DIGEST, _digest(decoded).encode())
+        return _stored(folder) or decoded
     except (UserError, OSError) as error:
-        log.warning("the decoded images are not kept for the next time: %s", error)
-        return made
+        log.warning("The decoded images are not stored for the next time: %s", error)
+        return decoded
 
 
-ARRAYS, DIGEST = ("pixels.npy", "labels.npy"), "sha256"
-
-
-def _kept(folder: Path) -> Decoded | None:
-    """The arrays, or None where they are not whole, not there, or not what was written."""
+def _stored(folder: Path) -> Decoded | None:
+    """Return the arrays; None if one is missing or damaged."""
     try:
         expected = (folder / DIGEST).read_text()
-        # Copy on write: torch wants writable memory, and what is on disk must stay as it is.
+        # Copy on write: torch wants writable memory, and the file must stay as it is.
         pixels, labels = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in ARRAYS)
+        files = [folder / name for name in ARRAYS]
+        if _once("decoded", files, lambda: _digest((pixels, labels))) == expected:
+            return pixels, labels
     except FileNotFoundError:
         return None
     except (ValueError, EOFError, TypeError, OSError):
-        expected, pixels, labels = "", torch.empty(0), torch.empty(0)
-    if _digest((pixels, labels)) != expected:
-        log.warning("the decoded images in %s are damaged; decoding anew", folder)
-        return None
-    return pixels, labels
+        pass
+    log.warning("The decoded images in %s are damaged, so they are decoded again", folder)
+    return None
 
 
 def _digest(decoded: Decoded) -> str:
@@ -85,81 +82,106 @@ def _digest(decoded: Decoded) -> str:
 
 
 def _write_npy(file: IO[bytes], array: np.ndarray) -> None:
-    """As np.save, but through `write`, which says so when the disk is full."""
+    """Write an array as np.save does, but through `write`, which raises when the disk is full."""
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     file.write(array.data)
 
 
 def content_key(sources: Sequence[Path], *, version: str) -> str:
-    """A key of what is in these files; `version` names the way of decoding them."""
+    """Return a key of the content of these files; `version` names the way of decoding them."""
     return hashlib.sha256(" ".join([version, *(_hash(path, "sha256") for path in sources)]).encode()).hexdigest()[:32]
 
 
-def verify_md5(path: Path, md5: str, *, what: str) -> Path:
-    """The path itself, or UserError when the file is not the one that was published."""
-    found = _hash(path, "md5")
-    if found != md5:
-        raise UserError(f"{path} is not the official {what}: md5 expected {md5}, found {found}")
+def verify_md5(path: Path, md5: str, *, kind: str) -> Path:
+    """Return the path itself.
+
+    Raises:
+        UserError: If the file is not the one that was published.
+    """
+    actual = _hash(path, "md5")
+    if actual != md5:
+        raise UserError(f"{path} is not the official {kind}: its md5 is {actual}, not {md5}")
     return path
 
 
-def _hash(path: Path, kind: str) -> str:
-    try:
+def _hash(path: Path, algorithm: str) -> str:
+    def compute() -> str:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+            return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+    try:
+        return _once(algorithm, [path], compute)
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
+        raise UserError(f"Could not read {path}: {error.strerror}") from None
 
 
-def download(name: str, url: str, md5: str, *, tell: OnProgress) -> Path:
-    """Fetch a data set's archive into its folder in `home()`; what arrives is the official file or nothing.
+def _once(kind: str, files: Sequence[Path], compute: Callable[[], str]) -> str:
+    """Return a hash of files, computed once in this process while their sizes and modification times stay the same.
 
-    Raises UserError when there is no network, and when the file that came is another one.
+    Files that were modified in the last two seconds are hashed each time, because another change could keep the time.
     """
-    place = cache_dir() / name / url.rpartition("/")[2]
-    elsewhere = f"put it there yourself, or say where it is: {name}:PATH"
+    states = [file.stat() for file in files]
+    paths = [os.path.abspath(file) for file in files]
+    key = (kind, *paths, *((state.st_ino, state.st_size, state.st_mtime_ns) for state in states))
+    if key in _hashes:
+        return _hashes[key]
+    value = compute()
+    if all(time.time_ns() - state.st_mtime_ns > 2e9 for state in states):
+        _hashes[key] = value
+    return value
+
+
+def download(name: str, url: str, md5: str, *, on_progress: OnProgress) -> Path:
+    """Download a data set's archive into its folder in `cache_dir()`. The official file arrives, or none.
+
+    Raises:
+        UserError: If there is no network, or if the server sends another file.
+    """
+    path = cache_dir() / name / url.rpartition("/")[2]
+    alternative = f"put the file there yourself, or give its path: {name}:PATH"
     try:
         import pooch
     except ImportError:
         raise UserError(
-            f"{name} is not in {place.parent}, and downloading it needs pooch: pip install 'checkpointkd[data]', or "
-            f"{elsewhere}"
+            f"{name} is not in {path.parent}, and its download needs pooch. Run: pip install 'checkpointkd[data]', or "
+            f"{alternative}."
         ) from None
-    log.info("downloading %s to %s", url, place.parent)
-    pooch.get_logger().setLevel("ERROR")  # it would say the same in its own words
-    bar: Any = _Told(f"download {name}", tell)
-    fetch: Any = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=30)
+    log.info("Downloading %s to %s", url, path.parent)
+    pooch.get_logger().setLevel("ERROR")  # it would repeat the line above
+    bar: Any = _DownloadProgress(f"download {name}", on_progress)
+    downloader: Any = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=30)
     try:
-        pooch.retrieve(url, known_hash=f"md5:{md5}", fname=place.name, path=place.parent, downloader=fetch)
+        pooch.retrieve(url, known_hash=f"md5:{md5}", fname=path.name, path=path.parent, downloader=downloader)
     except ValueError as error:
-        found = re.search(r"got \W*(?:md5:)?([0-9a-f]{32})", str(error))
+        match = re.search(r"got \W*(?:md5:)?([0-9a-f]{32})", str(error))
         raise UserError(
-            f"{url} did not give the official file (md5 expected {md5}, found {found[1] if found else 'another'}); "
-            f"what came was not kept: try again later, or {elsewhere}"
+            f"{url} did not send the official file: its md5 is {match[1] if match else 'another'}, not {md5}. Nothing "
+            f"was stored. Try again later, or {alternative}."
         ) from None
-    except OSError as error:  # requests' errors are such too
+    except OSError as error:  # the base of requests' errors
         raise UserError(
-            f"{name} is not in {place.parent}, and {url} could not be downloaded ({_reason(error)}); {elsewhere}"
+            f"{name} is not in {path.parent}, and {url} could not be downloaded ({_cause(error)}). Try again later, or "
+            f"{alternative}."
         ) from None
-    return place
+    return path
 
 
-def _reason(error: OSError) -> str:
+def _cause(error: OSError) -> str:
     inner: BaseException = error
     while inner.__cause__ or inner.__context__:
         inner = inner.__cause__ or inner.__context__ or inner
-    return (str(inner) or type(inner).__name__).splitlines()[0]
+    return first_line(inner)
 
 
-class _Told:
-    """What pooch takes for a progress bar."""
+class _DownloadProgress:
+    """A progress bar as pooch takes it, which calls `on_progress`."""
 
-    def __init__(self, task: str, tell: OnProgress) -> None:
-        self.task, self.tell, self.total, self.done = task, tell, 0, 0
+    def __init__(self, task: str, on_progress: OnProgress) -> None:
+        self.task, self.on_progress, self.total, self.done = task, on_progress, 0, 0
 
     def update(self, count: int) -> None:
         self.done += count
-        self.tell(self.task, min(self.done, self.total), max(self.total, 1))
+        self.on_progress(self.task, min(self.done, self.total), max(self.total, 1))
 
     def reset(self) -> None:
         self.done = 0

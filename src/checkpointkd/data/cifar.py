@@ -1,11 +1,12 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32×32 pixels.
 
-Read from the official python archive (tar.gz, or its folder), each file checked by its md5; or from a folder of parquet
-files in the Hugging Face layout. Letters in names: N images, C channels, H W height and width.
+They are read from the official Python archive (the tar.gz or its folder), whose files are verified by md5, or from a
+folder of parquet files in the Hugging Face layout. Letters in names: N images, C channels, H W height and width.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 import tempfile
@@ -17,18 +18,18 @@ import numpy as np
 import torch
 
 from ..config import DataConfig, OnProgress
-from ..errors import UserError, check_exists
+from ..errors import UserError, check_exists, first_line
 from .cache import Decoded, cache_dir, cached_decode, content_key, download, verify_md5
 from .datasets import DataSet
-from .image_io import decode_all, needs_pillow
-from .images import InMemoryImages, in_memory
+from .image_io import decode_all, require_pillow
+from .in_memory import InMemoryImages, in_memory
 from .restricted_pickle import read_pickle
 from .views import Views
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An official python archive: where, its md5, and each file's."""
+    """An official Python archive: its address, its md5, and the md5 of each file."""
 
     url: str
     md5: str
@@ -69,7 +70,7 @@ CIFAR100 = Archive(
     labels_key=b"fine_labels",
     columns=("fine_label", "label"),
 )
-SUPERCLASSES = {  # CIFAR-100's twenty, and their classes
+SUPERCLASSES = {  # of CIFAR-100, with their classes
     "aquatic mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
     "flowers": "orchid poppy rose sunflower tulip",
@@ -94,7 +95,7 @@ SUPERCLASSES = {  # CIFAR-100's twenty, and their classes
 
 
 def superclasses(classes: Sequence[str]) -> list[str] | None:
-    """The superclass of each class where the classes are CIFAR-100's, from wherever they came; None for others.
+    """Return the superclass of each class if the classes are CIFAR-100's; None for others.
 
     >>> superclasses(["cat", "dog"]) is None
     True
@@ -103,31 +104,31 @@ def superclasses(classes: Sequence[str]) -> list[str] | None:
     return [group_of[name] for name in classes] if group_of.keys() == set(classes) else None
 
 
-def cifar10(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
-    """The data set `cifar10`."""
-    return _cifar("cifar10", CIFAR10, path, settings, tell)
+def cifar10(path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
+    """Return the data set `cifar10`."""
+    return _cifar("cifar10", CIFAR10, path, settings, on_progress)
 
 
-def cifar100(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
-    """The data set `cifar100`, with its 100 fine classes."""
-    return _cifar("cifar100", CIFAR100, path, settings, tell)
+def cifar100(path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
+    """Return the data set `cifar100`, with its 100 fine classes."""
+    return _cifar("cifar100", CIFAR100, path, settings, on_progress)
 
 
-def _cifar(name: str, archive: Archive, path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
-    place = Path(path) if path is not None else cache_dir() / name
-    signs = ["*.parquet", archive.url.rpartition("/")[2], archive.folder, *archive.test]
-    if path is None and not any(any(place.glob(sign)) for sign in signs):
-        place = download(name, archive.url, archive.md5, tell=tell)
-    check_exists(place, f"{name} archive or folder")
-    parquet = sorted(place.glob("*.parquet")) if place.is_dir() else [place] if place.suffix == ".parquet" else []
-    if parquet:
-        classes, train, test = _from_parquet(place, parquet, archive, tell)
+def _cifar(name: str, archive: Archive, path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
+    root = Path(path) if path is not None else cache_dir() / name
+    markers = ["*.parquet", archive.url.rpartition("/")[2], archive.folder, *archive.test]
+    if path is None and not any(any(root.glob(marker)) for marker in markers):
+        root = download(name, archive.url, archive.md5, on_progress=on_progress)
+    check_exists(root, f"{name} archive or folder")
+    files = sorted(root.glob("*.parquet")) if root.is_dir() else [root] if root.suffix == ".parquet" else []
+    if files:
+        classes, train, test = _from_parquet(root, files, archive, on_progress)
     else:
-        classes, train, test = _from_archive(_unpacked(place, archive), archive)
+        classes, train, test = _from_archive(_unpacked(root, archive), archive)
     views = Views(pad=4, flip=settings.flip is not False)
 
     def images(decode: Callable[[], Decoded]) -> InMemoryImages:
-        return in_memory(*decode(), what=str(place), classes=classes, views=views)
+        return in_memory(*decode(), source=str(root), classes=classes, views=views)
 
     return DataSet(classes=classes, train=lambda: images(train), test=lambda: images(test), recipe="cifar100")
 
@@ -135,24 +136,24 @@ def _cifar(name: str, archive: Archive, path: str | None, settings: DataConfig, 
 _Parts = tuple[tuple[str, ...], Callable[[], Decoded], Callable[[], Decoded]]  # classes, training and test images
 
 
-def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: OnProgress) -> _Parts:
-    needs_pillow(str(place))
+def _from_parquet(root: Path, files: list[Path], archive: Archive, on_progress: OnProgress) -> _Parts:
+    require_pillow(str(root))
     try:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UserError(f"reading {place} needs pyarrow; pip install 'checkpointkd[data]'") from None
-    splits = {split: [file for file in found if file.name.startswith(split)] for split in ("train", "test")}
-    named: dict[Path, tuple[str, ...]] = {}
+        raise UserError(f"Reading {root} needs pyarrow. Run: pip install 'checkpointkd[data]'.") from None
+    splits = {split: [file for file in files if file.name.startswith(split)] for split in ("train", "test")}
+    class_names: dict[Path, tuple[str, ...]] = {}
     image = label = ""
     for split, parts in splits.items():
         if not parts:
-            raise UserError(f"{place} has no parquet file of the {split} images ({split}-*.parquet)")
-        for file in parts:  # of the test images, too, what they are called: mistakes are said before any training
-            image, label, named[file] = _columns(file, archive)
-            if named[file] != named[splits["train"][0]]:
+            raise UserError(f"{root} has no parquet file of the {split} images ({split}-*.parquet)")
+        for file in parts:  # the columns of the test files too, so that errors precede any training
+            image, label, class_names[file] = _columns(file, archive)
+            if class_names[file] != class_names[splits["train"][0]]:
                 raise UserError(f"{file} names other classes than {splits['train'][0]}")
-    classes = named[splits["train"][0]]
+    classes = class_names[splits["train"][0]]
 
     def decode(split: str) -> Decoded:
         contents, counts, labels = [], {}, []
@@ -161,61 +162,63 @@ def _from_parquet(place: Path, found: list[Path], archive: Archive, tell: OnProg
                 table = parquet.read_table(file, columns=[image, label])
                 labels_of_file = table[label].cast(pyarrow.int64())
             except (OSError, ValueError) as error:
-                raise UserError(f"{file} can't be read: {str(error).splitlines()[0]}") from None
+                raise UserError(f"Could not read {file}: {first_line(error)}") from None
             if labels_of_file.null_count != 0:
                 raise UserError(f"{file} has images without a label")
             labels += labels_of_file.to_pylist()
             contents += [(entry or {}).get("bytes") or b"" for entry in table[image].to_pylist()]
             counts[file] = len(table)
-        pictures = ParquetImages(contents, counts)
-        pixels_NCHW = decode_all(pictures, len(labels), size=(32, 32), task=f"decode {split} images", tell=tell)
+        images = ParquetImages(contents, counts)
+        pixels_NCHW = decode_all(
+            images, len(labels), size=(32, 32), task=f"decode {split} images", on_progress=on_progress
+        )
         return pixels_NCHW, torch.tensor(labels)
 
-    def once(split: str) -> Decoded:
+    def cached(split: str) -> Decoded:
         return cached_decode(content_key(splits[split], version=f"parquet 2 {image} {label}"), lambda: decode(split))
 
-    return classes, lambda: once("train"), lambda: once("test")
+    return classes, lambda: cached("train"), lambda: cached("test")
 
 
 def _columns(file: Path, archive: Archive) -> tuple[str, str, tuple[str, ...]]:
-    """The columns of images and of labels in a parquet file, and the names of its classes."""
+    """Return the columns of images and of labels in a parquet file, and the names of its classes."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
-        described = parquet.ParquetFile(file)
+        content = parquet.ParquetFile(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no whole parquet file: {str(error).splitlines()[0]}") from None
-    schema = described.schema_arrow
-    if not described.metadata.num_rows > 0:
+        raise UserError(f"{file} is not a complete parquet file: {first_line(error)}") from None
+    schema = content.schema_arrow
+    if content.metadata.num_rows == 0:
         raise UserError(f"{file} has no rows")
     image = next((column for column in ("img", "image") if column in schema.names), None)
     label = next((column for column in archive.columns if column in schema.names), None)
     if image is None or label is None:
         raise UserError(
-            f"{file} has no column img or no column {' or '.join(archive.columns)} (its columns: "
+            f"{file} must have a column img or image and a column {' or '.join(archive.columns)} (its columns: "
             f"{', '.join(schema.names)})"
         )
     kind = schema.field(image).type
     encoded = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     encoded = encoded and kind.field("bytes").type in (pyarrow.binary(), pyarrow.large_binary())
     if not encoded:
-        raise UserError(f"the column {image} of {file} must hold encoded pictures in a field `bytes`, not {kind}")
+        raise UserError(f"Column {image} of {file} must hold encoded images in a field `bytes`, not {kind}")
     kind = schema.field(label).type
     if not pyarrow.types.is_integer(kind):
-        raise UserError(f"the column {label} of {file} must hold whole numbers, not {kind}")
+        raise UserError(f"Column {label} of {file} must hold integers, not {kind}")
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         names = None
     if not isinstance(names, list):
-        raise UserError(f"{file} does not name its classes (no `huggingface` entry in its schema)")
+        raise UserError(f"{file} does not name its classes: its schema has no `huggingface` entry")
     return image, label, tuple(names)
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The encoded pictures of parquet files, and how many each file has."""
+    """The encoded images of parquet files, and how many each file has."""
 
     contents: list[bytes]
     counts: dict[Path, int]
@@ -231,48 +234,50 @@ class ParquetImages:
         raise IndexError(number)
 
 
-def _unpacked(place: Path, archive: Archive) -> Path:
-    """The folder with the archive's files."""
-    if place.is_dir():
-        tars = sorted(place.glob("*-python.tar.gz"))
-        if (place / archive.folder).is_dir():
-            return place / archive.folder
-        if not tars or any((place / name).exists() for name in archive.test):
-            return place
-        place = tars[0]
-    verify_md5(place, archive.md5, what="archive")
+def _unpacked(path: Path, archive: Archive) -> Path:
+    """Return the folder with the archive's files; unpack the archive if need be."""
+    if path.is_dir():
+        tars = sorted(path.glob("*-python.tar.gz"))
+        if (path / archive.folder).is_dir():
+            return path / archive.folder
+        if not tars or any((path / name).exists() for name in archive.test):
+            return path
+        path = tars[0]
+    verify_md5(path, archive.md5, kind="archive")
     target = cache_dir() / "unpacked" / archive.md5
     if (target / archive.folder).is_dir():
         return target / archive.folder
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as aside:
-            inside = Path(aside) / "whole"
-            with tarfile.open(place) as tar:
-                tar.extractall(inside, filter="data")
-            if not target.exists():  # another process may have been quicker
-                inside.rename(target)
+            unpacked = Path(aside) / "unpacked"
+            with tarfile.open(path) as tar:
+                tar.extractall(unpacked, filter="data")
+            if not target.exists():  # another process may have been faster
+                unpacked.rename(target)
     except (OSError, tarfile.TarError) as error:
         if not (target / archive.folder).is_dir():
             raise UserError(
-                f"{place} can't be unpacked to {target.parent} ({error}); unpack it yourself and name the folder"
+                f"Could not unpack {path} to {target.parent} ({first_line(error)}). Unpack it yourself and give its "
+                "folder."
             ) from None
     return target / archive.folder
 
 
 def _from_archive(folder: Path, archive: Archive) -> _Parts:
-    for name, expected in {**archive.train, **archive.test, **archive.meta}.items():
-        verify_md5(check_exists(folder / name, "file of the official archive"), expected, what="file")
+    for name, md5 in {**archive.train, **archive.test, **archive.meta}.items():
+        verify_md5(check_exists(folder / name, "file of the official archive"), md5, kind="file")
     (meta,) = archive.meta
     classes = tuple(name.decode() for name in read_pickle(folder / meta)[archive.names_key])
 
-    def decode(names: dict[str, str]) -> Decoded:
-        batches = [read_pickle(folder / name) for name in names]
+    def decode(files: dict[str, str]) -> Decoded:
+        batches = [read_pickle(folder / name) for name in files]
         pixels = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
         labels = [label for batch in batches for label in batch[archive.labels_key]]
         return torch.from_numpy(pixels.copy()), torch.tensor(labels)
 
-    def once(names: dict[str, str]) -> Decoded:
-        return cached_decode(content_key([folder / name for name in names], version="python 1"), lambda: decode(names))
+    def cached(files: dict[str, str]) -> Decoded:
+        key = hashlib.sha256(" ".join(["python 2", *files.values()]).encode()).hexdigest()[:32]  # of the verified md5s
+        return cached_decode(key, lambda: decode(files))
 
-    return classes, lambda: once(archive.train), lambda: once(archive.test)
+    return classes, lambda: cached(archive.train), lambda: cached(archive.test)

@@ -12,38 +12,39 @@ from .images import Images
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set as published. The official splits are read when they are called for, never before: whoever has not
-    called `test` has not seen the test images."""
+    """A data set as published.
+
+    An official split is read when `train` or `test` is called, never before: without a call of `test`, nothing has
+    seen the test images.
+    """
 
     classes: tuple[str, ...]
     train: Callable[[], Images]
     test: Callable[[], Images]
-    recipe: str  # the name of the recipe for it
+    recipe: str  # the name of its default recipe
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        names = self.classes
-        if not len(names) >= 2:
-            raise UserError(f"there must be at least two classes, not {len(names)}: {', '.join(map(repr, names))}")
-        for name in names:
-            if not (isinstance(name, str) and name != ""):
-                raise UserError(f"a class must have a name in letters, not {name!r}")
-            if not name.isprintable():
-                raise UserError(f"the class name {name!r} can't be written in UTF-8 on one line")
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-        if twice:
-            raise UserError(f"the class {twice[:1]} is there twice")
+        if len(self.classes) < 2:
+            listed = ", ".join(map(repr, self.classes))
+            raise UserError(f"There must be at least two classes, not {len(self.classes)}: {listed}")
+        for name in self.classes:
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise UserError(f"A class name must be printable UTF-8 on one line, not {name!r}")
+        if len(set(self.classes)) < len(self.classes):
+            repeated = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise UserError(f"The class {repeated!r} is listed twice")
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a run may see: training images and the images that select. Test images aren't here; `load_test` has them."""
+    """What a run may see: training and validation images. `load_test` has the test images."""
 
     classes: tuple[str, ...]
     train: Images
     val: Images
     recipe: str
-    record: DataRecord  # settings, content hash and sizes: run.json keeps them, and a resumed run must match them
+    record: DataRecord  # settings, content hash and sizes, which run.json keeps and a resumed run must match
 
     @property
     def name(self) -> str:

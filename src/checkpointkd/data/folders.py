@@ -1,8 +1,7 @@
-"""Pictures in folders, one folder for each class: the user's own as `folder:PATH`, and ImageNet (Russakovsky et al.
-2015), both streamed.
+"""Images in folders, one folder per class: `folder:PATH`, and ImageNet (Russakovsky et al. 2015). Both are streamed.
 
-    PATH/train/CLASS/anything.jpg       to learn from; under the holdout protocol also to select with
-    PATH/val/CLASS/anything.jpg         the test images (also: valid, validation, test)
+PATH/train/CLASS/anything.jpg       training images, and with `--select-on val` also the validation images
+PATH/val/CLASS/anything.jpg         the test images (or: valid, validation, test)
 """
 
 from __future__ import annotations
@@ -20,65 +19,68 @@ from ..config import DataConfig, OnProgress
 from ..errors import UserError, check_exists
 from .cache import cache_dir
 from .datasets import DataSet
-from .image_io import needs_pillow
+from .image_io import require_pillow
 from .streaming import StreamingImages
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-TESTS = ("val", "valid", "validation", "test")
+TEST_FOLDERS = ("val", "valid", "validation", "test")
 IMAGENET_CLASSES = 1_000
 
 
-def folder(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
-    """The user's own pictures, as `folder:PATH`."""
+def folder(path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
+    """Return the user's own images, as `folder:PATH`."""
     if path is None:
-        raise UserError("say which folder: folder:PATH, with PATH/train/CLASS/… and PATH/val/CLASS/… in it")
-    assert path is not None
+        raise UserError("Give the folder: folder:PATH. It holds PATH/train/CLASS/… and PATH/val/CLASS/….")
     return _folder(check_exists(Path(path), "folder of images"), settings)
 
 
-def imagenet(path: str | None, settings: DataConfig, tell: OnProgress) -> DataSet:
-    """The data set `imagenet`: 1,281,167 training and 50,000 validation images of 1,000 classes."""
-    place = Path(path) if path is not None else cache_dir() / "imagenet"
-    if not place.exists():
+def imagenet(path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
+    """Return the data set `imagenet`: 1,281,167 training and 50,000 validation images of 1,000 classes."""
+    root = Path(path) if path is not None else cache_dir() / "imagenet"
+    if not root.exists():
         raise UserError(
-            f"imagenet is not in {place}; downloading it needs an account at image-net.org: say where its folders train "
-            "and val are, imagenet:PATH"
+            f"imagenet is not in {root}, and its download needs an account at image-net.org. Give the folder with "
+            "train and val in it: imagenet:PATH."
         )
-    dataset = _folder(place, settings)
+    dataset = _folder(root, settings)
     if len(dataset.classes) != IMAGENET_CLASSES:
         raise UserError(
-            f"{place / 'train'} has {len(dataset.classes):,} classes, ImageNet {IMAGENET_CLASSES:,}; for your own pictures "
-            f"say folder:{place}"
+            f"{root / 'train'} has {len(dataset.classes):,} classes, ImageNet {IMAGENET_CLASSES:,}. For your own "
+            f"images give folder:{root}."
         )
     return dataset
 
 
-def _folder(place: Path, settings: DataConfig) -> DataSet:
-    needs_pillow(str(place))
-    train = place / "train"
-    test = next((place / name for name in TESTS if (place / name).is_dir()), None)
-    if not (train.is_dir() and test is not None):
+def _folder(root: Path, settings: DataConfig) -> DataSet:
+    require_pillow(str(root))
+    train = root / "train"
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if test is None or not train.is_dir():
         raise UserError(
-            f"{place} needs a folder train and a folder val (or {', '.join(TESTS[1:])}), each with a folder for each class"
+            f"{root} must hold a folder train and a folder val (or {', '.join(TEST_FOLDERS[1:])}), each with a folder "
+            "per class"
         )
-    assert test is not None
-    classes, theirs = _classes(train), _classes(test)
-    if classes != theirs:
-        here, there = sorted(set(classes) - set(theirs)), sorted(set(theirs) - set(classes))
-        only = [f"only in {split.name}: {_some(names)}" for split, names in ((train, here), (test, there)) if names]
-        raise UserError(f"the classes in {train} and {test} differ ({'; '.join(only)})")
+    classes, test_classes = _classes(train), _classes(test)
+    if classes != test_classes:
+        only_train, only_test = sorted(set(classes) - set(test_classes)), sorted(set(test_classes) - set(classes))
+        only = [
+            f"only in {split.name}: {_some(names)}"
+            for split, names in ((train, only_train), (test, only_test))
+            if names
+        ]
+        raise UserError(f"The classes in {train} and {test} differ ({'; '.join(only)})")
 
-    for name in classes:  # the test images' names too: what is wrong with them is said now, not after the training
-        _pictures(test / name)
+    for name in classes:  # so that an error in the test folder precedes the training
+        _image_names(test / name)
 
     def images(split: Path) -> StreamingImages:
         names, labels = [], []
-        for label, name in enumerate(classes):
-            found = [f"{name}/{picture}" for picture in _pictures(split / name)]
-            names += found
-            labels += [label] * len(found)
+        for label, class_name in enumerate(classes):
+            names_of_class = [f"{class_name}/{name}" for name in _image_names(split / class_name)]
+            names += names_of_class
+            labels += [label] * len(names_of_class)
         encoded = [os.fsencode(name) for name in names]
-        # By name, not by content: reading ImageNet takes hours, and a picture replaced by an intact copy is the same.
+        # The identity is the names, not the content: reading ImageNet takes hours.
         digest = hashlib.sha256(b"\0".join(encoded)).hexdigest()
         return StreamingImages(
             FolderImages(split, np.array(encoded)),
@@ -99,18 +101,20 @@ def _folder(place: Path, settings: DataConfig) -> DataSet:
 
 @dataclass(frozen=True, eq=False)
 class FolderImages:
-    """Pictures below a folder, by name. The names are one array, so that workers share its memory."""
+    """Images below a folder, by name. The names are one array, so that workers share its memory."""
 
     root: Path
     names_N: np.ndarray  # bytes
 
     def read(self, number: int) -> bytes:
+        """Return the bytes of an image."""
         try:
             return Path(self.name(number)).read_bytes()
         except OSError as error:
-            raise UserError(f"{self.name(number)} can't be read: {error.strerror}") from None
+            raise UserError(f"Could not read {self.name(number)}: {error.strerror}") from None
 
     def name(self, number: int) -> str:
+        """Return the path of an image."""
         return str(self.root / os.fsdecode(self.names_N[number]))
 
 
@@ -118,39 +122,43 @@ def _classes(split: Path) -> tuple[str, ...]:
     try:
         names = os.listdir(split)
     except OSError as error:
-        raise UserError(f"the folder {split} can't be read: {error.strerror}") from None
+        raise UserError(f"Could not list the folder {split}: {error.strerror}") from None
     return tuple(sorted(name for name in names if name[0] != "." and os.path.isdir(split / name)))
 
 
-def _pictures(of_class: Path) -> list[str]:
-    """The names of the pictures below a class's folder, in order; an empty one is named at once, not in hour three."""
+def _image_names(class_folder: Path) -> list[str]:
+    """Return the names of the images below a class's folder, in order.
+
+    Raises:
+        UserError: If there is none, or if one is empty or cannot be read: now, and not in hour three of a training.
+    """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} can't be read: {error.strerror}")
+        raise UserError(f"Could not list the folder {error.filename}: {error.strerror}")
 
-    found, been = [], set()
-    for place, folders, names in os.walk(of_class, onerror=refuse, followlinks=True):
-        here = os.stat(place)
-        if (here.st_dev, here.st_ino) in been:  # a link that leads in a circle
+    images, visited = [], set()
+    for parent, folders, names in os.walk(class_folder, onerror=refuse, followlinks=True):
+        state = os.stat(parent)
+        if (state.st_dev, state.st_ino) in visited:  # links in a circle
             folders.clear()
             continue
-        been.add((here.st_dev, here.st_ino))
+        visited.add((state.st_dev, state.st_ino))
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and name[0] != ".":
-                path = Path(place, name)
+                path = Path(parent, name)
                 try:
-                    there = path.stat()
+                    state = path.stat()
                 except OSError as error:
-                    raise UserError(f"the picture {path} can't be read: {error.strerror}") from None
-                if not stat.S_ISREG(there.st_mode):
-                    raise UserError(f"the picture {path} is no file")
-                if not there.st_size > 0:
-                    raise UserError(f"the picture {path} is empty; replace it by an intact copy")
-                found.append(str(path.relative_to(of_class)))
-    if not found:
-        raise UserError(f"the class folder {of_class} has no picture in it ({', '.join(ENDINGS)})")
-    return found
+                    raise UserError(f"Could not read the image {path}: {error.strerror}") from None
+                if not stat.S_ISREG(state.st_mode):
+                    raise UserError(f"The image {path} is not a regular file")
+                if state.st_size == 0:
+                    raise UserError(f"The image {path} is empty. Replace it by an intact copy.")
+                images.append(str(path.relative_to(class_folder)))
+    if not images:
+        raise UserError(f"The class folder {class_folder} holds no image ({', '.join(ENDINGS)})")
+    return images
 
 
 def _some(names: list[str]) -> str:

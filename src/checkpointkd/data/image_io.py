@@ -1,9 +1,8 @@
-"""Pictures in files, read by Pillow; whatever is wrong with one is said in one sentence that names it."""
+"""Decode images with Pillow. Every error names the image."""
 
 from __future__ import annotations
 
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,75 +11,102 @@ import torch
 from torch import Tensor
 
 from ..config import OnProgress
-from ..errors import UserError
+from ..errors import UserError, first_line
+from .workers import usable_cpus
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class EncodedImages(Protocol):
-    """Encoded pictures in some store, by number; it may travel to other processes."""
+    """Encoded images, by number. Workers get a copy, so it can be pickled."""
 
     def read(self, number: int) -> bytes:
-        """The encoded picture; raises UserError when it can't be had."""
+        """Return the bytes of an image; raise UserError if they cannot be read."""
         ...
 
     def name(self, number: int) -> str:
-        """What to call it when it can't be read."""
+        """Return the image's name for errors."""
         ...
 
 
-def decode_rgb(content: bytes, *, where: str) -> Image:
-    """The picture in these bytes, decoded, in three channels of 8 bits whatever it came in; raises UserError that says
-    where. As with torchvision and timm, a camera's note that it was held on its side is not heeded."""
+def decode_rgb(content: bytes, *, name: str) -> Image:
+    """Return the decoded image in three channels of 8 bits.
+
+    As in torchvision and timm, the orientation that a camera stored is ignored.
+
+    Raises:
+        UserError: If the image cannot be decoded.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    if not len(content) > 0:
-        raise UserError(f"{where} is empty; replace it by an intact copy")
+    if not content:
+        raise UserError(f"{name} is empty. Replace it by an intact copy.")
     try:
-        picture = Image.open(io.BytesIO(content))
-        if picture.mode == "F":
-            raise ValueError("its pixels are fractions; save it with 8 bits")
-        if picture.mode.startswith("I"):  # 16 bits, or 32 of which 16 are used
-            levels = np.asarray(picture).astype(np.int64)
-            picture = Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).clip(0, 255).astype(np.uint8))
-        if "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-        return picture.convert("RGB")
+        image = Image.open(io.BytesIO(content))
+        if image.mode == "F":
+            raise ValueError("its pixels are floats; save it with 8 bits")
+        if image.mode.startswith("I"):  # 16 bits, or 32 of which 16 are used
+            levels = np.asarray(image).astype(np.int64)
+            image = Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).clip(0, 255).astype(np.uint8))
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert("RGB")
     except UnidentifiedImageError:
-        raise UserError(f"{where} is no picture in a format that Pillow knows; replace it by an intact copy") from None
-    except Exception as error:  # Pillow's formats raise anything at broken files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where} can't be read ({reason}); replace it by an intact copy") from None
+        raise UserError(
+            f"{name} is not an image in a format that Pillow reads. Replace it by an intact copy."
+        ) from None
+    except Exception as error:  # Pillow's decoders raise anything for broken files
+        raise UserError(f"{name} cannot be decoded ({first_line(error)}). Replace it by an intact copy.") from None
 
 
 def decode_all(
-    pictures: EncodedImages, count: int, *, size: tuple[int, int], task: str, tell: OnProgress, way_out: str = ""
+    images: EncodedImages,
+    count: int,
+    *,
+    size: tuple[int, int],
+    task: str,
+    on_progress: OnProgress,
+    remedy: str = "",
 ) -> Tensor:
-    """The first `count` pictures as pixels (N, 3, H, W), uint8; raises UserError for one of another size (H, W), with
-    what to do about it."""
+    """Decode the first `count` images.
+
+    Args:
+        images: The encoded images.
+        count: How many to decode.
+        size: Height and width that every image must have.
+        task: The name of the task for `on_progress`.
+        on_progress: Called after each portion.
+        remedy: What to do about an image of another size; a sentence for the error.
+
+    Returns:
+        Pixels (N, 3, H, W), uint8.
+
+    Raises:
+        UserError: If an image cannot be decoded or has another size.
+    """
     height, width = size
     pixels_NCHW = np.empty((count, 3, height, width), np.uint8)
 
     def decode(numbers: range) -> int:
         for number in numbers:
-            name = pictures.name(number)
-            picture = decode_rgb(pictures.read(number), where=name)
-            if picture.size != (width, height):
-                raise UserError(f"{name} is {picture.width}×{picture.height}, not {width}×{height}{way_out}")
-            pixels_NCHW[number] = np.asarray(picture).transpose(2, 0, 1)
+            name = images.name(number)
+            image = decode_rgb(images.read(number), name=name)
+            if image.size != (width, height):
+                raise UserError(f"{name} is {image.width}×{image.height}, not {width}×{height}{remedy}")
+            pixels_NCHW[number] = np.asarray(image).transpose(2, 0, 1)
         return numbers.stop
 
     portions = [range(first, min(first + 250, count)) for first in range(0, count, 250)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets other threads run while it decodes
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # Pillow releases the GIL while it decodes
         for done in pool.map(decode, portions):
-            tell(task, done, count)
+            on_progress(task, done, count)
     return torch.from_numpy(pixels_NCHW)
 
 
-def needs_pillow(what: str) -> None:
-    """Raise UserError, with the way to get it, where Pillow isn't installed."""
+def require_pillow(source: str) -> None:
+    """Raise UserError, with the command that installs it, if Pillow is not installed."""
     try:
         import PIL  # noqa: F401
     except ImportError:
-        raise UserError(f"reading {what} needs Pillow; pip install 'checkpointkd[data]'") from None
+        raise UserError(f"Reading {source} needs Pillow. Run: pip install 'checkpointkd[data]'.") from None

@@ -1,4 +1,4 @@
-"""Reading the pickles in which old data sets come: arrays and containers, and nothing that could run code."""
+"""Read the pickles of old data sets: arrays and containers, and nothing that could run code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UserError
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Python 3 writes bytes so in the old protocol; `codecs.encode` itself could do more."""
+    """Encode as Python 3 writes bytes in the old protocol; `codecs.encode` itself could do more."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
     return text.encode("latin1")
@@ -36,10 +36,14 @@ class _Restricted(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """The arrays and containers of a pickle, Python 2's strings as bytes; raises UserError if it asks for more."""
+    """Return the arrays and containers of a pickle, with Python 2's strings as bytes.
+
+    Raises:
+        UserError: If the pickle is damaged or asks for anything else.
+    """
     try:
         with open(path, "rb") as file:
             return _Restricted(file, encoding="bytes").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
-        raise UserError(f"{path} is no data of arrays and containers ({reason}); it was not loaded") from None
+        raise UserError(f"{path} is not a pickle of arrays and containers ({reason}), so it was not loaded") from None

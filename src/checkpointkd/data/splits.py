@@ -8,21 +8,32 @@ from torch import Tensor
 from ..errors import UserError
 from ..seeding import generator
 
+VALIDATION = "selection"  # a key of the random draw: another word would be another split, and change every result
+
 
 def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tensor:
-    """The rows, in order, of `count` images whose classes are in the proportion of all; raises UserError if a class
-    would have none.
+    """Return the rows, in order, of `count` images whose classes are in the proportion of all.
+
+    Args:
+        labels_N: The labels of all images.
+        count: How many images to draw.
+        seed: The seed of the draw.
+        purpose: A second key of the draw; it also names the images in errors.
+
+    Raises:
+        UserError: If a class would have no image.
 
     >>> labels = torch.arange(4).repeat(10)
     >>> rows = stratified(labels, 8, seed=0, purpose="selection")
     >>> labels[rows].bincount().tolist()
     [2, 2, 2, 2]
     """
+    name = "validation" if purpose == VALIDATION else purpose
     classes = int(labels_N.max()) + 1
-    if not count <= len(labels_N):
-        raise UserError(f"{count} {purpose} images were asked for, of {len(labels_N)} that there are")
-    if not count >= classes:
-        raise UserError(f"{count} {purpose} images can't represent {classes} classes; take at least {classes}")
+    if count > len(labels_N):
+        raise UserError(f"Cannot take {count} {name} images, for there are {len(labels_N)}")
+    if count < classes:
+        raise UserError(f"{count} {name} images are too few for {classes} classes. Take at least {classes}.")
     share_K = labels_N.bincount().double() * count / len(labels_N)
     quota_K = share_K.floor().long()
     most_short = (share_K - quota_K).argsort(descending=True, stable=True)
@@ -30,8 +41,8 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
     empty = (quota_K == 0).nonzero().flatten().tolist()
     if empty:
         raise UserError(
-            f"a split of {count} {purpose} images leaves none to class number {empty[:1]}; take more, or, where a "
-            "class has few, choose on the test images: --select-on test"
+            f"A split of {count} {name} images has none of class {empty[0]}. Take more, or choose on the test images "
+            "with --select-on test."
         )
     rows = []
     for label, quota in enumerate(quota_K.tolist()):
@@ -41,7 +52,7 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
 
 
 def complement(total: int, taken_M: Tensor) -> Tensor:
-    """The rows of `total` that are not among those taken, in order."""
-    left = torch.ones(total, dtype=torch.bool)
-    left[taken_M] = False
-    return left.nonzero().flatten()
+    """Return the rows of `total` that are not among those taken, in order."""
+    remaining = torch.ones(total, dtype=torch.bool)
+    remaining[taken_M] = False
+    return remaining.nonzero().flatten()

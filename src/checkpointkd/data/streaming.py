@@ -1,7 +1,7 @@
-"""Images that are too many or too large for memory: read, decoded and cut by worker processes as they are needed.
+"""Images that are too many or too large for memory: worker processes read, decode and crop them as they are needed.
 
-What an image becomes depends on (seed, epoch, its number) alone, never on which worker cuts it, in which batch.
-Letters in names: N images, B batch, C channels, H W height and width.
+The result is a function of (seed, epoch, number of the image), whatever the worker or the batch.
+Letters in names: N images, B batch, C channels, H W height and width, M some of the images.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,37 +23,29 @@ from ..errors import UserError
 from ..seeding import generator
 from .image_io import EncodedImages, decode_rgb
 from .images import Batch, epoch_order, eval_batch_size
+from .workers import workers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger("checkpointkd")
 
-MEASURED = 1_000  # images from which a channel's mean and deviation are estimated
-CLEAN_MARGIN = 256 / 224  # the shorter side of an unaugmented image before its center is cut out: ImageNet's practice
-
-
-def workers() -> int:
-    """How many processes decode: `CHECKPOINTKD_WORKERS`, else one for each processor this process may use, at most 8.
-
-    They change how fast images come and nothing else.
-    """
-    asked = os.environ.get("CHECKPOINTKD_WORKERS")
-    if asked is None:
-        return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if re.fullmatch("[0-9]{1,3}", asked) is None:
-        raise UserError(f"CHECKPOINTKD_WORKERS must be a number of processes from 0 to 999, not {asked[:20]!r}")
-    return int(asked)
+MEASURED = 1_000  # images on which mean and deviation of the channels are estimated
+CLEAN_MARGIN = 256 / 224  # the shorter side before the center crop, as a multiple of the crop: ImageNet's practice
+CROP_KEY = "part"  # a key of the random draw of crops: another word would change every result
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class StreamingImages:
-    """Labeled pictures in a store. To learn from, a random part of random proportions is cut out and perhaps flipped,
-    as torchvision's RandomResizedCrop does; clean ones are the center. All end as squares of `size` pixels."""
+    """Labeled images in files, resized to squares of `size` pixels.
 
-    pictures: EncodedImages
-    digest: str  # of what the pictures are, without having read them
+    Training images are random resized crops, possibly flipped, as in torchvision's RandomResizedCrop. Images without
+    augmentation are center crops.
+    """
+
+    encoded: EncodedImages
+    digest: str  # identifies the images without reading them
     labels_N: Tensor
     index_N: Tensor
     size: int
@@ -66,30 +56,35 @@ class StreamingImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         return 3, self.size, self.size
 
     def subset(self, rows_M: Tensor) -> StreamingImages:
+        """Return the images of these rows."""
         return replace(self, labels_N=self.labels_N[rows_M], index_N=self.index_N[rows_M])
 
     def to_float(self) -> Tensor:
+        """Return all images without augmentation, as floats in [0, 1]."""
         return torch.cat(list(self.iter_batches(eval_batch_size(self))))
 
     def iter_batches(self, size: int) -> Iterator[Tensor]:
-        for pixels_BCHW, _ in _load(_Cut(self, None), torch.arange(len(self)).split(size)):
-            yield pixels_BCHW.float() / 255  # a new tensor: what came from a worker is not to be written to
+        """Yield the images without augmentation, in order, at most `size` at a time."""
+        for pixels_BCHW, _ in _load(_CroppedImages(self, None), torch.arange(len(self)).split(size)):
+            yield pixels_BCHW.float() / 255  # a new tensor: a worker's must not be written to
 
     def batches(
         self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
     ) -> StreamingBatches:
+        """Return batches to train on."""
         return StreamingBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
 
-    def say_if_enlarged(self) -> None:
-        """Warn when the first picture is smaller than what it will be brought to."""
+    def warn_if_enlarged(self) -> None:
+        """Warn if the first image is smaller than `size`."""
         number = int(self.index_N[0])
-        width, height = decode_rgb(self.pictures.read(number), where=self.pictures.name(number)).size
+        width, height = decode_rgb(self.encoded.read(number), name=self.encoded.name(number)).size
         if min(width, height) < self.size * 0.75:
             log.warning(
-                "the first picture has %d×%d pixels and is enlarged to %d×%d, which costs time and tells nothing new; "
+                "The first image has %d×%d pixels and is enlarged to %d×%d, which costs time and adds no information. "
                 "--image-size %d keeps its size",
                 width,
                 height,
@@ -99,14 +94,14 @@ class StreamingImages:
             )
 
     def sha256(self) -> str:
-        """The identity of these images: which pictures, and their labels."""
+        """Return the identity of these images: the hash of their digest, labels and order."""
         digest = hashlib.sha256(self.digest.encode())
         for tensor in (self.labels_N, self.index_N):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, in [0, 1], over a thousand of the images, evenly spaced."""
+        """Return mean and standard deviation of each channel, over 1,000 evenly spaced images."""
         rows_M = torch.linspace(0, len(self) - 1, min(MEASURED, len(self))).long()
         total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
         for images_BCHW in self.subset(rows_M).iter_batches(max(1, eval_batch_size(self) // 4)):
@@ -131,9 +126,10 @@ class StreamingBatches:
         return math.ceil(len(self.images) / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        cut = _Cut(self.images, (self.seed, epoch) if self.augment else None)
+        """Yield the batches of the epoch that follows `epoch` completed ones."""
+        cropped = _CroppedImages(self.images, (self.seed, epoch) if self.augment else None)
         rows = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        for pixels_BCHW, row_B in _load(cut, rows, pin=self.device.type == "cuda"):
+        for pixels_BCHW, row_B in _load(cropped, rows, pin=self.device.type == "cuda"):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield Batch(
                 images_BCHW=pixels_BCHW.float().div_(255),
@@ -144,49 +140,53 @@ class StreamingBatches:
 
 
 def sample_crop_box(width: int, height: int, random: torch.Generator) -> tuple[int, int, int, int]:
-    """A random part (left, top, width, height) of 8% to all of a picture's area, of proportions 3:4 to 4:3.
+    """Draw a crop of 8% to 100% of an image's area with an aspect ratio from 3:4 to 4:3 (Szegedy et al. 2015).
 
-    Ten attempts are made; then it is the largest centerd part whose proportions are allowed (Szegedy et al. 2015, as
-    torchvision draws it).
+    As in torchvision, ten attempts are made. Then the box is the largest centered one of an allowed aspect ratio.
+
+    Returns:
+        Left, top, width and height in pixels.
     """
     for _ in range(10):
-        area, proportion, x, y = torch.rand(4, generator=random, dtype=torch.float64).tolist()
+        area, ratio, x, y = torch.rand(4, generator=random, dtype=torch.float64).tolist()
         area = width * height * (0.08 + 0.92 * area)
-        proportion = math.exp(math.log(4 / 3) * (2 * proportion - 1))
-        w, h = round(math.sqrt(area * proportion)), round(math.sqrt(area / proportion))
+        ratio = math.exp(math.log(4 / 3) * (2 * ratio - 1))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def random_resized_crop(picture: Image, size: int, left: int, top: int, width: int, height: int) -> Image:
-    """A part of a picture as a square."""
+def resized_crop(image: Image, size: int, left: int, top: int, width: int, height: int) -> Image:
+    """Return a crop of an image, resized to a square."""
     from PIL.Image import Resampling
 
-    return picture.crop((left, top, left + width, top + height)).resize((size, size), Resampling.BILINEAR)
+    return image.crop((left, top, left + width, top + height)).resize((size, size), Resampling.BILINEAR)
 
 
-def resize_center_crop(picture: Image, size: int) -> Image:
-    """The center of a picture whose shorter side is brought to a little more than `size`; one that is a square of that
-    size already stays as it is."""
+def resize_center_crop(image: Image, size: int) -> Image:
+    """Return the center of an image whose shorter side is resized to `CLEAN_MARGIN` · size.
+
+    An image that is already a square of `size` pixels stays as it is.
+    """
     from PIL.Image import Resampling
 
-    if picture.size == (size, size):
-        return picture
-    if max(picture.size) > 16 * min(picture.size):  # a thread, which would be resized to gigabytes
-        kept = 16 * min(picture.size)
-        left, top = max(0, picture.width - kept) // 2, max(0, picture.height - kept) // 2
-        picture = picture.crop((left, top, left + min(kept, picture.width), top + min(kept, picture.height)))
-    shorter, longer = round(size * CLEAN_MARGIN), max(picture.size)
-    longer = int(shorter * longer / min(picture.size))
-    width, height = (shorter, longer) if picture.width <= picture.height else (longer, shorter)
+    if image.size == (size, size):
+        return image
+    if max(image.size) > 16 * min(image.size):  # such a strip would be resized to gigabytes
+        most = 16 * min(image.size)
+        left, top = max(0, image.width - most) // 2, max(0, image.height - most) // 2
+        image = image.crop((left, top, left + min(most, image.width), top + min(most, image.height)))
+    shorter, longer = round(size * CLEAN_MARGIN), max(image.size)
+    longer = int(shorter * longer / min(image.size))
+    width, height = (shorter, longer) if image.width <= image.height else (longer, shorter)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return picture.resize((width, height), Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return image.resize((width, height), Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
 
-class _Cut(Dataset):
-    """What the workers do: read, decode, cut. `draw` is (seed, epoch), or None for clean images."""
+class _CroppedImages(Dataset):
+    """Read, decode and crop, in the workers. `draw` is (seed, epoch), or None for images without augmentation."""
 
     def __init__(self, images: StreamingImages, draw: tuple[int, int] | None) -> None:
         self.images, self.draw = images, draw
@@ -194,28 +194,28 @@ class _Cut(Dataset):
     def __getitem__(self, row: int) -> tuple[np.ndarray, int] | UserError:
         number, size = int(self.images.index_N[row]), self.images.size
         try:
-            picture = decode_rgb(self.images.pictures.read(number), where=self.images.pictures.name(number))
+            image = decode_rgb(self.images.encoded.read(number), name=self.images.encoded.name(number))
         except UserError as error:
             return error  # raised here, it would arrive wrapped in a worker's traceback
         if self.draw is None:
-            return np.asarray(resize_center_crop(picture, size)), row
-        random = generator("part", *self.draw, number)
-        pixels_HWC = np.asarray(random_resized_crop(picture, size, *sample_crop_box(*picture.size, random)))
+            return np.asarray(resize_center_crop(image, size)), row
+        random = generator(CROP_KEY, *self.draw, number)
+        pixels_HWC = np.asarray(resized_crop(image, size, *sample_crop_box(*image.size, random)))
         if self.images.flip and torch.rand((), generator=random) < 0.5:
             pixels_HWC = pixels_HWC[:, ::-1]
         return pixels_HWC, row
 
 
-def _load(cut: _Cut, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pixels (B, C, H, W), uint8, of each batch of rows, and the rows, in order."""
+def _load(cropped: _CroppedImages, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pixels (B, C, H, W), uint8, and the rows of each batch, in order."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors, as was asked
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers than CPUs
         loader = DataLoader(
-            cut,
+            cropped,
             batch_sampler=[rows_B.tolist() for rows_B in batches],
             num_workers=0 if len(batches) == 1 else min(workers(), len(batches)),
             collate_fn=_collate,
-            generator=torch.Generator(),  # its own: the global one belongs to the network
+            generator=torch.Generator(),  # its own, so that the global one does not change
         )
         iterator = iter(loader)
     for loaded in iterator:
@@ -227,7 +227,7 @@ def _load(cut: _Cut, batches: Sequence[Tensor], *, pin: bool = False) -> Iterato
 
 
 def _collate(items: list[tuple[np.ndarray, int] | UserError]) -> tuple[np.ndarray, list[int]] | UserError:
-    """Arrays, which travel through a pipe: tensors would through /dev/shm, of which containers have little."""
+    """Stack arrays, which travel through a pipe. Tensors would need /dev/shm, which is small in containers."""
     pixels, rows = [], []
     for item in items:
         if isinstance(item, UserError):

@@ -1,8 +1,8 @@
-"""Views of small images: a crop of the zero-padded image, perhaps flipped; finitely many, each with a number.
+"""Views of small images: crops of the zero-padded image, possibly flipped; a finite set, each with a number.
 
-A view's number is (dy · (2·pad + 1) + dx) · 2 + flip where flips exist, without the last step where they don't; dy and
-dx are the offsets of the crop in the padded image, so that an image keeps its place at dy = dx = pad. Padding is black
-before normalization and the crop comes before the flip, as with torchvision's RandomCrop and RandomHorizontalFlip.
+The number of a view is (dy · (2·pad + 1) + dx) · 2 + flip with flips, and dy · (2·pad + 1) + dx without. dy and dx are
+the offsets of the crop in the padded image; at dy = dx = pad it is the image itself. Padding is black before
+normalization, and the crop precedes the flip, as in torchvision's RandomCrop and RandomHorizontalFlip.
 Letters in names: N images, B batch, C channels, H W height and width.
 """
 
@@ -18,7 +18,7 @@ from ..seeding import hashed_uniform
 
 @dataclass(frozen=True)
 class Views:
-    """The finite family of views of a data set.
+    """The finite set of views of a data set.
 
     >>> len(Views(pad=4, flip=True)), len(Views(pad=1, flip=False))
     (162, 9)
@@ -31,26 +31,25 @@ class Views:
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
 
     @property
-    def clean(self) -> int:
+    def clean_view(self) -> int:
         """The number of the view that is the image itself."""
         return (self.pad * (2 * self.pad + 1) + self.pad) * (2 if self.flip else 1)
 
     def offsets(self, view_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dy, dx and flip (0 or 1) of these views."""
+        """Return dy, dx and flip (0 or 1) of these views."""
         side, flips = 2 * self.pad + 1, 2 if self.flip else 1
         return view_B // flips // side, view_B // flips % side, view_B % flips
 
     def draw(self, index_B: Tensor, *, seed: int, epoch: int) -> Tensor:
-        """The view of each image in this epoch: a function of (seed, epoch, index) and of nothing else."""
-        return hashed_uniform(index_B, len(self), "view", seed, epoch)
+        """Return the view of each image in this epoch, a function of (seed, epoch, index) alone."""
+        return hashed_uniform(index_B, len(self), "view", seed, epoch)  # the key decides all results: keep it
 
     def padded(self, pixels_NCHW: Tensor) -> Tensor:
-        """The images with their black frame, channels last (N, H + 2·pad, W + 2·pad, C): what `cut` reads."""
-        frame = (self.pad,) * 4
-        return torch.nn.functional.pad(pixels_NCHW, frame).permute(0, 2, 3, 1).contiguous()
+        """Return the zero-padded images, channels last (N, H + 2·pad, W + 2·pad, C), as `cut` takes them."""
+        return torch.nn.functional.pad(pixels_NCHW, (self.pad,) * 4).permute(0, 2, 3, 1).contiguous()
 
     def cut(self, padded_NHWC: Tensor, row_B: Tensor, view_B: Tensor) -> Tensor:
-        """These views of these rows, in one indexing, as (B, C, H, W) in channels-last memory."""
+        """Return these views of these rows, in one indexing, as (B, C, H, W) in channels-last memory."""
         height, width = (side - 2 * self.pad for side in padded_NHWC.shape[1:3])
         dy_B, dx_B, flip_B = self.offsets(view_B)
         y_BH = dy_B[:, None] + torch.arange(height, device=view_B.device)

@@ -1,1 +1,1 @@
-"""Studies: many runs with a table at the end, one module each."""
+"""Experiments: the paper's tables and figures, and our own comparisons, one module each; and the demo."""

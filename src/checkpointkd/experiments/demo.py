@@ -1,9 +1,7 @@
-"""The demo: the whole story on scikit-learn's digits, in under three minutes on two cores.
+"""The demo: all steps on scikit-learn's digits, in under three minutes on two CPU cores.
 
-    checkpointkd demo --out runs/demo
-
-A teacher with its trajectory, its checkpoints on the information plane, Algorithm 1's choice, and students taught by
-nobody, by single checkpoints and by a Snapshot Ensemble of two, five seeds each.
+It trains a teacher, puts its checkpoints on the information plane, chooses one by Algorithm 1, and trains students
+without a teacher, from single checkpoints, and from a Snapshot Ensemble of two, with five seeds each.
 """
 
 from __future__ import annotations
@@ -13,21 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import commands
+from ..commands import distill, score, select, train
 from ..config import TEACHER_FORWARD, Device, OnProgress
-from .quiet import quiet
 
 log = logging.getLogger("checkpointkd")
 
 TEACHER, STUDENT = "wrn_16_2", "wrn_10_1"
-# No teacher; the columns of the paper's Table 3; the Snapshot Ensemble of its Table 2.
-ARMS = [[], ["0.3"], ["midpoint"], ["0.7"], ["last"], ["best"], ["midpoint", "last"]]
+WHOLE_DEMO = "the whole demo"  # the label of the overall progress
+# no teacher; the teachers of the paper's Table 3; the Snapshot Ensemble of its Table 2
+VARIANTS = [[], ["0.3"], ["midpoint"], ["0.7"], ["last"], ["best"], ["midpoint", "last"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How large the demo is. So few training images leave a student something to learn from a teacher; the teacher
-    trains long enough that its half-way checkpoint is ripe, as the paper's are."""
+    """The size of the demo.
+
+    With few training images a student can learn something from a teacher. The teacher trains long enough for its
+    midpoint checkpoint to converge, as in the paper.
+    """
 
     train_images: int = 200
     teacher_epochs: int = 100
@@ -37,7 +38,7 @@ class Sizes:
     decoder_seeds: int = 3
     seeds: int = 5
 
-    # Costs in rough milliseconds on two cores, for the time left that the overall bar shows.
+    # costs in rough milliseconds on two CPU cores, for the overall progress
     @property
     def teacher_cost(self) -> float:
         return 0.6 * self.train_images * self.teacher_epochs
@@ -58,9 +59,9 @@ def demo(
     on_progress: OnProgress | None = None,
     _sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Show it all on real digits: a teacher, its checkpoints on the information plane, the choice, students, a report.
+    """Train a teacher on real digits, score its checkpoints, choose one, distill students, and write a report.
 
-    The same command again reuses what is finished and continues what is not.
+    Repeat the command after an interruption: it continues.
 
     Example:
 
@@ -78,15 +79,14 @@ def demo(
 
     sizes, out = _sizes or Sizes(), Path(out)
     teacher = out / "teacher"
-    overall = _Overall(sizes, on_progress)
-
+    progress = _Progress(sizes, on_progress)
     log.info(
-        "1. A teacher, %s, trained on %d digits; a checkpoint every %d epochs",
+        "1. Train a teacher, %s, on %d images of digits; save a checkpoint every %d epochs",
         TEACHER,
         sizes.train_images,
         sizes.save_every,
     )
-    commands.train(
+    train(
         TEACHER,
         data="digits",
         out=teacher,
@@ -95,50 +95,35 @@ def demo(
         train_images=sizes.train_images,
         precision="fp32",
         device=device,
-        on_progress=overall.part(sizes.teacher_cost),
+        on_progress=progress.part(sizes.teacher_cost),
     )
-    log.info("2. Each checkpoint on the information plane")
-    commands.score(
+    log.info("2. Put each checkpoint on the information plane")
+    score(
         teacher,
         decoder_steps=sizes.decoder_steps,
         decoder_seeds=sizes.decoder_seeds,
         device=device,
-        on_progress=overall.part(sizes.score_cost),
+        on_progress=progress.part(sizes.score_cost),
     )
-    chosen = commands.select(teacher)
+    chosen = select(teacher)
     log.info(
-        "3. Algorithm 1 chooses epoch %d: %s; the runner-up is epoch %s", chosen.epoch, chosen.reason, chosen.runner_up
+        "3. Algorithm 1 chooses epoch %d: %s. The runner-up is epoch %s", chosen.epoch, chosen.reason, chosen.runner_up
     )
-
-    log.info("4. Students, %s, %d seeds each", STUDENT, sizes.seeds)
+    log.info("4. Train students, %s, with %d seeds each", STUDENT, sizes.seeds)
     trajectory = open_trajectory(teacher)
-    for teachers in _distinct([[find_checkpoint(trajectory, which).epoch for which in arm] for arm in ARMS]):
-        name = "-".join(["epoch", *map(str, teachers)]) if teachers else "no-teacher"
+    for epochs in _distinct([[find_checkpoint(trajectory, which).epoch for which in names] for names in VARIANTS]):
         for seed in range(sizes.seeds):
-            common: dict[str, Any] = {
-                "out": out / "students" / f"{name}-seed{seed}",
-                "epochs": sizes.student_epochs,
-                "seed": seed,
-                "save_every": sizes.student_epochs,
-                "precision": "fp32",  # no choice by measuring: the demo gives the same numbers every time
-                "device": device,
-                "on_progress": overall.part(sizes.student_cost),
-            }
-            done = (common["out"] / "result.json").exists()
-            with quiet(seed > 0 or done):  # the teachers' accuracies are worth saying once
-                if teachers:
-                    addresses = [f"{teacher}@{epoch}" for epoch in teachers]
-                    commands.distill(STUDENT, teachers=addresses, allow_weak_teacher=True, **common)
-                else:
-                    commands.train(STUDENT, data="digits", train_images=sizes.train_images, **common)
+            _train_student(out, teacher, epochs, seed, sizes, device, progress.part(sizes.student_cost))
 
     page = write_report(out, out=out / "report.html")
     collected = collect(out)
     rows = []
-    for arm in collected.arms:
-        baseline = collected.baseline(arm)
-        against = difference(arm, baseline).words if baseline is not None and arm.teachers else ""
-        rows.append({"label": arm.label, "n": arm.n, "mean": arm.mean, "sd": arm.sd, "against": against})
+    for variant in collected.arms:
+        baseline = collected.baseline(variant)
+        against = difference(variant, baseline).words if baseline is not None and variant.teachers else ""
+        rows.append(
+            {"label": variant.label, "n": variant.n, "mean": variant.mean, "sd": variant.sd, "against": against}
+        )
     return {
         "headline": f"Algorithm 1 chose epoch {chosen.epoch} of {sizes.teacher_epochs}",
         "chosen_epoch": chosen.epoch,
@@ -148,26 +133,51 @@ def demo(
     }
 
 
-def _distinct(arms: list[list[int]]) -> list[list[int]]:
-    """Each set of teachers once: the chosen checkpoint may be the half-way one."""
-    return [arm for number, arm in enumerate(arms) if arm not in arms[:number]]
+def _train_student(
+    out: Path, teacher: Path, epochs: list[int], seed: int, sizes: Sizes, device: Device, on_progress: OnProgress
+) -> None:
+    """Train a student from the teacher's checkpoints of these epochs, or without a teacher."""
+    from .executor import warnings_only
+
+    name = "-".join(["epoch", *map(str, epochs)]) if epochs else "no-teacher"
+    folder = out / "students" / f"{name}-seed{seed}"
+    common: dict[str, Any] = {
+        "out": folder,
+        "epochs": sizes.student_epochs,
+        "seed": seed,
+        "save_every": sizes.student_epochs,
+        "precision": "fp32",  # a measured precision could give other numbers next time
+        "device": device,
+        "on_progress": on_progress,
+    }
+    with warnings_only(seed > 0 or (folder / "result.json").exists()):  # the teachers' accuracies are logged once
+        if epochs:
+            references = [f"{teacher}@{epoch}" for epoch in epochs]
+            distill(STUDENT, teachers=references, allow_weak_teacher=True, **common)
+        else:
+            train(STUDENT, data="digits", train_images=sizes.train_images, **common)
 
 
-class _Overall:
-    """One bar over all parts, weighted by their cost."""
+def _distinct(variants: list[list[int]]) -> list[list[int]]:
+    """Return each set of teachers once: the chosen checkpoint may be the midpoint."""
+    return [epochs for position, epochs in enumerate(variants) if epochs not in variants[:position]]
+
+
+class _Progress:
+    """The progress of all parts as one, weighted by their cost."""
 
     def __init__(self, sizes: Sizes, on_progress: OnProgress | None) -> None:
-        self._progress, self._done = on_progress, 0.0
-        self._total = sizes.teacher_cost + sizes.score_cost + len(ARMS) * sizes.seeds * sizes.student_cost
+        self._on_progress, self._done = on_progress, 0.0
+        self._total = sizes.teacher_cost + sizes.score_cost + len(VARIANTS) * sizes.seeds * sizes.student_cost
 
     def part(self, cost: float) -> OnProgress:
-        """The progress of the next part, which begins when all parts before it are done."""
+        """Return the callback for the next part, which starts when all parts before it are done."""
         before, self._done = self._done, self._done + cost
 
-        def tell(task: str, done: int, total: int) -> None:
-            if self._progress is not None:
-                if task != TEACHER_FORWARD:  # a part of a part
-                    self._progress("the whole demo", round(before + cost * done / total), round(self._total))
-                self._progress(task, done, total)
+        def on_progress(label: str, done: int, total: int) -> None:
+            if self._on_progress is not None:
+                if label != TEACHER_FORWARD:  # a part of a part
+                    self._on_progress(WHOLE_DEMO, round(before + cost * done / total), round(self._total))
+                self._on_progress(label, done, total)
 
-        return tell
+        return on_progress

@@ -1,4 +1,4 @@
-"""Carries out many pieces of work in order, several at once in processes of their own."""
+"""Runs tasks in the order of their requirements, several at once in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,243 +12,332 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ..config import OnProgress
 from ..errors import UserError, first_line
 from .context import Context
-from .quiet import quiet
-from .tasks import DEPENDENCY_FAILED, Task, ordered
+from .tasks import Task, ordered
 
 log = logging.getLogger("checkpointkd")
 
-LOOK_SECONDS = 0.2  # how often processes are asked how far they are
+DEPENDENCY_FAILED = "a required task failed"
+ALL_TASKS = "all tasks"  # the label of the overall progress
+POLL_SECONDS = 0.2
 
 
 def run_tasks(
     context: Context,
-    works: Sequence[Task],
+    tasks: Sequence[Task],
     *,
     jobs: int,
     on_progress: OnProgress | None,
-    on_done: Callable[[Task], None] = lambda work: None,
-    until: float = math.inf,
+    on_done: Callable[[Task], None] = lambda task: None,
+    deadline: float = math.inf,
 ) -> dict[Task, str]:
-    """Do all of this, what is needed first, `jobs` at once; returns what failed, and why.
+    """Run tasks and all that they require, `jobs` at once, those that come first in `tasks` first.
 
-    What needs something that failed is left out. Stopped, it can be called again. At `until` (of `time.monotonic`) it
-    stops by itself, whatever is being done, for which even a single job needs a process.
+    Tasks that are done are not run again. Tasks that require a failed one are left out.
+
+    Args:
+        context: The context of all tasks.
+        tasks: The tasks.
+        jobs: Tasks that run at once.
+        on_progress: Called with the progress of each task, and of all tasks.
+        on_done: Called with each task that is done.
+        deadline: The value of `time.monotonic` at which running tasks are stopped. They continue in the next call.
+
+    Returns:
+        The tasks that failed, and why.
+
+    Raises:
+        UserError: If a result is damaged.
     """
-    overall = _Overall(context, ordered(works), on_progress)
+    order = {task: position for position, task in enumerate(ordered(tasks))}
+    graph: TopologicalSorter[Task] = TopologicalSorter({task: task.requires() for task in order})
+    graph.prepare()
+    progress = _Progress(context, list(order), on_progress)
     failed: dict[Task, str] = {}
     waiting: list[Task] = []
-    done: set[Task] = set()
-    for work in ordered(works):
-        if all(before in done for before in work.after()) and context.done(work):
-            done.add(work)
-            overall.finish(work)
-        else:
-            waiting.append(work)
-    if jobs == 1 and until == math.inf:
-        for work in waiting:
-            if _lacks(work, failed):
-                continue
-            if trouble := "" if context.done(work) else _trouble(context, work, overall.within(work)):
-                failed[work] = trouble
-                log.warning("%s", trouble)
-                continue
-            overall.finish(work)
-            on_done(work)
-        return failed
-    with _Processes(context, jobs, overall) as processes:
-        while (waiting or processes.running) and time.monotonic() < until:
-            for work in list(waiting):
-                if _lacks(work, failed):
-                    waiting.remove(work)
-                elif (
-                    len(processes.running) < jobs
-                    and all(before in done for before in work.after())
-                    and not processes.busy(work)  # nor looked into: what is there is being written
-                ):
-                    waiting.remove(work)
-                    if context.done(work):
-                        done.add(work)
-                        overall.finish(work)
-                        on_done(work)
-                    else:
-                        processes.begin(work)
-            for work, trouble in processes.ended():
-                if trouble:
-                    failed[work] = trouble
-                    log.warning("%s", trouble)
+
+    def finish(task: Task) -> None:
+        graph.done(task)
+        progress.finish(task)
+        on_done(task)
+
+    def release(executor: _Executor) -> None:
+        """Move tasks whose requirements are done to `waiting`, unless they are done themselves."""
+        while released := graph.get_ready():
+            for task in released:
+                if not executor.occupies(task.folder(context)) and task.done(context):
+                    finish(task)
                 else:
-                    done.add(work)
-                    overall.finish(work)
-                    on_done(work)
+                    waiting.append(task)
+        waiting.sort(key=order.__getitem__)
+
+    # a deadline needs a process even for one job: it stops whatever runs
+    in_process = jobs == 1 and deadline == math.inf
+    with _InProcess(context, progress) if in_process else _Processes(context, jobs, progress) as executor:
+        release(executor)
+        while (waiting or executor.running) and time.monotonic() < deadline:
+            for task in list(waiting):
+                if executor.full:
+                    break
+                if executor.occupies(task.folder(context)):
+                    continue  # another task comes to the same run
+                waiting.remove(task)
+                if task.done(context):
+                    finish(task)
+                else:
+                    executor.submit(task)
+            for task, error in executor.ended():
+                if error:
+                    failed[task] = error
+                    log.warning("%s", error)
+                else:
+                    finish(task)
+            release(executor)
+    for task in order:
+        if task not in failed and any(required in failed for required in task.requires()):
+            failed[task] = DEPENDENCY_FAILED
     return failed
 
 
-def _trouble(context: Context, work: Task, on_progress: OnProgress) -> str:
-    """Do this work; returns what went wrong, if anything did."""
+def _error_of(context: Context, task: Task, on_progress: OnProgress) -> str:
+    """Run a task; return what went wrong, or an empty text."""
+    import torch
+
     try:
-        with quiet():
-            context.carry_out(work, on_progress)
+        with warnings_only():
+            task.run(context, on_progress)
     except UserError as error:
         return str(error)
-    except OSError as error:
-        return f"{context.folder(work)}: {first_line(error)}"
+    except (OSError, torch.cuda.OutOfMemoryError) as error:
+        return f"{task.folder(context)}: {first_line(error)}"
     return ""
 
 
-def _lacks(work: Task, failed: dict[Task, str]) -> bool:
-    """Whether something that it needs failed; then it fails too."""
-    if any(before in failed for before in work.after()):
-        failed[work] = DEPENDENCY_FAILED
-        return True
-    return False
+@contextlib.contextmanager
+def warnings_only(active: bool = True) -> Iterator[None]:
+    """Log nothing below warnings: what is worth saying of one run is too much for hundreds."""
+    level = log.level
+    log.setLevel(logging.WARNING if active else level)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
-class _Overall:
-    """One bar over all pieces, weighted by what they cost."""
+class _Progress:
+    """The progress of all tasks as one, weighted by their cost."""
 
-    def __init__(self, context: Context, works: list[Task], on_progress: OnProgress | None) -> None:
-        self._lab = context
-        self._cost = {work: context.cost(work) for work in works}
-        self._part: dict[Task, float] = {}
-        self._tell = on_progress or (lambda task, done, total: None)
+    def __init__(self, context: Context, tasks: list[Task], on_progress: OnProgress | None) -> None:
+        self._context = context
+        self._cost = {task: task.cost(context) for task in tasks}
+        self._share: dict[Task, float] = {}
+        self._on_progress = on_progress or (lambda label, done, total: None)
 
-    def within(self, work: Task) -> OnProgress:
-        folder = self._lab.folder(work)
+    def within(self, task: Task) -> OnProgress:
+        """Return the callback for the progress of one task."""
+        folder = str(task.folder(self._context))
 
-        def tell(task: str, done: int, total: int) -> None:
-            if task == str(folder) or task.startswith("score "):  # others are parts of parts
-                self._part[work] = max(self._part.get(work, 0.0), min(0.99, done / max(1, total)))
+        def on_progress(label: str, done: int, total: int) -> None:
+            if label == folder or label.startswith("score "):  # other labels are of parts of the task
+                self._share[task] = max(self._share.get(task, 0.0), min(0.99, done / max(1, total)))
                 self._show()
-            self._tell(task, done, total)
+            self._on_progress(label, done, total)
 
-        return tell
+        return on_progress
 
-    def finish(self, work: Task) -> None:
-        self._part[work] = 1.0
+    def finish(self, task: Task) -> None:
+        self._share[task] = 1.0
         self._show()
 
     def _show(self) -> None:
-        done = sum(self._cost[work] * part for work, part in self._part.items())
         total = sum(self._cost.values())
-        whole = sum(part == 1.0 for part in self._part.values())
-        self._tell(
-            "all runs", round(1000 * done) if whole < len(self._cost) else round(1000 * total), round(1000 * total)
-        )
+        done = sum(self._cost[task] * share for task, share in self._share.items())
+        if sum(share == 1.0 for share in self._share.values()) == len(self._cost):
+            done = total
+        self._on_progress(ALL_TASKS, round(1000 * done), round(1000 * total))
+
+
+class _Executor(Protocol):
+    """Where tasks run."""
+
+    @property
+    def running(self) -> Sequence[Task]: ...
+
+    @property
+    def full(self) -> bool:
+        """Whether no further task can start now."""
+        ...
+
+    def occupies(self, folder: Path) -> bool:
+        """Return whether a running task writes into a folder."""
+        ...
+
+    def submit(self, task: Task) -> None:
+        """Start a task that is not done."""
+        ...
+
+    def ended(self) -> list[tuple[Task, str]]:
+        """Return the tasks that ended, with what went wrong, after waiting a moment."""
+        ...
+
+
+class _InProcess:
+    """Runs one task at a time in this process."""
+
+    def __init__(self, context: Context, progress: _Progress) -> None:
+        self._context, self._progress = context, progress
+        self._ended: list[tuple[Task, str]] = []
+
+    def __enter__(self) -> _InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def running(self) -> Sequence[Task]:
+        return [task for task, _ in self._ended]
+
+    @property
+    def full(self) -> bool:
+        return bool(self._ended)
+
+    def occupies(self, folder: Path) -> bool:
+        return False
+
+    def submit(self, task: Task) -> None:
+        self._ended.append((task, _error_of(self._context, task, self._progress.within(task))))
+
+    def ended(self) -> list[tuple[Task, str]]:
+        ended, self._ended = self._ended, []
+        return ended
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that does one piece after the other: starting one takes longer than many a piece."""
+    """A process that runs one task after another: a process takes longer to start than many a task to run."""
 
     process: SpawnProcess
     pipe: Connection
 
 
 class _Processes:
-    """Pieces that are being done, each in a process that dies with this one."""
+    """Runs tasks in processes that die with this one."""
 
-    def __init__(self, context: Context, jobs: int, overall: _Overall) -> None:
-        self._lab, self._overall = context, overall
-        self._threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._context = multiprocessing.get_context("spawn")
-        self._told: Any = self._context.Queue()
+    def __init__(self, context: Context, jobs: int, progress: _Progress) -> None:
+        self._context, self._jobs, self._progress = context, jobs, progress
+        self._threads = max(1, _cores() // jobs)
+        self._spawn = multiprocessing.get_context("spawn")
+        self._messages: Any = self._spawn.Queue()
         self._idle: list[_Worker] = []
-        self.running: dict[_Worker, Task] = {}
+        self._busy: dict[_Worker, Task] = {}
 
     def __enter__(self) -> _Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        workers = [*self.running, *self._idle]
+        workers = [*self._busy, *self._idle]
         for worker in workers:
             worker.process.terminate()
         for worker in workers:
             worker.process.join()
 
-    def busy(self, work: Task) -> bool:
-        """Whether its folder is being worked in, for a piece that comes to the same."""
-        return self._lab.folder(work) in {self._lab.folder(other) for other in self.running.values()}
+    @property
+    def running(self) -> Sequence[Task]:
+        return list(self._busy.values())
 
-    def begin(self, work: Task) -> None:
-        worker = self._idle.pop() if self._idle else self._started()
-        worker.pipe.send(work)
-        self.running[worker] = work
+    @property
+    def full(self) -> bool:
+        return len(self._busy) >= self._jobs
 
-    def _started(self) -> _Worker:
-        ours, its = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self._lab, self._threads, its, self._told), daemon=True)
-        with deaf_to_interrupts():  # which a process takes over: it must not die of Ctrl-C while it starts
-            process.start()
-        its.close()
-        return _Worker(process, ours)
+    def occupies(self, folder: Path) -> bool:
+        return any(task.folder(self._context) == folder for task in self._busy.values())
+
+    def submit(self, task: Task) -> None:
+        worker = self._idle.pop() if self._idle else self._start()
+        worker.pipe.send(task)
+        self._busy[worker] = task
 
     def ended(self) -> list[tuple[Task, str]]:
-        """What ended meanwhile, and what went wrong with it; waits a moment."""
-        wait([worker.pipe for worker in self.running], LOOK_SECONDS)
-        self._listen()
+        wait([worker.pipe for worker in self._busy], POLL_SECONDS)
+        self._forward()
         ended = []
-        for worker in [one for one in self.running if one.pipe.poll()]:
+        for worker in [worker for worker in self._busy if worker.pipe.poll()]:
             try:
-                trouble = worker.pipe.recv()
+                error = worker.pipe.recv()
                 self._idle.append(worker)
             except (EOFError, OSError):
                 worker.process.join()
-                died = f"died (exit code {worker.process.exitcode})"
-                trouble = f"the process for {self._lab.folder(self.running[worker])} {died}"
-            self._listen()
-            ended.append((self.running.pop(worker), trouble))
+                folder = self._busy[worker].folder(self._context)
+                error = f"the process for {folder} died (exit code {worker.process.exitcode})"
+            self._forward()
+            ended.append((self._busy.pop(worker), error))
         return ended
 
-    def _listen(self) -> None:
-        by_pid = {worker.process.pid: work for worker, work in self.running.items()}
-        while not self._told.empty():
-            said = self._told.get()
-            if isinstance(said, logging.LogRecord):
-                log.handle(said)
-            elif (work := by_pid.get(said[0])) is not None:
-                self._overall.within(work)(*said[1:])
+    def _start(self) -> _Worker:
+        pipe, worker_pipe = self._spawn.Pipe()
+        process = self._spawn.Process(
+            target=_work, args=(self._context, self._threads, worker_pipe, self._messages), daemon=True
+        )
+        with _ignoring_interrupts():  # the process inherits it: Ctrl-C must not kill it while it starts
+            process.start()
+        worker_pipe.close()
+        return _Worker(process, pipe)
+
+    def _forward(self) -> None:
+        """Log and show what workers have sent."""
+        by_pid = {worker.process.pid: task for worker, task in self._busy.items()}
+        while not self._messages.empty():
+            message = self._messages.get()
+            if isinstance(message, logging.LogRecord):
+                log.handle(message)
+            elif (task := by_pid.get(message[0])) is not None:
+                self._progress.within(task)(*message[1:])
+
+
+def _cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Ctrl-C is ignored meanwhile; whoever starts processes stops them."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C. The process that starts others stops them."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
         yield
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
-def end_with_parent() -> None:
-    """Let this process die when the one that began it does, however that dies."""
+def _work(context: Context, threads: int, pipe: Connection, messages: Any) -> None:
+    """Run tasks as they come through the pipe, and answer each with what went wrong."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    # a worker ends when its parent does, even when the parent is killed
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _work(context: Context, threads: int, pipe: Connection, told: Any) -> None:
-    """What a process does: pieces of work as they come, each answered by what went wrong with it, if anything did."""
-    end_with_parent()
     import torch
 
     torch.set_num_threads(threads)
-    log.handlers, log.propagate = [QueueHandler(told)], False
-    said = [0.0]
+    log.handlers, log.propagate = [QueueHandler(messages)], False
+    sent_at = 0.0
 
-    def tell(task: str, done: int, total: int) -> None:
-        if done >= total or time.monotonic() - said[0] > LOOK_SECONDS:
-            said[0] = time.monotonic()
-            told.put((os.getpid(), task, done, total))
+    def on_progress(label: str, done: int, total: int) -> None:
+        nonlocal sent_at
+        if done >= total or time.monotonic() - sent_at > POLL_SECONDS:
+            sent_at = time.monotonic()
+            messages.put((os.getpid(), label, done, total))
 
     while True:
-        pipe.send(_trouble(context, pipe.recv(), tell))
+        pipe.send(_error_of(context, pipe.recv(), on_progress))

@@ -1,4 +1,4 @@
-"""Figure 2: students' accuracy against the epoch at which their teacher was taken (§3.3)."""
+"""Figure 2: students' accuracy against the epoch of their teacher (§3.3)."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from statistics import fmean, stdev
 
 from ..analysis.statistics import Claim, claim
 from ..reports.charts import Chart, Series, Table
+from .items import Item, student_items, swept_teachers
 from .presets import Pair, Preset
-from .results import Results, Row, by_seed, gaps, gaps_of_the_picked, only, settings_note, spread
-from .table1 import best_claims, picked_caveat
-from .tasks import Item, students, swept
+from .results import Results, Row, by_seed, gaps, mean_sd, only, picked_gaps, students_note
+from .table1 import best_intermediate_claims, intermediate, picked_caveat
 
 TITLE = "Figure 2: students against the epoch of their teacher"
 
 
 def needs(preset: Preset) -> list[Item]:
-    return [part for pair in preset.pairs for part in students(preset, pair, swept(pair))]
+    return [item for pair in preset.pairs for item in student_items(preset, pair, swept_teachers(pair))]
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
     lines = [
         [
-            f"{pair.name}, {_word(rows, pair, arm)}",
-            spread(list(found.values())),
-            str(len(found)),
-            spread(gaps(rows, pair, arm, "scratch")),
+            f"{pair.name}, {_teacher_words(rows, pair, variant)}",
+            mean_sd(list(accuracies.values())),
+            str(len(accuracies)),
+            mean_sd(gaps(rows, pair, variant, "scratch")),
         ]
         for pair in preset.pairs
-        for arm in ["scratch", *swept(pair)]
-        if (found := by_seed(rows, pair, arm))
+        for variant in ["scratch", *swept_teachers(pair)]
+        if (accuracies := by_seed(rows, pair, variant))
     ]
-    columns = ["teacher → student, the teacher's epoch", "accuracy, %", "n", "against no teacher, points"]
+    columns = ["teacher → student, epoch of the teacher", "accuracy, %", "n", "gain over no teacher, points"]
     return Results(
-        tables=[Table("Students by the epoch of their teacher", columns, lines, settings_note(preset))],
-        figures=[_chart(rows, pair) for pair in preset.pairs if any(by_seed(rows, pair, arm) for arm in swept(pair))],
+        tables=[Table("Students by the epoch of their teacher", columns, lines, students_note(preset))],
+        figures=[
+            _chart(rows, pair)
+            for pair in preset.pairs
+            if any(by_seed(rows, pair, variant) for variant in swept_teachers(pair))
+        ],
         claims=_claims(preset, rows),
     )
 
@@ -42,37 +46,32 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
 def _claims(preset: Preset, rows: Sequence[Row]) -> list[Claim]:
     claims = []
     for pair in preset.pairs:
-        arms = list(swept(pair))
-        between = [arm for arm in arms if arm != "last"]
-        for text, found in (
-            (
-                "Even the worst teacher is better than none",
-                gaps_of_the_picked(preset, rows, pair, arms, min, "scratch"),
-            ),
-            (
-                "The curve rises from the first teacher to the best intermediate one",
-                gaps_of_the_picked(preset, rows, pair, between, max, arms[0]),
-            ),
+        variants = list(swept_teachers(pair))
+        worst = picked_gaps(preset, rows, pair, variants, min, "scratch")
+        rise = picked_gaps(preset, rows, pair, intermediate(pair), max, variants[0])
+        for text, differences in (
+            ("Even the worst teacher is better than no teacher", worst),
+            ("The curve rises from the first teacher to the best intermediate one", rise),
         ):
-            claims.append(claim(text, pair.name, found, caveat=picked_caveat(preset)))
-    return [*claims, *best_claims(preset, rows)]  # that the peak isn't the last point
+            claims.append(claim(text, pair.name, differences, caveat=picked_caveat(preset)))
+    return [*claims, *best_intermediate_claims(preset, rows)]
 
 
 def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
-    found = {arm: by_seed(rows, pair, arm) for arm in swept(pair)}
-    arms = [arm for arm, values in found.items() if values]
-    of_arm = {arm: only(rows, kind="network", pair=pair.name, arm=arm) for arm in arms}
-    epochs = [of_arm[arm][0]["teachers"][0][2] for arm in arms]
-    alone = list(by_seed(rows, pair, "scratch").values())
+    accuracies = {variant: list(by_seed(rows, pair, variant).values()) for variant in swept_teachers(pair)}
+    variants = [variant for variant, values in accuracies.items() if values]
+    networks = {variant: only(rows, kind="network", pair=pair.name, variant=variant) for variant in variants}
+    epochs = [networks[variant][0]["teachers"][0][2] for variant in variants]
+    scratch = list(by_seed(rows, pair, "scratch").values())
     series = []
-    if alone and epochs:
+    if scratch and epochs:
         series.append(
             Series(
                 name="no teacher",
                 style="level",
                 x=[min(epochs), max(epochs)],
-                y=[fmean(alone)] * 2,
-                error=[_sd(alone)] * 2,
+                y=[fmean(scratch)] * 2,
+                error=[_sd(scratch)] * 2,
                 color=3,
             )
         )
@@ -80,16 +79,16 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
         Series(
             name="one checkpoint as teacher",
             x=epochs,
-            y=[fmean(found[arm].values()) for arm in arms],
-            error=[_sd(list(found[arm].values())) for arm in arms],
+            y=[fmean(accuracies[variant]) for variant in variants],
+            error=[_sd(accuracies[variant]) for variant in variants],
             hover=[
                 "<br>".join(
                     [
-                        f"teacher of epoch {epoch}: {spread(list(found[arm].values()))}%",
-                        *(f"seed {row['seed']}: {row['accuracy']:.2f}%, {row['run']}" for row in of_arm[arm]),
+                        f"teacher of epoch {epoch}: {mean_sd(accuracies[variant])}%",
+                        *(f"seed {row['seed']}: {row['accuracy']:.2f}%, {row['run']}" for row in networks[variant]),
                     ]
                 )
-                for arm, epoch in zip(arms, epochs, strict=True)
+                for variant, epoch in zip(variants, epochs, strict=True)
             ],
             color=0,
         )
@@ -99,14 +98,15 @@ def _chart(rows: Sequence[Row], pair: Pair) -> Chart:
         x_title="epoch of the teacher",
         y_title="test accuracy of the student, %",
         series=series,
-        caption="Bars and band: one standard deviation over seeds, none of one seed.",
-        alt=f"Test accuracy of {pair.student} by the epoch of its teacher, beside training without a teacher",
+        caption="Bars and band: one standard deviation over seeds; none for one seed.",
+        alt=f"Test accuracy of {pair.student} by the epoch of its teacher, and without a teacher",
     )
 
 
-def _word(rows: Sequence[Row], pair: Pair, arm: str) -> str:
-    found = only(rows, kind="network", pair=pair.name, arm=arm)
-    return "no teacher" if arm == "scratch" else f"epoch {found[0]['teachers'][0][2]}"
+def _teacher_words(rows: Sequence[Row], pair: Pair, variant: str) -> str:
+    if variant == "scratch":
+        return "no teacher"
+    return f"epoch {only(rows, kind='network', pair=pair.name, variant=variant)[0]['teachers'][0][2]}"
 
 
 def _sd(values: list[float]) -> float:

@@ -7,100 +7,124 @@ from statistics import fmean, stdev
 
 from ..analysis.statistics import claim
 from ..reports.charts import Chart, Series, Table
+from .items import Item, snapshot_ensemble, student_items, teacher
 from .presets import Pair, Preset
-from .results import Results, Row, by_seed, gaps, only, settings_note, spread
-from .table2 import TWO_RUNS
-from .tasks import CheckpointChoice, Item, snapshot, students, teacher
+from .results import Results, Row, by_seed, gaps, mean_sd, only, students_note
+from .tasks import CheckpointChoice
 
 TITLE = "Figure 3: the size of ensembles, and their cost"
-KINDS = {"snapshot": "Snapshot Ensemble", "ensemble": "Full Ensemble"}
+KINDS = {"snapshot": "Snapshot Ensemble", "ensemble": "Full Ensemble"}  # first word of a variant, and its name
 
 
 def needs(preset: Preset) -> list[Item]:
     pair = preset.pairs[0]
-    arms = {f"snapshot {k}": snapshot(teacher(pair), k) for k in preset.snapshot_sizes}
-    arms |= {
-        f"ensemble {k}": tuple(CheckpointChoice(teacher(pair, n), "last") for n in range(k)) for k in preset.full_sizes
+    variants = {f"snapshot {k}": snapshot_ensemble(teacher(pair), k) for k in preset.snapshot_ensemble_sizes}
+    variants |= {
+        f"ensemble {k}": tuple(CheckpointChoice(teacher(pair, number), "last") for number in range(k))
+        for k in preset.full_ensemble_sizes
     }
-    return list(students(preset, pair, arms, alone=False))
+    return list(student_items(preset, pair, variants, scratch=False))
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
     pair = preset.pairs[0]
-    sizes = {"snapshot": preset.snapshot_sizes, "ensemble": preset.full_sizes}
-    there = [(kind, k) for kind in KINDS for k in sizes[kind] if by_seed(rows, pair, f"{kind} {k}")]
+    all_sizes = {"snapshot": preset.snapshot_ensemble_sizes, "ensemble": preset.full_ensemble_sizes}
+    sizes = {kind: [k for k in all_sizes[kind] if by_seed(rows, pair, f"{kind} {k}")] for kind in KINDS}
     lines = []
-    for kind, k in there:
-        one, (cost, seconds) = by_seed(rows, pair, f"{kind} {k}"), _cost(rows, pair, f"{kind} {k}")
-        lines.append(
-            [f"{KINDS[kind]}, k = {k}", spread(list(one.values())), str(len(one)), f"{cost:,}", f"{seconds:,.0f}"]
-        )
-    columns = ["teachers", "students' accuracy, %", "n", "epochs, teachers and student", "seconds"]
+    for kind, name in KINDS.items():
+        for k in sizes[kind]:
+            accuracies = list(by_seed(rows, pair, f"{kind} {k}").values())
+            epochs, seconds = _cost(rows, pair, f"{kind} {k}")
+            lines.append(
+                [f"{name}, k = {k}", mean_sd(accuracies), str(len(accuracies)), f"{epochs:,}", f"{seconds:,.0f}"]
+            )
+    columns = ["teachers", "students' accuracy, %", "n", "epochs of teachers and student", "seconds"]
     note = (
-        f"{settings_note(preset)} Seconds are those of the runs as they were, beside others where several ran at once, "
-        "and with more or less of the teachers' answers kept from runs before: small differences tell nothing."
+        f"{students_note(preset)} Seconds are those of the runs as they happened. They depend on what else ran at the "
+        "same time and on the teacher logits that were already cached, so small differences mean nothing."
     )
+    left_out = [k for k in preset.snapshot_ensemble_sizes if k not in preset.full_ensemble_sizes]
     notes = []
-    left_out = [k for k in preset.snapshot_sizes if k not in preset.full_sizes]
     if left_out:
         notes.append(
-            f"Full Ensembles of k = {', '.join(map(str, left_out))} need as many teachers, and are no part of "
-            f"the scale {preset.name!r}."
+            f"Full Ensembles of k = {', '.join(map(str, left_out))} need k teachers each and are not part of preset "
+            f"{preset.name!r}."
         )
     return Results(
         tables=[Table(f"Ensembles of k teachers: {pair.name}", columns, lines, note)],
-        figures=[
-            _chart(rows, pair, there, "accuracy", "test accuracy of the student, %"),
-            _chart(rows, pair, there, "cost", "epochs of training, teachers and student"),
-        ],
+        figures=[_accuracy_chart(rows, pair, sizes), _cost_chart(rows, pair, sizes)],
         claims=[
             claim(
                 f"A Snapshot Ensemble of {k} teaches better than a Full Ensemble of {k}",
                 pair.name,
                 gaps(rows, pair, f"snapshot {k}", f"ensemble {k}"),
-                caveat=TWO_RUNS.replace("two", f"{k}"),
+                caveat=f"{k} runs of the teacher; with other runs the difference may vary by more than between seeds",
             )
-            for k in preset.full_sizes
-            if k > 1 and k in preset.snapshot_sizes
+            for k in preset.full_ensemble_sizes
+            if k > 1 and k in preset.snapshot_ensemble_sizes
         ],
         notes=notes,
     )
 
 
-def _cost(rows: Sequence[Row], pair: Pair, arm: str) -> tuple[int, float]:
-    """Epochs, and seconds, that training the teachers as far as needed and then the student took."""
-    found = only(rows, kind="network", pair=pair.name, arm=arm)
-    epochs = found[0]["teachers_epochs"] + found[0]["epochs"]
-    return epochs, fmean(row["teachers_seconds"] + row["seconds"] for row in found)
+def _cost(rows: Sequence[Row], pair: Pair, variant: str) -> tuple[int, float]:
+    """Return the epochs and the mean seconds of training the teachers, as far as needed, and the student."""
+    networks = only(rows, kind="network", pair=pair.name, variant=variant)
+    epochs = networks[0]["teachers_epochs"] + networks[0]["epochs"]
+    return epochs, fmean(row["teachers_seconds"] + row["seconds"] for row in networks)
 
 
-def _chart(rows: Sequence[Row], pair: Pair, there: list[tuple[str, int]], what: str, y_title: str) -> Chart:
+def _accuracy_chart(rows: Sequence[Row], pair: Pair, sizes: dict[str, list[int]]) -> Chart:
     series = []
-    for number, (kind, name) in enumerate(KINDS.items()):
-        sizes = [k for one, k in there if one == kind]
-        values = [list(by_seed(rows, pair, f"{kind} {k}").values()) for k in sizes]
-        costs = [_cost(rows, pair, f"{kind} {k}") for k in sizes]
-        of_accuracy = what == "accuracy"
+    for color, (kind, name) in enumerate(KINDS.items()):
+        accuracies = [list(by_seed(rows, pair, f"{kind} {k}").values()) for k in sizes[kind]]
         series.append(
             Series(
                 name=name,
-                x=list(sizes),
-                y=[fmean(one) for one in values] if of_accuracy else [epochs for epochs, _ in costs],
-                error=[stdev(one) if len(one) > 1 else 0.0 for one in values] if of_accuracy else None,
-                hover=[
-                    f"{name}, k = {k}<br>{spread(one)}%, n = {len(one)}<br>{epochs:,} epochs, {seconds:,.0f} s"
-                    for k, one, (epochs, seconds) in zip(sizes, values, costs, strict=True)
-                ],
-                color=number,
+                x=sizes[kind],
+                y=[fmean(values) for values in accuracies],
+                error=[stdev(values) if len(values) > 1 else 0.0 for values in accuracies],
+                hover=_hover(rows, pair, kind, sizes[kind]),
+                color=color,
             )
         )
     return Chart(
-        title=f"{pair.name}: {'accuracy' if what == 'accuracy' else 'cost'} by the size of the ensemble",
+        title=f"{pair.name}: accuracy by the size of the ensemble",
         x_title="k, teachers",
-        y_title=y_title,
+        y_title="test accuracy of the student, %",
         series=series,
-        caption="Bars: one standard deviation over seeds, none of one seed."
-        if what == "accuracy"
-        else "A checkpoint costs its run up to its epoch, a run counted once.",
-        alt=f"{what} against the number of teachers, for Snapshot and Full Ensembles",
+        caption="Bars: one standard deviation over seeds; none for one seed.",
+        alt="Accuracy against the number of teachers, for Snapshot and Full Ensembles",
     )
+
+
+def _cost_chart(rows: Sequence[Row], pair: Pair, sizes: dict[str, list[int]]) -> Chart:
+    return Chart(
+        title=f"{pair.name}: cost by the size of the ensemble",
+        x_title="k, teachers",
+        y_title="epochs of training, teachers and student",
+        series=[
+            Series(
+                name=name,
+                x=sizes[kind],
+                y=[_cost(rows, pair, f"{kind} {k}")[0] for k in sizes[kind]],
+                hover=_hover(rows, pair, kind, sizes[kind]),
+                color=color,
+            )
+            for color, (kind, name) in enumerate(KINDS.items())
+        ],
+        caption="A checkpoint costs its run up to its epoch. Each run is counted once.",
+        alt="Cost against the number of teachers, for Snapshot and Full Ensembles",
+    )
+
+
+def _hover(rows: Sequence[Row], pair: Pair, kind: str, sizes: Sequence[int]) -> list[str]:
+    hover = []
+    for k in sizes:
+        accuracies = list(by_seed(rows, pair, f"{kind} {k}").values())
+        epochs, seconds = _cost(rows, pair, f"{kind} {k}")
+        hover.append(
+            f"{KINDS[kind]}, k = {k}<br>{mean_sd(accuracies)}%, n = {len(accuracies)}<br>{epochs:,} epochs, "
+            f"{seconds:,.0f} s"
+        )
+    return hover

@@ -1,4 +1,7 @@
-"""Figure 4: teachers, students and distilled students on the information plane, and the four observations (§4.2)."""
+"""Figure 4: teachers, students and distilled students on the information plane, and four observations (§4.2).
+
+Letters in array names: A checkpoints, S fits of the estimator, N images.
+"""
 
 from __future__ import annotations
 
@@ -11,259 +14,261 @@ from typing import Any
 import numpy as np
 
 from ..analysis.statistics import Claim, claim, claim_of
-from ..reports.charts import Table
+from ..reports.charts import Figure, Table
 from ..reports.figures import curves_chart
 from .context import Context
 from .figure7 import curve_pairs
+from .items import Item, single_teachers, student_items, teacher
 from .presets import Pair, Preset
-from .results import ARMS, ONE_RUN, Results, Row, counted_spread, images_note, only
-from .tasks import Item, ScoreTask, single, students, teacher
+from .results import LABELS, ONE_RUN, Results, Row, images_note, mean_sd_n, only
+from .tasks import DistillTask, ScoreTask, Task, TrainTask
 
 TITLE = "Figure 4: information planes of teachers and students"
-UNIT = "of loss a pixel"  # the decoder's, a proxy of I(X;F)
-COLORS = {
-    "teacher": 1,
-    "scratch": 3,
-    "last": 0,
-    "midpoint": 4,
-    "uniform": 6,
-}  # as in the paper: red, gray, blues, yellow
+UNIT = "of loss per pixel"  # the unit of the decoder's I(X;F)
+COLORS = {"teacher": 1, "scratch": 3, "last": 0, "midpoint": 4, "uniform": 6}  # as in the paper
+TEACHER_CLAIMS = (  # text, variant of the gap, unit
+    ("1. The teacher's I(X;F) first rises", "peak over first", UNIT),
+    ("1. The teacher's I(X;F) then falls", "peak over last", UNIT),
+    ("1. The teacher's I(Y;F) rises to the end", "accuracy, last over best earlier", "points"),
+    ("3. T last has less I(X;F) than T midpoint", "midpoint over last", UNIT),
+    ("3. T last has more I(Y;F) than T midpoint", "accuracy, last over midpoint", "points"),
+)
+STUDENT_CLAIMS = (
+    ("4. Students of T last have less I(X;F) than students without a teacher", "scratch", "last"),
+    ("4. Students of T midpoint have more I(X;F) than students of T last", "midpoint", "last"),
+)
 
 
 def needs(preset: Preset) -> list[Item]:
-    return [part for pair in curve_pairs(preset) for part in curves(preset, pair, smoothed=False)]
+    return [item for pair in curve_pairs(preset) for item in curve_items(preset, pair, smoothed=False)]
 
 
-def curves(preset: Preset, pair: Pair, *, smoothed: bool) -> list[Item]:
-    """A pair's teacher and its students from nobody, from its end and from half-way, and their scores."""
-    networks = list(students(preset, pair, single(pair, "last", "midpoint"), smoothed=smoothed))
-    scores = [Item(pair, part.arm, ScoreTask(part.work)) for part in networks]  # type: ignore[arg-type]
-    return [Item(pair, "teacher", ScoreTask(teacher(pair))), *networks, *scores]
+def curve_items(preset: Preset, pair: Pair, *, smoothed: bool) -> list[Item]:
+    """Return a pair's teacher, its students without a teacher and from T last and T midpoint, and all their scores."""
+    variants = single_teachers(pair, "last", "midpoint")
+    students = list(student_items(preset, pair, variants, smoothed=smoothed))
+    scores = [
+        Item(pair, item.variant, ScoreTask(item.task))
+        for item in students
+        if isinstance(item.task, TrainTask | DistillTask)
+    ]
+    return [Item(pair, "teacher", ScoreTask(teacher(pair))), *students, *scores]
 
 
-def extra_rows(context: Context, parts: Sequence[Item], done: Callable[[Any], bool]) -> list[Row]:
-    """What is compared image by image."""
-    found = []
+def extra_rows(context: Context, items: Sequence[Item], done: Callable[[Task], bool]) -> list[Row]:
+    """Return the differences between checkpoints of each teacher, which are taken image by image."""
+    rows = []
     for pair in curve_pairs(context.preset):
-        works = [
-            part.work for part in parts if part.pair == pair and isinstance(part.work, ScoreTask) and done(part.work)
-        ]
-        of_teacher = next((work for work in works if work == ScoreTask(teacher(pair))), None)
-        if of_teacher is None:
+        task = ScoreTask(teacher(pair))
+        plane = task.plane(context) if done(task) else None
+        if plane is None:
             continue
-        plane = context.plane(of_teacher)
-        assert plane is not None
-        run = context.run(of_teacher.run)
-        information_ASN, right_ASN = plane.information_ASN, 100.0 * plane.images["correct"][:, None]
-        half, last = plane.epochs.index(run.midpoint.epoch), len(plane.epochs) - 1
-        below_SN, at = _peak(right_ASN[:last], right_ASN[last])
+        trajectory = task.training.trajectory(context)
+        information_ASN, correct_ASN = plane.information_ASN, 100.0 * plane.images["correct"][:, None]
+        midpoint, last = plane.epochs.index(trajectory.midpoint.epoch), len(plane.epochs) - 1
+        below_SN, best_earlier = _peak(correct_ASN[:last], correct_ASN[last])
         gaps = {
             "peak over first": (*_peak(information_ASN[1:], information_ASN[0], 1), 0),
             "peak over last": (*_peak(information_ASN[:last], information_ASN[last]), last),
-            "accuracy, last over best earlier": (-below_SN, at, last),
-            "half over full": (information_ASN[half] - information_ASN[last], [half], last),
-            "accuracy, full over half": (right_ASN[last] - right_ASN[half], [half], last),
+            "accuracy, last over best earlier": (-below_SN, best_earlier, last),
+            "midpoint over last": (information_ASN[midpoint] - information_ASN[last], [midpoint], last),
+            "accuracy, last over midpoint": (correct_ASN[last] - correct_ASN[midpoint], [midpoint], last),
         }
-        for what, (gap_SN, at, other) in gaps.items():
+        for variant, (gap_SN, picked, baseline) in gaps.items():
             error, degrees = _error(gap_SN)
-            found.append(
+            rows.append(
                 {
                     "kind": "gap",
                     "pair": pair.name,
-                    "arm": what,
+                    "variant": variant,
                     "mean": float(gap_SN.mean()),
                     "error": error,
                     "degrees": degrees,
                     "n": gap_SN.shape[1],
                     "fits": gap_SN.shape[0],
-                    "epochs": [plane.epochs[one] for one in at],
-                    "against": plane.epochs[other],
+                    "epochs": [plane.epochs[checkpoint] for checkpoint in picked],
+                    "against": plane.epochs[baseline],
                 }
             )
-    return found
+    return rows
 
 
-def _peak(among_ASN: np.ndarray, other_SN: np.ndarray, begin: int = 0) -> tuple[np.ndarray, list[int]]:
-    """By how much the highest of some checkpoints is above another one, and which these are, counted from `begin`.
+def _peak(candidates_ASN: np.ndarray, baseline_SN: np.ndarray, begin: int = 0) -> tuple[np.ndarray, list[int]]:
+    """Return by how much the highest of several checkpoints is above another, and which it is, counted from `begin`.
 
-    For each fit it is looked for by the other fits, on every other image, and compared on the rest: noise that made it
-    the highest has no part in how high it is.
+    For each fit the highest is picked by the other fits on every second image, and compared on the remaining images.
+    So the noise that made a checkpoint the highest does not count for it.
     """
-    fits = range(among_ASN.shape[1])
-    others = [[one for one in fits if one != fit] or [fit] for fit in fits]
-    peaks = [int(among_ASN[:, several, ::2].mean((1, 2)).argmax()) for several in others]
-    gap_SN = np.stack([among_ASN[peak, fit, 1::2] - other_SN[fit, 1::2] for fit, peak in zip(fits, peaks, strict=True)])
+    fits = range(candidates_ASN.shape[1])
+    other_fits = [[other for other in fits if other != fit] or [fit] for fit in fits]
+    peaks = [int(candidates_ASN[:, others, ::2].mean((1, 2)).argmax()) for others in other_fits]
+    gap_SN = np.stack(
+        [candidates_ASN[peak, fit, 1::2] - baseline_SN[fit, 1::2] for fit, peak in zip(fits, peaks, strict=True)]
+    )
     return gap_SN, sorted({begin + peak for peak in peaks})
 
 
 def _error(gap_SN: np.ndarray) -> tuple[float, float]:
-    """The standard error of a mean over images and over the estimator's fits, and its degrees of freedom
-    (Satterthwaite, Biometrics 1946)."""
+    """Return the standard error of a mean over images and fits, and its degrees of freedom."""
     fits, images = gap_SN.shape
-    of_images = gap_SN.mean(0).var(ddof=1) / images
-    of_fits = gap_SN.mean(1).var(ddof=1) / fits if fits > 1 else 0.0
-    return _together([(of_images, images - 1), (of_fits, fits - 1)])
+    image_variance = gap_SN.mean(0).var(ddof=1) / images
+    fit_variance = gap_SN.mean(1).var(ddof=1) / fits if fits > 1 else 0.0
+    return _combined_error([(image_variance, images - 1), (fit_variance, fits - 1)])
 
 
-def _together(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The standard error of independent parts, given as variances with their degrees of freedom, and its own."""
-    whole = float(sum(variance for variance, _ in parts))
-    spent = float(sum(variance**2 / degrees for variance, degrees in parts if variance > 0))
-    return math.sqrt(whole), whole**2 / spent if spent > 0 else max(degrees for _, degrees in parts)
+def _combined_error(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the standard error and the degrees of freedom of independent parts (Satterthwaite, Biometrics 1946).
+
+    Args:
+        parts: The variance of each part, and its degrees of freedom.
+    """
+    total = float(sum(part for part, _ in parts))
+    spent = float(sum(part**2 / degrees for part, degrees in parts if part > 0))
+    return math.sqrt(total), total**2 / spent if spent > 0 else max(degrees for _, degrees in parts)
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
-    claims = []
-    for pair in curve_pairs(preset):
-        claims += _observations(rows, pair)
-    return Results(tables=[last_points(preset, rows)], figures=charts(preset, rows), claims=claims)
+    claims = [each for pair in curve_pairs(preset) for each in _claims(rows, pair)]
+    return Results(tables=[last_points_table(preset, rows)], figures=charts(preset, rows), claims=claims)
 
 
-def _observations(rows: Sequence[Row], pair: Pair) -> list[Claim]:
-    teachers = [
-        ("1. The teacher's I(X;F) first goes up", "peak over first", UNIT),
-        ("1. The teacher's I(X;F) then goes down", "peak over last", UNIT),
-        ("1. The teacher's I(Y;F) goes up to the end", "accuracy, last over best earlier", "points"),
-        ("3. The full teacher keeps less of the image than the half-way one", "half over full", UNIT),
-        ("3. The full teacher knows more of the label than the half-way one", "accuracy, full over half", "points"),
+def _claims(rows: Sequence[Row], pair: Pair) -> list[Claim]:
+    teachers = [_teacher_claim(rows, pair, *each) for each in TEACHER_CLAIMS]
+    students = [
+        claim(text, pair.name, information_gaps(rows, pair, variant, baseline), unit=UNIT, caveat=ONE_RUN)
+        for text, variant, baseline in STUDENT_CLAIMS
     ]
-    claims = []
-    for text, arm, unit in teachers:
-        found = only(rows, kind="gap", pair=pair.name, arm=arm)
-        one = found[0] if found else {"mean": math.nan, "error": math.nan, "degrees": 1.0, "n": 0}
-        caveat = "rests on one run: another run's curve may differ by more than the interval, which is over images"
-        if found and ("over first" in arm or "over last" in arm or "best earlier" in arm):
-            first = ", the first that was saved: an earlier rise can't show" if "over first" in arm else ""
-            picked = f"{'s' * (len(one['epochs']) > 1)} {' or '.join(map(str, one['epochs']))}"
-            caveat = f"epoch{picked}, picked on other images, against epoch {one['against']}{first}; {caveat}"
-        made = claim_of(
-            text,
-            pair.name,
-            one["mean"],
-            one["error"],
-            one["n"],
-            unit=unit,
-            units="image",
-            degrees=one["degrees"],
-            caveat=caveat,
-        )
-        # what came before the first checkpoint may have been lower: no fall after it refutes a rise
-        claims.append(replace(made, p=None) if "over first" in arm and one["mean"] < 0 else made)
-    pairs = [
-        ("4. Students of the full teacher keep less of the image than students without one", "scratch", "last"),
-        ("4. Students of the half-way teacher keep more of the image than those of the full one", "midpoint", "last"),
-    ]
-    of_students = [
-        claim(text, pair.name, information_gaps(rows, pair, one, other), unit=UNIT, caveat=ONE_RUN)
-        for text, one, other in pairs
-    ]
-    return [*claims[:3], _larger(rows, pair), *claims[3:], *of_students]
+    return [*teachers[:3], _size_claim(rows, pair), *teachers[3:], *students]
 
 
-def _larger(rows: Sequence[Row], pair: Pair) -> Claim:
-    """That the teacher's last checkpoint keeps more than the students' last ones, by the spread of students and the
-    errors of the one teacher, over images and over fits."""
-    alone = list(last_information(rows, pair, "scratch").values())
-    text = "2. The larger teacher keeps more of the image than the student, at the end of training"
-    of_teacher = [
-        row for row in only(rows, kind="point", pair=pair.name, arm="teacher") if row["epoch"] == row["epochs"]
-    ]
-    if len(alone) < 2 or not of_teacher:
+def _teacher_claim(rows: Sequence[Row], pair: Pair, text: str, variant: str, unit: str) -> Claim:
+    found = only(rows, kind="gap", pair=pair.name, variant=variant)
+    row: Row = found[0] if found else {"mean": math.nan, "error": math.nan, "degrees": 1.0, "n": 0}
+    caveat = "one run of the teacher; another run's curve may differ by more than the interval, which is over images"
+    if found and variant not in ("midpoint over last", "accuracy, last over midpoint"):
+        first = ", the first saved epoch: an earlier rise is not testable" if variant == "peak over first" else ""
+        epochs = f"epoch{'s' * (len(row['epochs']) > 1)} {' or '.join(map(str, row['epochs']))}"
+        caveat = f"{epochs}, picked on other images, against epoch {row['against']}{first}; {caveat}"
+    result = claim_of(
+        text,
+        pair.name,
+        row["mean"],
+        row["error"],
+        row["n"],
+        unit=unit,
+        units="image",
+        degrees=row["degrees"],
+        caveat=caveat,
+    )
+    # I(X;F) may have been lower before the first checkpoint: a fall after it does not refute a rise
+    return replace(result, p=None) if variant == "peak over first" and row["mean"] < 0 else result
+
+
+def _size_claim(rows: Sequence[Row], pair: Pair) -> Claim:
+    """Return the claim that the teacher's last checkpoint has more I(X;F) than the students'.
+
+    Its error is that of the students over seeds, and that of the one teacher over images and over fits.
+    """
+    scratch = list(last_values(rows, pair, "scratch").values())
+    text = "2. The larger teacher has more I(X;F) than the student at the end of training"
+    teachers = only(rows, kind="point", pair=pair.name, variant="teacher")
+    last = next((row for row in teachers if row["epoch"] == row["epochs"]), None)
+    if len(scratch) < 2 or last is None:
         return claim_of(text, pair.name, math.nan, math.nan, 0, unit=UNIT, units="seed")
-    (row,) = of_teacher
-    fits = row["fits"]
-    of_fits = (row["information_sd"] or 0.0) ** 2 / fits
-    parts = [
-        (variance(alone) / len(alone), len(alone) - 1),
-        (of_fits, fits - 1),
-        (row["information_se"] ** 2, math.inf),
-    ]
-    error, degrees = _together(parts)
+    fits = last["fits"]
+    fit_variance = (last["information_sd"] or 0.0) ** 2 / fits
+    error, degrees = _combined_error(
+        [
+            (variance(scratch) / len(scratch), len(scratch) - 1),
+            (fit_variance, fits - 1),
+            (last["information_se"] ** 2, math.inf),
+        ]
+    )
     return claim_of(
         text,
         pair.name,
-        row["information"] - fmean(alone),
+        last["information"] - fmean(scratch),
         error,
-        len(alone),
+        len(scratch),
         unit=UNIT,
         units="seed",
         degrees=degrees,
-        caveat="rests on one teacher run: another may differ by more",
+        caveat="one run of the teacher; another run may differ by more",
     )
 
 
-def last_information(rows: Sequence[Row], pair: Pair, arm: str, what: str = "information") -> dict[int, float]:
-    """I(X;F), or another number, of each student's last checkpoint, by seed."""
-    return {
-        row["seed"]: row[what]
-        for row in only(rows, kind="point", pair=pair.name, arm=arm)
-        if row["epoch"] == row["epochs"]
-    }
+def last_values(rows: Sequence[Row], pair: Pair, variant: str, name: str = "information") -> dict[int, Any]:
+    """Return I(X;F), or another value, of each network's last checkpoint, by seed."""
+    points = only(rows, kind="point", pair=pair.name, variant=variant)
+    return {row["seed"]: row[name] for row in points if row["epoch"] == row["epochs"]}
 
 
-def information_gaps(rows: Sequence[Row], pair: Pair, arm: str, other: str) -> list[float]:
-    """By how much students of one arm keep more I(X;F) than another's, seed by seed."""
-    one, two = last_information(rows, pair, arm), last_information(rows, pair, other)
-    return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
+def information_gaps(rows: Sequence[Row], pair: Pair, variant: str, baseline: str) -> list[float]:
+    """Return by how much I(X;F) of a variant's students is above the baseline's, for each common seed."""
+    information, baseline_information = last_values(rows, pair, variant), last_values(rows, pair, baseline)
+    seeds = sorted(information.keys() & baseline_information.keys())
+    return [information[seed] - baseline_information[seed] for seed in seeds]
 
 
-def last_points(preset: Preset, rows: Sequence[Row]) -> Table:
-    """Where students end on the plane, and how far from their teacher (Eq. 5)."""
+def last_points_table(preset: Preset, rows: Sequence[Row]) -> Table:
+    """Return the table of where networks end on the plane, and how far from their teacher (Eq. 5)."""
     lines = []
     for pair in curve_pairs(preset):
-        points = only(rows, kind="point", pair=pair.name, arm="teacher")
-        arms = dict.fromkeys(row["arm"] for row in rows if row["kind"] == "point" and row["pair"] == pair.name)
-        for arm in arms:
-            accuracy = list(last_information(rows, pair, arm, "accuracy").values())
-            information = list(last_information(rows, pair, arm).values())
-            of = replace(preset, seeds=1) if arm == "teacher" else preset
-            distance = _distance(rows, pair, arm, points) if arm in ("last", "midpoint") else None
+        for variant in _variants(rows, pair):
+            is_teacher = variant == "teacher"
+            expected = replace(preset, seeds=1) if is_teacher else preset
+            distance = _distance(rows, pair, variant) if variant in ("last", "midpoint") else None
             lines.append(
                 [
-                    f"{pair.name}: {'teacher' if arm == 'teacher' else ARMS[arm]}",
-                    counted_spread(of, information, digits=4),
-                    counted_spread(of, accuracy),
+                    f"{pair.name}: {'teacher' if is_teacher else LABELS[variant]}",
+                    mean_sd_n(expected, list(last_values(rows, pair, variant).values()), digits=4),
+                    mean_sd_n(expected, list(last_values(rows, pair, variant, "accuracy").values())),
                     "" if distance is None else f"{distance:.2f}",
                 ]
             )
     note = (
-        "I(X;F) is minus the decoder's excess loss a pixel, a proxy, and I(Y;F) the accuracy, on the selection images. "
-        "The distance to its teacher is that of Eq. 5, each information scaled to the range that the teacher's "
-        f"trajectory spans. {images_note(preset, 'val')}"
+        "I(X;F) is the negative excess loss of the decoder per pixel, a proxy. I(Y;F) is the validation accuracy. The "
+        "distance to the teacher is that of Eq. 5, with both estimates scaled to the range of the teacher's "
+        f"trajectory. {images_note(preset, 'val')}"
     )
     columns = ["last checkpoint of", "I(X;F)", "I(Y;F), %", "distance to its teacher"]
-    return Table("Where networks end on the plane", columns, lines, note)
+    return Table("Where networks end on the information plane", columns, lines, note)
 
 
-def _distance(rows: Sequence[Row], pair: Pair, arm: str, points: list[Row]) -> float | None:
-    """|I(X;F_t) − I(X;F_s)| + |I(Y;F_t) − I(Y;F_s)|, the mean over students."""
+def _variants(rows: Sequence[Row], pair: Pair) -> list[str]:
+    return list(dict.fromkeys(row["variant"] for row in only(rows, kind="point", pair=pair.name)))
+
+
+def _distance(rows: Sequence[Row], pair: Pair, variant: str) -> float | None:
+    """Return |I(X;F_t) − I(X;F_s)| + |I(Y;F_t) − I(Y;F_s)| (Eq. 5), the mean over students."""
+    points = only(rows, kind="point", pair=pair.name, variant="teacher")
     if len(points) < 2:
         return None
     planned = points[0]["epochs"]
-    target = planned if arm == "last" else planned / 2
-    of_teacher = min(points, key=lambda point: abs(point["epoch"] - target))
+    epoch = planned if variant == "last" else planned / 2
+    teacher_point = min(points, key=lambda point: abs(point["epoch"] - epoch))
     total = 0.0
-    for what in ("information", "accuracy"):
-        values = [point[what] for point in points]
-        found = last_information(rows, pair, arm, what).values()
-        reach = max(values) - min(values)
-        if not found or reach == 0:
+    for name in ("information", "accuracy"):
+        teacher_values = [point[name] for point in points]
+        students = last_values(rows, pair, variant, name).values()
+        span = max(teacher_values) - min(teacher_values)
+        if not students or span == 0:
             return None
-        total += fmean(abs(of_teacher[what] - one) for one in found) / reach
+        total += fmean(abs(teacher_point[name] - student) for student in students) / span
     return total
 
 
-def charts(preset: Preset, rows: Sequence[Row]) -> list:
-    """The curves of each pair on one plane: those of the first seed."""
-    found = []
+def charts(preset: Preset, rows: Sequence[Row]) -> list[Figure]:
+    """Return a chart per pair with the curves of its teacher and of the students of seed 0."""
+    figures: list[Figure] = []
     for pair in curve_pairs(preset):
-        named, colors = {}, []
-        for arm in dict.fromkeys(row["arm"] for row in rows if row["kind"] == "point" and row["pair"] == pair.name):
-            points = only(rows, kind="point", pair=pair.name, arm=arm, seed=0)
-            name = f"{pair.teacher}, the teacher" if arm == "teacher" else f"{pair.student}: {ARMS[arm]}"
-            if points:
-                named[name if arm == "teacher" else f"{name}, seed 0"] = points
-                colors.append(COLORS[arm])
-        if named:
-            found.append(curves_chart(f"{pair.name} on the information plane", named, colors=colors))
-    return found
+        curves, colors = {}, []
+        for variant in _variants(rows, pair):
+            is_teacher = variant == "teacher"
+            name = f"{pair.teacher}, the teacher" if is_teacher else f"{pair.student}: {LABELS[variant]}, seed 0"
+            if points := only(rows, kind="point", pair=pair.name, variant=variant, seed=0):
+                curves[name] = points
+                colors.append(COLORS[variant])
+        if curves:
+            figures.append(curves_chart(f"{pair.name} on the information plane", curves, colors=colors))
+    return figures

@@ -1,4 +1,4 @@
-"""Figure 7: Algorithm 1's choice on the normalized information plane (§5), by both estimators of I(X;F)."""
+"""Figure 7: Algorithm 1's choice on the normalized information plane (§5), with both estimators of I(X;F)."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..reports.charts import Table
+from ..reports.charts import Figure, Table
 from ..reports.figures import plane_chart
 from ..selection import normalized
+from .items import Item, teacher
 from .paper_numbers import CHOSEN
 from .presets import Pair, Preset
 from .results import Results, Row, images_note, only
-from .tasks import Item, ScoreTask, teacher
+from .tasks import ScoreTask
 
 TITLE = "Figure 7: the choice on the information plane"
+COLUMNS = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalized", "I(Y;F) normalized", "sum", "I(X;F) by ridge"]
 
 
 def curve_pairs(preset: Preset) -> list[Pair]:
-    """The first pair of each teacher."""
+    """Return the first pair of each teacher network."""
     return list({pair.teacher: pair for pair in reversed(preset.pairs)}.values())[::-1]
 
 
 def needs(preset: Preset) -> list[Item]:
     return [
-        part
+        item
         for pair in curve_pairs(preset)
-        for part in (
+        for item in (
             Item(pair, "teacher", ScoreTask(teacher(pair))),
             Item(pair, "teacher, ridge", ScoreTask(teacher(pair), "ridge")),
         )
@@ -34,43 +36,49 @@ def needs(preset: Preset) -> list[Item]:
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
-    figures, tables = [], []
+    figures: list[Figure] = []
+    tables = []
     for pair in curve_pairs(preset):
-        points, by_ridge = (only(rows, kind="point", pair=pair.name, arm=arm) for arm in ("teacher", "teacher, ridge"))
-        lines = []
+        points = only(rows, kind="point", pair=pair.name, variant="teacher")
+        ridge_points = only(rows, kind="point", pair=pair.name, variant="teacher, ridge")
         if points:
-            x, y = (normalized(np.array([point[name] for point in points])) for name in ("information", "accuracy"))
             chosen = [point["epoch"] for point in points if point["chosen"]]
             figures.append(plane_chart(pair.teacher, points, chosen=chosen))
-            ridge = {point["epoch"]: f"{point['information']:.3f}" for point in by_ridge}
-            lines = [
-                [
-                    f"{point['epoch']}{', chosen' if point['chosen'] else ''}",
-                    f"{point['information']:.4f}",
-                    f"{point['accuracy']:.2f}",
-                    f"{a:.2f}",
-                    f"{b:.2f}",
-                    f"{a + b:.2f}",
-                    ridge.get(point["epoch"], ""),
-                ]
-                for point, a, b in zip(points, x, y, strict=True)
-            ]
-        columns = ["epoch", "I(X;F)", "I(Y;F), %", "I(X;F) normalized", "I(Y;F) normalized", "sum", "I(X;F) by ridge"]
+        ridge_best = best_by_sum(ridge_points)
+        if ridge_best is not None:
+            figures.append(plane_chart(f"{pair.teacher}, by ridge", ridge_points, chosen=[ridge_best]))
         note = (
-            f"I(X;F): minus the excess loss a pixel of decoders of {preset.decoder_steps} steps, {preset.decoder_seeds} "
-            f"fits, a proxy; by ridge, in nats a patch{_of_images(by_ridge)}. {images_note(preset, 'val')}"
-            f"{_agreement(points, by_ridge)}{_theirs(preset, pair)}"
+            f"I(X;F): negative excess loss per pixel, {preset.decoder_steps} decoder steps, {preset.decoder_seeds} "
+            f"fits, a proxy. By ridge: in nats per patch{_ridge_images(ridge_points)}. {images_note(preset, 'val')}"
+            f"{_agreement(points, ridge_points)}{_paper_choice(preset, pair)}"
         )
-        tables.append(Table(f"The checkpoints of {pair.teacher}", columns, lines, note))
-        best = best_by_sum(by_ridge)
-        if best is not None:
-            figures.append(plane_chart(f"{pair.teacher}, by ridge", by_ridge, chosen=[best]))
+        tables.append(Table(f"Checkpoints of {pair.teacher}", COLUMNS, _lines(points, ridge_points), note))
     return Results(tables=tables, figures=figures)
 
 
+def _lines(points: Sequence[Row], ridge_points: Sequence[Row]) -> list[list[str]]:
+    if not points:
+        return []
+    x, y = (normalized(np.array([point[name] for point in points])) for name in ("information", "accuracy"))
+    ridge = {point["epoch"]: f"{point['information']:.3f}" for point in ridge_points}
+    return [
+        [
+            f"{point['epoch']}{', chosen' if point['chosen'] else ''}",
+            f"{point['information']:.4f}",
+            f"{point['accuracy']:.2f}",
+            f"{information:.2f}",
+            f"{accuracy:.2f}",
+            f"{information + accuracy:.2f}",
+            ridge.get(point["epoch"], ""),
+        ]
+        for point, information, accuracy in zip(points, x, y, strict=True)
+    ]
+
+
 def best_by_sum(points: Sequence[Row]) -> int | None:
-    """The epoch of the checkpoint with the largest sum of normalized informations, of several the earliest (Algorithm
-    1); None where I(X;F) tells nothing.
+    """Return the epoch with the largest sum of both normalized estimates, the earliest of several (Algorithm 1).
+
+    None if I(X;F) is the same at all checkpoints.
 
     >>> best_by_sum([{"information": 2, "accuracy": 1, "epoch": 1}, {"information": 1, "accuracy": 4, "epoch": 2}])
     1
@@ -81,30 +89,30 @@ def best_by_sum(points: Sequence[Row]) -> int | None:
     return points[int((x + y).argmax())]["epoch"]
 
 
-def _of_images(by_ridge: Sequence[Row]) -> str:
-    """On how many of the images ridge was measured, its accuracies too."""
-    known = {point["images"] for point in by_ridge}
-    return f", on {known.pop():,} of the images, as are the accuracies of its figure" if known else ""
+def _ridge_images(ridge_points: Sequence[Row]) -> str:
+    """Return on how many images ridge was measured."""
+    if not ridge_points:
+        return ""
+    return f", on {ridge_points[0]['images']:,} of the images, like the accuracies of its figure"
 
 
-def _theirs(preset: Preset, pair: Pair) -> str:
-    """What the paper chose."""
-    known = preset.dataset == "cifar100" and pair.teacher in CHOSEN
-    return f" The paper's choice is epoch {CHOSEN[pair.teacher]} of 200." if known else ""
+def _paper_choice(preset: Preset, pair: Pair) -> str:
+    in_paper = preset.dataset == "cifar100" and pair.teacher in CHOSEN
+    return f" The paper's choice is epoch {CHOSEN[pair.teacher]} of 200." if in_paper else ""
 
 
-def _agreement(points: Sequence[Row], by_ridge: Sequence[Row]) -> str:
-    """How well both estimators agree on the order, and what each would choose."""
+def _agreement(points: Sequence[Row], ridge_points: Sequence[Row]) -> str:
+    """Return how well both estimators agree on the order of checkpoints, and what ridge would choose."""
     from scipy.stats import spearmanr
 
-    known = {point["epoch"]: point["information"] for point in by_ridge}
-    both = [(point["information"], known[point["epoch"]]) for point in points if point["epoch"] in known]
-    if not both:
+    ridge = {point["epoch"]: point["information"] for point in ridge_points}
+    common = [(point["information"], ridge[point["epoch"]]) for point in points if point["epoch"] in ridge]
+    if not common:
         return ""
-    if len(both) < 3 or best_by_sum(by_ridge) is None or best_by_sum(points) is None:
-        return " Both estimators can't be compared: one tells the checkpoints not apart, or there are too few."
-    rank = spearmanr(*zip(*both, strict=True)).statistic  # type: ignore[attr-defined]
+    if len(common) < 3 or best_by_sum(ridge_points) is None or best_by_sum(points) is None:
+        return " The estimators cannot be compared: too few checkpoints, or an estimate that is the same for all."
+    rank: float = spearmanr(*zip(*common, strict=True)).statistic  # type: ignore[attr-defined]
     return (
-        f" Spearman's rank correlation of both estimators over {len(both)} checkpoints is {rank:.2f}; by ridge "
-        f"Algorithm 1 would choose epoch {best_by_sum(by_ridge)}."
+        f" Spearman's rank correlation of both estimators over {len(common)} checkpoints is {rank:.2f}. By ridge, "
+        f"Algorithm 1 would choose epoch {best_by_sum(ridge_points)}."
     )

@@ -1,106 +1,110 @@
-"""Which schedule of the learning rate gives the paper's half-way accuracy: cosine, or the authors' code's steps."""
+"""Which learning-rate schedule gives the paper's midpoint accuracy: cosine, or the steps of the authors' code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..recipes import recipe as recipe_of
+from ..recipes import recipe as get_recipe
 from ..reports.charts import Chart, Series, Table
 from .figure7 import best_by_sum, curve_pairs
+from .items import Item, evaluation
 from .paper_numbers import CHOSEN
 from .presets import Pair, Preset
-from .results import Results, Row, images_note, measured, only, published
-from .tasks import CheckpointChoice, Item, ScoreTask, TrainTask
+from .results import Results, Row, images_note, only, paper_cells, paper_numbers
+from .tasks import CheckpointChoice, ScoreTask, TrainTask
 
-TITLE = "The schedule of the teacher's learning rate"
-WHICH = {"midpoint": "half-way", "last": "last"}
+TITLE = "The learning-rate schedule of the teacher"
+CHECKPOINTS = ("midpoint", "last")
+COLUMNS = [
+    "teacher, recipe (schedule)",
+    "midpoint, %",
+    "last, %",
+    "epoch chosen by the decoder",
+    "epoch chosen by ridge",
+]
 
 
 def recipes(preset: Preset) -> list[str]:
-    """The teachers' recipe and those that it is compared with."""
-    return list(dict.fromkeys((preset.teacher_recipe, *preset.schedules)))
+    """Return the teachers' recipe and those that it is compared with."""
+    return list(dict.fromkeys((preset.teacher_recipe, *preset.compared_recipes)))
 
 
 def needs(preset: Preset) -> list[Item]:
-    parts = []
+    items = []
     for pair in curve_pairs(preset):
         for name in recipes(preset):
             run = TrainTask(pair.teacher, "teacher", recipe=None if name == preset.teacher_recipe else name)
-            parts += [measured(pair, f"{name}, {which}", CheckpointChoice(run, which)) for which in WHICH]
-            parts += [
+            items += [evaluation(pair, f"{name}, {which}", CheckpointChoice(run, which)) for which in CHECKPOINTS]
+            items += [
                 Item(pair, f"{name}, decoder", ScoreTask(run)),
                 Item(pair, f"{name}, ridge", ScoreTask(run, "ridge")),
             ]
-    return parts
+    return items
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
     lines = []
     for pair in curve_pairs(preset):
         for name in recipes(preset):
-            accuracies = [only(rows, kind="measured", pair=pair.name, arm=f"{name}, {which}") for which in WHICH]
+            measured = [
+                only(rows, kind="measured", pair=pair.name, variant=f"{name}, {which}") for which in CHECKPOINTS
+            ]
             planes = [_points(rows, pair, f"{name}, {estimator}") for estimator in ("decoder", "ridge")]
             lines.append(
                 [
-                    f"{pair.teacher}, {name} ({recipe_of(name).lr_schedule})",
-                    *(f"{found[0]['accuracy']:.2f}" if found else "—" for found in accuracies),
+                    f"{pair.teacher}, {name} ({get_recipe(name).lr_schedule})",
+                    *(f"{found[0]['accuracy']:.2f}" if found else "—" for found in measured),
                     *(str(best_by_sum(points) or "undecided") if points else "—" for points in planes),
                 ]
             )
-        if known := published(preset, pair):
-            shown = [f"{known[name]:.2f}" if name in known else "" for name in ("teacher, midpoint", "teacher, last")]
+        if paper_numbers(preset, pair):
+            accuracies = paper_cells(preset, pair, [f"teacher, {which}" for which in CHECKPOINTS])
             chosen = CHOSEN.get(pair.teacher, "") if preset.dataset == "cifar100" else ""
-            lines.append([f"{pair.teacher}, the paper", *shown, f"{chosen}", ""])
-    columns = [
-        "teacher, recipe (schedule)",
-        "half-way, %",
-        "full, %",
-        "chosen by the decoder, epoch",
-        "chosen by ridge, epoch",
-    ]
+            lines.append([f"{pair.teacher}, paper", *accuracies, f"{chosen}", ""])
     note = f"One run each. {images_note(preset, 'test')}"
     charts = [_chart(preset, rows, pair) for pair in curve_pairs(preset)]
+    one_schedule = "This preset has one learning-rate schedule, so there is nothing to compare."
     return Results(
-        tables=[Table("Teachers by their schedule", columns, lines, note)],
+        tables=[Table("Teachers by learning-rate schedule", COLUMNS, lines, note)],
         figures=[chart for chart in charts if chart.series],
-        notes=[] if len(recipes(preset)) > 1 else ["This scale has one schedule: there is nothing to compare it with."],
+        notes=[] if len(recipes(preset)) > 1 else [one_schedule],
     )
 
 
-def _points(rows: Sequence[Row], pair: Pair, arm: str) -> list[Row]:
-    return only(rows, kind="point", pair=pair.name, arm=arm)
+def _points(rows: Sequence[Row], pair: Pair, variant: str) -> list[Row]:
+    return only(rows, kind="point", pair=pair.name, variant=variant)
 
 
 def _chart(preset: Preset, rows: Sequence[Row], pair: Pair) -> Chart:
     series = []
-    for number, name in enumerate(recipes(preset)):
+    for color, name in enumerate(recipes(preset)):
         if points := _points(rows, pair, f"{name}, decoder"):
             series.append(
                 Series(
-                    name=f"{name} ({recipe_of(name).lr_schedule})",
+                    name=f"{name} ({get_recipe(name).lr_schedule})",
                     x=[point["epoch"] for point in points],
                     y=[point["accuracy"] for point in points],
                     hover=[f"epoch {point['epoch']}: {point['accuracy']:.2f}%, {point['file']}" for point in points],
-                    color=number,
+                    color=color,
                 )
             )
-    known = published(preset, pair)
-    if series and "teacher, midpoint" in known:
+    numbers = paper_numbers(preset, pair)
+    if series and "teacher, midpoint" in numbers:
         series.append(
             Series(
-                name="the paper",
+                name="paper",
                 x=[preset.teacher_epochs / 2, preset.teacher_epochs],
+                y=[numbers["teacher, midpoint"], numbers["teacher, last"]],
                 style="points",
                 symbol="star",
-                y=[known["teacher, midpoint"], known["teacher, last"]],
                 color=3,
             )
         )
     return Chart(
-        title=f"{pair.teacher}: accuracy by epoch and schedule",
+        title=f"{pair.teacher}: accuracy by epoch and learning-rate schedule",
         x_title="epoch",
         y_title="accuracy, %",
         series=series,
         caption=f"{images_note(preset, 'val')} The paper's two points are test accuracies.",
-        alt=f"Accuracy of {pair.teacher} by epoch, for each schedule of the learning rate",
+        alt=f"Accuracy of {pair.teacher} by epoch, for each learning-rate schedule",
     )

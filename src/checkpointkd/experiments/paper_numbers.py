@@ -1,12 +1,12 @@
-"""The paper's own numbers, in percent, to stand beside ours (Tables 1, 2 and 3; means of five runs).
+"""The paper's numbers in percent, which are shown next to ours (Tables 1, 2 and 3; means of five runs).
 
-(The caption of Table 2 gives EN₂ and EN₃ the same definition; its text fixes them as they are here. Four of that
-table's printed averages don't fit its columns, and are left out.)
+The caption of Table 2 defines EN₂ and EN₃ alike; the definitions here are those of its text. Four averages that the
+table prints do not match its columns and are left out.
 """
 
 from __future__ import annotations
 
-# By teacher and student: T, half-way T, S; students of T full, half-way, 0.3, 0.7, chosen by Algorithm 1, best.
+# By teacher and student: test accuracies of teachers ("teacher, …", "own …") and of students by their teacher.
 CIFAR100 = {
     ("wrn_40_2", "wrn_40_1"): {
         "teacher, last": 76.53,
@@ -78,7 +78,7 @@ CIFAR100 = {
     },
 }
 
-CHOSEN = {"wrn_40_2": 160, "resnet_110": 120}  # epochs of CIFAR-100's teachers, by Algorithm 1
+CHOSEN = {"wrn_40_2": 160, "resnet_110": 120}  # by Algorithm 1, of 200 epochs on CIFAR-100
 
 TINY_IMAGENET = {
     ("wrn_40_2", "wrn_40_1"): {

@@ -1,4 +1,4 @@
-"""How large a study is, and on which data: the settings of every study, by scale and data set. No torch here."""
+"""Presets: the sizes of an experiment and the data set that it runs on. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ..errors import UserError, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A teacher's network, a student's, and the parts of the teacher's training whose checkpoints teach in Figure 2."""
+    """A teacher network and a student network.
+
+    `sweep` holds the fractions of the teacher's training whose checkpoints teach in Figure 2.
+    """
 
     teacher: str
     student: str
@@ -23,11 +26,28 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What all studies of one scale on one data set have in common, so that they share their runs.
+    """The settings that all experiments of one preset on one data set share, so that they share their runs.
 
-    `seeds` are students an arm. The k of Figure 3 are `full_sizes`, each of which needs k teachers, and
-    `snapshot_sizes`, which need one. α and τ are fixed unless `search` finds them for each pair of student and
-    teachers. `batch_size` None is the recipe's. Decoders are fitted for `decoder_steps`, from `decoder_seeds` starts.
+    Attributes:
+        seeds: Students per variant.
+        batch_size: Batch size of all trainings; None is the recipe's.
+        alpha: Weight of the labels in Eq. 1, for all students unless `tune` is true.
+        tau: Temperature, likewise.
+        smoothing: Label smoothing of the uniform teacher (Figure 6).
+        tune: Tune α and τ for each student and its teachers, as the paper did.
+        tune_trials: Trials per tuning; None is the whole grid.
+        full_ensemble_sizes: The k of Figure 3's Full Ensembles, each of which needs k teachers.
+        snapshot_ensemble_sizes: The k of Figure 3's Snapshot Ensembles, which need one teacher.
+        compared_recipes: Teacher recipes that `lr-schedule` compares with `teacher_recipe`.
+        alphas: Weights of the labels that `rules` compares.
+        budgets: Budgets of the pilot searches of `rules`, as shares of one distillation.
+        checkpoint_dtype: With float16, only runs of seed 0 keep more than the last checkpoint.
+        decoder_steps: Optimizer steps per decoder fit.
+        decoder_seeds: Decoder fits per checkpoint. Two fits hardly show how much fits differ.
+        note: A caveat that the results of this preset carry.
+
+    Raises:
+        UserError: If a value is out of range.
     """
 
     name: str
@@ -47,52 +67,50 @@ class Preset:
     alpha: float = 0.5
     tau: float = 5.0
     smoothing: float = 0.1
-    search: bool = False
-    search_trials: int | None = None  # None: the whole grid
-    full_sizes: tuple[int, ...] = (1, 2)
-    snapshot_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
-    schedules: tuple[str, ...] = ()  # recipes beside the teachers' own, of the study of schedules
-    alphas: tuple[float, ...] = (0.5, 0.1)  # of the study of rules
-    budgets: tuple[str, ...] = ("1.0",)  # of its probings, in whole distillations
-    checkpoint_dtype: CheckpointDtype = (
-        "float32"  # rounded to 16 bits when saved, and few, so that they can be carried about
-    )
+    tune: bool = False
+    tune_trials: int | None = None
+    full_ensemble_sizes: tuple[int, ...] = (1, 2)
+    snapshot_ensemble_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
+    compared_recipes: tuple[str, ...] = ()
+    alphas: tuple[float, ...] = (0.5, 0.1)
+    budgets: tuple[str, ...] = ("1.0",)
+    checkpoint_dtype: CheckpointDtype = "float32"
     decoder_steps: int = 300
-    decoder_seeds: int = 4  # with two, how much fits differ is hardly known
+    decoder_seeds: int = 4
     note: str = ""
 
     def __post_init__(self) -> None:
         check_choice("select_on", self.select_on, SelectOn)
         KDConfig(alpha=self.alpha, tau=self.tau)
         if not 1 <= self.seeds <= 1000:
-            raise UserError(f"a study needs from 1 to 1,000 seeds, not {self.seeds}")
+            raise UserError(f"--seeds must be from 1 to 1,000, not {self.seeds}")
         for name, value in (("--teacher-epochs", self.teacher_epochs), ("--student-epochs", self.student_epochs)):
-            if not value >= 2:
-                raise UserError(f"{name} must be at least 2, or there is nothing half-way, not {value}")
+            if value < 2:
+                raise UserError(f"{name} must be at least 2, so that a run has a midpoint, not {value}")
 
-    def shortened(self, *, teacher_epochs: int | None, student_epochs: int | None) -> Preset:
-        """The scale with shorter runs, which leave about as many checkpoints where they have as many epochs.
+    def with_epochs(self, *, teacher_epochs: int | None, student_epochs: int | None) -> Preset:
+        """Return the preset with other run lengths; runs save about as many checkpoints as before.
 
-        >>> scale = smoke().shortened(teacher_epochs=10, student_epochs=None)
-        >>> scale.teacher_epochs, scale.save_every, scale.student_epochs
+        >>> preset = smoke().with_epochs(teacher_epochs=10, student_epochs=None)
+        >>> preset.teacher_epochs, preset.save_every, preset.student_epochs
         (10, 1, 4)
         """
-        teachers = self.teacher_epochs if teacher_epochs is None else teacher_epochs
-        students = self.student_epochs if student_epochs is None else student_epochs
+        teacher_epochs = self.teacher_epochs if teacher_epochs is None else teacher_epochs
+        student_epochs = self.student_epochs if student_epochs is None else student_epochs
         return replace(
             self,
-            teacher_epochs=teachers,
-            student_epochs=students,
-            save_every=max(1, round(self.save_every * teachers / self.teacher_epochs)),
-            student_save_every=max(1, round(self.student_save_every * students / self.student_epochs)),
+            teacher_epochs=teacher_epochs,
+            student_epochs=student_epochs,
+            save_every=max(1, round(self.save_every * teacher_epochs / self.teacher_epochs)),
+            student_save_every=max(1, round(self.student_save_every * student_epochs / self.student_epochs)),
         )
 
 
-TENTHS = tuple(part / 10 for part in range(1, 11))
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 def smoke() -> Preset:
-    """All nine studies on digits in a few minutes: does everything run? Nothing can be learned from it."""
+    """Digits in a few minutes, to check that every experiment runs. Its results mean nothing."""
     return Preset(
         name="smoke",
         dataset="digits",
@@ -109,24 +127,26 @@ def smoke() -> Preset:
         student_save_every=2,
         train_images=100,
         precision="fp32",
-        search_trials=3,
-        full_sizes=(1, 2),
-        schedules=("digits", "cifar100-step"),
+        tune_trials=3,
+        full_ensemble_sizes=(1, 2),
+        compared_recipes=("digits", "cifar100-step"),
         alphas=(0.5,),
         budgets=("3.0",),
         decoder_steps=20,
         decoder_seeds=2,
-        note="The scale smoke shows that everything runs. Its networks and runs are tiny: nothing follows from them.",
+        note="Preset smoke checks that everything runs. Its runs are tiny, so its results mean nothing.",
     )
 
 
 def digits() -> Preset:
-    """Digits again, 200 of them, with whole runs and more seeds: enough for rules to be told apart, in half an hour."""
-    pairs = [(one, other) for one in ("wrn_16_2", "resnet_14") for other in ("wrn_10_1", "resnet_8")]
+    """200 images of digits, with long runs and five seeds: enough to tell rules apart, in half an hour."""
+    pairs = [(teacher, student) for teacher in ("wrn_16_2", "resnet_14") for student in ("wrn_10_1", "resnet_8")]
     return replace(
         smoke(),
         name="digits",
-        pairs=tuple(Pair(teacher=one, student=other, sweep=(0.2, 0.4, 0.6, 0.8, 1.0)) for one, other in pairs),
+        pairs=tuple(
+            Pair(teacher=teacher, student=student, sweep=(0.2, 0.4, 0.6, 0.8, 1.0)) for teacher, student in pairs
+        ),
         seeds=5,
         teacher_epochs=100,
         student_epochs=40,
@@ -136,12 +156,12 @@ def digits() -> Preset:
         alphas=Preset.alphas,
         budgets=("0.6", "1.0", "2.0"),
         decoder_steps=100,
-        note="The scale digits has 200 images of digits: what holds for them need not hold for photographs.",
+        note="Preset digits trains on 200 images of digits. Its results need not hold for photographs.",
     )
 
 
 def small() -> Preset:
-    """Real CIFAR-100, 10,000 images of it, about an hour a study on two cores."""
+    """10,000 images of CIFAR-100; about an hour per experiment on two CPU cores."""
     return Preset(
         name="small",
         dataset="cifar100",
@@ -157,16 +177,16 @@ def small() -> Preset:
         save_every=3,
         student_save_every=4,
         train_images=10_000,
-        full_sizes=(1, 2, 4),
-        schedules=("cifar100-small", "cifar100-step"),
-        note="The scale small has a fifth of the images, a seventh of the teachers' epochs and smaller networks than "
-        "the paper. Its teachers are far from converged at their end, so that a checkpoint from the middle is unripe "
-        "where the paper's is mature: what the paper observes late in training can't show here.",
+        full_ensemble_sizes=(1, 2, 4),
+        compared_recipes=("cifar100-small", "cifar100-step"),
+        note="Preset small has a fifth of the paper's images, a seventh of its teacher epochs, and smaller networks. "
+        "Its teachers have not converged at the last epoch, so a midpoint checkpoint is under-trained here. "
+        "What the paper observes late in training is not testable with this preset.",
     )
 
 
 def overfit() -> Preset:
-    """Real CIFAR-100, 2,500 images of it, which teachers know by heart in the end, as the paper's do."""
+    """2,500 images of CIFAR-100, which teachers have memorized at the last epoch, as in the paper."""
     return replace(
         small(),
         name="overfit",
@@ -181,13 +201,13 @@ def overfit() -> Preset:
         student_save_every=6,
         train_images=2_500,
         budgets=("0.5", "1.0", "2.0"),
-        note="The scale ripe has a twentieth of the images, so that a teacher of 120 epochs knows them by heart and "
-        "its checkpoints from the middle are mature, as the paper's are; its networks are smaller than the paper's.",
+        note="Preset overfit has a twentieth of the paper's images, so that a teacher of 120 epochs memorizes them. "
+        "Its midpoint checkpoints are converged, as in the paper. Its networks are smaller than the paper's.",
     )
 
 
 def paper() -> Preset:
-    """The paper's own settings on CIFAR-100 (§3.2)."""
+    """The paper's settings on CIFAR-100 (§3.2)."""
     networks = (
         ("wrn_40_2", "wrn_40_1"),
         ("wrn_40_2", "mobilenetv2_0.75"),
@@ -206,8 +226,8 @@ def paper() -> Preset:
         save_every=10,
         student_save_every=20,
         select_on="test",
-        full_sizes=(1, 2, 4, 7, 10),
-        schedules=("cifar100", "cifar100-step"),
+        full_ensemble_sizes=(1, 2, 4, 7, 10),
+        compared_recipes=("cifar100", "cifar100-step"),
         checkpoint_dtype="float16",
     )
 
@@ -218,7 +238,7 @@ def paper_tiny_imagenet() -> Preset:
         paper(),
         dataset="tiny-imagenet",
         pairs=tuple(Pair(teacher="wrn_40_2", student=student) for student in ("wrn_40_1", "mobilenetv2_0.75")),
-        schedules=(),
+        compared_recipes=(),
         teacher_recipe="tiny-imagenet",
         student_recipe="tiny-imagenet",
         teacher_epochs=150,
@@ -229,7 +249,7 @@ def paper_tiny_imagenet() -> Preset:
 
 
 def paper_imagenet() -> Preset:
-    """The paper's settings on ImageNet (Table 1), where it shows one run of each."""
+    """The paper's settings on ImageNet (Table 1), where the paper shows one run per network."""
     return replace(
         paper(),
         dataset="imagenet",
@@ -237,7 +257,7 @@ def paper_imagenet() -> Preset:
             Pair(teacher="timm:resnet34", student="timm:resnet18"),
             Pair(teacher="timm:resnet50", student="timm:mobilenetv2_100"),
         ),
-        schedules=(),
+        compared_recipes=(),
         teacher_recipe="imagenet",
         student_recipe="imagenet",
         teacher_epochs=120,
@@ -247,7 +267,7 @@ def paper_imagenet() -> Preset:
     )
 
 
-SCALES = {
+PRESETS = {
     "smoke": {"digits": smoke},
     "digits": {"digits": digits},
     "small": {"cifar100": small},
@@ -257,18 +277,18 @@ SCALES = {
 
 
 def get_preset(name: str, data: str | None) -> Preset:
-    """The settings of this scale on this data set, by default the first that it has.
+    """Return the preset of this name on this data set; by default on the first that it has.
 
-    >>> scale_of("paper", "tiny-imagenet:somewhere").teacher_epochs
+    >>> get_preset("paper", "tiny-imagenet:somewhere").teacher_epochs
     150
-    >>> scale_of("small", "digits")
+    >>> get_preset("small", "digits")
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: the scale 'small' is for cifar100, not for 'digits'
+    checkpointkd.errors.UserError: Preset 'small' runs on cifar100, not on 'digits'
     """
-    if name not in SCALES:
-        raise unknown_name("scale", name, SCALES)
-    known = SCALES[name]
-    dataset = next(iter(known)) if data is None else data.partition(":")[0]
-    if dataset not in known:
-        raise UserError(f"the scale {name!r} is for {', '.join(known)}, not for {dataset!r}")
-    return known[dataset]()
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    by_dataset = PRESETS[name]
+    dataset = next(iter(by_dataset)) if data is None else data.partition(":")[0]
+    if dataset not in by_dataset:
+        raise UserError(f"Preset {name!r} runs on {', '.join(by_dataset)}, not on {dataset!r}")
+    return by_dataset[dataset]()

@@ -1,372 +1,375 @@
-"""The rules that choose a teacher: how far their students are behind the best, and what choosing costs (SPEC §6)."""
+"""The rules that choose a teacher: their regret against the best teacher, and what choosing costs.
+
+Variants are named `RULE, ALPHA`, as in `algorithm1, 0.5`, and `pilot, BUDGET` for the student that a pilot search
+advises.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
 
-from ..analysis.statistics import Claim, claim, paired
+from ..analysis.statistics import Claim, Paired, claim, paired
 from ..errors import pluralize
 from ..reports.charts import Chart, Series, Table
 from ..selection import RULES
 from .context import Context
+from .items import Item, snapshot_ensemble, swept_teachers, teacher
 from .presets import Pair, Preset
-from .results import Results, Row, by_seed, gaps, gaps_on_average, only, settings_note, spread
-from .tasks import (
-    AdvisedStudent,
-    CheckpointChoice,
-    DistillTask,
-    Item,
-    PilotTask,
-    TrainTask,
-    snapshot,
-    swept,
-    teacher,
-)
+from .results import Results, Row, by_seed, gaps, mean_gaps, mean_sd, only, students_note
+from .tasks import AdvisedTask, CheckpointChoice, DistillTask, PilotTask, Task, TrainTask
+
+Regrets = dict[str, dict[int, float]]  # in points, by pair and seed
 
 TITLE = "The rules that choose a teacher"
-NONE = "no teacher"
-TWO = "half-way and full together"
+PILOT = "pilot"
+BOTH = "midpoint and last"  # both checkpoints teach together
+LABELS = {"scratch": "no teacher", "algorithm1": "Algorithm 1", PILOT: "pilot search"}
+COLUMNS = [
+    "rule, weight of the labels",
+    "n",
+    "regret, points",
+    "95% interval",
+    "worst pair",
+    "better than T last",
+    "gain over no teacher, worst pair",
+    "rank correlation",
+    "cost, distillations",
+]
 
 
 def needs(preset: Preset) -> list[Item]:
-    parts = []
+    items = []
     for seed in range(preset.seeds):
         for pair in preset.pairs:
-            parts.append(Item(pair, "scratch", TrainTask(pair.student, "student", seed)))
-            for alpha in preset.alphas:
-                arms = {**swept(pair), **{rule: (CheckpointChoice(teacher(pair), rule),) for rule in _ruled()}}
-                arms["two"] = snapshot(teacher(pair), 2)
-                parts += [
-                    Item(pair, f"{arm}, {alpha:g}", DistillTask(pair.student, members, seed, alpha=alpha))
-                    for arm, members in arms.items()
-                ]
+            items.append(Item(pair, "scratch", TrainTask(pair.student, "student", seed)))
+            variants = {**swept_teachers(pair), **{rule: (CheckpointChoice(teacher(pair), rule),) for rule in rules()}}
+            variants[BOTH] = snapshot_ensemble(teacher(pair), 2)
+            items += [
+                Item(pair, f"{variant}, {alpha:g}", DistillTask(pair.student, teachers, seed, alpha=alpha))
+                for alpha in preset.alphas
+                for variant, teachers in variants.items()
+            ]
             for budget in preset.budgets:
-                probing = PilotTask(pair.student, teacher(pair), budget, seed)
-                parts += [Item(pair, "probing", probing), Item(pair, f"auto, {budget}", AdvisedStudent(probing, seed))]
-    return parts
+                pilot = PilotTask(pair.student, teacher(pair), budget, seed)
+                items += [
+                    Item(pair, f"{PILOT}, {budget}", pilot),
+                    Item(pair, f"{PILOT}, {budget}", AdvisedTask(pilot, seed)),
+                ]
+    return items
 
 
-def extra_rows(context: Context, parts: Sequence[Item], done: Callable[[Any], bool]) -> list[Row]:
-    """What the rules chose, and what the lessons found."""
+def extra_rows(context: Context, items: Sequence[Item], done: Callable[[Task], bool]) -> list[Row]:
+    """Return what the rules chose."""
     rows = []
     for pair in context.preset.pairs:
-        for rule in _ruled():
-            picked = CheckpointChoice(teacher(pair), rule)
-            if all(done(before) for before in picked.after()):
-                choice = context.choice(picked)
+        for rule in rules():
+            chosen = CheckpointChoice(teacher(pair), rule)
+            if all(map(done, chosen.requires())):
+                choice = chosen.choice(context)
+                scores = {str(epoch): score for epoch, score in choice.scores.items()}
                 rows.append(
-                    {
-                        "kind": "choice",
-                        "pair": pair.name,
-                        "rule": rule,
-                        "epoch": choice.epoch,
-                        "scores": {str(epoch): value for epoch, value in choice.scores.items()},
-                    }
+                    {"kind": "choice", "pair": pair.name, "rule": rule, "epoch": choice.epoch, "scores": scores}
                 )
-    for part in parts:
-        if isinstance(part.work, PilotTask) and done(part.work):
-            found = context.found(part.work)["result"]
-            rows.append(
-                {
-                    "kind": "pilot",
-                    "pair": part.pair.name,
-                    "budget": part.work.budget,
-                    "seed": part.work.seed,
-                    **{
-                        name: found[name]
-                        for name in ("epochs", "alpha", "pilot_runs", "skipped", "spent_epochs", "student_epochs")
-                    },
-                }
-            )
     return rows
 
 
-def results(preset: Preset, rows: Sequence[Row]) -> Results:
-    found = {arm: regrets(preset, rows, arm) for arm in _arms(preset)}
-    found = {arm: several for arm, several in found.items() if several}
-    lines = [_line(preset, rows, arm, several) for arm, several in found.items()]
-    columns = [
-        "rule, weight of the labels",
-        "n",
-        "regret, points",
-        "95% interval",
-        "worst case",
-        "better than T full",
-        "against no teacher, worst case",
-        "rank correlation",
-        "cost, whole distillations",
-    ]
-    how = f"α as in each line, τ = {preset.tau:g}"
-    who = (
-        "the other seeds' students"
-        if preset.seeds > 1
-        else "the same students, there being one seed only, which flatters"
-    )
-    note = (
-        f"{settings_note(preset, how)} Regret: by how many points the student is behind that of the best teacher, mean "
-        f"over {len(preset.pairs)} pairs of teacher and student and {pluralize(preset.seeds, 'seed')}; the best teacher is "
-        f"named by {who} on the selection images, among all that were tried, no teacher and two checkpoints together "
-        "included, so that a regret can be below 0. The interval takes pairs and seeds for independent, which they are "
-        "not quite. Rank correlation (Spearman): of a rule's scores of the checkpoints, or of what the first lessons "
-        f"from them say with α = {preset.alphas[0]:g}, with the mean accuracies of their students of the same α; from "
-        "three checkpoints on; lessons are held from few of them, so that this column doesn't compare the two. "
-        "Better than T full: than its student of the same α, for probing and no teacher of α = "
-        f"{preset.alphas[0]:g}, in how many of the cases where it isn't the same student."
-    )
-    tables = [Table("Regret of the rules", columns, lines, note), _choices(preset, rows)]
-    return Results(
-        tables=tables,
-        figures=[_by_rule(preset, found), _by_cost(preset, rows, found)] if found else [],
-        claims=_claims(preset, rows, found),
-    )
-
-
-def regrets(preset: Preset, rows: Sequence[Row], arm: str) -> dict[str, dict[int, float]]:
-    """By how many points an arm's student is behind that of the best teacher, for each pair, by seed.
-
-    The best teacher is named by the students of the other seeds, on the selection images; where the scale has but one
-    seed by the same. Of several that are equally good there the mean counts.
-    """
-    found = {}
-    for pair in preset.pairs:
-        tried = {one: by_seed(rows, pair, one) for one in _tried(rows, pair)}
-        selected = {one: by_seed(rows, pair, one, "val_accuracy") for one in tried}
-        runs = {one: by_seed(rows, pair, one, "run") for one in tried}
-        seeds = sorted(set.intersection(*map(set, tried.values()))) if tried else []
-        if len(seeds) < min(2, preset.seeds):
-            continue
-        mine = by_seed(rows, pair, arm)
-        behind = {}
-        for seed in seeds:
-            others = [one for one in seeds if one != seed] or seeds
-            means = {one: round(fmean(selected[one][other] for other in others), 9) for one in tried}
-            best = [one for one in tried if means[one] == max(means.values())]
-            of_best = {runs[one][seed]: tried[one][seed] for one in best}  # several arms may be one student
-            if seed in mine:
-                behind[seed] = fmean(of_best.values()) - mine[seed]
-        if behind:
-            found[pair.name] = behind
-    return found
-
-
-def _all(found: dict[str, dict[int, float]]) -> list[float]:
-    return [gap for several in found.values() for gap in several.values()]
-
-
-def _tried(rows: Sequence[Row], pair: Pair) -> list[str]:
-    """The arms that any rule could have named: all with a student, but for those of probing, which are among them or
-    differ from seed to seed."""
-    arms = dict.fromkeys(row["arm"] for row in only(rows, kind="network", pair=pair.name))
-    return [arm for arm in arms if not arm.startswith("auto")]
-
-
-def _ruled() -> list[str]:
-    """Algorithm 1 and its rivals, but for those whose choice the sweep has by name."""
+def rules() -> list[str]:
+    """Return the rules whose choice is not a checkpoint of the sweep by name."""
     return [rule for rule in RULES if rule not in ("midpoint", "last")]
 
 
-def _arms(preset: Preset) -> list[str]:
-    names = ["midpoint", "last", *_ruled(), "two"]
+def results(preset: Preset, rows: Sequence[Row]) -> Results:
+    by_variant = {variant: regrets(preset, rows, variant) for variant in _variants(preset)}
+    by_variant = {variant: regret for variant, regret in by_variant.items() if regret}
+    lines = [_line(preset, rows, variant, regret) for variant, regret in by_variant.items()]
+    return Results(
+        tables=[Table("Regret of the rules", COLUMNS, lines, _note(preset)), _choices_table(preset, rows)],
+        figures=[_rules_chart(preset, by_variant), _cost_chart(preset, rows, by_variant)] if by_variant else [],
+        claims=_claims(preset, rows, by_variant),
+    )
+
+
+def regrets(preset: Preset, rows: Sequence[Row], variant: str) -> Regrets:
+    """Return by how many points a variant's student is behind the best teacher's, for each pair and seed.
+
+    The best teacher is picked by the validation accuracy of the other seeds' students; with one seed, of the same
+    student. If several teachers are equally good, their students' mean counts.
+    """
+    by_pair = {}
+    for pair in preset.pairs:
+        tried = _tried(rows, pair)
+        accuracy = {name: by_seed(rows, pair, name) for name in tried}
+        validation = {name: by_seed(rows, pair, name, "val_accuracy") for name in tried}
+        runs = {name: by_seed(rows, pair, name, "run") for name in tried}
+        seeds = sorted(set.intersection(*map(set, accuracy.values()))) if tried else []
+        if len(seeds) < min(2, preset.seeds):
+            continue
+        variant_accuracy = by_seed(rows, pair, variant)
+        regret = {}
+        for seed in seeds:
+            other_seeds = [other for other in seeds if other != seed] or seeds
+            means = {name: round(fmean(validation[name][other] for other in other_seeds), 9) for name in tried}
+            best = [name for name in tried if means[name] == max(means.values())]
+            best_accuracy = {runs[name][seed]: accuracy[name][seed] for name in best}  # variants may share a run
+            if seed in variant_accuracy:
+                regret[seed] = fmean(best_accuracy.values()) - variant_accuracy[seed]
+        if regret:
+            by_pair[pair.name] = regret
+    return by_pair
+
+
+def _tried(rows: Sequence[Row], pair: Pair) -> list[str]:
+    """Return the variants that a rule can choose. Those of pilot searches are among them or differ between seeds."""
+    variants = dict.fromkeys(row["variant"] for row in only(rows, kind="network", pair=pair.name))
+    return [variant for variant in variants if not _is_pilot(variant)]
+
+
+def _variants(preset: Preset) -> list[str]:
     return [
         "scratch",
-        *(f"{name}, {alpha:g}" for alpha in preset.alphas for name in names),
-        *(f"auto, {budget}" for budget in preset.budgets),
+        *(f"{name}, {alpha:g}" for alpha in preset.alphas for name in ("midpoint", "last", *rules(), BOTH)),
+        *(f"{PILOT}, {budget}" for budget in preset.budgets),
     ]
 
 
-def _alpha(arm: str) -> str | None:
-    """The weight of the labels that an arm's name says; None for no teacher's and probing's."""
-    name, _, rest = arm.partition(", ")
-    return rest if rest and name != "auto" else None
+def _is_pilot(variant: str) -> bool:
+    return variant.startswith(f"{PILOT}, ")
 
 
-def _rule(arm: str) -> str:
-    words = {"scratch": NONE, "algorithm1": "Algorithm 1", "two": TWO, "auto": "probing"}
-    name, _, rest = arm.partition(", ")
-    return words.get(name, name) + f", budget {rest}" * (name == "auto")
+def _rule(variant: str) -> str:
+    """Return the rule of a variant, without α, as tables show it."""
+    name, _, setting = variant.partition(", ")
+    return LABELS.get(name, name) + (f", budget {setting}" if name == PILOT else "")
 
 
-def _label(arm: str) -> str:
-    return _rule(arm) + (f", α = {_alpha(arm)}" if _alpha(arm) else "")
+def _alpha(variant: str) -> str | None:
+    """Return the α of a variant; None for no teacher and for pilot searches, which choose α."""
+    return None if _is_pilot(variant) else variant.partition(", ")[2] or None
 
 
-def _cost(rows: Sequence[Row], arm: str) -> float:
-    """What choosing took, in whole distillations of the student."""
-    if not arm.startswith("auto"):
+def _label(variant: str) -> str:
+    return _rule(variant) + (f", α = {_alpha(variant)}" if _alpha(variant) else "")
+
+
+def _values(regret: Regrets) -> list[float]:
+    return [value for by_seed in regret.values() for value in by_seed.values()]
+
+
+def _cost(rows: Sequence[Row], variant: str) -> float:
+    """Return what choosing took, in distillations of the student."""
+    if not _is_pilot(variant):
         return 0.0
-    found = only(rows, kind="pilot", budget=arm.partition(", ")[2])
-    return fmean(row["spent_epochs"] / row["student_epochs"] for row in found) if found else math.nan
+    pilots = only(rows, kind="pilot", variant=variant)
+    return fmean(row["spent_epochs"] / row["student_epochs"] for row in pilots) if pilots else math.nan
 
 
-def _line(preset: Preset, rows: Sequence[Row], arm: str, found: dict[str, dict[int, float]]) -> list[str]:
-    every = _all(found)
-    whole = paired(every)
-    better = [gap > 0 for pair in found for gap in _against(rows, pair, arm, _full(preset, arm))]
-    none = [fmean(several) for pair in found if (several := gaps(rows, pair, arm, "scratch"))]
-    correlations = _correlations(preset, rows, arm)
+# Tables
+
+
+def _line(preset: Preset, rows: Sequence[Row], variant: str, regret: Regrets) -> list[str]:
+    test = paired(_values(regret))
+    last = f"last, {_alpha(variant) or format(preset.alphas[0], 'g')}"
+    wins = [gap > 0 for pair in regret for gap in _gaps_of_other_students(rows, pair, variant, last)]
+    gains = [fmean(gain) for pair in regret if (gain := gaps(rows, pair, variant, "scratch"))]
+    correlations = _correlations(preset, rows, variant)
     return [
-        _label(arm),
-        str(whole.n),
-        f"{whole.mean:.2f}",
-        "" if math.isnan(whole.half_width) else f"± {whole.half_width:.2f}",
-        f"{max(fmean(several.values()) for several in found.values()):.2f}",
-        f"{sum(better)} of {len(better)}" if better else "",
-        f"{min(none):+.2f}" if arm != "scratch" and none else "",
-        spread(correlations) if correlations else "",
-        f"{_cost(rows, arm):.2f}",
+        _label(variant),
+        str(test.n),
+        f"{test.mean:.2f}",
+        "" if math.isnan(test.half_width) else f"± {test.half_width:.2f}",
+        f"{max(fmean(by_seed.values()) for by_seed in regret.values()):.2f}",
+        f"{sum(wins)} of {len(wins)}" if wins else "",
+        f"{min(gains):+.2f}" if variant != "scratch" and gains else "",
+        mean_sd(correlations) if correlations else "",
+        f"{_cost(rows, variant):.2f}",
     ]
 
 
-def _full(preset: Preset, arm: str) -> str:
-    """The last checkpoint's student of the same α."""
-    return f"full, {_alpha(arm) or format(preset.alphas[0], 'g')}"
+def _note(preset: Preset) -> str:
+    picked_by = (
+        "the other seeds' students"
+        if preset.seeds > 1
+        else "the same students, since there is one seed, which favors it"
+    )
+    first_alpha = f"α = {preset.alphas[0]:g}"
+    return (
+        f"{students_note(preset, f'α as in each line, τ = {preset.tau:g}')} Regret: points behind the student of the "
+        f"best teacher, mean over {pluralize(len(preset.pairs), 'pair')} of networks and "
+        f"{pluralize(preset.seeds, 'seed')}. The best teacher is picked by {picked_by} on the validation set, among "
+        "all that were tried, including no teacher and two checkpoints together. So a regret can be below 0. The "
+        "interval treats pairs and seeds as independent, which they are not quite. Rank correlation: Spearman's, of a "
+        f"rule's scores, or of the first pilot runs with {first_alpha}, with the mean accuracies of the checkpoints' "
+        "students at the same α. It needs three checkpoints. Pilot searches try few checkpoints, so this column does "
+        "not compare them with rules. Better than T last: in how many cases the student is better than that of the "
+        f"last checkpoint at the same α ({first_alpha} for pilot searches and no teacher), without the cases in which "
+        "both are one student."
+    )
 
 
-def _against(rows: Sequence[Row], pair: str, arm: str, other: str) -> list[float]:
-    """By how many points one arm's students are better than another's, where they aren't the same."""
-    one, two = ({row["seed"]: row for row in only(rows, kind="network", pair=pair, arm=name)} for name in (arm, other))
-    both = [(one[seed], two[seed]) for seed in one if seed in two]
-    return [mine["accuracy"] - theirs["accuracy"] for mine, theirs in both if mine["run"] != theirs["run"]]
+def _gaps_of_other_students(rows: Sequence[Row], pair: str, variant: str, baseline: str) -> list[float]:
+    """Return `gaps`, without the seeds at which both variants are the same student."""
+    runs, baseline_runs = by_seed(rows, pair, variant, "run"), by_seed(rows, pair, baseline, "run")
+    accuracy, baseline_accuracy = by_seed(rows, pair, variant), by_seed(rows, pair, baseline)
+    return [
+        accuracy[seed] - baseline_accuracy[seed]
+        for seed in runs
+        if seed in baseline_runs and runs[seed] != baseline_runs[seed]
+    ]
 
 
-def _correlations(preset: Preset, rows: Sequence[Row], arm: str) -> list[float]:
-    """Of a rule's scores with the accuracies of the checkpoints' students, for each pair."""
+def _correlations(preset: Preset, rows: Sequence[Row], variant: str) -> list[float]:
+    """Return the rank correlations of a rule's scores with the accuracies of the checkpoints' students."""
     from scipy.stats import spearmanr
 
-    name, _, rest = arm.partition(", ")
-    found = []
+    correlations = []
     for pair in preset.pairs:
-        if name == "auto":
-            several = [_of_lessons(row) for row in only(rows, kind="pilot", pair=pair.name, budget=rest)]
+        if _is_pilot(variant):
+            scorings = [_pilot_scores(row) for row in only(rows, kind="pilot", pair=pair.name, variant=variant)]
         else:
-            choices = only(rows, kind="choice", pair=pair.name, rule=name)
-            several = [{int(epoch): score for epoch, score in choice["scores"].items()} for choice in choices]
-        truth = _by_epoch(rows, pair, float(_alpha(arm) or preset.alphas[0]))
-        for scores in several:
-            both = [key for key in scores if key in truth]
-            if len(both) > 2 and len({scores[key] for key in both}) > 1:
-                found.append(spearmanr([scores[key] for key in both], [truth[key] for key in both]).statistic)  # type: ignore[attr-defined]
-    return [one for one in found if not math.isnan(one)]
+            choices = only(rows, kind="choice", pair=pair.name, rule=variant.partition(", ")[0])
+            scorings = [{int(epoch): score for epoch, score in choice["scores"].items()} for choice in choices]
+        accuracy = _accuracy_by_epoch(rows, pair, float(_alpha(variant) or preset.alphas[0]))
+        for scores in scorings:
+            epochs = [epoch for epoch in scores if epoch in accuracy]
+            if len(epochs) > 2 and len({scores[epoch] for epoch in epochs}) > 1:
+                pairs = [scores[epoch] for epoch in epochs], [accuracy[epoch] for epoch in epochs]
+                correlations.append(spearmanr(*pairs).statistic)  # type: ignore[attr-defined]
+    return [correlation for correlation in correlations if not math.isnan(correlation)]
 
 
-def _of_lessons(row: Row) -> dict[int, float]:
-    """What the first lessons of single checkpoints say, by epoch."""
-    single = [one for one in row["pilot_runs"] if len(one["epochs"]) == 1]
+def _pilot_scores(row: Row) -> dict[int, float]:
+    """Return H(Y) − CE after the first pilot runs of single checkpoints, by epoch."""
+    single = [run for run in row["pilot_runs"] if len(run["epochs"]) == 1]
     return {
-        one["epochs"][0]: one["information"]
-        for one in single
-        if (one["pilot_epochs"], one["alpha"]) == (single[0]["pilot_epochs"], single[0]["alpha"])
+        run["epochs"][0]: run["information"]
+        for run in single
+        if (run["pilot_epochs"], run["alpha"]) == (single[0]["pilot_epochs"], single[0]["alpha"])
     }
 
 
-def _by_epoch(rows: Sequence[Row], pair: Pair, alpha: float) -> dict[int, float]:
-    """The mean accuracy of the students of each checkpoint with this α; of those that probing advised some seeds only
-    may have one, so these don't count."""
-    found: dict[int, dict[int, float]] = {}
-    for arm in _tried(rows, pair):
-        for row in only(rows, kind="network", pair=pair.name, arm=arm, alpha=alpha):
+def _accuracy_by_epoch(rows: Sequence[Row], pair: Pair, alpha: float) -> dict[int, float]:
+    """Return the mean accuracy of each checkpoint's students with this α, of checkpoints with a student per seed."""
+    accuracy: dict[int, dict[int, float]] = {}
+    for variant in _tried(rows, pair):
+        for row in only(rows, kind="network", pair=pair.name, variant=variant, alpha=alpha):
             if len(row["teachers"]) == 1:
-                found.setdefault(row["teachers"][0][2], {})[row["seed"]] = row["accuracy"]
-    most = max(map(len, found.values()), default=0)
-    return {epoch: fmean(by_seed.values()) for epoch, by_seed in found.items() if len(by_seed) == most}
+                accuracy.setdefault(row["teachers"][0][2], {})[row["seed"]] = row["accuracy"]
+    seeds = max(map(len, accuracy.values()), default=0)
+    return {epoch: fmean(values.values()) for epoch, values in accuracy.items() if len(values) == seeds}
 
 
-def _choices(preset: Preset, rows: Sequence[Row]) -> Table:
-    """Which epoch each rule chose of each teacher, and what the lessons advised for each student."""
+def _choices_table(preset: Preset, rows: Sequence[Row]) -> Table:
+    """Return the table of the epochs that each rule chose, and what pilot searches advised."""
     names = [pair.name for pair in preset.pairs]
     lines = []
-    for rule in _ruled():
+    for rule in rules():
         chosen = {row["pair"]: str(row["epoch"]) for row in only(rows, kind="choice", rule=rule)}
         lines.append([_label(rule), *(chosen.get(name, "—") for name in names)])
     for budget in preset.budgets:
-        line = [_label(f"auto, {budget}")]
-        for name in names:
-            advised = only(rows, kind="pilot", pair=name, budget=budget)
-            line.append("; ".join(_advice(row) for row in advised) or "—")
-        lines.append(line)
-    note = "Epochs. By probing: for each seed of the lessons, the epochs that teach together, and α."
-    return Table("What was chosen", ["rule", *names], lines, note)
+        variant = f"{PILOT}, {budget}"
+        pilots = [only(rows, kind="pilot", pair=name, variant=variant) for name in names]
+        lines.append([_label(variant), *("; ".join(map(_advice, of_pair)) or "—" for of_pair in pilots)])
+    note = "Epochs. For pilot searches: for each seed, the epochs that teach together, and α."
+    return Table("Choices", ["rule", *names], lines, note)
 
 
 def _advice(row: Row) -> str:
-    return f"{' + '.join(map(str, row['epochs']))}, {row['alpha']:g}" if row["epochs"] else "none"
+    return f"{' + '.join(map(str, row['epochs']))}, {row['alpha']:g}" if row["epochs"] else "no teacher"
 
 
-def _by_rule(preset: Preset, found: dict[str, dict[str, dict[int, float]]]) -> Chart:
-    """Mean regret of each rule, the least first, with each weight of the labels."""
-    every = {arm: paired(_all(several)) for arm, several in found.items()}
-    ordered = sorted(every, key=lambda arm: every[arm].mean)
-    names = list(dict.fromkeys(_rule(arm) for arm in ordered))
+# Figures
+
+
+def _rules_chart(preset: Preset, by_variant: dict[str, Regrets]) -> Chart:
+    """Return a chart of the mean regret of each rule, the smallest first, by weight of the labels."""
+    tests = {variant: paired(_values(regret)) for variant, regret in by_variant.items()}
+    ranked = sorted(tests, key=lambda variant: tests[variant].mean)
+    names = list(dict.fromkeys(map(_rule, ranked)))
     series = []
-    for alpha in [*(f"{alpha:g}" for alpha in preset.alphas), None]:  # None: no rule's own
-        arms = [arm for arm in ordered if _alpha(arm) == alpha]
-        series.append(
-            Series(
-                name="no teacher, and probing, which finds α" if alpha is None else f"α = {alpha}",
-                x=[names.index(_rule(arm)) for arm in arms],
-                y=[every[arm].mean for arm in arms],
-                error=[0.0 if math.isnan(every[arm].half_width) else every[arm].half_width for arm in arms],
-                hover=[f"{_label(arm)}: {every[arm].mean:.2f} points" for arm in arms],
-                style="points",
-                symbol="diamond" if alpha is None else "circle",
+    for alpha in [*(f"{alpha:g}" for alpha in preset.alphas), None]:
+        variants = [variant for variant in ranked if _alpha(variant) == alpha]
+        if variants:
+            series.append(
+                Series(
+                    name="no teacher, and pilot searches, which choose α" if alpha is None else f"α = {alpha}",
+                    x=[names.index(_rule(variant)) for variant in variants],
+                    y=[tests[variant].mean for variant in variants],
+                    error=[_half_width(tests[variant]) for variant in variants],
+                    hover=[f"{_label(variant)}: {tests[variant].mean:.2f} points" for variant in variants],
+                    style="points",
+                    symbol="diamond" if alpha is None else "circle",
+                )
             )
-        )
     return Chart(
         title="Regret of the rules",
         x_title="rule",
         y_title="points behind the best teacher's student",
         x_names=names,
-        series=[one for one in series if one.x],
-        caption=_whose(preset),
-        alt="Mean regret of each rule, with each weight of the labels",
+        series=series,
+        caption=_caption(preset),
+        alt="Mean regret of each rule, by weight of the labels",
     )
 
 
-def _whose(preset: Preset) -> str:
-    return f"Bars: 95% intervals over {len(preset.pairs)} pairs and {pluralize(preset.seeds, 'seed')}."
-
-
-def _by_cost(preset: Preset, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> Chart:
-    """Mean regret against cost; rules that look at the teacher alone cost no distillation."""
+def _cost_chart(preset: Preset, rows: Sequence[Row], by_variant: dict[str, Regrets]) -> Chart:
+    """Return a chart of mean regret against cost. Rules that look at the teacher alone cost no distillation."""
     series = []
-    for name, prefix in (("rules that look at the teacher", ""), ("probing", "auto")):
-        arms = [arm for arm in found if arm.startswith("auto") == bool(prefix)]
-        every = [paired(_all(found[arm])) for arm in arms]
-        series.append(
-            Series(
-                name=name,
-                x=[_cost(rows, arm) for arm in arms],
-                y=[one.mean for one in every],
-                error=[0.0 if math.isnan(one.half_width) else one.half_width for one in every],
-                hover=[f"{_label(arm)}: {one.mean:.2f} points" for arm, one in zip(arms, every, strict=True)],
-                style="points" if not prefix else "line",
-                color=1 if prefix else 0,
+    for color, (name, is_pilot) in enumerate([("rules that look at the teacher", False), ("pilot search", True)]):
+        variants = [variant for variant in by_variant if _is_pilot(variant) == is_pilot]
+        tests = [paired(_values(by_variant[variant])) for variant in variants]
+        if variants:
+            series.append(
+                Series(
+                    name=name,
+                    x=[_cost(rows, variant) for variant in variants],
+                    y=[test.mean for test in tests],
+                    error=[_half_width(test) for test in tests],
+                    hover=[
+                        f"{_label(name)}: {test.mean:.2f} points" for name, test in zip(variants, tests, strict=True)
+                    ],
+                    style="line" if is_pilot else "points",
+                    color=color,
+                )
             )
-        )
     return Chart(
         title="Regret against cost",
-        x_title="cost of choosing, whole distillations",
+        x_title="cost of choosing, distillations",
         y_title="points behind the best teacher's student",
-        series=[one for one in series if one.x],
-        caption=_whose(preset),
-        alt="Mean regret of each rule by what choosing costs",
+        series=series,
+        caption=_caption(preset),
+        alt="Mean regret of each rule against the cost of choosing",
     )
 
 
-def _claims(preset: Preset, rows: Sequence[Row], found: dict[str, dict[str, dict[int, float]]]) -> list[Claim]:
-    """Probing against the best rule that looks at the teacher, named in hindsight, and against no teacher."""
+def _half_width(test: Paired) -> float:
+    return 0.0 if math.isnan(test.half_width) else test.half_width
+
+
+def _caption(preset: Preset) -> str:
+    pairs, seeds = pluralize(len(preset.pairs), "pair"), pluralize(preset.seeds, "seed")
+    return f"Bars: 95% intervals over {pairs} and {seeds}."
+
+
+# Claims
+
+
+def _claims(preset: Preset, rows: Sequence[Row], by_variant: dict[str, Regrets]) -> list[Claim]:
+    """Return the claims that pilot searches beat the best rule in hindsight, and no teacher."""
+    where = f"the average of {pluralize(len(preset.pairs), 'pair')} of networks"
+    mean = {
+        variant: fmean(_values(regret))
+        for variant, regret in by_variant.items()
+        if len(regret) == len(preset.pairs) and not _is_pilot(variant)
+    }
+    candidates = [variant for variant in mean if variant.partition(", ")[0] not in ("scratch", BOTH)]
+    best = min(candidates, key=mean.__getitem__, default=None)
+    best_label = "the best rule in hindsight" + (f" ({_label(best)})" if best else "")
     claims = []
-    where = f"the average of {len(preset.pairs)} pairs of teacher and student"
-    mean = {arm: fmean(_all(several)) for arm, several in found.items() if len(several) == len(preset.pairs)}
-    rules = [arm for arm in mean if not arm.startswith("auto") and arm.partition(",")[0] not in ("scratch", "two")]
-    best = min(rules, key=lambda arm: mean[arm], default=None)
-    hindsight = "the best of the other rules, named in hindsight" + (f" ({_label(best)})" if best else "")
-    for arm in [f"auto, {budget}" for budget in preset.budgets]:
-        for other, words in ((best, hindsight), ("scratch", NONE)):
-            better = gaps_on_average(rows, preset.pairs, arm, other) if other else []
-            text = f"Students that {_label(arm)} advises are better than those of {words}"
-            claims.append(claim(text, where, better, caveat="teachers are of one run each"))
+    for variant in [f"{PILOT}, {budget}" for budget in preset.budgets]:
+        for baseline, name in ((best, best_label), ("scratch", LABELS["scratch"])):
+            differences = mean_gaps(rows, preset.pairs, variant, baseline) if baseline else []
+            text = f"Students advised by {_label(variant)} are better than those of {name}"
+            claims.append(claim(text, where, differences, caveat="one run of each teacher"))
     return claims

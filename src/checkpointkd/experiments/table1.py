@@ -1,4 +1,4 @@
-"""Table 1: full teachers against half-way ones, and against the best intermediate one (§3.3)."""
+"""Table 1: last teachers against midpoint ones, and against the best intermediate one (§3.3)."""
 
 from __future__ import annotations
 
@@ -7,77 +7,78 @@ from statistics import fmean
 
 from ..analysis.statistics import Claim, claim
 from ..reports.charts import Table
+from .items import Item, evaluation, student_items, swept_teachers, teacher
 from .presets import Pair, Preset
 from .results import (
     ONE_RUN,
     Results,
     Row,
+    accuracy_cell,
     by_seed,
-    cell,
-    compared,
-    gaps_of_the_picked,
-    measured,
+    compare,
+    compare_teachers,
     only,
-    own_claims,
-    published,
-    settings_note,
-    teachers_accuracy,
+    paper_cells,
+    paper_effect,
+    paper_numbers,
+    picked_gaps,
+    students_note,
+    teacher_accuracy,
 )
-from .tasks import CheckpointChoice, Item, students, swept, teacher
+from .tasks import CheckpointChoice
 
-TITLE = "Table 1: intermediate teachers against full ones"
+TITLE = "Table 1: intermediate teachers against last ones"
+COLUMNS = [
+    "teacher → student",
+    "T last",
+    "T midpoint",
+    "S without a teacher",
+    "S from T last",
+    "S from T midpoint",
+    "S from the best intermediate T",
+]
+PAPER_COLUMNS = ("teacher, last", "teacher, midpoint", "scratch", "last", "midpoint", "best in hindsight")
 
 
 def needs(preset: Preset) -> list[Item]:
-    parts = []
+    items = []
     for pair in preset.pairs:
-        parts += students(preset, pair, swept(pair))
-        parts += [
-            measured(pair, f"teacher, {which}", CheckpointChoice(teacher(pair), which))
+        items += student_items(preset, pair, swept_teachers(pair))
+        items += [
+            evaluation(pair, f"teacher, {which}", CheckpointChoice(teacher(pair), which))
             for which in ("last", "midpoint")
         ]
-    return parts
+    return items
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
     lines = []
     for pair in preset.pairs:
-        arm = in_hindsight(rows, pair)
+        best = best_intermediate(rows, pair)
         lines.append(
             [
                 pair.name,
-                *(teachers_accuracy(rows, pair, which) for which in ("last", "midpoint")),
-                *(cell(preset, rows, pair, one) for one in ("scratch", "last", "midpoint")),
-                "—" if arm is None else f"{cell(preset, rows, pair, arm)} ({_epoch(rows, pair, arm)})",
+                *(teacher_accuracy(rows, pair, which) for which in ("last", "midpoint")),
+                *(accuracy_cell(preset, rows, pair, variant) for variant in ("scratch", "last", "midpoint")),
+                "—" if best is None else f"{accuracy_cell(preset, rows, pair, best)} ({_epoch(rows, pair, best)})",
             ]
         )
-        if known := published(preset, pair):
-            order = ("teacher, last", "teacher, midpoint", "scratch", "last", "midpoint", "best in hindsight")
-            lines.append([f"{pair.name}, the paper", *(f"{known[one]:.2f}" if one in known else "" for one in order)])
-    columns = [
-        "teacher → student",
-        "T full",
-        "T half-way",
-        "S alone",
-        "S from T full",
-        "S from T half-way",
-        "S from the best intermediate T",
-    ]
-    picked = "; the claim below picks it by the other seeds' students" if preset.seeds > 1 else ""
+        if paper_numbers(preset, pair):
+            lines.append([f"{pair.name}, paper", *paper_cells(preset, pair, PAPER_COLUMNS)])
+    by_other_seeds = " The claim below picks it by the other seeds' students." if preset.seeds > 1 else ""
     note = (
-        f"{settings_note(preset)} The best intermediate teacher is the one whose students are best on the selection "
-        f"images, which flatters it, as the same students show how good it is{picked}. Of which epochs: "
-        f"{_sweeps(preset)}."
+        f"{students_note(preset)} The best intermediate teacher has the students with the highest validation accuracy. "
+        f"The same students show how good it is, which favors it.{by_other_seeds} Epochs compared: {_sweeps(preset)}."
     )
     return Results(
-        tables=[Table("Students of intermediate and of full teachers", columns, lines, note)],
+        tables=[Table("Students of intermediate and of last teachers", COLUMNS, lines, note)],
         claims=[
-            *compared(preset, rows, "A half-way teacher teaches better than the full one", "midpoint", "last"),
-            *best_claims(preset, rows),
-            *own_claims(
+            *compare(preset, rows, "T midpoint teaches better than T last", "midpoint", "last"),
+            *best_intermediate_claims(preset, rows),
+            *compare_teachers(
                 preset,
                 rows,
-                "The full teacher is itself more accurate than the half-way one",
+                "T last is itself more accurate than T midpoint",
                 "teacher, last",
                 "teacher, midpoint",
                 paper="{}",
@@ -86,50 +87,60 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
     )
 
 
-def in_hindsight(rows: Sequence[Row], pair: Pair) -> str | None:
-    """The intermediate teacher whose students are best on the selection images, as the name of its arm."""
-    found = {
-        arm: fmean(by_seed(rows, pair, arm, "val_accuracy").values())
-        for arm in swept(pair)
-        if arm != "last" and by_seed(rows, pair, arm)
+def intermediate(pair: Pair) -> list[str]:
+    """Return the variants of Figure 2 without the last checkpoint."""
+    return [variant for variant in swept_teachers(pair) if variant != "last"]
+
+
+def best_intermediate(rows: Sequence[Row], pair: Pair) -> str | None:
+    """Return the intermediate variant with the highest validation accuracy of its students."""
+    means = {
+        variant: fmean(accuracies.values())
+        for variant in intermediate(pair)
+        if (accuracies := by_seed(rows, pair, variant, "val_accuracy"))
     }
-    return max(found, key=lambda arm: found[arm], default=None)
+    return max(means, key=means.__getitem__, default=None)
 
 
-def best_claims(preset: Preset, rows: Sequence[Row]) -> list[Claim]:
-    """That some intermediate teacher is better than the full one: found with the other seeds' students on the selection
-    images, measured with each seed's on the test images."""
+def best_intermediate_claims(preset: Preset, rows: Sequence[Row]) -> list[Claim]:
+    """Return the claims that some intermediate teacher teaches better than the last checkpoint.
+
+    The teacher is picked by the other seeds' students on the validation set, and compared on the test set.
+    """
     claims = []
     for pair in preset.pairs:
-        known = published(preset, pair)
-        paper = round(known["best in hindsight"] - known["last"], 2) if "best in hindsight" in known else None
-        arms = [arm for arm in swept(pair) if arm != "last"]
-        found = gaps_of_the_picked(preset, rows, pair, arms, max, "last")
-        text = "The best intermediate teacher teaches better than the full one"
+        effect = paper_effect(preset, pair, "best in hindsight", "last")
         caveat = picked_caveat(preset)
-        if paper is not None:
-            caveat += "; the paper's effect is of its best epoch in hindsight, which flatters it"
-        claims.append(claim(text, pair.name, found, paper=paper, caveat=caveat))
+        if effect is not None:
+            caveat += "; the paper picks its best epoch in hindsight, which favors it"
+        differences = picked_gaps(preset, rows, pair, intermediate(pair), max, "last")
+        text = "The best intermediate teacher teaches better than T last"
+        claims.append(claim(text, pair.name, differences, paper=effect, caveat=caveat))
     return claims
 
 
 def picked_caveat(preset: Preset) -> str:
-    """What to know of an arm that was picked."""
-    by = "by the same students that show how good it is, there being one seed only; " if preset.seeds == 1 else ""
-    on = "on the images that measure; " if preset.select_on == "test" else ""
-    return f"{'picked ' * bool(by or on)}{by}{on}{ONE_RUN}"
+    """Return the caveat of a claim about a variant that was picked."""
+    caveats = []
+    if preset.seeds == 1:
+        caveats.append("picked by the same students that show how good it is, since there is one seed")
+    if preset.select_on == "test":
+        caveats.append("picked on the test set")
+    return "; ".join([*caveats, ONE_RUN])
 
 
-def _epoch(rows: Sequence[Row], pair: Pair, arm: str) -> str:
-    """Which it is, and of how many, where some have no student yet."""
-    epoch = only(rows, kind="network", pair=pair.name, arm=arm)[0]["teachers"][0][2]
-    arms = [one for one in swept(pair) if one != "last"]
-    there = sum(bool(by_seed(rows, pair, one)) for one in arms)
-    return f"epoch {epoch}" + (f", the best of {there}; {len(arms) - there} missing" if there < len(arms) else "")
+def _epoch(rows: Sequence[Row], pair: Pair, variant: str) -> str:
+    """Return the epoch of a variant's teacher, and how many variants have no student yet."""
+    epoch = only(rows, kind="network", pair=pair.name, variant=variant)[0]["teachers"][0][2]
+    variants = intermediate(pair)
+    present = sum(bool(by_seed(rows, pair, name)) for name in variants)
+    missing = len(variants) - present
+    return f"epoch {epoch}" + (f", the best of {present}; {missing} missing" if missing else "")
 
 
 def _sweeps(preset: Preset) -> str:
     return "; ".join(
-        f"{pair.name} at " + ", ".join(f"{part * preset.teacher_epochs:g}" for part in pair.sweep if part < 1)
+        f"{pair.name} at "
+        + ", ".join(f"{fraction * preset.teacher_epochs:g}" for fraction in pair.sweep if fraction < 1)
         for pair in preset.pairs
     )

@@ -5,28 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..reports.charts import Table
+from .items import Item, Teachers, evaluation, single_teachers, student_items, teacher
 from .presets import Pair, Preset
 from .results import (
     Results,
     Row,
-    compared,
+    compare,
+    compare_teachers,
     images_note,
-    measured,
     only,
-    own_claims,
-    published,
-    settings_note,
-    with_paper,
+    paper_cells,
+    paper_numbers,
+    students_note,
+    students_table,
 )
-from .tasks import CheckpointChoice, Item, single, students, teacher
+from .tasks import CheckpointChoice
 
 TITLE = "Table 2: Snapshot Ensembles against Full Ensembles"
 ENSEMBLES = ("EN1", "EN2", "EN3")
-TWO_RUNS = "rests on two teacher runs: others' students may differ by more than seeds do"
+TWO_RUNS = "two runs of the teacher; with other runs the difference may vary by more than between seeds"
+STUDENT_CLAIMS = (
+    ("Snapshot Ensembles (EN₃) teach better than Full Ensembles (EN₁)", "EN3", "EN1"),
+    ("Mixed ensembles (EN₂) teach better than Full Ensembles (EN₁)", "EN2", "EN1"),
+)
+TEACHER_CLAIMS = (
+    ("Full Ensembles are themselves more accurate than Snapshot Ensembles", "EN1", "EN3"),
+    ("Full Ensembles are themselves more accurate than mixed ones", "EN1", "EN2"),
+    ("Mixed ensembles are themselves more accurate than Snapshot Ensembles", "EN2", "EN3"),
+)
 
 
-def ensembles(pair: Pair) -> dict[str, tuple[CheckpointChoice, ...]]:
-    """The paper's three: two full runs; half-way of one and the end of the other; half-way and the end of one."""
+def ensembles(pair: Pair) -> dict[str, Teachers]:
+    """Return the paper's three ensembles of two checkpoints, from one run or two."""
     first, second = teacher(pair), teacher(pair, 1)
     return {
         "EN1": (CheckpointChoice(first, "last"), CheckpointChoice(second, "last")),
@@ -36,65 +46,31 @@ def ensembles(pair: Pair) -> dict[str, tuple[CheckpointChoice, ...]]:
 
 
 def needs(preset: Preset) -> list[Item]:
-    parts = []
+    items = []
     for pair in preset.pairs:
-        parts += students(preset, pair, {**single(pair, "last"), **ensembles(pair)})
-        parts += [measured(pair, name, *members) for name, members in ensembles(pair).items()]
-    return parts
+        items += student_items(preset, pair, {**single_teachers(pair, "last"), **ensembles(pair)})
+        items += [evaluation(pair, name, *members) for name, members in ensembles(pair).items()]
+    return items
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
-    accuracy = with_paper(rows, preset, ("scratch", "last", *ENSEMBLES), "Students of ensembles", settings_note(preset))
-    own = []
+    lines = []
     for pair in preset.pairs:
-        found = {name: only(rows, kind="measured", pair=pair.name, arm=name) for name in ENSEMBLES}
-        own.append([pair.name, *(f"{one[0]['accuracy']:.2f}" if one else "—" for one in found.values())])
-        known = published(preset, pair)
-        if "own EN1" in known:
-            own.append([f"{pair.name}, the paper", *(f"{known[f'own {name}']:.2f}" for name in ENSEMBLES)])
-    columns = ["teacher → student", *(f"{name[:2]}{'₁₂₃'[int(name[2]) - 1]}" for name in ENSEMBLES)]
+        measured = [only(rows, kind="measured", pair=pair.name, variant=name) for name in ENSEMBLES]
+        lines.append([pair.name, *(f"{found[0]['accuracy']:.2f}" if found else "—" for found in measured)])
+        if "own EN1" in paper_numbers(preset, pair):
+            lines.append([f"{pair.name}, paper", *paper_cells(preset, pair, [f"own {name}" for name in ENSEMBLES])])
+    columns = ["teacher → student", "EN₁", "EN₂", "EN₃"]
+    title = "Students of ensembles"
+    claims = []
+    for text, variant, baseline in STUDENT_CLAIMS:
+        claims += compare(preset, rows, text, variant, baseline, caveat=TWO_RUNS)
+    for text, variant, baseline in TEACHER_CLAIMS:
+        claims += compare_teachers(preset, rows, text, variant, baseline, paper="own {}")
     return Results(
-        tables=[accuracy, Table("The ensembles' own test accuracy, %", columns, own, images_note(preset, "test"))],
-        claims=[
-            *compared(
-                preset,
-                rows,
-                "Snapshot Ensembles (EN₃) teach better than Full Ensembles (EN₁)",
-                "EN3",
-                "EN1",
-                caveat=TWO_RUNS,
-            ),
-            *compared(
-                preset,
-                rows,
-                "Mixed ensembles (EN₂) teach better than Full Ensembles (EN₁)",
-                "EN2",
-                "EN1",
-                caveat=TWO_RUNS,
-            ),
-            *own_claims(
-                preset,
-                rows,
-                "Full Ensembles are themselves more accurate than Snapshot Ensembles",
-                "EN1",
-                "EN3",
-                paper="own {}",
-            ),
-            *own_claims(
-                preset,
-                rows,
-                "Full Ensembles are themselves more accurate than mixed ones",
-                "EN1",
-                "EN2",
-                paper="own {}",
-            ),
-            *own_claims(
-                preset,
-                rows,
-                "Mixed ensembles are themselves more accurate than Snapshot Ensembles",
-                "EN2",
-                "EN3",
-                paper="own {}",
-            ),
+        tables=[
+            students_table(preset, rows, ("scratch", "last", *ENSEMBLES), title, students_note(preset)),
+            Table("Test accuracy of the ensembles themselves, %", columns, lines, images_note(preset, "test")),
         ],
+        claims=claims,
     )

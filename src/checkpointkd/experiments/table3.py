@@ -1,64 +1,72 @@
-"""Table 3: the teacher that Algorithm 1 chooses against others of its run (§5)."""
+"""Table 3: the teacher that Algorithm 1 chooses against other checkpoints of its run (§5)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..reports.charts import Table
+from .items import Item, evaluation, single_teachers, student_items, teacher
 from .paper_numbers import CHOSEN
 from .presets import Preset
 from .results import (
     Results,
     Row,
-    compared,
+    compare,
     images_note,
-    measured,
     only,
-    published,
-    settings_note,
-    teachers_accuracy,
-    with_paper,
+    paper_cells,
+    paper_numbers,
+    students_note,
+    students_table,
+    teacher_accuracy,
 )
-from .tasks import CheckpointChoice, Item, single, students, teacher
+from .tasks import CheckpointChoice
 
 TITLE = "Table 3: the teacher that Algorithm 1 chooses"
-ARMS = ("0.3", "midpoint", "0.7", "last", "best")
+TEACHERS = ("0.3", "midpoint", "0.7", "last", "best")
 
 
 def needs(preset: Preset) -> list[Item]:
-    parts = []
+    items = []
     for pair in preset.pairs:
-        parts += students(preset, pair, single(pair, *ARMS))
-        parts += [measured(pair, f"teacher, {which}", CheckpointChoice(teacher(pair), which)) for which in ARMS]
-    return parts
+        items += student_items(preset, pair, single_teachers(pair, *TEACHERS))
+        items += [evaluation(pair, f"teacher, {which}", CheckpointChoice(teacher(pair), which)) for which in TEACHERS]
+    return items
 
 
 def results(preset: Preset, rows: Sequence[Row]) -> Results:
-    lines = []
+    lines: dict[tuple[str, ...], None] = {}  # each line once: pairs share teachers
     for pair in preset.pairs:
-        found = only(rows, kind="network", pair=pair.name, arm="best")
-        epoch = f", epoch {found[0]['teachers'][0][2]}" if found else ""
-        accuracies = [teachers_accuracy(rows, pair, which) for which in ARMS]
-        lines.append([pair.teacher, *accuracies[:-1], accuracies[-1] + epoch * (accuracies[-1] != "—")])
-        if known := published(preset, pair):
-            shown = [known.get(f"teacher, {which}") for which in ARMS]
-            lines.append([f"{pair.teacher}, the paper", *("" if one is None else f"{one:.2f}" for one in shown)])
-    lines = [line for number, line in enumerate(lines) if line not in lines[:number]]
-    theirs = [
+        students = only(rows, kind="network", pair=pair.name, variant="best")
+        accuracies = [teacher_accuracy(rows, pair, which) for which in TEACHERS]
+        if students and accuracies[-1] != "—":
+            accuracies[-1] += f", epoch {students[0]['teachers'][0][2]}"
+        lines[pair.teacher, *accuracies] = None
+        if paper_numbers(preset, pair):
+            cells = paper_cells(preset, pair, [f"teacher, {which}" for which in TEACHERS])
+            lines[f"{pair.teacher}, paper", *cells] = None
+    chosen = [
         f"{name}: epoch {CHOSEN[name]} of 200"
         for name in dict.fromkeys(pair.teacher for pair in preset.pairs)
         if preset.dataset == "cifar100" and name in CHOSEN
     ]
-    note = images_note(preset, "test") + (f" The paper's T*: {'; '.join(theirs)}." if theirs else "")
-    columns = ["teacher", "0.3", "half-way", "0.7", "last", "T*"]
-    teachers = Table("The teachers' own test accuracy, %", columns, lines, note)
-    title = "Students of T* and of others"
+    note = images_note(preset, "test") + (f" The paper's T*: {'; '.join(chosen)}." if chosen else "")
+    columns = ["teacher", "0.3", "midpoint", "0.7", "last", "T*"]
+    title = "Students of T* and of other checkpoints"
+    comparisons = [
+        ("T* teaches better than T at 0.3", "best", "0.3"),
+        ("T* teaches better than T midpoint", "best", "midpoint"),
+        ("T* teaches better than T at 0.7", "best", "0.7"),
+        ("T* teaches better than T last", "best", "last"),
+        ("T at 0.7 teaches better than T last", "0.7", "last"),
+    ]
     return Results(
-        tables=[with_paper(rows, preset, ("scratch", *ARMS), title, settings_note(preset)), teachers],
+        tables=[
+            students_table(preset, rows, ("scratch", *TEACHERS), title, students_note(preset)),
+            Table("Test accuracy of the teachers themselves, %", columns, [*map(list, lines)], note),
+        ],
         claims=[
-            claim
-            for other, word in {"0.3": "at 0.3", "midpoint": "half-way", "0.7": "at 0.7", "last": "last"}.items()
-            for claim in compared(preset, rows, f"T* teaches better than T {word}", "best", other)[-1:]
-        ]
-        + compared(preset, rows, "T at 0.7 teaches better than T full", "0.7", "last")[-1:],
+            compare(preset, rows, text, variant, baseline)[-1]  # on average over the pairs
+            for text, variant, baseline in comparisons
+        ],
     )

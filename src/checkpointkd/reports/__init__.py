@@ -105,7 +105,7 @@ def _runs_page(collected: Collected) -> Page:
     ]
     sections += [
         Section(
-            title=f"Which teacher for {found['found']['student']}: {name}",
+            title=f"Which teacher for {found['result']['student']}: {name}",
             words=[
                 *probing_words(found["result"]),
                 f"Lessons of seed {found['seed']}. To train the student:",
@@ -135,7 +135,7 @@ def _studies_page(collected: Collected) -> Page:
     return Page(
         title=f"The paper's experiments on checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT_STUDIES,
-        words=list(dict.fromkeys(settings_words(study["scale"]) for study in collected.studies)),
+        words=list(dict.fromkeys(settings_words(study["preset"]) for study in collected.studies)),
         findings=_findings([claim for several in claims for claim in several]),
         notes=[*of_all, *collected.notes],
         sections=[
@@ -329,11 +329,11 @@ def probing_words(found: dict[str, Any]) -> list[str]:
         also = [name for name, gap in behind.items() if gap == one and name != one["candidate"]]
         where, sign = ("behind by", 1) if one["mean"] >= 0 else ("ahead by", -1)
         low, high = sorted((sign * one["low"], sign * one["high"]))
-        names = f"{one['who']}{', ' + ' and '.join(also) + ',' if also else ''}"
+        names = f"{one['candidate']}{', ' + ' and '.join(also) + ',' if also else ''}"
         lines.append(
             f"{names} is {where} {sign * one['mean']:.3f} nats "
             f"({low:.3f} to {high:.3f}{', by these images alone' * (sign < 0 < low)}) after "
-            f"{pluralize(one['lesson_epochs'], 'epoch')}"
+            f"{pluralize(one['pilot_epochs'], 'epoch')}"
         )
     if found["skipped"]:
         skipped = ", ".join(map(str, found["skipped"]))

@@ -182,7 +182,9 @@ def _studies(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
             notes.append(f"left out: {error}")
             continue
         found.append(result)
-    return sorted(found, key=lambda result: ORDER.index(result["study"]) if result["study"] in ORDER else len(ORDER))
+    return sorted(
+        found, key=lambda result: ORDER.index(result["experiment"]) if result["experiment"] in ORDER else len(ORDER)
+    )
 
 
 def _check_study(result: Any, path: Path) -> None:
@@ -194,10 +196,10 @@ def _check_study(result: Any, path: Path) -> None:
             Table(**table).check()
         for claim in map(claim_from, result["claims"]):
             Table(claim.text, [claim.where, *claim.cells()], [], claim.caveat).check()
-        scale, provenance = result["scale"], result["provenance"]
+        scale, provenance = result["preset"], result["provenance"]
         words = [scale["name"], scale["dataset"], scale["select_on"], *provenance, *provenance.values()]
         words += [one for pair in scale["pairs"] for one in (pair["teacher"], pair["student"])]
-        Table(result["title"], [*result["notes"], result["study"], *words], []).check()
+        Table(result["title"], [*result["notes"], result["experiment"], *words], []).check()
         counts = (scale["seeds"], scale["teacher_epochs"], scale["student_epochs"], scale["train_images"] or 0)
         right = isinstance(result["notes"], list) and all(isinstance(one, int) for one in counts)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
@@ -331,7 +333,7 @@ def _way(run: AnyRun) -> str:
         words.append(f"weighted {' : '.join(f'{weight:g}' for weight in distill_config.teacher_weights)}")
     if run.kd.average != "probabilities":
         words.append("mean of logits")
-    if distill_config.batch_norm != "eval":
+    if distill_config.teacher_batch_norm != "eval":
         words.append("normalized by batch")
     for name in ("teacher_features", "student_features"):
         if getattr(distill_config, name) is not None:

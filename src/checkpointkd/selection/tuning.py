@@ -127,15 +127,9 @@ def run_tuning(
     study_name: str,
     on_progress: OnProgress | None,
 ) -> TuneRecord:
-    """Run the trials that are left, and return all trials and the best. tune.json is written after each trial.
+    """Run the trials that are left, and return all trials and the best. tune.json is written to `out` after each trial.
 
-    Args:
-        task: What all trials have in common.
-        settings: The search space, the sampler and the number of trials.
-        out: The directory of the search.
-        storage_url: An Optuna storage that may be shared, or None for a file in `out`.
-        study_name: The name of the Optuna study in the storage.
-        on_progress: Progress callback.
+    `storage_url` names an Optuna storage that may be shared, None a file in `out`.
 
     Raises:
         UserError: If Optuna is not installed, if the storage fails, if the study is another search's, or if all trials

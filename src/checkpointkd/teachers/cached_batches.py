@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..config import TEACHER_FORWARD, OnProgress, Precision
 from ..data import Batch, EpochLoader, InMemoryBatches, InMemoryImages
-from ..errors import UserError
+from ..errors import UserError, format_bytes
 from .ensemble import Teacher
-from .logit_cache import LogitFile, format_bytes, manifests_of, size_of, user_code_in, view_logits
+from .logit_cache import LogitFile, manifests_of, size_of, user_code_in, view_logits
 
 log = logging.getLogger("checkpointkd")
 

@@ -19,7 +19,7 @@ def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
     last: dict[Path, Checkpoint] = {}
     for ref in refs:
         checkpoint, run = ref.checkpoint, ref.checkpoint.run
-        folder = Path(run.folder, run.pattern or "") if isinstance(run, ExternalRecord) else checkpoint.path.parent
+        folder = Path(run.folder, run.files or "") if isinstance(run, ExternalRecord) else checkpoint.path.parent
         folder = Path(os.path.realpath(folder))
         if folder not in last or checkpoint.epoch > last[folder].epoch:
             last[folder] = checkpoint

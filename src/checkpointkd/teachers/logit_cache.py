@@ -26,15 +26,15 @@ from torch import Tensor
 
 from .. import records, storage
 from ..checkpoints import CheckpointRef, names_code
-from ..config import Precision
+from ..config import LOGIT_CACHE_GB, Precision
 from ..data import InMemoryImages, Views, cache_dir
-from ..errors import UserError
+from ..errors import UserError, format_bytes
 from ..records import LogitManifest, ViewsRecord
 from ..seeding import hashed_words
 
 log = logging.getLogger("checkpointkd")
 
-DEFAULT_LIMIT = 20 * 10**9  # bytes of all entries; --logit-cache-gb
+DEFAULT_LIMIT = int(LOGIT_CACHE_GB * 1e9)  # bytes of all entries; --logit-cache-gb
 MANIFEST, CLEAN, ROWS = "manifest.json", "logits.safetensors", "rows.bin"
 
 
@@ -146,7 +146,8 @@ def view_logits(manifests: Sequence[LogitManifest], *, limit: int) -> list[Logit
         OSError: If the disk is full or cannot be written to.
     """
     keys = [_key(manifest) for manifest in manifests]
-    _make_room({key: size_of(one.rows, one.classes) for key, one in zip(keys, manifests, strict=True)}, limit)
+    sizes = [size_of(manifest.rows, manifest.classes) for manifest in manifests]
+    _make_room(dict(zip(keys, sizes, strict=True)), limit)
     files = []
     for key, manifest in zip(keys, manifests, strict=True):
         folder = _folder() / key
@@ -158,11 +159,6 @@ def view_logits(manifests: Sequence[LogitManifest], *, limit: int) -> list[Logit
 def size_of(rows: int, classes: int) -> int:
     """Return the size of a file of logits of every view, in bytes. For all of CIFAR-100 it is 1.7 GB."""
     return rows * (_words(classes) + 1) * 8
-
-
-def format_bytes(count: int) -> str:
-    """Return a size as text, such as `1.7 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _versions(model: str) -> dict[str, str]:

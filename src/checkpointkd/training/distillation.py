@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import CheckpointRef, Trajectory
-from ..config import DistillConfig, KDConfig, OnProgress, Precision
+from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision
 from ..data import Data, EpochLoader
 from ..errors import UserError, unknown_name
 from ..exporting import write_student
@@ -20,7 +20,6 @@ from ..records import DistillRecord, TeacherRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
 from ..teachers.ensemble import Teacher, check_compatible, refuse_at_chance
-from ..teachers.logit_cache import DEFAULT_LIMIT
 from .loop import Row
 from .run import Method, RunSpec, run_training
 
@@ -47,7 +46,7 @@ class DistillSpec:
     method: str = "kd"
     kd: KDConfig = field(default_factory=KDConfig)
     config: DistillConfig = field(default_factory=DistillConfig)
-    logit_cache_gb: float = DEFAULT_LIMIT / 1e9
+    logit_cache_gb: float = LOGIT_CACHE_GB
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
@@ -76,7 +75,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
         UserError: If the teachers cannot teach together, know other classes than the data, or, unless it is allowed,
             if one is no better than chance.
     """
-    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.batch_norm, cache_limit=spec.cache_limit)
+    teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
     measured = teacher.measure(data.val, average=spec.kd.average, weights=spec.config.teacher_weights)
     if verbose:
@@ -180,5 +179,5 @@ def _log_teachers(spec: DistillSpec, measured: TeachersMeasured) -> None:
         log.info("Ensemble: validation accuracy %.1f%%", 100 * measured.ensemble.accuracy)
     if spec.config.teacher_schedule != "joint":
         log.info("The teachers teach one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
-    if spec.config.batch_norm == "batch":
+    if spec.config.teacher_batch_norm == "batch":
         log.info("As teachers they use batch statistics. The accuracies above are with running statistics.")

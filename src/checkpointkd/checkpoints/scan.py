@@ -1,0 +1,210 @@
+"""Find the checkpoints in another trainer's folder, and number them by completed epochs.
+
+Where neither a file's content nor its name tells the epoch, the user gives `--pattern 'ckpt_{epoch}.pt'`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError, check_exists
+from .formats import UNKNOWN, FoundFile, recognize
+from .weights import ENDINGS, SHARDS, WHOLE, inside
+
+Unit = Literal["epoch", "step"]
+NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
+AVERAGE = re.compile(r"(?<![a-z])ema(?![a-z])")
+
+
+@dataclass(frozen=True)
+class FoundFolder:
+    """The checkpoints of a folder, a glob or a file, in order, and the files left out, each with a reason."""
+
+    path: Path
+    checkpoints: dict[int, FoundFile]
+    left_out: list[str]
+    unit: Unit  # "step" where checkpoints were saved within epochs
+
+
+def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
+    """Return the checkpoints in another trainer's folder, by completed epochs.
+
+    Args:
+        path: A folder, a file, or a glob such as `output/run1_*.pth`.
+        pattern: The form of the file names, such as `ckpt_{epoch}.pt`. It decides which files are checkpoints and which
+            number is the epoch. `{step}` instead of `{epoch}` counts in steps; `*` matches any text.
+
+    Raises:
+        UserError: If a file cannot be read, if two files have the same epoch, if no epoch can be told, or if there is
+            no checkpoint.
+    """
+    root, paths, left_out = _candidates(str(path))
+    numbers: dict[Path, int] = {}
+    if pattern is not None:
+        numbers = _numbers_by_pattern(pattern, root, paths)
+        left_out += [f"{path.name}: does not match {pattern}" for path in paths if path not in numbers]
+        paths = list(numbers)
+    files = []
+    for candidate in paths:
+        try:
+            file = recognize(candidate)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            raise UserError(
+                f"{error}. If it is no checkpoint, exclude it: give --pattern 'ckpt_{{epoch}}.pt'."
+            ) from None
+        if file is None:
+            left_out.append(f"{candidate.name}: holds no weights")
+        elif candidate.name.startswith("recovery-"):
+            left_out.append(f"{candidate.name}: saved within an epoch, by timm")
+        else:
+            files.append(file)
+    if not files:
+        raise _nothing_found(path, root, left_out)
+    unit: Unit
+    if pattern is None:
+        files, unit = _in_one_unit(_of_one_run(root, files, left_out), left_out)
+    else:
+        unit = "step" if "{step}" in pattern else "epoch"
+        files = [
+            replace(file, number=numbers[file.path], number_from="--pattern", stated=file.path.name) for file in files
+        ]
+    return FoundFolder(root, _by_number(root, files, unit, left_out), left_out, unit)
+
+
+def candidate_files(path: Path | str) -> list[str]:
+    """Return the names of the files at a path that may be checkpoints, without opening them."""
+    root, paths, _ = _candidates(str(path))
+    return [os.path.relpath(candidate, root) for candidate in paths]
+
+
+def _candidates(path: str) -> tuple[Path, list[Path], list[str]]:
+    """Return the folder of a path, the files or Hugging Face directories to open, and the entries left out."""
+    if not os.path.exists(path) and glob.has_magic(path):
+        if glob.has_magic(str(Path(path).parent)):
+            raise UserError(
+                f"{path} has a wildcard in its folder. Name the folder; only file names may have wildcards."
+            )
+        paths = sorted(map(Path, glob.glob(path)))
+        if not paths:
+            raise UserError(f"No file matches {path}")
+        return paths[0].parent, [inside(match, paths[0].parent) for match in paths], []
+    root = check_exists(Path(path), "file or folder")
+    if not root.is_dir():
+        if not _may_be_checkpoint(root):
+            raise UserError(f"{root} is not a file of weights, which ends in {', '.join(ENDINGS)}")
+        if not root.is_file():
+            raise UserError(f"{root} is not a regular file")
+        return root.parent, [root], []
+    try:
+        entries = sorted(root.iterdir())
+    except OSError as error:
+        raise UserError(f"Could not list {root}: {error.strerror}") from None
+    steps = [entry for entry in entries if re.fullmatch(r"checkpoint-[0-9]{1,9}", entry.name) and entry.is_dir()]
+    if steps:
+        done = [step for step in steps if (step / "trainer_state.json").exists()] or steps
+        partial = [f"{step.name}: saved in part, without trainer_state.json" for step in steps if step not in done]
+        return root, [inside(step, root) for step in done], partial
+    if any((root / name).exists() for name in (*WHOLE, *SHARDS)):
+        return root, [root], []
+    named = [entry for entry in entries if _may_be_checkpoint(entry)]
+    regular = [entry for entry in named if os.path.isfile(inside(entry, root))]
+    return root, regular, [f"{entry.name}: not a regular file" for entry in named if entry not in regular]
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    name = path.name
+    return name.lower().endswith(ENDINGS) and not NO_NETWORK.fullmatch(name) and not name.startswith(".")
+
+
+def _nothing_found(path: Path | str, root: Path, left_out: list[str]) -> UserError:
+    reasons = f" ({'; '.join(left_out[:3])})" if left_out else ""
+    folders = {file.parent for file in root.rglob("*") if file.suffix in ENDINGS} if root.is_dir() else set()
+    nearest = sorted(folders, key=lambda folder: (len(folder.parts), folder))[:3]
+    hint = f". Checkpoints are in {', '.join(map(str, nearest))}." if nearest and not left_out else ""
+    return UserError(f"There are no checkpoints in {path}{reasons}{hint}")
+
+
+def _numbers_by_pattern(pattern: str, root: Path, paths: list[Path]) -> dict[Path, int]:
+    """Return the number that `--pattern` finds in each file's name; files that do not match are absent."""
+    fields = re.findall(r"\{epoch\}|\{step\}", pattern)
+    if len(fields) != 1 or "/" in pattern:
+        raise UserError(f"--pattern {pattern!r} must be a file name with one {{epoch}}, such as 'ckpt_{{epoch}}.pt'")
+    before, after = (".*".join(map(re.escape, text.split("*"))) for text in pattern.split(fields[0]))
+    matches = {path: re.fullmatch(rf"(?s:{before}(\d{{1,9}}){after})", path.name) for path in paths}
+    numbers = {path: int(match[1]) for path, match in matches.items() if match}
+    if not numbers:
+        names = ", ".join(path.name for path in paths[:3]) or "none"
+        raise UserError(f"No file in {root} matches --pattern {pattern!r} (files: {names})")
+    return numbers
+
+
+def _of_one_run(root: Path, files: list[FoundFile], left_out: list[str]) -> list[FoundFile]:
+    """Return the files whose epoch or step is known; refuse names of several runs, and names that tell nothing."""
+    averages = [file for file in files if AVERAGE.search(file.path.name.lower())]
+    if len(averages) < len(files):
+        files = _without(averages, files, left_out, "averaged weights beside plain ones")
+    if len({file.prefix for file in files if file.prefix and not file.is_copy}) > 1:
+        raise UserError(
+            f"The file names in {root} look like several runs. Select one run with a wildcard in quotes, such as "
+            f"'{root}/run1_*', or give --pattern 'run1_{{epoch}}.pt'."
+        )
+    unknown = [file for file in files if file.number == file.step == UNKNOWN]
+    if len(unknown) == len(files) > 1:
+        raise UserError(
+            f"No epoch can be read from the file names in {root} ({', '.join(file.path.name for file in files[:2])}). "
+            "Give `checkpointkd inspect` a --pattern with {epoch} in place of the number, such as 'ckpt_{epoch}.pt'."
+        )
+    if len(unknown) == len(files):
+        return [replace(files[0], number=1, number_from="the only file", exact=True)]
+    return _without(unknown, files, left_out, "its name tells no epoch")
+
+
+def _in_one_unit(files: list[FoundFile], left_out: list[str]) -> tuple[list[FoundFile], Unit]:
+    """Return the files counted in steps if some were saved within an epoch and all know their step; else in epochs."""
+    within = [file for file in files if file.within]
+    if within and all(file.step != UNKNOWN for file in files):
+        return [replace(file, number=file.step) for file in files], "step"
+    return _from_one(_without(within, files, left_out, "saved within an epoch")), "epoch"
+
+
+def _from_one(files: list[FoundFile]) -> list[FoundFile]:
+    """Count completed epochs where files, or names, count 0, 1, …: their 0 is the end of the first epoch."""
+    from_zero = set()
+    for source in {file.number_from for file in files}:
+        numbers = sorted({file.number for file in files if file.number_from == source and not file.exact})
+        if numbers[:2] == [0, 1] or (numbers == [0] and len(files) == 1):  # 0, 10, 20 may begin with initial weights
+            from_zero.add(source)
+    return [
+        replace(file, number=file.number + 1, stated=f"{file.stated}, counted from 0")
+        if file.number_from in from_zero and not file.exact
+        else file
+        for file in files
+    ]
+
+
+def _by_number(root: Path, files: list[FoundFile], unit: Unit, left_out: list[str]) -> dict[int, FoundFile]:
+    """Return the files by their numbers; leave out copies, and refuse two other files of one number."""
+    by_number: dict[int, FoundFile] = {}
+    for file in sorted(files, key=lambda file: (file.number, file.is_copy, file.path.name)):
+        first = by_number.setdefault(file.number, file)
+        if file.is_copy and first is not file:
+            left_out.append(f"{file.path.name}: the same {unit} as {first.path.name}")
+        elif first is not file:
+            raise UserError(
+                f"{first.path.name} and {file.path.name} in {root} both have {unit} {file.number}. If these are "
+                f"several runs, select one with a wildcard in quotes, such as '{root}/run1_*'. If another number "
+                "is the epoch, give --pattern 'ckpt_{epoch}.pt'."
+            )
+    return by_number
+
+
+def _without(unwanted: list[FoundFile], files: list[FoundFile], left_out: list[str], reason: str) -> list[FoundFile]:
+    left_out += [f"{file.path.name}: {reason}" for file in unwanted]
+    return [file for file in files if file not in unwanted]

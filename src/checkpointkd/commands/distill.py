@@ -1,0 +1,125 @@
+"""`checkpointkd distill`: train a student with one or several checkpoints as teachers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import KDConfig
+from ..errors import UserError, unknown_name
+from .checks import warn_if_any_saw_validation_images
+from .options import CommonOptions, DataOptions, TeacherOptions, TrainingOptions
+from .signature import command
+
+if TYPE_CHECKING:
+    from ..checkpoints import Trajectory
+
+log = logging.getLogger("checkpointkd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions):
+    """Options of `distill`."""
+
+    alpha: float | None = None
+    """Weight of the cross-entropy with the labels, in [0, 1]. For kd the distillation loss has the rest, 1 − alpha
+    (Eq. 1); default 0.5. Other methods add a term of their own. Beside it, feature methods keep the distillation loss
+    with weight 1 − alpha; default 1. lskd, dkd and dist do not; default 0.1, 1 and 1."""
+
+    tau: float | None = None
+    """Softmax temperature. Default: the method's own, 5 for kd."""
+
+    method_weight: float | None = None
+    """Weight of the method's own term. Default: as in its paper or the field's benchmark."""
+
+    def kd_config(self) -> KDConfig:
+        """Return the loss settings, with the method's own α and τ where none are given.
+
+        Raises:
+            UserError: For an unknown method, for values out of range, and for a τ that would have no effect.
+        """
+        from ..losses import METHODS, defaults, takes_features
+
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
+        alpha, tau = defaults(self.method)
+        alpha = alpha if self.alpha is None else self.alpha
+        if self.tau is not None and takes_features(self.method) and alpha == 1:
+            raise UserError(f"--tau has no effect on {self.method} at alpha 1. Add --alpha below 1, or remove --tau")
+        return KDConfig(
+            alpha=alpha,
+            tau=tau if self.tau is None else self.tau,
+            tau_squared=self.tau_squared,
+            average=self.average,
+        )
+
+
+@command(DistillOptions)
+def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
+    """Train a student with teachers: one checkpoint, or several. The same command again continues an interrupted run.
+
+    The teachers' validation accuracies are logged before the training starts.
+
+    Example:
+
+        checkpointkd distill wrn_10_1 --teachers runs/teacher@midpoint runs/teacher@last --out runs/student
+
+    Args:
+        student: The student's network, as for `train`.
+
+    Raises:
+        UserError: If a teacher is not better than chance or has other classes than the data, and as `train` does.
+    """
+    from ..checkpoints import resolve_ensemble
+    from ..data import load_data
+    from ..training.distillation import DistillSpec, run_distillation
+
+    kd = options.kd_config()
+    if not options.teachers:
+        raise UserError("distill needs --teachers. To train without a teacher, use `checkpointkd train`")
+    refs = resolve_ensemble(options.teachers, options.ensemble)
+    _warn_if_selected_otherwise(options.teachers, student, kd if options.method == "kd" else None)
+    config = options.distill_config(len(refs), method_weight=options.method_weight)
+    data_config = options.config_like(refs[0].checkpoint.run.data, options.train_images)
+    data = load_data(data_config, on_progress=options.on_progress)
+    warn_if_any_saw_validation_images(refs, data)
+    spec = DistillSpec(
+        refs=tuple(refs),
+        method=options.method,
+        kd=kd,
+        config=config,
+        logit_cache_gb=options.logit_cache_gb,
+        allow_weak_teacher=options.allow_weak_teacher,
+    )
+    run = options.run_spec(student, data, options.torch_device)
+    return run_distillation(run, spec, data, on_progress=options.on_progress)
+
+
+def _warn_if_selected_otherwise(teachers: Sequence[str], student: str, kd: KDConfig | None) -> None:
+    """Warn if a pilot search chose RUN@best for another student, or for another α or τ."""
+    from ..checkpoints import open_trajectory
+
+    for teacher in teachers:
+        run, _, name = teacher.rpartition("@")
+        selection = open_trajectory(run).selection() if name == "best" else None
+        if selection is None or selection.rule != "pilot":
+            continue
+        selected, used = [selection.student], [student]
+        if kd is not None:
+            selected += [f"{name} {float(getattr(selection, name))!r}" for name in ("alpha", "tau")]
+            used += [f"alpha {float(kd.alpha)!r}", f"tau {float(kd.tau)!r}"]
+        if selected == used:
+            continue
+        if selection.student == student:
+            advice = f"To use them, add {' '.join(f'--{setting}' for setting in selected[1:])}"
+        else:
+            advice = f"To choose for this student, run `checkpointkd select {run} --student {student}`"
+        log.warning(
+            "%s was selected for %s, but is used for %s. %s.",
+            teacher,
+            ", ".join(map(str, selected)),
+            ", ".join(used),
+            advice,
+        )

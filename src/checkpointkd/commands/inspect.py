@@ -1,0 +1,150 @@
+"""`checkpointkd inspect`: describe a run, or register external checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..records import ExternalRecord
+from .checks import warn_if_saw_validation_images
+from .options import CommonOptions, DataOptions
+from .signature import command
+
+if TYPE_CHECKING:
+    from ..checkpoints import Trajectory
+    from ..data import Data
+    from ..models import Network
+
+log = logging.getLogger("checkpointkd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(DataOptions, CommonOptions):
+    """Options of `inspect`."""
+
+    model: str | None = None
+    """For external checkpoints: their network, as for `train`. Needs --data."""
+
+    pattern: str | None = None
+    """For external checkpoints: the form of the file names, such as 'ckpt_{epoch}.pt', where the epoch cannot be read
+    from them. It also decides which files are checkpoints. {step} counts in steps, * matches any text."""
+
+    state_dict_key: str | None = None
+    """For files with several state dicts: the key of the weights, such as state_dict_ema or state_dict.student."""
+
+    mean: list[float] | None = None
+    """For external checkpoints: the mean of each channel that images in [0, 1] were normalized with. Default: from the
+    Hugging Face preprocessor or timm's model, otherwise the mean of the training images."""
+
+    std: list[float] | None = None
+    """The standard deviation of each channel, likewise."""
+
+    def given_for_external(self) -> list[str]:
+        """List the given options that apply to external checkpoints only."""
+        names = ("data", "state_dict_key", "mean", "std", "select_on", "image_size", "flip")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+
+
+@command(InspectOptions)
+def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
+    """Describe a run directory, or a folder of checkpoints from another trainer.
+
+    The format of external checkpoints is detected from their content: Hugging Face, Lightning, timm, torchvision's
+    reference scripts, the authors' code of the paper, and plain state dicts in safetensors or PyTorch files. With
+    --model and --data, `inspect` compares every file with the network, measures its validation accuracy and records
+    both. Afterwards PATH works like a run, as in PATH@last.
+
+    Example:
+
+        checkpointkd inspect runs/teacher
+
+        checkpointkd inspect output/train/resnet18 --model timm:resnet18 --data folder:images
+
+    Args:
+        path: The directory; or a pattern, such as 'output/run1_*.pth'; or one file.
+
+    Raises:
+        UserError: If there is no run and no checkpoint, and for files that are damaged, refused or do not fit the
+            network.
+    """
+    from ..checkpoints import describe, is_registered, open_trajectory
+    from ..teachers.ensemble import chance_level
+
+    given = options.given_for_external()
+    if options.pattern is not None and is_registered(path):
+        given.append("--pattern")
+    trajectory = open_trajectory(path) if options.model is None and is_registered(path) else None
+    if options.model is None:
+        if given and (trajectory is None or not trajectory.external):
+            raise UserError(f"{' and '.join(given)} can only be used for external checkpoints. Add --model")
+        if trajectory is None or not given:
+            if trajectory is not None:
+                _refresh(trajectory, options)
+            return describe(path, options.pattern)
+    trajectory, data = _register(path, trajectory, options)
+    warn_if_saw_validation_images(str(path), trajectory.run, data)
+    description = describe(trajectory.path)
+    chance, threshold = chance_level(data.val.labels_N)
+    if all(checkpoint["val_accuracy"] < threshold for checkpoint in description["checkpoints"]):
+        log.warning(
+            "No checkpoint is better than chance (%.1f%%). The order of the classes or the preprocessing (--mean, "
+            "--std, --image-size) probably differs from the training.",
+            100 * chance,
+        )
+    return description
+
+
+def _refresh(trajectory: Trajectory, options: InspectOptions) -> None:
+    """Register external checkpoints that are new since the last time, and measure those without an accuracy."""
+    from ..checkpoints import refresh_external
+    from ..data import config_like, load_data
+
+    if trajectory.new_files() or (trajectory.external and not trajectory.measured):
+        data = load_data(config_like(trajectory.run.data, None), on_progress=options.on_progress)
+        accuracy = _accuracy_on(data, options)
+        refresh_external(trajectory, data=data, accuracy=accuracy, on_progress=options.on_progress)
+
+
+def _register(path: Path | str, registered: Trajectory | None, options: InspectOptions) -> tuple[Trajectory, Data]:
+    """Register the checkpoints with the given options. What was registered before and is not given stays."""
+    from ..checkpoints import GIVEN, register_external
+    from ..data import load_data
+
+    model, pattern, state_dict_key = options.model, options.pattern, options.state_dict_key
+    mean, std = options.mean, options.std
+    if registered is not None and isinstance(registered.run, ExternalRecord):
+        run = registered.run
+        model, pattern, path = run.model, pattern or run.pattern, registered.source
+        state_dict_key = state_dict_key or run.state_dict_key
+        if mean is None and std is None and run.normalized_as == GIVEN:
+            mean, std = list(run.mean), list(run.std)
+        data_config = options.config_like(run.data)
+    else:
+        if model is None or options.data is None:
+            raise UserError("--model needs --data, which defines the classes of the network")
+        data_config = options.config(options.data)
+    data = load_data(data_config, on_progress=options.on_progress)
+    trajectory = register_external(
+        path,
+        model=model,
+        data=data,
+        pattern=pattern,
+        state_dict_key=state_dict_key,
+        mean=mean,
+        std=std,
+        accuracy=_accuracy_on(data, options),
+        on_progress=options.on_progress,
+    )
+    return trajectory, data
+
+
+def _accuracy_on(data: Data, options: InspectOptions) -> Callable[[Network], float]:
+    """Return a function that measures a network's accuracy on the validation set."""
+    from ..metrics import measure, predict
+
+    device = options.torch_device
+    return lambda network: measure(predict(network.to(device).eval(), data.val), data.val.labels_N)["accuracy"]

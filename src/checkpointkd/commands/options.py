@@ -1,0 +1,270 @@
+"""The options that several commands share. Each is declared once, with its default and its help text below it.
+
+A command's options are a dataclass that inherits the groups it needs. The first line of a group's docstring is its
+heading in `--help`. No torch here: the command line reads these classes to answer `--help`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import (
+    LOGIT_CACHE_GB,
+    BatchNormMode,
+    CheckpointDtype,
+    DataConfig,
+    Device,
+    DistillConfig,
+    EnsembleAverage,
+    KDConfig,
+    OnProgress,
+    PrecisionChoice,
+    Recipe,
+    SelectOn,
+    TeacherSchedule,
+)
+from ..errors import UserError
+from ..recipes import recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data import Data
+    from ..records import DataRecord
+    from ..training.run import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Common options."""
+
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, mps, or auto for the best that PyTorch can use. Commands that compute nothing ignore
+    it."""
+
+    on_progress: OnProgress | None = None
+    """From Python: a function that receives the name of the work, the steps done and the steps in all."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as PyTorch's object. Raises UserError if this machine does not have it."""
+        from ..device import pick_device
+
+        return pick_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSetOptions:
+    """Data."""
+
+    data: str | None = None
+    """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet, each also as NAME:PATH; folder:PATH, with
+    PATH/train/CLASS and PATH/val/CLASS; or hf:NAME from the Hugging Face Hub. Default, where a run or teachers are
+    given: their data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(DataSetOptions):
+    """Data."""
+
+    select_on: SelectOn | None = None
+    """The images that checkpoints and hyperparameters are chosen on: val, a part of the training set that is kept out
+    of training; or test, as in the paper. Default: as the given run or first teacher, otherwise val."""
+
+    image_size: int | None = None
+    """For image folders: images are resized and cropped to squares of this many pixels. Default: as the given run or
+    first teacher, otherwise 224."""
+
+    flip: bool | None = None
+    """Augment with horizontal flips. Default: as the given run or first teacher, otherwise yes, except for digits."""
+
+    def config(self, data: str, train_images: int | None = None) -> DataConfig:
+        """Return the settings of this data set, for a command that follows no run."""
+        return DataConfig(
+            data=data,
+            select_on=self.select_on or DataConfig.select_on,
+            train_images=train_images,
+            image_size=self.image_size,
+            flip=self.flip,
+        )
+
+    def config_like(self, record: DataRecord, train_images: int | None = None) -> DataConfig:
+        """Return the settings of a run's data, with the given options in place of the run's."""
+        from ..data import config_like
+
+        return config_like(record, self.data, self.select_on, train_images, self.image_size, self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Training."""
+
+    recipe: str | None = None
+    """Named training settings: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student, tiny-imagenet
+    or imagenet. Default: the recipe of the data set."""
+
+    epochs: int | None = None
+    """Number of epochs. Default: the recipe's."""
+
+    batch_size: int | None = None
+    """Images per step. Default: the recipe's."""
+
+    train_images: int | None = None
+    """Train on a class-balanced subset of this many images. Default: as the given run or first teacher, otherwise all
+    training images."""
+
+    def recipe_for(self, data: Data, learning_rate: float | None = None) -> Recipe:
+        """Return the chosen recipe, or the data set's, with the options in place of its own settings."""
+        return recipe(
+            self.recipe or data.recipe,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=learning_rate,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateOptions(RecipeOptions):
+    """Training."""
+
+    learning_rate: float | None = None
+    """The highest learning rate of the schedule. Default: the recipe's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Runs."""
+
+    seed: int = 0
+    """Seed for initialization, data order and augmentation."""
+
+    precision: PrecisionChoice = "auto"
+    """fp32, bf16 (mixed precision), or auto, which times a few steps of both and takes bf16 only if it is clearly
+    faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(LearningRateOptions, RunOptions):
+    """Training."""
+
+    out: Path | str
+    """The run directory. It is created if necessary. Another run in it is never overwritten."""
+
+    save_every: int | None = None
+    """Save a checkpoint every this many epochs, and after the last. Default: 20 checkpoints per run."""
+
+    compile: bool = False
+    """Compile the network with torch.compile. This takes about a minute, and pays off on some networks and machines
+    only."""
+
+    best_of_last_ten: bool = False
+    """Also evaluate the test set after each of the last ten epochs and report the best accuracy, as the authors' code
+    does. That number is optimistic. Needs --select-on test."""
+
+    checkpoint_dtype: CheckpointDtype = "float32"
+    """float16 halves the size of checkpoints. All later commands use the rounded weights."""
+
+    def run_spec(self, model: str, data: Data, device: torch.device) -> RunSpec:
+        """Return the description of the run of this network."""
+        from ..training.run import RunSpec
+
+        return RunSpec(
+            model=model,
+            out=Path(self.out),
+            recipe=self.recipe_for(data, self.learning_rate),
+            device=device,
+            save_every=self.save_every,
+            seed=self.seed,
+            precision=self.precision,
+            compile=self.compile,
+            best_of_last_ten=self.best_of_last_ten,
+            checkpoint_dtype=self.checkpoint_dtype,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions:
+    """Teacher ensemble."""
+
+    ensemble: str | None = None
+    """Which checkpoints of the given runs form the ensemble: snapshot:K, the last checkpoint of one run and K − 1
+    equally spaced ones before it; full:K, the last checkpoints of K runs; mixed, the midpoint of the first run and the
+    last of the second; all, every checkpoint of one run. Default: the checkpoints that are named."""
+
+    average: EnsembleAverage = KDConfig.average
+    """Average the ensemble's probabilities (Eq. 2), or its logits, as the authors' code does."""
+
+    teacher_weights: list[float] | None = None
+    """The weight of each checkpoint of the ensemble, in order; weights sum to 1. Default: equal weights."""
+
+    def weights_of(self, members: int) -> tuple[float, ...] | None:
+        """Return the weights of this many checkpoints, or None for equal weights.
+
+        Raises:
+            UserError: If their number differs, or if they do not sum to 1.
+        """
+        if self.teacher_weights is None:
+            return None
+        if len(self.teacher_weights) != members:
+            raise UserError(f"--teacher-weights has {len(self.teacher_weights)} values for {members} checkpoints")
+        return DistillConfig(teacher_weights=tuple(self.teacher_weights)).teacher_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitCacheOptions:
+    """Logit cache."""
+
+    logit_cache_gb: float = LOGIT_CACHE_GB
+    """Upper limit of the logit cache in gigabytes; the entries unused for longest are removed first. With 0 the
+    teachers run at every step, which gives the same student more slowly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions(EnsembleOptions, LogitCacheOptions):
+    """Teachers and method."""
+
+    teachers: list[str]
+    """One or more checkpoint references: RUN@160 (epoch 160), RUN@0.5 (half of the training), RUN@midpoint, RUN@last
+    or RUN@best. RUN alone is its last checkpoint."""
+
+    method: str = "kd"
+    """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist. From their
+    features: fitnets, at, sp, cc, vid, rkd, fsp, pkt, crd."""
+
+    tau_squared: bool = KDConfig.tau_squared
+    """Multiply the distillation loss by the squared temperature, as is common and as the authors' code does. The
+    paper's formula does not."""
+
+    teacher_schedule: TeacherSchedule = "joint"
+    """When each of several teachers is used: joint, all of them throughout; rco, one after the other, each for an equal
+    part of the training; progressive, as rco with a temperature that falls to 1."""
+
+    teacher_batch_norm: BatchNormMode = "eval"
+    """Batch normalization of the teachers: eval, with running statistics; or batch, with the statistics of each batch,
+    as the authors' code does for most of the training."""
+
+    teacher_features: list[str] | None = None
+    """For feature methods: the teacher's modules, by their paths in the model. Default: the method's usual features."""
+
+    student_features: list[str] | None = None
+    """The student's modules, in the order of --teacher-features."""
+
+    channel_adapter: bool = False
+    """For fsp: add a trained 1×1 convolution to the student's features where their number of channels differs."""
+
+    allow_weak_teacher: bool = False
+    """Accept teachers whose accuracy is not above chance."""
+
+    def distill_config(self, members: int, *, method_weight: float | None = None) -> DistillConfig:
+        """Return how this many teachers are used."""
+        return DistillConfig(
+            method_weight=method_weight,
+            teacher_weights=self.weights_of(members),
+            teacher_schedule=self.teacher_schedule,
+            teacher_batch_norm=self.teacher_batch_norm,
+            teacher_features=None if self.teacher_features is None else tuple(self.teacher_features),
+            student_features=None if self.student_features is None else tuple(self.student_features),
+            channel_adapter=self.channel_adapter,
+        )

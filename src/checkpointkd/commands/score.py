@@ -1,0 +1,123 @@
+"""`checkpointkd score`: place the checkpoints of a run on the information plane."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import DataConfig, EstimatorConfig, EstimatorName, OnProgress
+from ..errors import UserError
+from .checks import check_same_classes, warn_if_saw_validation_images
+from .options import CommonOptions, DataSetOptions
+from .signature import command
+
+if TYPE_CHECKING:
+    from ..checkpoints import Trajectory
+    from ..data import Data
+    from ..information import Plane
+
+log = logging.getLogger("checkpointkd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(DataSetOptions, CommonOptions):
+    """Options of `score`."""
+
+    model: str | None = None
+    """For external checkpoints: their network, as for `train`. It is remembered."""
+
+    estimator: EstimatorName = EstimatorConfig.estimator
+    """The estimator of I(X;F): decoder, the paper's reconstruction decoder; or ridge, a linear decoder in closed form,
+    which is faster and gives nats."""
+
+    feature_layer: str | None = None
+    """The module, by its path in the model, whose feature map is decoded. Default: the map before global pooling."""
+
+    fit_images: int | None = None
+    """Number of training images that the estimator is fitted on. Default: a tenth of them, at least 1,000 and at most
+    10,000; 1,000 for ridge."""
+
+    measure_images: int | None = None
+    """Number of validation images that it is evaluated on. Default: all, at most 10,000; 1,000 for ridge."""
+
+    decoder_steps: int = EstimatorConfig.steps
+    """Training steps of each decoder."""
+
+    decoder_seeds: int = EstimatorConfig.seeds
+    """Decoders per checkpoint, each from another initialization. Their spread is reported and enters the uncertainty of
+    a choice."""
+
+
+@command(ScoreOptions)
+def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
+    """Place every checkpoint of a run on the information plane: I(Y;F) and I(X;F) (§4.2).
+
+    Checkpoints that already have scores with the same settings are not scored again.
+
+    Example:
+
+        checkpointkd score runs/teacher
+
+    Args:
+        run: The run directory; or a folder of external checkpoints, see `inspect`.
+
+    Raises:
+        UserError: If the network has no feature map to decode, and for unknown settings or data.
+    """
+    from ..information import score_trajectory
+    from ..storage import locked
+
+    settings = EstimatorConfig(
+        estimator=options.estimator,
+        fit_images=options.fit_images,
+        measure_images=options.measure_images,
+        steps=options.decoder_steps,
+        seeds=options.decoder_seeds,
+    )
+    trajectory, data = _open(run, options)
+    check_same_classes(trajectory, data)
+    warn_if_saw_validation_images(str(run), trajectory.run, data)
+    with locked(trajectory.path):
+        plane = score_trajectory(
+            trajectory,
+            data,
+            settings=settings,
+            feature_layer=options.feature_layer,
+            device=options.torch_device,
+            on_progress=_prefixed("score", options.on_progress),
+        )
+    if len(plane.points) > 1 and len({point.image_information for point in plane.points}) == 1:
+        log.warning(
+            "I(X;F) is the same at every checkpoint: the %s learned nothing about the images. Give it more images with "
+            "--fit-images, or use the other estimator.",
+            options.estimator,
+        )
+    return plane
+
+
+def _open(run: Path | str, options: ScoreOptions) -> tuple[Trajectory, Data]:
+    """Open the run and load its data. External checkpoints are registered first if they are new or have changed."""
+    from ..checkpoints import is_registered, open_trajectory, refresh_external, register_external
+    from ..data import config_like, load_data
+
+    trajectory = open_trajectory(run) if options.model is None or is_registered(run) else None
+    if trajectory is None or options.model not in (None, trajectory.run.model):
+        if options.data is None or options.model is None:
+            raise UserError("--model is for external checkpoints and needs --data")
+        data = load_data(DataConfig(data=options.data), on_progress=options.on_progress)
+        trajectory = register_external(run, model=options.model, data=data, on_progress=options.on_progress)
+        return trajectory, data
+    if trajectory.new_files():
+        registered = load_data(config_like(trajectory.run.data, None), on_progress=options.on_progress)
+        trajectory = refresh_external(trajectory, data=registered, on_progress=options.on_progress)
+    data = load_data(config_like(trajectory.run.data, options.data), on_progress=options.on_progress)
+    return trajectory, data
+
+
+def _prefixed(verb: str, on_progress: OnProgress | None) -> OnProgress | None:
+    """Put a verb before the name of the work."""
+    if on_progress is None:
+        return None
+    return lambda work, done, total: on_progress(f"{verb} {work}", done, total)

@@ -1,0 +1,221 @@
+"""`checkpointkd select`: choose the checkpoint that teaches, by a rule or by pilot runs of a student."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from ..config import EstimatorConfig, EstimatorName, PilotConfig, check_choice
+from ..errors import UserError, unknown_name
+from .checks import check_same_classes, warn_if_saw_validation_images
+from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, RunOptions
+from .signature import command
+
+if TYPE_CHECKING:
+    from ..checkpoints import Trajectory
+    from ..records import PilotResult, PlaneSettings
+    from ..selection import Choice
+
+log = logging.getLogger("checkpointkd")
+
+AUTO = "auto"
+DEFAULT_RULE = "algorithm1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptions):
+    """With --student: compare candidates by pilot runs."""
+
+    student: str | None = None
+    """The student's network, as for `train`. It turns the search on; the options below apply to it only."""
+
+    out: Path | str | None = None
+    """The directory of the pilot runs. Required. The same command again continues an interrupted search."""
+
+    budget: str | float = PilotConfig.budget
+    """The cost of all pilot runs: a fraction of one full distillation, such as 1.0, or a number of epochs, such as
+    60."""
+
+    alpha: list[float] | None = None
+    """Label weights to try. Default: 0.5 for every checkpoint, then 0.1 for the best ones."""
+
+    tau: float | None = None
+    """Softmax temperature. Default: 5."""
+
+    def pilot_config(self) -> PilotConfig:
+        """Return the settings of the search. Raises UserError for values out of range."""
+        return PilotConfig(
+            budget=self.budget,
+            alphas=PilotConfig.alphas if self.alpha is None else tuple(self.alpha),
+            tau=PilotConfig.tau if self.tau is None else self.tau,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions(PilotOptions, CommonOptions):
+    """Options of `select`."""
+
+    rule: str | None = None
+    """The rule: algorithm1; midpoint, last, random, best-accuracy; lowest-nll, lowest-brier, lowest-calibration-error;
+    mcmi, the largest conditional mutual information; wrong-class-variance. Default: pilot runs with --student,
+    otherwise algorithm1."""
+
+    estimator: EstimatorName = EstimatorConfig.estimator
+    """The estimator of I(X;F) whose scores the rule uses: decoder or ridge."""
+
+    def pilot_runs(self) -> tuple[str, Path] | None:
+        """Return the student and the directory of its pilot runs, or None if a rule chooses.
+
+        Raises:
+            UserError: If options of a rule and of pilot runs are combined, and if the directory is absent.
+        """
+        if self.student is None:
+            for field in dataclasses.fields(PilotOptions):
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name.replace('_', '-')} needs --student, which starts pilot runs")
+            return None
+        if self.rule not in (None, AUTO):
+            raise UserError(f"--rule {self.rule} cannot be combined with --student, which compares pilot runs")
+        if self.estimator != EstimatorConfig.estimator:
+            raise UserError("--estimator cannot be combined with --student, which compares pilot runs")
+        if self.out is None:
+            raise UserError("--student needs --out, a directory for the pilot runs")
+        return self.student, Path(self.out)
+
+
+@overload
+def select(run: Path | str, /, *, student: str, out: Path | str, **options: Any) -> PilotResult: ...
+@overload
+def select(run: Path | str, /, *, student: None = None, **options: Any) -> Choice: ...
+@command(SelectOptions)
+def select(  # pyright: ignore[reportInconsistentOverload] - the options are those of SelectOptions
+    run: Path | str, /, *, options: SelectOptions
+) -> Choice | PilotResult:
+    """Choose the checkpoint that teaches. Afterwards RUN@best refers to it.
+
+    Without --student a rule chooses, which looks at the teacher's run only: Algorithm 1 or another. With --student,
+    short pilot runs of that student compare single checkpoints, pairs of them and training without a teacher.
+
+    Example:
+
+        checkpointkd select runs/teacher
+
+        checkpointkd select runs/teacher --student wrn_10_1 --out runs/pilot
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        UserError: If the rule needs scores and the checkpoints have none, and if the budget is too small for pilot
+            runs.
+    """
+    from ..checkpoints import open_trajectory, warn_if_new_files
+    from ..selection import RULES
+
+    if options.rule not in (None, AUTO, *RULES):
+        raise unknown_name("rule", options.rule, (AUTO, *RULES))
+    check_choice("estimator", options.estimator, EstimatorName)
+    trajectory = open_trajectory(run)
+    warn_if_new_files(trajectory)
+    pilot_runs = options.pilot_runs()
+    if pilot_runs is not None:
+        choice = _by_pilot_runs(trajectory, *pilot_runs, options)
+        try:
+            _store(run, trajectory, choice, made_with=None)
+        except UserError as error:  # the pilot runs are saved in --out
+            log.warning("%s. RUN@best is unchanged; run the same command again to set it.", error)
+    else:
+        rule = DEFAULT_RULE if options.rule in (None, AUTO) else options.rule
+        choice, made_with = _by_rule(trajectory, rule, options.estimator)
+        _store(run, trajectory, choice, made_with=made_with)
+    for warning in choice.warnings:
+        log.warning("%s", warning)
+    return choice
+
+
+def _store(
+    run: Path | str, trajectory: Trajectory, choice: Choice | PilotResult, *, made_with: PlaneSettings | None
+) -> None:
+    """Write selection.json, and log what RUN@best was before if it has changed."""
+    from ..selection.selected import write_selection
+    from ..storage import locked
+
+    with locked(trajectory.path):
+        before = _describe_best(trajectory)
+        write_selection(trajectory, choice, made_with=made_with)
+    now = _describe_best(trajectory)
+    if before not in (None, now):
+        log.info("%s@best is now %s; it was %s", run, now, before)
+
+
+def _describe_best(trajectory: Trajectory) -> str | None:
+    """Say what RUN@best refers to; None if nothing was selected or if the selection is damaged."""
+    try:
+        selection = trajectory.selection()
+    except UserError:
+        return None
+    if selection is None:
+        return None
+    teachers = " and ".join(f"{trajectory.unit} {epoch}" for epoch in selection.epochs) or "no teacher"
+    return f"{teachers}, for {selection.student}" if selection.student else f"{teachers}, by rule {selection.rule}"
+
+
+def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, PlaneSettings | None]:
+    """Return a rule's choice, and the settings of the scores that it used, if any.
+
+    Raises:
+        UserError: If the scores are absent, out of date, or of other images than the run's.
+    """
+    from ..information import load_plane, stale_epochs
+    from ..selection import NEED_NO_SCORES, Candidates, choose
+
+    plane = None if rule in NEED_NO_SCORES else load_plane(trajectory, estimator=estimator)
+    again = f"Run `checkpointkd score {trajectory.source}` again"
+    if plane is not None and (stale := stale_epochs(plane, trajectory)):
+        epochs = ", ".join(map(str, stale))
+        raise UserError(
+            f"{trajectory.source} has checkpoints that are new, missing or changed since they were scored "
+            f"({trajectory.unit}s {epochs}). {again}"
+        )
+    if plane is not None and trajectory.external:
+        scored_on, data = plane.settings.data, trajectory.run.data
+        if not all(getattr(scored_on, name) == getattr(data, name) for name in ("sha256", "select_on")):
+            raise UserError(
+                f"{trajectory.source} was scored on other images ({scored_on.name}, --select-on {scored_on.select_on}) "
+                f"than it was inspected on ({data.name}, --select-on {data.select_on}). {again}"
+            )
+    choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
+    return choice, plane.settings if plane is not None else None
+
+
+def _by_pilot_runs(trajectory: Trajectory, student: str, out: Path, options: SelectOptions) -> PilotResult:
+    """Return the choice of a pilot search for this student."""
+    from ..data import load_data
+    from ..selection.pilot import PilotSearch, run_pilot_search
+
+    settings = options.pilot_config()
+    data_config = options.config_like(trajectory.run.data, options.train_images)
+    data = load_data(data_config, on_progress=options.on_progress)
+    check_same_classes(trajectory, data)
+    warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
+    repeated = ("data", "recipe", "epochs", "batch_size", "learning_rate", "train_images")
+    repeated += ("select_on", "image_size", "flip", "logit_cache_gb", "device")
+    return run_pilot_search(
+        PilotSearch(
+            student=student,
+            trajectory=trajectory,
+            data=data,
+            recipe=options.recipe_for(data, options.learning_rate),
+            settings=settings,
+            out=out,
+            precision=options.precision,
+            logit_cache_gb=options.logit_cache_gb,
+            device=options.torch_device,
+            command_options={name: getattr(options, name) for name in repeated},
+            on_progress=options.on_progress,
+        )
+    )

@@ -1,0 +1,46 @@
+"""`checkpointkd train`: train one network and keep its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .options import CommonOptions, DataOptions, TrainingOptions
+from .signature import command
+
+if TYPE_CHECKING:
+    from ..checkpoints import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions, TrainingOptions, CommonOptions):
+    """Options of `train`."""
+
+    data: str = field()  # required: there is no run to take it from
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution in the labels, in [0, 1). Label smoothing is distillation from a teacher that
+    knows nothing (§4.3)."""
+
+
+@command(TrainOptions)
+def train(model: str, /, *, options: TrainOptions) -> Trajectory:
+    """Train a network and keep its trajectory of checkpoints. The same command again continues an interrupted run.
+
+    Example:
+
+        checkpointkd train wrn_16_2 --data digits --epochs 40 --save-every 4 --out runs/teacher
+
+    Args:
+        model: The network: wrn_D_K, such as wrn_16_2; resnet_D, such as resnet_32; mobilenetv2_W, such as
+            mobilenetv2_0.75; timm:NAME; or your own, as package.module:callable.
+
+    Raises:
+        UserError: If the directory holds another run or other files, or if the loss becomes NaN or infinite.
+    """
+    from ..data import load_data
+    from ..training.run import from_labels, run_training
+
+    method = from_labels(options.label_smoothing)
+    data = load_data(options.config(options.data, options.train_images), on_progress=options.on_progress)
+    spec = options.run_spec(model, data, options.torch_device)
+    return run_training(spec, data, method, on_progress=options.on_progress)

@@ -1,0 +1,156 @@
+"""`checkpointkd tune`: find the α and τ with which teachers teach a student best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import EnsembleAverage, KDConfig, SamplerName, check_choice
+from ..errors import UserError, unknown_name
+from ..records import plain
+from .checks import warn_if_any_saw_validation_images
+from .options import CommonOptions, DataOptions, RecipeOptions, RunOptions, TeacherOptions
+from .signature import command
+
+if TYPE_CHECKING:
+    from ..selection.tuning import TuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, CommonOptions):
+    """Options of `tune`."""
+
+    out: Path | str
+    """The directory of the trials, of tune.json with the results, and of Optuna's study."""
+
+    alpha: list[float] | None = None
+    """Label weights to try. Default: 0.1 0.3 0.5 0.7 0.9 for kd; the method's own for others."""
+
+    tau: list[float] | None = None
+    """Temperatures to try. Default: 1 2 4 8 16; the method's own for feature methods."""
+
+    method_weight: list[float] | None = None
+    """Weights of the method's own term to try. Default: 0.1 to 10 times its usual weight; kd has none."""
+
+    learning_rate: list[float] | None = None
+    """Learning rates to try. Default: the recipe's."""
+
+    sampler: SamplerName = "grid"
+    """grid tries every combination of the values; tpe samples between the lowest and the highest of each."""
+
+    trials: int | None = None
+    """Number of trials. Default: the whole grid, or 25."""
+
+    prune: bool = True
+    """Stop the worse trials early (Hyperband)."""
+
+    seeds: int = 1
+    """Students per trial. Their mean accuracy counts."""
+
+    storage: str | None = None
+    """URL of Optuna's storage, to share a study between machines. Default: a file in --out."""
+
+    study_name: str = "checkpointkd"
+    """Name of the study in the storage."""
+
+    def tune_config(self) -> TuneConfig:
+        """Return what to try and how.
+
+        Raises:
+            UserError: For an unknown method, for values out of range, and for a τ that would have no effect.
+        """
+        from ..losses import METHODS, takes_features
+        from ..selection.tuning import TuneConfig, default_space
+
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
+        check_choice("average", self.average, EnsembleAverage)
+        given = {name: getattr(self, name) for name in ("alpha", "tau", "method_weight", "learning_rate")}
+        space = default_space(self.method) | {name: tuple(v) for name, v in given.items() if v is not None}
+        if self.tau is not None and takes_features(self.method) and not min(space.get("alpha") or (1.0,)) < 1:
+            raise UserError(f"--tau has no effect on {self.method} at alpha 1. Add --alpha below 1, or remove --tau")
+        return TuneConfig(space=space, sampler=self.sampler, trials=self.trials, prune=self.prune, seeds=self.seeds)
+
+
+@command(TuneOptions)
+def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
+    """Find the α and τ with which teachers teach a student best, measured on the validation set.
+
+    The same command again continues an interrupted search. The logit cache makes a trial about as fast as training
+    without a teacher.
+
+    Example:
+
+        checkpointkd tune wrn_10_1 --teachers runs/teacher@midpoint --out runs/tune
+
+    Args:
+        student: The student's network, as for `train`.
+
+    Raises:
+        UserError: As `distill` does, if the study belongs to another search, and if its storage cannot be used.
+    """
+    from ..checkpoints import resolve_ensemble
+    from ..data import load_data
+    from ..losses import defaults
+    from ..selection import tuning
+    from ..training.distillation import DistillSpec
+    from ..training.run import RunSpec
+
+    settings = options.tune_config()
+    if not options.teachers:
+        raise UserError("tune needs --teachers")
+    refs = resolve_ensemble(options.teachers, options.ensemble)
+    data_config = options.config_like(refs[0].checkpoint.run.data, options.train_images)
+    data = load_data(data_config, on_progress=options.on_progress)
+    warn_if_any_saw_validation_images(refs, data)
+    alpha, tau = defaults(options.method)
+    task = tuning.TuneTask(
+        run=RunSpec(
+            model=student,
+            out=Path(options.out),
+            recipe=options.recipe_for(data),
+            device=options.torch_device,
+            seed=options.seed,
+            precision=options.precision,
+            evaluate_test=False,
+        ),
+        spec=DistillSpec(
+            refs=tuple(refs),
+            method=options.method,
+            kd=KDConfig(alpha=alpha, tau=tau, tau_squared=options.tau_squared, average=options.average),
+            config=options.distill_config(len(refs)),
+            logit_cache_gb=options.logit_cache_gb,
+            allow_weak_teacher=options.allow_weak_teacher,
+        ),
+        data=data,
+    )
+    result = tuning.run_tuning(
+        task,
+        settings=settings,
+        out=Path(options.out),
+        storage_url=options.storage,
+        study_name=options.study_name,
+        on_progress=options.on_progress,
+    )
+    repeated = (
+        "tau_squared",
+        "teacher_weights",
+        "teacher_schedule",
+        "teacher_features",
+        "student_features",
+        "channel_adapter",
+        "data",
+        "recipe",
+        "epochs",
+        "batch_size",
+        "select_on",
+        "train_images",
+        "image_size",
+        "flip",
+        "seed",
+        "allow_weak_teacher",
+    )
+    given = {name: getattr(options, name) for name in repeated} | {"precision": result.precision}
+    given["teacher_batch_norm"] = None if options.teacher_batch_norm == "eval" else options.teacher_batch_norm
+    return plain(result) | {"command": tuning.distill_command(result, options=given)}

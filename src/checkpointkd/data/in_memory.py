@@ -1,0 +1,150 @@
+"""Images that fit into memory: whole-numbered pixels, and batches of their views on the training device.
+
+Letters in names: N images, B batch, C channels, H W height and width, M some of the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .images import Batch, epoch_order
+from .views import Views
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class InMemoryImages:
+    """Labeled images in memory, and the views of them. Pixels are from 0 to `max_value`."""
+
+    pixels_NCHW: Tensor  # uint8
+    labels_N: Tensor
+    index_N: Tensor
+    views: Views = Views(pad=0, flip=False)
+    max_value: int = 255
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.pixels_NCHW.shape[1:]
+        return channels, height, width
+
+    @property
+    def flip(self) -> bool:
+        """Whether half of the views are flipped horizontally."""
+        return self.views.flip
+
+    def subset(self, rows_M: Tensor) -> InMemoryImages:
+        """Return the images of these rows."""
+        return replace(
+            self,
+            pixels_NCHW=self.pixels_NCHW[rows_M],
+            labels_N=self.labels_N[rows_M],
+            index_N=self.index_N[rows_M],
+        )
+
+    def to_float(self) -> Tensor:
+        """Return all images as floats in [0, 1]."""
+        return self.pixels_NCHW.float() / self.max_value
+
+    def iter_batches(self, size: int) -> Iterator[Tensor]:
+        """Yield the images as floats in [0, 1], which take four times the memory of the pixels, `size` at a time."""
+        for rows_B in torch.arange(len(self)).split(size):
+            yield self.subset(rows_B).to_float()
+
+    def batches(
+        self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
+    ) -> InMemoryBatches:
+        """Return batches to train on."""
+        return InMemoryBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+
+    def sha256(self) -> str:
+        """Return the identity of these images: the hash of their pixels, labels and order."""
+        digest = hashlib.sha256(f"{tuple(self.pixels_NCHW.shape)} {self.max_value}".encode())
+        for tensor in (self.pixels_NCHW, self.labels_N, self.index_N):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of each channel, exact, from how often each level occurs."""
+        level = torch.arange(256, dtype=torch.float64) / self.max_value
+        means, deviations = [], []
+        for channel_NHW in self.pixels_NCHW.unbind(1):
+            frequency = channel_NHW.flatten().bincount(minlength=256).double() / channel_NHW.numel()
+            mean = (frequency * level).sum()
+            means.append(mean.item())
+            deviations.append((frequency * (level - mean) ** 2).sum().sqrt().item())
+        return means, deviations
+
+
+def in_memory(
+    pixels_NCHW: Tensor, labels_N: Tensor, *, source: str, classes: Sequence[str], views: Views, max_value: int = 255
+) -> InMemoryImages:
+    """Return an official split, in the order of its files.
+
+    Raises:
+        UserError: If a label is not among the classes.
+    """
+    bad = int(((labels_N < 0) | (labels_N >= len(classes))).sum())
+    if bad:
+        raise UserError(f"{bad} labels in {source} are not among the {len(classes)} classes, numbered from 0")
+    return InMemoryImages(pixels_NCHW, labels_N, torch.arange(len(labels_N)), views, max_value)
+
+
+class InMemoryBatches:
+    """Batches of images that stay on the device.
+
+    >>> images = InMemoryImages(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5).long(), torch.arange(5))
+    >>> batches = images.batches(batch_size=2, seed=0, device="cpu")
+    >>> len(batches), [len(batch.labels_B) for batch in batches.epoch(0)]
+    (3, [2, 2, 1])
+    """
+
+    def __init__(
+        self, images: InMemoryImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
+    ) -> None:
+        self.views, self.batch_size, self.seed, self.augment = images.views, batch_size, seed, augment
+        self.device = torch.device(device)
+        self._max_value = images.max_value
+        self._padded_NHWC = self.views.padded(images.pixels_NCHW).to(self.device)
+        self._labels_N, self._index_N = images.labels_N.to(self.device), images.index_N.to(self.device)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._labels_N) / self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of the epoch that follows `epoch` completed ones."""
+        view_N = self.view_N(epoch)
+        for row_B in self.rows(epoch):
+            yield self.batch(row_B, view_N[row_B])
+
+    def rows(self, epoch: int) -> Sequence[Tensor]:
+        """Return the rows of the images in each batch of an epoch."""
+        order_N = epoch_order(len(self._labels_N), seed=self.seed, epoch=epoch).to(self.device)
+        return order_N.split(self.batch_size)
+
+    def view_N(self, epoch: int) -> Tensor:
+        """Return the view of each image in an epoch."""
+        if self.augment:
+            return self.views.draw(self._index_N, seed=self.seed, epoch=epoch)
+        return torch.full_like(self._index_N, self.views.clean_view)
+
+    def batch(self, row_B: Tensor, view_B: Tensor) -> Batch:
+        """Return these rows in these views."""
+        pixels_BCHW = self.views.cut(self._padded_NHWC, row_B, view_B)
+        return Batch(
+            images_BCHW=pixels_BCHW.float().div_(self._max_value),
+            labels_B=self._labels_N[row_B],
+            index_B=self._index_N[row_B],
+            view_B=view_B,
+        )
