@@ -218,8 +218,8 @@ def exported(written: dict[str, Any]) -> RenderableType:
     lines = [f"{written['folder']}: {', '.join(written['files'])}"]
     if written["onnx_difference"] is not None:
         lines.append(f"ONNX's logits are within {written['onnx_difference']:.1e} of PyTorch's")
-    where = written["hub"] or written["folder"]
-    lines.append(f"in Python: checkpointkd.load({(written['hub'] and '/'.join(where.split('/')[-2:])) or where!r})")
+    source = f"hf:{'/'.join(written['hub'].split('/')[-2:])}" if written["hub"] else written["folder"]
+    lines.append(f"in Python: checkpointkd.load({source!r})")
     return Text("\n".join(lines))
 
 
