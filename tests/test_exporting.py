@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import checkpointkd as ckd
+from checkpointkd import storage
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.metrics import predict
@@ -34,6 +35,10 @@ def student(teacher_run: Path, tmp_path: Path) -> ckd.Trajectory:
 
 def _images() -> torch.Tensor:
     return load_data(DataConfig(data="digits", train_images=60)).val.subset(torch.arange(40)).to_float()
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_a_student_is_a_network_of_its_own_with_its_teachers_named(student: ckd.Trajectory, teacher_run: Path):
@@ -138,8 +143,7 @@ def test_only_hf_names_are_looked_for_on_the_hub(student: ckd.Trajectory, tmp_pa
 def test_an_export_has_the_hubs_layout_and_onnx_says_the_same(student: ckd.Trajectory, tmp_path: Path):
     out = tmp_path / "export"
     written = ckd.export(str(student.path), out=out, onnx=True)
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md", "model.onnx"}
-    assert set(written["files"]) == {path.name for path in out.iterdir()}
+    assert _files(out) == {"config.json", "model.safetensors", "README.md", "model.onnx"} == set(written["files"])
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     images = _images()
     expected = predict(ckd.load(out), load_data(DataConfig(data="digits", train_images=60)).val)
@@ -181,6 +185,16 @@ def test_an_export_writes_over_nothing_else(student: ckd.Trajectory, teacher_run
         ckd.export(str(student.path), out=tmp_path / "notes")
 
 
+def test_an_export_leaves_its_lock_file(student: ckd.Trajectory, tmp_path: Path):
+    """A process that has opened the file holds the lock of the same file that later processes open."""
+    ckd.export(str(student.path), out=tmp_path / "e")
+    inode = (tmp_path / "e" / ".lock").stat().st_ino
+    ckd.export(str(student.path), out=tmp_path / "e")
+    assert (tmp_path / "e" / ".lock").stat().st_ino == inode
+    with storage.locked(tmp_path / "e"), pytest.raises(UserError, match="is in use by process"):
+        ckd.export(str(student.path), out=tmp_path / "e")
+
+
 def test_a_damaged_copy_takes_nothing_with_it_and_is_made_anew(student: ckd.Trajectory, teacher_run: Path):
     (student.path / "student.safetensors").write_bytes(b"damage")
     student.last.network()
@@ -212,7 +226,7 @@ def test_a_killed_export_can_be_given_again(student: ckd.Trajectory, tmp_path: P
     assert done.returncode == 9
     assert not (out / "config.json").exists()
     ckd.export(str(student.path), out=out)
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert _files(out) == {"config.json", "model.safetensors", "README.md"}
     ckd.load(out)
 
 

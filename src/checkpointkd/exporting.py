@@ -182,7 +182,6 @@ def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, An
             written.append(ONNX)
         storage.atomic_write_bytes(out / "README.md", _card(config).encode())
         storage.write_json(out / CONFIG, config)  # last: with it the folder is whole
-    (out / ".lock").unlink(missing_ok=True)
     return {"folder": str(out), "files": written, "onnx_difference": difference, "config": config}
 
 
