@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
 import checkpointkd as ckd
+from checkpointkd import storage
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.metrics import predict
+from checkpointkd.models import build_network
 
 
 @pytest.fixture
@@ -32,6 +35,10 @@ def student(teacher_run: Path, tmp_path: Path) -> ckd.Trajectory:
 
 def _images() -> torch.Tensor:
     return load_data(DataConfig(data="digits", train_images=60)).val.subset(torch.arange(40)).to_float()
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_a_student_is_a_network_of_its_own_with_its_teachers_named(student: ckd.Trajectory, teacher_run: Path):
@@ -83,19 +90,60 @@ def test_one_line_loads_it_wherever_it_lies(student: ckd.Trajectory, tmp_path: P
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_load_takes_runs_and_addresses_too(teacher_run: Path):
-    for address, epoch in ((str(teacher_run), 4), (f"{teacher_run}@2", 2)):
-        network = ckd.load(address)
+def test_load_takes_run_directories_and_checkpoint_references(teacher_run: Path):
+    for source, epoch in (
+        (teacher_run, 4),
+        (str(teacher_run), 4),
+        (f"{teacher_run}@2", 2),
+        (f"{teacher_run}@last", 4),
+        (f"{teacher_run}@midpoint", 2),
+    ):
+        network = ckd.load(source)
         with torch.no_grad():
             expected = ckd.open_trajectory(teacher_run)[epoch].network()(_images())
             assert torch.equal(network(_images()), expected)
+        assert network.classes == [str(digit) for digit in range(10)]
+
+
+def test_load_takes_references_to_registered_external_checkpoints(tmp_path: Path):
+    for epoch in (1, 2):
+        network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.4], seed=epoch)
+        torch.save(network.body.state_dict(), tmp_path / f"epoch_{epoch}.pt")
+    (tmp_path / "config.json").write_text('{"architectures": ["ResNet"]}')  # another library's
+    with pytest.raises(UserError, match="checkpointkd"):
+        ckd.load(f"{tmp_path}@last")
+    ckd.inspect(tmp_path, model="wrn_10_1", data="digits", mean=[0.3], std=[0.4])
+    for source, epoch in ((tmp_path, 2), (f"{tmp_path}@last", 2), (f"{tmp_path}@1", 1)):
+        expected = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.4], seed=epoch).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(ckd.load(source)(_images()), expected(_images()))
+
+
+def test_only_hf_names_are_looked_for_on_the_hub(student: ckd.Trajectory, tmp_path: Path, monkeypatch):
+    requests: list[str] = []
+
+    def snapshot_download(repository: str, **_: object) -> str:
+        requests.append(repository)
+        if repository != "me/student":
+            raise OSError("404 Client Error\nand more")
+        return str(tmp_path / "export")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    ckd.export(str(student.path), out=tmp_path / "export")
+    with pytest.raises(UserError, match="There is no run directory at me/student"):
+        ckd.load("me/student")
+    assert requests == []
+    with torch.no_grad():
+        assert torch.equal(ckd.load("hf:me/student")(_images()), student.last.network()(_images()))
+    with pytest.raises(UserError, match=r"Could not get .me/nothing. from the Hugging Face Hub: 404 Client Error$"):
+        ckd.load("hf:me/nothing")
+    assert requests == ["me/student", "me/nothing"]
 
 
 def test_an_export_has_the_hubs_layout_and_onnx_says_the_same(student: ckd.Trajectory, tmp_path: Path):
     out = tmp_path / "export"
     written = ckd.export(str(student.path), out=out, onnx=True)
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md", "model.onnx"}
-    assert set(written["files"]) == {path.name for path in out.iterdir()}
+    assert _files(out) == {"config.json", "model.safetensors", "README.md", "model.onnx"} == set(written["files"])
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     images = _images()
     expected = predict(ckd.load(out), load_data(DataConfig(data="digits", train_images=60)).val)
@@ -137,6 +185,16 @@ def test_an_export_writes_over_nothing_else(student: ckd.Trajectory, teacher_run
         ckd.export(str(student.path), out=tmp_path / "notes")
 
 
+def test_an_export_leaves_its_lock_file(student: ckd.Trajectory, tmp_path: Path):
+    """A process that has opened the file holds the lock of the same file that later processes open."""
+    ckd.export(str(student.path), out=tmp_path / "e")
+    inode = (tmp_path / "e" / ".lock").stat().st_ino
+    ckd.export(str(student.path), out=tmp_path / "e")
+    assert (tmp_path / "e" / ".lock").stat().st_ino == inode
+    with storage.locked(tmp_path / "e"), pytest.raises(UserError, match="is in use by process"):
+        ckd.export(str(student.path), out=tmp_path / "e")
+
+
 def test_a_damaged_copy_takes_nothing_with_it_and_is_made_anew(student: ckd.Trajectory, teacher_run: Path):
     (student.path / "student.safetensors").write_bytes(b"damage")
     student.last.network()
@@ -168,7 +226,7 @@ def test_a_killed_export_can_be_given_again(student: ckd.Trajectory, tmp_path: P
     assert done.returncode == 9
     assert not (out / "config.json").exists()
     ckd.export(str(student.path), out=out)
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert _files(out) == {"config.json", "model.safetensors", "README.md"}
     ckd.load(out)
 
 
@@ -207,7 +265,7 @@ def test_a_config_that_names_code_is_not_obeyed(student: ckd.Trajectory, tmp_pat
         ({"classes": []}, "its classes or its normalization"),
         ({"std": [0.0]}, "its classes or its normalization"),
         ({"mean": ["a"]}, "its classes or its normalization"),
-        ({"model": "wrn_16_1"}, "doesn't fit wrn_16_1"),
+        ({"model": "wrn_16_1"}, "does not fit wrn_16_1"),
         ({"model": "wrn_9"}, "Unknown model 'wrn_9'"),
     ],
 )

@@ -8,7 +8,6 @@ student, its teachers and how they taught; and the weights, `student.safetensors
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .checkpoints import Checkpoint, Trajectory, names_code, open_trajectory, resolve
+from .checkpoints import Checkpoint, Trajectory, is_registered, names_code, open_trajectory, resolve
 from .errors import UserError, first_line
 from .models import Network, build_network
 from .records import DistillRecord, ExternalRecord, RunResult, plain
@@ -29,6 +28,7 @@ CONFIG = "config.json"
 STUDENT = "student.safetensors"  # in a student's run folder
 WEIGHTS = "model.safetensors"  # in the Hub's layout
 ONNX = "model.onnx"
+HUB = "hf:"  # before the name of a repository on the Hugging Face Hub
 FORMAT = "checkpointkd"
 AGREEMENT = 1e-4  # how far ONNX's logits may be from PyTorch's, of their greatest if that is above 1
 
@@ -79,28 +79,42 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
     return config | {"provenance": plain(run.provenance)}
 
 
-def load(path: Path | str, /, *, model: str | None = None, device: torch.device | str = "cpu") -> Network:
-    """A network that we left, ready to use: from its run's folder or a checkpoint's address, from a folder that
-    `export` wrote, or by its name on the Hugging Face Hub. It takes images (B, C, H, W) in [0, 1] and gives logits
-    (B, K); `network.classes` are the classes' names.
+def load(source: Path | str, /, *, model: str | None = None, device: torch.device | str = "cpu") -> Network:
+    """Load a network, ready to use: it takes images (B, C, H, W) in [0, 1] and returns logits (B, K).
 
-    A network of someone's own code is made only when `model` names that code, since configs may come from anywhere.
-    Raises UserError when there is no such network, and when it is damaged.
+    `network.classes` holds the names of the classes.
+
+    Args:
+        source: One of
+            - a run directory, for its last checkpoint, or a checkpoint reference such as `runs/teacher@160`,
+              `@0.5`, `@midpoint`, `@last` or `@best`; folders of external checkpoints work, too, once
+              `checkpointkd inspect` or `score` has registered them,
+            - a folder that `checkpointkd export` wrote, or a copy of a student's `config.json` and weights,
+            - `hf:NAME`, such as `hf:me/student`, a repository on the Hugging Face Hub with an exported network.
+        model: The network's name, required where it is `package.module:callable`. Configurations may come from
+            anywhere, so the code they name is imported only if you name it, too.
+
+    Raises:
+        UserError: If there is no such network, or if it is damaged.
 
     >>> load("runs/nowhere")
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: there is no run folder at runs/nowhere
+    checkpointkd.errors.UserError: There is no run directory at runs/nowhere
     """
-    folder, of_the_hub = Path(path), False
-    if not _there(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        from_hub = _from_hub(str(path))
-        folder, of_the_hub = (folder, False) if from_hub is None else (from_hub, True)
-    if not of_the_hub and (_there(folder / "run.json") or not _there(folder / CONFIG)):
-        checkpoint = resolve(str(path)).checkpoint
-        _vouch(checkpoint.run.model, model, where=str(path))
-        network = checkpoint.network(device)
-        network.classes = list(checkpoint.run.classes)
-        return network
+    text = str(source)
+    if text.startswith(HUB):
+        return _load_export(_from_hub(text.removeprefix(HUB)), model, device)
+    folder = Path(source)
+    if _exists(folder / CONFIG) and not is_registered(folder):
+        return _load_export(folder, model, device)
+    checkpoint = resolve(text).checkpoint
+    _vouch(checkpoint.run.model, model, where=text)
+    network = checkpoint.network(device)
+    network.classes = list(checkpoint.run.classes)
+    return network
+
+
+def _load_export(folder: Path, model: str | None, device: torch.device | str) -> Network:
     config = storage.read_json(folder / CONFIG)
     _check(config, folder / CONFIG)
     _vouch(config["model"], model, where=str(folder / CONFIG))
@@ -118,7 +132,7 @@ def load(path: Path | str, /, *, model: str | None = None, device: torch.device 
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{weights} doesn't fit {config['model']}: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(f"{weights} does not fit {config['model']}: {str(error).splitlines()[-1].strip()}") from None
     network.classes = list(config["classes"])
     return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -128,10 +142,10 @@ def _vouch(named: str, model: str | None, *, where: str) -> None:
         raise UserError(f"{where} names code, {named!r}; if you trust it, say so: model={named!r}")
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that is too long, say
+    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
         return False
 
 
@@ -168,7 +182,6 @@ def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, An
             written.append(ONNX)
         storage.atomic_write_bytes(out / "README.md", _card(config).encode())
         storage.write_json(out / CONFIG, config)  # last: with it the folder is whole
-    (out / ".lock").unlink(missing_ok=True)
     return {"folder": str(out), "files": written, "onnx_difference": difference, "config": config}
 
 
@@ -190,17 +203,16 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     return f"{api.endpoint}/{repository}"
 
 
-def _from_hub(repository: str) -> Path | None:
-    """Where a repository of the Hub was brought, if there is such a one."""
+def _from_hub(repository: str) -> Path:
+    """Download an exported network. Return the folder. Raises UserError if the Hub does not have it."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        return None
+        raise UserError("Loading from the Hugging Face Hub needs pip install 'checkpointkd[hub]'") from None
     try:
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # whatever the network, the Hub or its cache may say
-        log.warning("%r is no folder here, and the Hub did not give it: %s", repository, first_line(error))
-        return None
+    except Exception as error:  # the network, the Hub or its cache may raise anything
+        raise UserError(f"Could not get {repository!r} from the Hugging Face Hub: {first_line(error)}") from None
 
 
 def _onnx(network: Network, config: dict[str, Any]) -> tuple[bytes, float]:

@@ -17,18 +17,18 @@ from checkpointkd.teachers.ensemble import Teacher
 
 
 def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypatch):
-    """Not again for a second student, another ensemble or a run that has moved; but where what was kept is damaged."""
+    """A second student, another ensemble and a moved run use the cache. Damaged entries are computed again."""
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
-    asked: list[str] = []
-    real = Teacher._compute_clean
+    computed: list[str] = []
+    compute_clean = Teacher._compute_clean
 
-    def ask(teacher: Teacher, member: int, images: Any) -> torch.Tensor:
-        asked.append(teacher.members[member].text)
-        return real(teacher, member, images)
+    def count(teacher: Teacher, member: int, images: Any) -> torch.Tensor:
+        computed.append(teacher.members[member].text)
+        return compute_clean(teacher, member, images)
 
-    monkeypatch.setattr(Teacher, "_compute_clean", ask)
+    monkeypatch.setattr(Teacher, "_compute_clean", count)
 
-    def taught(name: str, *teachers: str, **more: Any) -> dict[str, Any]:
+    def distill(name: str, *teachers: str, **options: Any) -> dict[str, Any]:
         run = ckd.distill(
             "wrn_10_1",
             teachers=list(teachers),
@@ -37,46 +37,46 @@ def test_teachers_are_measured_once(teacher_run: Path, tmp_path: Path, monkeypat
             epochs=1,
             batch_size=50,
             train_images=100,
-            **more,
+            **options,
         )
         return json.loads((run.path / "run.json").read_text())["teachers_measured"]
 
-    first = taught("one", f"{teacher_run}@last")
-    assert asked == [f"{teacher_run}@last"]
+    first = distill("one", f"{teacher_run}@last")
+    assert computed == [f"{teacher_run}@last"]
     assert first["members"][0]["accuracy"] == pytest.approx(0.56, abs=0.01)
     moved = teacher_run.rename(tmp_path / "moved")
-    both = taught("two", f"{moved}@last", f"{moved}@midpoint", seed=1)
-    assert asked[1:] == [f"{moved}@midpoint"]
+    both = distill("two", f"{moved}@last", f"{moved}@midpoint", seed=1)
+    assert computed[1:] == [f"{moved}@midpoint"]
     assert both["members"][0] == {**first["members"][0], "ref": f"{moved}@last"}
     assert both["members"][1]["accuracy"] == pytest.approx(0.33, abs=0.01)
-    kept = list((tmp_path / "home" / "logits").glob("*/*.safetensors"))
-    assert len(kept) == 2
-    for path in kept:
+    stored = list((tmp_path / "home" / "logits").glob("*/*.safetensors"))
+    assert len(stored) == 2
+    for path in stored:
         path.write_bytes(path.read_bytes()[:-3])
-    assert taught("three", f"{moved}@last")["members"] == both["members"][:1]
-    assert len(asked) == 3
+    assert distill("three", f"{moved}@last")["members"] == both["members"][:1]
+    assert len(computed) == 3
     assert ckd.evaluate(f"{moved}@last")["ensemble"]["accuracy"] == first["ensemble"]["accuracy"]
-    assert len(asked) == 3
+    assert len(computed) == 3
 
 
 def test_clean_logits_are_cached_where_they_can_be(teacher_run: Path, tmp_path: Path, monkeypatch):
-    """Nowhere to write costs time only, and another's answers are not taken for these."""
+    """An entry in the place of another is not used. A cache that cannot be written to costs time only."""
     home = tmp_path / "home"
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(home))
-    full, half = (ckd.evaluate(f"{teacher_run}@{which}", split="test") for which in ("last", "midpoint"))
-    assert full["ensemble"]["accuracy"] != half["ensemble"]["accuracy"]
-    one, other = (home / "logits").glob("*/*.safetensors")
-    content = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(content)
-    assert ckd.evaluate(f"{teacher_run}@last", split="test")["ensemble"] == full["ensemble"]
+    last, midpoint = (ckd.evaluate(f"{teacher_run}@{name}", split="test") for name in ("last", "midpoint"))
+    assert last["ensemble"]["accuracy"] != midpoint["ensemble"]["accuracy"]
+    first, second = (home / "logits").glob("*/*.safetensors")
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert ckd.evaluate(f"{teacher_run}@last", split="test")["ensemble"] == last["ensemble"]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "file" / "home"))
-    assert ckd.evaluate(f"{teacher_run}@midpoint", split="test")["ensemble"] == half["ensemble"]
+    assert ckd.evaluate(f"{teacher_run}@midpoint", split="test")["ensemble"] == midpoint["ensemble"]
 
 
 def test_logits_of_streamed_images_are_not_cached(tmp_path: Path, monkeypatch):
-    """Pictures of the same names somewhere else are other pictures."""
+    """Images of the same names in another folder are other images."""
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
     noise = np.random.default_rng(0)
     for root in ("clean", "noisy"):

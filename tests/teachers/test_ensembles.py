@@ -16,6 +16,7 @@ from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, kd, soft_targets
 from checkpointkd.models import build_network
+from checkpointkd.records import plain
 from checkpointkd.teachers.cost import training_cost
 from checkpointkd.teachers.ensemble import open_teacher
 
@@ -37,40 +38,40 @@ def second_run(teacher_run: Path, tmp_path: Path) -> Path:
     [("snapshot:1", [4]), ("snapshot:2", [2, 4]), ("snapshot:4", [1, 2, 3, 4]), ("all", [1, 2, 3, 4]), ("full:1", [4])],
 )
 def test_ensembles_of_one_run(teacher_run: Path, ensemble: str, epochs: list[int]):
-    """§3.1: a Snapshot Ensemble is the end and k − 1 equally spaced checkpoints before it."""
+    """§3.1: a Snapshot Ensemble is the last checkpoint and k − 1 equally spaced ones before it."""
     assert [member.checkpoint.epoch for member in resolve_ensemble([str(teacher_run)], ensemble)] == epochs
 
 
 def test_ensembles_of_two_runs(teacher_run: Path, second_run: Path):
     runs = [str(teacher_run), str(second_run)]
     for ensemble, epochs in (("full:2", [4, 2]), ("mixed", [2, 2])):
-        found = resolve_ensemble(runs, ensemble)
-        assert [member.checkpoint.epoch for member in found] == epochs
-        assert [str(member.checkpoint.path).startswith(run) for member, run in zip(found, runs, strict=True)] == [
+        members = resolve_ensemble(runs, ensemble)
+        assert [member.checkpoint.epoch for member in members] == epochs
+        assert [str(member.checkpoint.path).startswith(run) for member, run in zip(members, runs, strict=True)] == [
             True
         ] * 2
 
 
 @pytest.mark.parametrize(
-    ("ensemble", "sentence"),
+    ("ensemble", "message"),
     [
         ("snapshot:5", r"snapshot:5 needs 5 checkpoints, and .* has 4 \(epochs 1, 2, 3, 4\)"),
-        ("snapshot:0", r"'snapshot' is written snapshot:K, K being 1 or more, not 'snapshot:0'"),
-        ("snapshot:two", "written snapshot:K"),
-        ("snapshot", "written snapshot:K"),
-        ("all:3", "an ensemble 'all' is written all, not 'all:3'"),
-        ("full:2", "--ensemble full:2 is made from 2 runs, and 1 are named"),
-        ("mixed", "is made from 2 runs, and 1 are named"),
-        ("snapshots:2", "unknown ensemble 'snapshots:2'; did you mean 'snapshot:K'"),
+        ("snapshot:0", r"Unknown ensemble 'snapshot:0'\. Write snapshot:K, where K is at least 1"),
+        ("snapshot:two", "Write snapshot:K"),
+        ("snapshot", "Write snapshot:K"),
+        ("all:3", r"Unknown ensemble 'all:3'\. Write all"),
+        ("full:2", "--ensemble full:2 takes 2 runs, not 1"),
+        ("mixed", "takes 2 runs, not 1"),
+        ("snapshots:2", "Unknown ensemble 'snapshots:2'. Did you mean 'snapshot:K'"),
     ],
 )
-def test_an_ensemble_that_the_runs_do_not_hold_is_an_error(teacher_run: Path, ensemble: str, sentence: str):
-    with pytest.raises(UserError, match=sentence):
+def test_an_ensemble_that_the_runs_do_not_hold_is_an_error(teacher_run: Path, ensemble: str, message: str):
+    with pytest.raises(UserError, match=message):
         resolve_ensemble([str(teacher_run)], ensemble)
 
 
 def test_an_ensemble_takes_runs_not_checkpoint_references(teacher_run: Path):
-    with pytest.raises(UserError, match=r"name runs, without @, not '.*@2'"):
+    with pytest.raises(UserError, match=r"Name runs without @, not '.*@2'"):
         resolve_ensemble([f"{teacher_run}@2"], "snapshot:2")
 
 
@@ -88,9 +89,7 @@ def test_one_checkpoint_is_not_two_members_of_a_snapshot_ensemble(tmp_path: Path
     run = tmp_path / "run"
     ckd.train("wrn_10_1", data="digits", train_images=50, epochs=9, save_every=3, batch_size=25, out=run)
     (run / "checkpoints" / "epoch-0003.safetensors").rename(run / "checkpoints" / "epoch-0008.safetensors")
-    with pytest.raises(
-        UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9; name those you want"
-    ):
+    with pytest.raises(UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9\. Name checkpoints"):
         resolve_ensemble([str(run)], "snapshot:3")
 
 
@@ -129,7 +128,7 @@ def test_an_objective_uses_the_teacher_weights(teacher_run: Path, name: str):
 
 
 def test_each_teacher_needs_a_weight(teacher_run: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="--teacher-weights gives 3 weights to 2 checkpoints"):
+    with pytest.raises(UserError, match="--teacher-weights has 3 values for 2 checkpoints"):
         ckd.distill(
             "wrn_10_1",
             teachers=[str(teacher_run)],
@@ -141,37 +140,37 @@ def test_each_teacher_needs_a_weight(teacher_run: Path, tmp_path: Path):
 
 
 def test_the_ensemble_is_measured_as_plain_formulas_say(teacher_run: Path):
-    """Disagreement is the share of images that two members name differently; calibration is given of all."""
-    found = ckd.evaluate(str(teacher_run), ensemble="snapshot:2")
+    """Disagreement is the share of images for which two members predict different classes."""
+    measured = ckd.evaluate(str(teacher_run), ensemble="snapshot:2")
     data = load_data(DataConfig(data="digits", train_images=100))
     z = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU).predict(data.val)
-    named = z.argmax(-1)
-    assert found["ensemble"]["disagreement"] == pytest.approx((named[0] != named[1]).double().mean().item())
+    predicted = z.argmax(-1)
+    assert measured["ensemble"]["disagreement"] == pytest.approx((predicted[0] != predicted[1]).double().mean().item())
     p = z.double().softmax(-1).mean(0)
-    right = p.argmax(-1) == data.val.labels_N
-    assert found["ensemble"]["accuracy"] == pytest.approx(right.double().mean().item())
+    correct = p.argmax(-1) == data.val.labels_N
+    assert measured["ensemble"]["accuracy"] == pytest.approx(correct.double().mean().item())
     order = p.max(-1).values.argsort(stable=True)
-    gaps = torch.tensor_split((p.max(-1).values - right.double())[order], 15)
-    expected = sum(abs(gap.sum().item()) for gap in gaps) / len(right)
-    assert found["ensemble"]["calibration_error"] == pytest.approx(expected, abs=1e-6)
-    one = ckd.evaluate(f"{teacher_run}@4")
-    assert one["ensemble"]["disagreement"] is None
-    assert one["members"][0] == found["members"][1]
-    weighted = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"]).measure(data.val, weights=[0.0, 1.0])
+    gaps = torch.tensor_split((p.max(-1).values - correct.double())[order], 15)
+    expected = sum(abs(gap.sum().item()) for gap in gaps) / len(correct)
+    assert measured["ensemble"]["calibration_error"] == pytest.approx(expected, abs=1e-6)
+    single = ckd.evaluate(f"{teacher_run}@4")
+    assert single["ensemble"]["disagreement"] is None
+    assert single["members"][0] == measured["members"][1]
+    weighted = plain(open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"]).measure(data.val, weights=[0.0, 1.0]))
     for name in ("accuracy", "nll", "calibration_error"):
-        assert weighted["ensemble"][name] == pytest.approx(one["members"][0][name], abs=1e-6)
+        assert weighted["ensemble"][name] == pytest.approx(single["members"][0][name], abs=1e-6)
 
 
 def test_the_training_cost_counts_each_run_once(teacher_run: Path, second_run: Path, tmp_path: Path):
-    """Fig. 3: a run counts up to its last teaching checkpoint, once."""
-    rows = [row.seconds for row in ckd.open_trajectory(teacher_run).rows()]
-    other = [row.seconds for row in ckd.open_trajectory(second_run).rows()]
-    for addresses, runs, epochs, seconds in (
-        ([f"{teacher_run}@2"], 1, 2, sum(rows[:2])),
-        ([f"{teacher_run}@2", f"{teacher_run}@1"], 1, 2, sum(rows[:2])),
-        ([f"{teacher_run}@4", f"{second_run}@2"], 2, 6, sum(rows) + sum(other)),
+    """Fig. 3: a run counts once, up to its last checkpoint that teaches."""
+    first_seconds = [row.seconds for row in ckd.open_trajectory(teacher_run).rows()]
+    second_seconds = [row.seconds for row in ckd.open_trajectory(second_run).rows()]
+    for refs, runs, epochs, seconds in (
+        ([f"{teacher_run}@2"], 1, 2, sum(first_seconds[:2])),
+        ([f"{teacher_run}@2", f"{teacher_run}@1"], 1, 2, sum(first_seconds[:2])),
+        ([f"{teacher_run}@4", f"{second_run}@2"], 2, 6, sum(first_seconds) + sum(second_seconds)),
     ):
-        cost = training_cost(resolve_ensemble(addresses))
+        cost = training_cost(resolve_ensemble(refs))
         assert (cost.runs, cost.epochs) == (runs, epochs)
         assert cost.seconds == pytest.approx(seconds, abs=2e-3)
     student = ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], out=tmp_path / "s", **SHORT)
@@ -186,7 +185,7 @@ def _rewrite(run: Path, change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (
             lambda run: run["classes"].reverse(),
@@ -202,8 +201,8 @@ def _rewrite(run: Path, change) -> None:
         ),
     ],
 )
-def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path, tmp_path: Path, change, sentence):
+def test_teachers_that_cannot_teach_together(teacher_run: Path, second_run: Path, tmp_path: Path, change, message):
     _rewrite(second_run, change)
-    with pytest.raises(UserError, match=rf"cannot teach together: {sentence}"):
+    with pytest.raises(UserError, match=rf"cannot teach together: {message}"):
         ckd.distill("wrn_10_1", teachers=[str(teacher_run), str(second_run)], out=tmp_path / "s")
     assert not (tmp_path / "s").exists()

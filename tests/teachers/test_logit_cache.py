@@ -1,4 +1,4 @@
-"""The exact teacher table: the live teacher's answers, and none of the accidents that caches are known for."""
+"""The logit cache: cached logits are the live teacher's, whatever happens to files, disks and processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from checkpointkd.records import LogitManifest, ViewsRecord
 from checkpointkd.teachers import cached_batches, logit_cache
 from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import Teacher, open_teacher
-from checkpointkd.teachers.logit_cache import LogitFile, manifests_of, size_of
+from checkpointkd.teachers.logit_cache import manifests_of, size_of
 
 CPU = torch.device("cpu")
 
@@ -48,8 +48,8 @@ def _with_cache(
     )
 
 
-def _asked(teacher: Teacher, monkeypatch) -> list[int]:
-    """How many images each call of a member's network is for, from now on."""
+def _forward_sizes(teacher: Teacher, monkeypatch) -> list[int]:
+    """Return a list that grows by the number of images of each forward pass from now on."""
     counts: list[int] = []
     real = teacher.member_logits
 
@@ -61,8 +61,8 @@ def _asked(teacher: Teacher, monkeypatch) -> list[int]:
     return counts
 
 
-def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
-    """For every image in every view that four epochs show, shuffled and flipped, for both members."""
+def test_cached_logits_are_the_live_teachers(teacher_run: Path, data: Data):
+    """For each image in each view that four epochs show, for both members."""
     teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
     batches = _with_cache(data, teacher)
     assert isinstance(batches, CachedTeacherBatches)
@@ -75,32 +75,32 @@ def test_kept_answers_are_the_live_teachers(teacher_run: Path, data: Data):
             assert torch.equal(batch.teacher_TBK.argmax(-1), live_TBK.argmax(-1))
             assert batch.view_B is not None
             seen |= set(zip(batch.index_B.tolist(), batch.view_B.tolist(), strict=True))
-    assert len(seen) > 150, "different views were met"
+    assert len(seen) > 150, "the epochs show different views"
 
 
-def test_what_is_known_is_not_asked_again(teacher_run: Path, data: Data, monkeypatch):
+def test_only_missing_logits_are_computed(teacher_run: Path, data: Data, monkeypatch):
     monkeypatch.setattr(cached_batches, "FILL_BATCH", 1)
     teacher = open_teacher([str(teacher_run)], device=CPU)
-    asked = _asked(teacher, monkeypatch)
+    sizes = _forward_sizes(teacher, monkeypatch)
     first = [batch.teacher_TBK for batch in _with_cache(data, teacher).epoch(0)]
-    assert asked == [1] * 60
+    assert sizes == [1] * 60
     again = [batch.teacher_TBK for batch in _with_cache(data, teacher).epoch(0)]
-    assert asked == [1] * 60, "warm: nothing is asked"
+    assert sizes == [1] * 60, "nothing is missing"
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
     batches = _with_cache(data, teacher)
     assert isinstance(batches, CachedTeacherBatches)
     first_N, second_N = (batches.batches.view_N(epoch) for epoch in (0, 1))
     new = int((first_N != second_N).sum())
-    assert 30 < new < 60, "with 18 views some images show the same one again"
-    said = []
-    batches.on_progress = lambda *step: said.append(step)
+    assert 30 < new < 60, "with 18 views some images show the same view again"
+    steps = []
+    batches.on_progress = lambda *step: steps.append(step)
     list(batches.epoch(1))
-    assert asked == [1] * (60 + new), "only what is missing"
-    assert said[-1] == ("teacher forward", new, new)
+    assert sizes == [1] * (60 + new), "only the missing rows"
+    assert steps[-1] == ("teacher forward", new, new)
 
 
-def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data: Data, home: Path):
-    """A table filled in one go and one filled around rows that were there are the same file."""
+def test_logits_do_not_depend_on_how_many_were_missing(teacher_run: Path, data: Data, home: Path):
+    """A file filled in one order of epochs equals a file filled in another."""
     teacher = open_teacher([str(teacher_run)], device=CPU)
     contents = []
     for order in ((0, 1, 2), (2, 0, 1)):
@@ -114,9 +114,9 @@ def test_answers_do_not_depend_on_how_many_were_missing(teacher_run: Path, data:
 
 
 def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path, monkeypatch):
-    """Warm and cold are the same run, bit for bit; without a table it is the same up to float order."""
+    """A warm and a cold cache give the same run, bit for bit. Without the cache float order differs."""
 
-    def student(name: str, **more) -> ckd.Trajectory:
+    def student(name: str, **options) -> ckd.Trajectory:
         return ckd.distill(
             "wrn_10_1",
             teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
@@ -124,24 +124,24 @@ def test_warm_cold_and_live_runs(teacher_run: Path, tmp_path: Path, home: Path, 
             save_every=1,
             precision="fp32",
             out=tmp_path / name,
-            **more,
+            **options,
         )
 
     cold = student("cold")
-    assert len(list(home.rglob("rows.bin"))) == 2, "one for each teacher"
+    assert len(list(home.rglob("rows.bin"))) == 2, "one file per teacher"
     with monkeypatch.context() as patch:
-        patch.setattr(Teacher, "member_logits", lambda *_: pytest.fail("a warm run asks a teacher"))
+        patch.setattr(Teacher, "member_logits", lambda *_: pytest.fail("a teacher ran although the cache is full"))
         warm = student("warm")
     assert [c.sha256 for c in cold.values()] == [c.sha256 for c in warm.values()]
     live = student("live", logit_cache_gb=0)
     assert [row.loss for row in live.rows()] == pytest.approx([row.loss for row in cold.rows()], rel=1e-3)
     assert live.run.teachers == cold.run.teachers
-    partly = student("partly")  # the run is the same run whichever way its teachers answer
-    assert partly.last.sha256 == cold.last.sha256
+    again = student("again")  # the live run left the cache as it was
+    assert again.last.sha256 == cold.last.sha256
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
-def test_bf16_with_and_without_a_table(teacher_run: Path, tmp_path: Path, limit: float):
+def test_bf16_with_and_without_the_cache(teacher_run: Path, tmp_path: Path, limit: float):
     student = ckd.distill(
         "wrn_10_1",
         teachers=[f"{teacher_run}@2", f"{teacher_run}@4"],
@@ -153,26 +153,26 @@ def test_bf16_with_and_without_a_table(teacher_run: Path, tmp_path: Path, limit:
     assert student.complete
 
 
-def test_every_change_of_what_answers_follow_from_is_another_table(teacher_run: Path, data: Data, home: Path):
-    def tables() -> set[str]:
+def test_each_change_of_the_key_is_another_entry(teacher_run: Path, data: Data, home: Path):
+    def entries() -> set[str]:
         return {path.parent.name for path in home.rglob("rows.bin")}
 
-    half, full = (open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (2, 4))
+    midpoint, last = (open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (2, 4))
     before: set[str] = set()
-    other_data = load_data(DataConfig(data="digits", train_images=50, flip=True))
+    fewer_images = load_data(DataConfig(data="digits", train_images=50, flip=True))
     no_flip = load_data(DataConfig(data="digits", train_images=60))
     for change in (
-        lambda: _with_cache(data, full),
-        lambda: _with_cache(data, half),
-        lambda: _with_cache(other_data, full),
-        lambda: _with_cache(no_flip, full),
-        lambda: _with_cache(data, full, precision="bf16"),
+        lambda: _with_cache(data, last),
+        lambda: _with_cache(data, midpoint),
+        lambda: _with_cache(fewer_images, last),
+        lambda: _with_cache(no_flip, last),
+        lambda: _with_cache(data, last, precision="bf16"),
     ):
         assert isinstance(change(), CachedTeacherBatches)
-        assert len(tables() - before) == 1
-        before = tables()
-    _with_cache(data, full, seed=7, batch_size=5)
-    assert tables() == before, "seeds and batch sizes share"
+        assert len(entries() - before) == 1
+        before = entries()
+    _with_cache(data, last, seed=7, batch_size=5)
+    assert entries() == before, "runs of other seeds and batch sizes share an entry"
 
 
 @pytest.mark.parametrize("package", ["checkpointkd", "torch"])
@@ -182,7 +182,7 @@ def test_another_version_of_the_code_is_another_entry(
     def computed() -> int:
         """How many images the teacher's network sees for one epoch and for the validation set."""
         teacher = open_teacher([str(teacher_run)])
-        counts = _asked(teacher, monkeypatch)
+        counts = _forward_sizes(teacher, monkeypatch)
         list(_with_cache(data, teacher).epoch(0))
         monkeypatch.setattr(teacher, "_compute_clean", lambda member, images: counts.append(1) or torch.zeros(300, 10))
         teacher.predict(data.val)
@@ -243,39 +243,6 @@ def test_an_edited_forward_of_a_users_network_gives_fresh_logits(
     assert "Teachers run at every step: the code of edited_network:Net may change" in caplog.text
 
 
-def test_a_row_is_whole_and_in_its_place_or_missing(tmp_path: Path):
-    table = LogitFile(tmp_path / "rows.bin", rows=50, classes=7)
-    rows = torch.arange(0, 50, 3)
-    logits = torch.randn(len(rows), 7).half()
-    table.write(rows, logits)
-    found, there = LogitFile(tmp_path / "rows.bin", rows=50, classes=7).read(torch.arange(50))
-    assert there.nonzero().flatten().tolist() == rows.tolist()
-    assert torch.equal(found[rows], logits)
-    whole = bytearray((tmp_path / "rows.bin").read_bytes())
-    record = size_of(1, 7)
-    missed = 0
-    for trial in range(300):
-        draw = torch.Generator().manual_seed(trial)
-        row = int(rows[torch.randint(len(rows), (), generator=draw)])
-        damaged = bytearray(whole)
-        at = row * record + int(torch.randint(record, (), generator=draw))
-        match trial % 3:
-            case 0:
-                damaged[at] ^= 1 << int(torch.randint(8, (), generator=draw))
-            case 1:  # written by half
-                if not any(damaged[at : (row + 1) * record]):
-                    continue
-                damaged[at : (row + 1) * record] = bytes((row + 1) * record - at)
-            case 2:  # another image's answer
-                other = int(rows[(rows.tolist().index(row) + 1) % len(rows)])
-                damaged[row * record : (row + 1) * record] = whole[other * record : (other + 1) * record]
-        (tmp_path / "damaged.bin").write_bytes(damaged)
-        _, there = LogitFile(tmp_path / "damaged.bin", rows=50, classes=7).read(rows)
-        missed += bool(there[rows.tolist().index(row)])
-        assert int((~there).sum()) <= 1
-    assert missed == 0
-
-
 FILLER = """
 import sys
 import torch
@@ -301,9 +268,9 @@ def _fill(teacher_run: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", FILLER, str(teacher_run)], stdout=subprocess.PIPE, text=True)
 
 
-def test_killed_while_filling_and_filled_by_two_processes_at_once(teacher_run: Path, home: Path):
-    alone = _fill(teacher_run)
-    assert alone.communicate()[0].split() == ["begun", "done"]
+def test_killed_and_concurrent_processes_fill_the_same_file(teacher_run: Path, home: Path):
+    single = _fill(teacher_run)
+    assert single.communicate()[0].split() == ["begun", "done"]
     (rows,) = home.rglob("rows.bin")
     expected = rows.read_bytes()
     rows.unlink()
@@ -319,9 +286,7 @@ def test_killed_while_filling_and_filled_by_two_processes_at_once(teacher_run: P
     assert rows.read_bytes() == expected
 
 
-def test_where_the_disk_can_not_hold_it_the_teachers_are_asked(
-    teacher_run: Path, data: Data, monkeypatch, caplog, home: Path
-):
+def test_teachers_run_at_every_step_if_the_disk_is_full(teacher_run: Path, data: Data, monkeypatch, caplog, home: Path):
     teacher = open_teacher([str(teacher_run)], device=CPU)
 
     def full(*_: object) -> None:
@@ -332,33 +297,33 @@ def test_where_the_disk_can_not_hold_it_the_teachers_are_asked(
     assert isinstance(batches, InMemoryBatches)
     assert "Teachers run at every step" in caplog.text
     assert "No space left on device" in caplog.text
-    left = (home / "logits").rglob("*")
-    assert not [path for path in left if path.is_file() and path.suffix != ".json"], "nothing is left behind"
+    files = (home / "logits").rglob("*")
+    assert not [path for path in files if path.is_file() and path.suffix != ".json"], "no partial file is left"
 
 
 @pytest.mark.parametrize("older", [0, 1])
-def test_the_limit_makes_room_and_never_takes_what_is_wanted(
+def test_the_limit_removes_entries_but_not_those_that_are_wanted(
     older: int, teacher_run: Path, data: Data, home: Path, caplog
 ):
-    one = size_of(60 * 18, 10)
+    size = size_of(60 * 18, 10)
     teachers = [open_teacher([f"{teacher_run}@{epoch}"], device=CPU) for epoch in (1, 2, 3)]
-    kept: dict[int, Path] = {}
+    stored: dict[int, Path] = {}
     for number, teacher in enumerate(teachers[:2]):
-        _with_cache(data, teacher, limit=2 * one)
-        (kept[number],) = set(home.rglob("rows.bin")) - set(kept.values())
-        for path in kept[number].parent.iterdir():
+        _with_cache(data, teacher, limit=2 * size)
+        (stored[number],) = set(home.rglob("rows.bin")) - set(stored.values())
+        for path in stored[number].parent.iterdir():
             os.utime(path, (1000 + number, 1000 + number))
-    newer = _with_cache(data, teachers[1 - older], limit=2 * one)  # used again
+    newer = _with_cache(data, teachers[1 - older], limit=2 * size)  # used again
     assert isinstance(newer, CachedTeacherBatches)
-    assert isinstance(_with_cache(data, teachers[2], limit=2 * one), CachedTeacherBatches)
-    assert [kept[older].exists(), kept[1 - older].exists()] == [False, True]
-    assert isinstance(_with_cache(data, teachers[older], limit=one - 1), InMemoryBatches)
+    assert isinstance(_with_cache(data, teachers[2], limit=2 * size), CachedTeacherBatches)
+    assert [stored[older].exists(), stored[1 - older].exists()] == [False, True]
+    assert isinstance(_with_cache(data, teachers[older], limit=size - 1), InMemoryBatches)
     assert "--logit-cache-gb allows" in caplog.text
-    assert kept[1 - older].exists(), "for what does not fit anyway nothing is removed"
-    assert isinstance(_with_cache(data, teachers[older], limit=one), CachedTeacherBatches)
-    assert not kept[1 - older].exists()
-    answers = [batch.teacher_TBK for batch in newer.epoch(3)]  # its file is gone; whoever uses it goes on
-    assert len(answers) == 4
+    assert stored[1 - older].exists(), "nothing is removed for logits that exceed the limit"
+    assert isinstance(_with_cache(data, teachers[older], limit=size), CachedTeacherBatches)
+    assert not stored[1 - older].exists()
+    logits = [batch.teacher_TBK for batch in newer.epoch(3)]  # its file is removed, but still open
+    assert len(logits) == 4
 
 
 def test_logits_of_clean_images_and_of_views_share_the_limit(teacher_run: Path, data: Data, home: Path):
@@ -394,16 +359,11 @@ def test_logits_of_clean_images_and_of_views_share_the_limit(teacher_run: Path, 
         assert manifest.rows == (300 if key == first else 60 * 18)
 
 
-def test_a_file_of_another_size_is_made_anew(teacher_run: Path, data: Data, home: Path):
+def test_a_file_of_another_size_is_written_anew(teacher_run: Path, data: Data, home: Path):
     teacher = open_teacher([str(teacher_run)], device=CPU)
     list(_with_cache(data, teacher).epoch(0))
     (rows,) = home.rglob("rows.bin")
-    whole = rows.read_bytes()
-    rows.write_bytes(whole[:-8])
+    content = rows.read_bytes()
+    rows.write_bytes(content[:-8])
     list(_with_cache(data, teacher).epoch(0))
-    assert rows.read_bytes() == whole
-
-
-def test_the_size_for_all_of_cifar100():
-    assert size_of(50_000 * 162, 100) == pytest.approx(1.685e9, rel=1e-3)
-    assert cached_batches.FILL_BATCH >= 100
+    assert rows.read_bytes() == content

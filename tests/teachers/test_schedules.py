@@ -63,7 +63,7 @@ def test_only_the_active_teachers_logits_are_computed(teacher_run: Path):
     data = load_data(DataConfig(data="digits", train_images=60))
     teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)
     batches = data.train.batches(batch_size=30, seed=0, device="cpu")
-    found = with_cached_logits(
+    cached = with_cached_logits(
         batches,
         data.train,
         teacher,
@@ -72,9 +72,9 @@ def test_only_the_active_teachers_logits_are_computed(teacher_run: Path):
         on_progress=lambda *_: None,
         active_teachers=lambda epoch: [epoch],
     )
-    assert isinstance(found, CachedTeacherBatches)
+    assert isinstance(cached, CachedTeacherBatches)
     for epoch in (0, 1):
-        for batch in found.epoch(epoch):
+        for batch in cached.epoch(epoch):
             assert batch.teacher_TBK is not None
             assert batch.teacher_TBK[1 - epoch].abs().sum() == 0
             torch.testing.assert_close(batch.teacher_TBK[epoch], teacher.logits(batch)[epoch])
@@ -85,13 +85,13 @@ def test_a_schedule_trains_another_student_with_and_without_the_cache(
     teacher_run: Path, tmp_path: Path, teacher_schedule: str
 ):
     def run(name: str, **options) -> str:
-        found = ckd.distill(
+        student = ckd.distill(
             "wrn_10_1", teachers=[str(teacher_run)], ensemble="snapshot:2", out=tmp_path / name, **SHORT, **options
         )
-        return found.last.sha256
+        return student.last.sha256
 
-    live, kept = (
+    live, cached = (
         run("live", teacher_schedule=teacher_schedule, logit_cache_gb=0.0),
-        run("kept", teacher_schedule=teacher_schedule),
+        run("cached", teacher_schedule=teacher_schedule),
     )
-    assert live == kept != run("joint")
+    assert live == cached != run("joint")

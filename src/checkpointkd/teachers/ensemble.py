@@ -185,9 +185,9 @@ def refuse_at_chance(measured: TeachersMeasured, labels_N: Tensor) -> None:
     for member in measured.members:
         if member.accuracy < threshold:
             raise UserError(
-                f"The accuracy of the teacher {member.ref} on {len(labels_N):,} images is {member.accuracy:.1%}. That is "
-                f"not clearly above chance ({chance:.1%}; threshold {threshold:.1%}). Check the order of the classes "
-                "and the preprocessing, or add --allow-weak-teacher."
+                f"The teacher {member.ref} has accuracy {member.accuracy:.1%} on {len(labels_N):,} images, not clearly "
+                f"above chance ({chance:.1%}; threshold {threshold:.1%}). Check the class order and the preprocessing, "
+                "or add --allow-weak-teacher."
             )
 
 

@@ -146,7 +146,8 @@ def view_logits(manifests: Sequence[LogitManifest], *, limit: int) -> list[Logit
         OSError: If the disk is full or cannot be written to.
     """
     keys = [_key(manifest) for manifest in manifests]
-    _make_room({key: size_of(one.rows, one.classes) for key, one in zip(keys, manifests, strict=True)}, limit)
+    sizes = [size_of(manifest.rows, manifest.classes) for manifest in manifests]
+    _make_room(dict(zip(keys, sizes, strict=True)), limit)
     files = []
     for key, manifest in zip(keys, manifests, strict=True):
         folder = _folder() / key
