@@ -24,7 +24,7 @@ from checkpointkd.experiments.context import Context
 from checkpointkd.experiments.estimate import estimate_of
 from checkpointkd.experiments.presets import paper
 from checkpointkd.models import build_network
-from checkpointkd.records import NetworkSpeed
+from checkpointkd.records.experiments import NetworkSpeed
 from common import write_result
 
 CARDS = {  # peak in bf16 without sparsity, operations a second; bandwidth, bytes a second; by NVIDIA's data sheets

@@ -31,7 +31,7 @@ from checkpointkd.config import KDConfig
 from checkpointkd.data import Data, config_like, load_data
 from checkpointkd.losses import METHODS, LogitDistillation, Supervised
 from checkpointkd.metrics import predict
-from checkpointkd.records import DistillRecord
+from checkpointkd.records.runs import DistillRecord
 from checkpointkd.storage import read_json
 from checkpointkd.teachers.ensemble import Teacher
 from common import write_result

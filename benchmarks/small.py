@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 import checkpointkd as ckd
-from checkpointkd.records import plain
+from checkpointkd.records.base import plain
 from common import write_result
 
 TEACHERS = {"none": None, "epoch 12": "@12", "midpoint": "@midpoint", "chosen": "@best", "last": "@last"}

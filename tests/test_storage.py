@@ -14,7 +14,7 @@ import torch
 
 from checkpointkd import records, storage
 from checkpointkd.errors import UserError
-from checkpointkd.records import BestEpoch
+from checkpointkd.records.runs import BestEpoch
 
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2, 3])}
 

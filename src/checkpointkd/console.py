@@ -16,7 +16,10 @@ from rich.text import Text
 from . import records
 from .analysis.statistics import claim_from
 from .errors import format_bytes, pluralize, printable
-from .records import DistillRecord, Measured, PilotResult, TuneRecord
+from .records.base import Measured
+from .records.runs import DistillRecord
+from .records.selection import PilotResult
+from .records.tuning import TuneRecord
 from .reports.charts import Table
 from .reports.tables import (
     CLAIMS_NOTE,

@@ -20,7 +20,8 @@ from . import storage
 from .checkpoints import Checkpoint, Trajectory, is_registered, names_code, open_trajectory, resolve
 from .errors import UserError, first_line
 from .models import Network, build_network
-from .records import DistillRecord, ExternalRecord, RunResult, plain
+from .records.base import plain
+from .records.runs import DistillRecord, ExternalRecord, RunResult
 
 log = logging.getLogger("checkpointkd")
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .errors import UserError, first_line
-from .records import plain, read_bytes
+from .records.base import plain, read_bytes
 
 METADATA = "checkpointkd"  # our entry in a safetensors header
 TMP_SUFFIX = ".unfinished"  # of a file that is still being written

@@ -12,7 +12,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.experiments.presets import Preset, get_preset
-from checkpointkd.records import NetworkSpeed
+from checkpointkd.records.experiments import NetworkSpeed
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.analysis.statistics import claim
-from checkpointkd.records import plain, provenance
+from checkpointkd.records.base import plain, provenance
 from checkpointkd.reports.charts import Chart, Heatmaps, Series, to_plain
 
 

@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 import checkpointkd as ckd
 from checkpointkd import console
 from checkpointkd.analysis.statistics import Claim, claim, corrected
-from checkpointkd.records import PilotGap, PilotResult, PilotRunRecord
+from checkpointkd.records.selection import PilotGap, PilotResult, PilotRunRecord
 from checkpointkd.reports.build import student_rows
 from checkpointkd.reports.charts import Table
 from checkpointkd.reports.collect import collect

@@ -13,7 +13,7 @@ from msgspec import structs
 
 import checkpointkd as ckd
 from checkpointkd import records
-from checkpointkd.records import BestTrialRecord, TrialRecord, TuneRecord
+from checkpointkd.records.tuning import BestTrialRecord, TrialRecord, TuneRecord
 from checkpointkd.reports.charts import Chart, Heatmaps, Series
 from checkpointkd.reports.collect import collect
 from checkpointkd.reports.figures import curves_charts, plane_chart, points_of, students_charts, tune_chart

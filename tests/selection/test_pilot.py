@@ -20,7 +20,7 @@ import checkpointkd as ckd
 from checkpointkd.checkpoints.refs import resolve, resolve_ensemble
 from checkpointkd.cli import main
 from checkpointkd.errors import Diverged, UserError
-from checkpointkd.records import PilotRunRecord
+from checkpointkd.records.selection import PilotRunRecord
 from checkpointkd.selection import pilot
 from checkpointkd.selection.pilot_plan import LAST_CHECKPOINT_MARGIN, N_PROMOTED
 from checkpointkd.selection.pilot_store import DIVERGED, PILOT_RUNS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from checkpointkd.config import PilotConfig
-from checkpointkd.records import PilotResult
+from checkpointkd.records.selection import PilotResult
 from checkpointkd.selection.pilot_plan import (
     N_PROMOTED,
     NO_TEACHER,

@@ -8,7 +8,8 @@ import pytest
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.errors import UserError
 from checkpointkd.information import Plane
-from checkpointkd.records import DataRecord, PlanePoint, PlaneSettings
+from checkpointkd.records.base import DataRecord
+from checkpointkd.records.selection import PlanePoint, PlaneSettings
 from checkpointkd.selection import NEED_NO_SCORES, RULES, Candidates, choose
 
 SETTINGS = PlaneSettings(

@@ -16,7 +16,7 @@ from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, kd, soft_targets
 from checkpointkd.models import build_network
-from checkpointkd.records import plain
+from checkpointkd.records.base import plain
 from checkpointkd.teachers.cost import training_cost
 from checkpointkd.teachers.ensemble import open_teacher
 

@@ -19,7 +19,7 @@ import checkpointkd as ckd
 from checkpointkd import records
 from checkpointkd.checkpoints import CheckpointRef, resolve_ensemble
 from checkpointkd.data import Data, DataConfig, InMemoryBatches, load_data
-from checkpointkd.records import LogitManifest, ViewsRecord
+from checkpointkd.records.logit_cache import LogitManifest, ViewsRecord
 from checkpointkd.teachers import cached_batches, logit_cache
 from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import Teacher, open_teacher

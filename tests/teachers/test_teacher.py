@@ -14,7 +14,8 @@ from checkpointkd.data import DataConfig, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation
 from checkpointkd.models import build_network
-from checkpointkd.records import EnsembleMeasured, TeacherMeasured, TeacherRecord, TeachersMeasured
+from checkpointkd.records.base import TeacherRecord
+from checkpointkd.records.runs import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from checkpointkd.teachers.ensemble import Teacher, open_teacher, refuse_at_chance
 from checkpointkd.training.loop import fit, start
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import records
-from ..records import ExternalRecord
+from ..records.runs import ExternalRecord
 from .metadata import metadata_dir
 from .scan import scan_folder
 from .trajectory import open_trajectory

@@ -22,7 +22,7 @@ from ..config import OnProgress
 from ..data import Data
 from ..errors import UserError
 from ..models import Network, build_network, check_trainable
-from ..records import ExternalCheckpoint, ExternalRecord
+from ..records.runs import ExternalCheckpoint, ExternalRecord
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, names_code, trust_marker
 from .scan import FoundFolder, candidate_files, scan_folder
 from .trajectory import Trajectory, open_trajectory

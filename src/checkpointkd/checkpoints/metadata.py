@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..data import cache_dir
-from ..records import ExternalRecord
+from ..records.runs import ExternalRecord
 
 METADATA_DIR = "checkpointkd"  # in the folder of another trainer: holds run.json and what `score` and `select` write
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import records, storage
 from ..config import Precision
 from ..errors import UserError
-from ..records import MetricsRow, RunRecord, RunResult
+from ..records.runs import MetricsRow, RunRecord, RunResult
 
 CHECKPOINT = re.compile(r"epoch-(\d+)\.safetensors")
 START_ANEW = "Remove the run directory to start anew."

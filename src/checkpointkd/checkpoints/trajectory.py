@@ -15,7 +15,8 @@ import torch
 from .. import records, storage
 from ..errors import NoSuchEpoch, UserError, check_exists
 from ..models import Network, build_network
-from ..records import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult, SelectionRecord
+from ..records.runs import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult
+from ..records.selection import SelectionRecord
 from .metadata import checkpoints_folder, file_fingerprint, metadata_dir, names_code, trust_marker
 from .run_dir import CHECKPOINT, read_metrics
 from .scan import candidate_files, scan_folder

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from .. import records
 from ..config import cache_dir
 from ..errors import UserError, first_line, format_bytes, unknown_name
-from ..records import ExternalRecord, LogitManifest
+from ..records.logit_cache import LogitManifest
+from ..records.runs import ExternalRecord
 from .options import CommonOptions
 from .signature import command
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..records import AnyRun, ExternalRecord
+from ..records.runs import AnyRun, ExternalRecord
 
 if TYPE_CHECKING:
     from ..checkpoints import CheckpointRef, Trajectory

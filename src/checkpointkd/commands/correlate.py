@@ -53,7 +53,7 @@ def correlate(*references: str, options: CorrelateOptions) -> dict[str, Any]:
     from ..analysis.class_correlation import class_correlation
     from ..data import superclasses
     from ..metrics import measure
-    from ..records import plain, provenance
+    from ..records.base import plain, provenance
     from ..reports.build import write_correlation
 
     if len(references) > 2:

@@ -72,7 +72,7 @@ def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         UserError: For references that name no checkpoint, and for data of other classes.
     """
-    from ..records import plain
+    from ..records.base import plain
     from ..teachers.cost import training_cost
 
     check_choice("average", options.average, EnsembleAverage)

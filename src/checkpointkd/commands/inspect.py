@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..records import ExternalRecord
+from ..records.runs import ExternalRecord
 from .checks import warn_if_saw_validation_images
 from .options import CommonOptions, DataOptions
 from .signature import command

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..data import Data
-    from ..records import DataRecord
+    from ..records.base import DataRecord
     from ..training.run import RunSpec
 
 

@@ -16,7 +16,7 @@ from .signature import command
 
 if TYPE_CHECKING:
     from ..checkpoints import Trajectory
-    from ..records import PilotResult, PlaneSettings
+    from ..records.selection import PilotResult, PlaneSettings
     from ..selection import Choice
 
 log = logging.getLogger("checkpointkd")

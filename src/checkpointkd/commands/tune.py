@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import EnsembleAverage, KDConfig, SamplerName, check_choice
 from ..errors import UserError, unknown_name
-from ..records import plain
+from ..records.base import plain
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import UserError
-from ..records import DataRecord
+from ..records.base import DataRecord
 from .images import Images
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import DataConfig, OnProgress, SelectOn
 from ..errors import UserError, unknown_name
-from ..records import DataRecord
+from ..records.base import DataRecord
 from .cifar import cifar10, cifar100
 from .datasets import Data, DataSet
 from .digits import digits

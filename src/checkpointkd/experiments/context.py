@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import records, storage
 from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName
 from ..recipes import recipe as get_recipe
-from ..records import NetworkSpeed
+from ..records.experiments import NetworkSpeed
 from .presets import Preset
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from .. import records, storage
 from ..analysis.statistics import corrected
 from ..config import config_differences
 from ..errors import UserError, pluralize
-from ..records import ExperimentRecord, PresetRecord, StoreRecord
+from ..records.experiments import ExperimentRecord, PresetRecord, StoreRecord
 from ..reports.charts import to_plain
 from .catalog import get_experiment
 from .context import Context

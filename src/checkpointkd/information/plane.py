@@ -22,7 +22,7 @@ from ..config import EstimatorConfig, OnProgress
 from ..data import Data, Images, eval_batch_size, stratified
 from ..errors import UserError
 from ..models import Network, as_map, capture_activations, last_map_path
-from ..records import PlanePoint, PlaneRecord, PlaneSettings
+from ..records.selection import PlanePoint, PlaneRecord, PlaneSettings
 from ..training.loop import OnStep
 from .decoder import decoder_information
 from .labels import label_measures, per_image

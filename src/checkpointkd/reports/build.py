@@ -9,7 +9,8 @@ from typing import Any
 from ..analysis.statistics import AVERAGE, Claim, Verdict
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
-from ..records import ExperimentRecord, PilotRecord, PresetRecord
+from ..records.experiments import ExperimentRecord, PresetRecord
+from ..records.selection import PilotRecord
 from .charts import Figure
 from .collect import Collected, Scored, collect
 from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of, students_charts, tune_chart

@@ -12,7 +12,10 @@ from ..analysis.statistics import Claim, claim_from
 from ..checkpoints import Trajectory, open_trajectory
 from ..errors import UserError, check_exists
 from ..information import Plane, load_planes
-from ..records import AnyRun, ExperimentRecord, PilotRecord, SelectionRecord, TuneRecord
+from ..records.experiments import ExperimentRecord
+from ..records.runs import AnyRun
+from ..records.selection import PilotRecord, SelectionRecord
+from ..records.tuning import TuneRecord
 from .charts import Figure, Table, from_plain
 from .tables import claims_table
 from .variants import Variant, group_variants

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..config import CORRELATION_KINDS, INFORMATION_UNITS, EstimatorConfig
 from ..errors import pluralize
-from ..records import DataRecord, TrialRecord, TuneRecord
+from ..records.base import DataRecord
+from ..records.tuning import TrialRecord, TuneRecord
 from ..selection import normalized
 from .charts import Chart, Heatmaps, Series
 from .collect import Collected, Scored

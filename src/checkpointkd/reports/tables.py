@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..analysis.statistics import Claim, claim_from
 from ..config import CORRELATION_KINDS, INFORMATION_UNITS
 from ..errors import format_bytes, pluralize
-from ..records import PilotResult, TuneRecord
+from ..records.selection import PilotResult
+from ..records.tuning import TuneRecord
 from .charts import Table
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import Any
 from ..analysis.statistics import paired
 from ..checkpoints import Trajectory
 from ..errors import pluralize
-from ..records import AnyRun, DistillRecord, OwnRunRecord, TrainRecord, plain
+from ..records.base import plain
+from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 
 FAMILY = ("model", "data", "recipe", "precision", "checkpoint_dtype")  # students of one family can be compared
 TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these

@@ -30,7 +30,9 @@ from ..errors import Diverged, UserError, pluralize
 from ..information import fitted_losses, label_entropy
 from ..metrics import measure, predict
 from ..models import build_network
-from ..records import DivergedRecord, ExternalRecord, PilotRecord, PilotResult, PilotSearchRecord, provenance
+from ..records.base import provenance
+from ..records.runs import ExternalRecord
+from ..records.selection import DivergedRecord, PilotRecord, PilotResult, PilotSearchRecord
 from ..teachers.ensemble import chance_level
 from ..training.distillation import DistillSpec, run_distillation
 from ..training.run import RunSpec, from_labels, run_training

@@ -17,7 +17,7 @@ import numpy as np
 from ..analysis.statistics import Z
 from ..config import PilotConfig
 from ..errors import UserError, pluralize
-from ..records import PilotGap, PilotResult, PilotRunRecord
+from ..records.selection import PilotGap, PilotResult, PilotRunRecord
 from . import resamples
 
 PILOT_FRACTION = 0.15  # of the student's epochs; pilot runs of 10% ranked teachers differently (docs/selection.md)

@@ -15,7 +15,9 @@ from ..checkpoints import Trajectory
 from ..config import OnProgress, PilotConfig, PrecisionChoice, Recipe
 from ..data import Data
 from ..errors import UserError, pluralize
-from ..records import DistillRecord, DivergedRecord, OwnRunRecord, PilotSearchRecord, TeacherRecord
+from ..records.base import TeacherRecord
+from ..records.runs import DistillRecord, OwnRunRecord
+from ..records.selection import DivergedRecord, PilotSearchRecord
 from .pilot_plan import NO_TEACHER, Candidate
 
 log = logging.getLogger("checkpointkd")

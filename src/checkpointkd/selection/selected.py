@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import storage
 from ..checkpoints import Trajectory
-from ..records import PilotResult, PlaneSettings, SelectionRecord
+from ..records.selection import PilotResult, PlaneSettings, SelectionRecord
 from .rules import Choice
 
 

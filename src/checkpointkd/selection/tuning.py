@@ -27,7 +27,8 @@ from ..config import OnProgress, Recipe, SamplerName, check_choice
 from ..data import Data
 from ..errors import Diverged, UserError, pluralize
 from ..losses import METHODS, takes_features
-from ..records import BestTrialRecord, TeacherRecord, TrialRecord, TuneRecord, TuneSettings, plain, provenance
+from ..records.base import TeacherRecord, plain, provenance
+from ..records.tuning import BestTrialRecord, TrialRecord, TuneRecord, TuneSettings
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
 from ..training.run import RunSpec

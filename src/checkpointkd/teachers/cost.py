@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checkpoints import Checkpoint, CheckpointRef
 from ..checkpoints.run_dir import read_metrics
-from ..records import ExternalRecord, TrainingCost
+from ..records.runs import ExternalRecord, TrainingCost
 
 
 def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:

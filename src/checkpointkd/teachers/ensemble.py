@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..losses import soft_targets
 from ..metrics import calibration_error, measure, predict
 from ..models import capture_activations
-from ..records import EnsembleMeasured, TeacherMeasured, TeachersMeasured
+from ..records.runs import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
 
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)

@@ -29,7 +29,7 @@ from ..checkpoints import CheckpointRef, names_code
 from ..config import LOGIT_CACHE_GB, Precision
 from ..data import InMemoryImages, Views, cache_dir
 from ..errors import UserError, format_bytes
-from ..records import LogitManifest, ViewsRecord
+from ..records.logit_cache import LogitManifest, ViewsRecord
 from ..seeding import hashed_words
 
 log = logging.getLogger("checkpointkd")

@@ -16,7 +16,8 @@ from ..errors import UserError, unknown_name
 from ..exporting import write_student
 from ..losses import METHODS, distillation, takes_features
 from ..models import Network
-from ..records import DistillRecord, TeacherRecord, TeachersMeasured
+from ..records.base import TeacherRecord
+from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
 from ..teachers.ensemble import Teacher, check_compatible, refuse_at_chance

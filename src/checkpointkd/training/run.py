@@ -30,7 +30,8 @@ from ..errors import Diverged, UserError, pluralize
 from ..losses import Supervised
 from ..metrics import measure, predict
 from ..models import Network, build_network, check_trainable
-from ..records import BestEpoch, DistillRecord, Measured, RunResult, TrainRecord
+from ..records.base import Measured
+from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord
 from ..storage import locked
 from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision

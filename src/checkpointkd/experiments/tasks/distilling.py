@@ -11,7 +11,8 @@ from ... import records
 from ...commands import distill, tune
 from ...config import OnProgress
 from ...errors import UserError
-from ...records import DistillRecord, TuneRecord
+from ...records.runs import DistillRecord
+from ...records.tuning import TuneRecord
 from ..context import Context
 from .base import (
     DAMAGED,

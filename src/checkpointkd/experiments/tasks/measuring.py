@@ -9,7 +9,8 @@ from typing import Any, final
 from ... import records, storage
 from ...commands import correlate, evaluate
 from ...config import CORRELATION_KINDS, OnProgress
-from ...records import CorrelationRecord, TeachersMeasured
+from ...records.experiments import CorrelationRecord
+from ...records.runs import TeachersMeasured
 from ..context import Context
 from .base import DAMAGED, Kind, Row, Task
 from .training import CheckpointChoice, TrainTask, members, pinned, references, required_by, short_name

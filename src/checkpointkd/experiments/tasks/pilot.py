@@ -8,7 +8,7 @@ from typing import Any, final
 
 from ... import records
 from ...config import OnProgress, PilotConfig
-from ...records import PilotRecord
+from ...records.selection import PilotRecord
 from ..context import Context
 from .base import DAMAGED, Kind, Row, Task, training_key
 from .distilling import DistillTask

@@ -1,0 +1,130 @@
+"""Read, write and share typed records: the base class, the checks, and the records that several files hold."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from ..config import SelectOn
+from ..errors import UserError
+
+T = TypeVar("T")
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+Name = Annotated[str, Meta(min_length=1)]
+FileName = Annotated[str, Meta(pattern=r"^[^/\\\x00]+$", max_length=1000)]
+Normalization = Annotated[tuple[Annotated[float, Meta(gt=-1e6, lt=1e6)], ...], Meta(min_length=1)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all records: immutable, made with keywords."""
+
+
+class Provenance(Record, frozen=True):
+    """Versions and machine, for whoever reads a result later."""
+
+    started: str
+    checkpointkd: str
+    torch: str
+    python: str
+    machine: str
+
+
+class DataRecord(Record, frozen=True):
+    """The data set of a run: the settings that chose its images, their content, and how many there are."""
+
+    name: Name
+    source: str | None  # where the images lie; may differ from machine to machine
+    sha256: str
+    select_on: SelectOn
+    val_fraction: float | None
+    split_seed: int
+    train_images: int | None
+    image_size: int | None
+    flip: bool
+    shape: tuple[int, int, int]
+    train_size: Count
+    val_size: Count
+
+    @property
+    def spec(self) -> str:
+        """The data set as `--data` takes it: NAME or NAME:PATH."""
+        return f"{self.name}:{self.source}" if self.source else self.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All fields that say what the images are; where they lie is not among them."""
+        return {name: value for name, value in plain(self).items() if name != "source"}
+
+
+class TeacherRecord(Record, frozen=True):
+    """One teacher of a student: its epoch, and the hash of its weights."""
+
+    epoch: int
+    sha256: str
+
+
+class Measured(Record, frozen=True):
+    """Accuracy, its standard error over images, and negative log-likelihood in nats."""
+
+    accuracy: Share
+    accuracy_se: float
+    nll: float
+
+
+def provenance() -> Provenance:
+    """Versions and machine of this process."""
+    return Provenance(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        checkpointkd=version("checkpointkd"),
+        torch=version("torch"),
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def plain(record: Any) -> Any:
+    """A record, or anything made of records, dataclasses and plain values, as JSON's values."""
+    return msgspec.to_builtins(record, str_keys=True)
+
+
+def decode(content: bytes, kind: type[T], *, path: Path, remedy: str) -> T:
+    """The record that a file's content holds; raises UserError that names the file, the field and the remedy."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}. {remedy}") from None
+
+
+def convert(values: Mapping[str, Any], kind: type[T]) -> T:
+    """A record from plain values of ours; raises msgspec.ValidationError where they cannot be one."""
+    return msgspec.convert(values, type=kind)
+
+
+def read(path: Path, kind: type[T], *, remedy: str) -> T:
+    """The record in a JSON file; raises UserError that says what is wrong with the file, and the remedy."""
+    return decode(read_bytes(path), kind, path=path, remedy=remedy)
+
+
+def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
+    """The records of a JSON-lines file; none where there is no file."""
+    if not path.exists():
+        return []
+    return [decode(line, kind, path=path, remedy=remedy) for line in read_bytes(path).splitlines()]
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content. Raises UserError that names the file if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"Could not read {path}: {error.strerror}") from None

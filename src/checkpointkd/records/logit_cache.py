@@ -1,0 +1,31 @@
+"""The record of an entry of the logit cache."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..config import Precision
+from .base import Count, Name, Record
+
+
+class ViewsRecord(Record, frozen=True):
+    """The views of each image: crops of the image padded by `pad` pixels, and with `flip` their mirror images."""
+
+    pad: Count
+    flip: bool
+
+
+class LogitManifest(Record, frozen=True, kw_only=True):
+    """manifest.json of an entry of the logit cache: all that one teacher's logits follow from. Its hash is the key."""
+
+    format: Literal[1] = 1
+    teacher: str  # content hash of the weights, normalization included
+    model: Name
+    images: str  # content hash
+    views: ViewsRecord | None  # None for clean images
+    rows: Count
+    classes: Count
+    precision: Precision
+    device: str
+    batch_size: Count  # images in one forward pass
+    versions: dict[str, str]
