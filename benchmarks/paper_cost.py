@@ -94,7 +94,10 @@ def main() -> None:
                 )
                 for model, step_times in times.items()
             }
-            context = Context(Path("nowhere"), preset, "cifar100", speeds=speeds, steps_per_epoch=-(-IMAGES // BATCH))
+            epoch_steps = -(-IMAGES // BATCH)
+            context = Context(
+                Path("nowhere"), preset, "cifar100", speeds=speeds, teacher_steps=epoch_steps, student_steps=epoch_steps
+            )
             hours, before = {}, 0.0
             for row, names in enumerate(PRIORITY[:3], start=1):  # tasks of earlier rows are not counted again
                 needed = {name: items[name] for earlier in PRIORITY[:row] for name in earlier}

@@ -135,7 +135,7 @@ def test_the_paper_s_averages_are_those_that_it_prints():
 
 def test_costs_are_steps_times_the_measured_speed(tmp_path: Path):
     preset = smoke_preset()
-    context = Context(tmp_path, preset, "digits", speeds=speeds_of(preset), steps_per_epoch=10)
+    context = Context(tmp_path, preset, "digits", speeds=speeds_of(preset), teacher_steps=10, student_steps=10)
     run = TrainTask("wrn_16_2", "teacher")
     assert run.cost(context) == pytest.approx(20 * 10 * 0.1)
     assert ScoreTask(run).cost(context) == pytest.approx(33 * 10 * 0.1)

@@ -67,7 +67,7 @@ def test_scores_with_other_settings_are_not_done(smoke: Path, tmp_path: Path):
     shutil.copytree(folder, run)
     shutil.copy(smoke / "machine.json", tmp_path)
     context = Context(tmp_path, smoke_preset(), "digits")
-    context = context.with_speeds(["resnet_14"], load_data(context.data_config()))
+    context = context.with_speeds(["resnet_14"], load_data(context.data_config("teacher")))
     tasks = [ScoreTask(TrainTask("resnet_14", "teacher"), estimator) for estimator in ("decoder", "ridge")]
     assert [task.done(context) for task in tasks] == [True, True]
     ckd.score(run, estimator="ridge", measure_images=60)
@@ -79,7 +79,7 @@ def test_scores_with_other_settings_are_not_done(smoke: Path, tmp_path: Path):
 def test_float16_runs_are_small(tmp_path: Path):
     """The run of seed 0 keeps its curve, other seeds the last checkpoint only, which can be scored all the same."""
     context = Context(tmp_path, replace(smoke_preset(), checkpoint_dtype="float16"), "digits")
-    context = context.with_speeds(["wrn_10_1"], load_data(context.data_config()))
+    context = context.with_speeds(["wrn_10_1"], load_data(context.data_config("teacher")))
     sizes = {}
     for seed in (0, 1):
         run = TrainTask("wrn_10_1", "student", seed)
@@ -99,11 +99,30 @@ def test_float16_runs_are_small(tmp_path: Path):
 
 def test_speeds_are_measured_once_for_any_number_of_images(tmp_path: Path):
     context = Context(tmp_path, smoke_preset(), "digits")
-    assert context.with_speeds(["wrn_10_1"], load_data(context.data_config())).steps_per_epoch == 4
+    assert context.with_speeds(["wrn_10_1"], load_data(context.data_config("teacher"))).teacher_steps == 4
     stored = (tmp_path / "machine.json").read_text()
     fewer = replace(context, preset=replace(context.preset, train_images=30))
-    assert fewer.with_speeds(["wrn_10_1"], load_data(fewer.data_config())).steps_per_epoch == 1
+    assert fewer.with_speeds(["wrn_10_1"], load_data(fewer.data_config("teacher"))).teacher_steps == 1
     assert (tmp_path / "machine.json").read_text() == stored
+
+
+def test_students_can_have_fewer_images_than_their_teachers(tmp_path: Path):
+    """The students' images are among the teachers', and all networks have the same validation images."""
+    preset = replace(smoke_preset(), student_train_images=40, teacher_epochs=2, student_epochs=2)
+    context = Context(tmp_path, preset, "digits")
+    context = context.with_speeds(["wrn_10_1"], load_data(context.data_config("teacher")))
+    assert (context.teacher_steps, context.student_steps) == (4, 2)
+    training = TrainTask("wrn_10_1", "teacher")
+    student = DistillTask("wrn_10_1", (CheckpointChoice(training, "last"),), seed=0)
+    scratch = TrainTask("wrn_10_1", "student")
+    for task in (training, student, scratch):
+        task.run(context)
+        assert task.done(context)
+    sizes = [task.trajectory(context).run.data.train_size for task in (training, student, scratch)]
+    assert sizes == [100, 40, 40]
+    few, many = (load_data(context.data_config(role)) for role in ("student", "teacher"))
+    assert set(few.train.index_N.tolist()) < set(many.train.index_N.tolist())
+    assert few.val.index_N.tolist() == many.val.index_N.tolist()
 
 
 def test_other_sizes_are_noted_in_the_results(tmp_path: Path):

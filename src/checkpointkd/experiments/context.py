@@ -15,7 +15,7 @@ from .. import records, storage
 from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName
 from ..recipes import recipe as get_recipe
 from ..records.experiments import NetworkSpeed
-from .presets import Preset
+from .presets import Preset, Role
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -29,7 +29,8 @@ CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of oth
 class Context:
     """All that tasks of one preset share. A context can be sent to another process.
 
-    `speeds` has an entry per network. `steps_per_epoch` are optimizer steps per epoch, for estimates of time.
+    `speeds` has an entry per network. `teacher_steps` and `student_steps` are optimizer steps per epoch,
+    for estimates of time.
     """
 
     out: Path
@@ -38,16 +39,18 @@ class Context:
     device: Device = "auto"
     logit_cache_gb: float = LOGIT_CACHE_GB
     speeds: dict[str, NetworkSpeed] = field(default_factory=dict)
-    steps_per_epoch: int = 1
+    teacher_steps: int = 1
+    student_steps: int = 1
 
     def folder(self, kind: str, name: str, key: dict[str, Any]) -> Path:
         """Return the folder of a task: the name is for people, the hash of the key makes it unique."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self.out / kind / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)[:120]}-{digest}"
 
-    def data_config(self) -> DataConfig:
-        """Return the settings of the images that all runs share."""
-        return DataConfig(data=self.data, select_on=self.preset.select_on, train_images=self.preset.train_images)
+    def data_config(self, role: Role) -> DataConfig:
+        """Return the settings of the images that teachers or students train on."""
+        preset = self.preset
+        return DataConfig(data=self.data, select_on=preset.select_on, train_images=preset.images_of(role))
 
     def estimator_config(self, estimator: EstimatorName) -> EstimatorConfig:
         """Return how I(X;F) is estimated. The preset's decoder settings do not apply to ridge."""
@@ -79,13 +82,20 @@ class Context:
                 )
                 speeds[model] = records.convert(measured, NetworkSpeed)
                 storage.write_json(path, records.plain({**stored, setting: speeds}))
-        return replace(self, speeds=speeds, steps_per_epoch=math.ceil(len(data.train) / recipe.batch_size))
+        student_images = self.preset.student_train_images or len(data.train)
+        return replace(
+            self,
+            speeds=speeds,
+            teacher_steps=math.ceil(len(data.train) / recipe.batch_size),
+            student_steps=math.ceil(student_images / recipe.batch_size),
+        )
 
     # Estimates of time and space
 
-    def training_seconds(self, model: str, epochs: int) -> float:
-        """Return about how long a network trains for so many epochs."""
-        return epochs * self.steps_per_epoch * self.speeds[model].seconds_per_step
+    def training_seconds(self, model: str, epochs: int, role: Role = "student") -> float:
+        """Return about how long a network trains for so many epochs, on the images of its role."""
+        steps = self.teacher_steps if role == "teacher" else self.student_steps
+        return epochs * steps * self.speeds[model].seconds_per_step
 
     def teacher_forward_seconds(self, model: str, students: int) -> float:
         """Return about how long a teacher takes for all views that so many students will see of the images."""
@@ -99,7 +109,7 @@ class Context:
 
         if self.preset.dataset not in CLASSES:
             return 0.0
-        images = self.steps_per_epoch * get_recipe(self.preset.student_recipe).batch_size
+        images = self.student_steps * get_recipe(self.preset.student_recipe).batch_size
         return size_of(images * self._views, CLASSES[self.preset.dataset]) / 1e9
 
     @property

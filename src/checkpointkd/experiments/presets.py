@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..config import CheckpointDtype, KDConfig, PrecisionChoice, SelectOn, check_choice
 from ..errors import UserError, unknown_name
+
+Role = Literal["teacher", "student"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Preset:
 
     Attributes:
         seeds: Students per variant.
+        train_images: Training images, a class-balanced subset; None is all.
+        student_train_images: Training images of students, drawn from the same images; None is `train_images`.
         batch_size: Batch size of all trainings; None is the recipe's.
         alpha: Weight of the labels in Eq. 1, for all students unless `tune` is true.
         tau: Temperature, likewise.
@@ -62,6 +67,7 @@ class Preset:
     student_save_every: int
     select_on: SelectOn = "val"
     train_images: int | None = None
+    student_train_images: int | None = None
     batch_size: int | None = None
     precision: PrecisionChoice = "auto"
     alpha: float = 0.5
@@ -87,6 +93,10 @@ class Preset:
         for name, value in (("--teacher-epochs", self.teacher_epochs), ("--student-epochs", self.student_epochs)):
             if value < 2:
                 raise UserError(f"{name} must be at least 2, so that a run has a midpoint, not {value}")
+
+    def images_of(self, role: Role) -> int | None:
+        """Return how many images a teacher or a student trains on; None is all."""
+        return self.train_images if role == "teacher" else self.student_train_images or self.train_images
 
     def with_epochs(self, *, teacher_epochs: int | None, student_epochs: int | None) -> Preset:
         """Return the preset with other run lengths; runs save about as many checkpoints as before.

@@ -164,7 +164,7 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     out, names = Path(options.out), PAPER if name == ALL else (name,)
     refuse_others(out / PAGE)
     context = Context(out, preset, options.data or preset.dataset, options.device, options.logit_cache_gb)
-    data = load_data(context.data_config(), on_progress=options.on_progress)
+    data = load_data(context.data_config("teacher"), on_progress=options.on_progress)
     with storage.locked(out):
         claim_folder(out, preset, data)
         warn_of_other_settings(out, names, preset)

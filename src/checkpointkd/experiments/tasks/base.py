@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ...config import OnProgress
 from ...errors import UserError
 from ..context import Context
+from ..presets import Role
 
 if TYPE_CHECKING:
     from ...checkpoints import Trajectory
@@ -85,7 +86,7 @@ def ordered(tasks: Iterable[Task]) -> list[Task]:
     return list(order)
 
 
-def training_key(context: Context, model: str, recipe: str, epochs: int) -> dict[str, Any]:
+def training_key(context: Context, model: str, recipe: str, epochs: int, role: Role = "student") -> dict[str, Any]:
     """Return what determines any training of a network.
 
     The names in keys are hashed into the names of folders. To change one orphans all results: see
@@ -93,7 +94,7 @@ def training_key(context: Context, model: str, recipe: str, epochs: int) -> dict
     """
     preset = context.preset
     return {
-        "data": [preset.dataset, preset.select_on, preset.train_images],
+        "data": [preset.dataset, preset.select_on, preset.images_of(role)],
         "model": model,
         "recipe": recipe,
         "epochs": epochs,
@@ -108,7 +109,7 @@ def run_key(context: Context, save_every: int, seed: int) -> dict[str, Any]:
     return {"every": save_every, "seed": seed} | ({} if dtype == "float32" else {"checkpoint_dtype": dtype})
 
 
-def training_options(context: Context, model: str, recipe: str, epochs: int) -> dict[str, Any]:
+def training_options(context: Context, model: str, recipe: str, epochs: int, role: Role = "student") -> dict[str, Any]:
     """Return the options that `train`, `distill` and `tune` share."""
     preset = context.preset
     return {
@@ -117,7 +118,7 @@ def training_options(context: Context, model: str, recipe: str, epochs: int) -> 
         "epochs": epochs,
         "batch_size": preset.batch_size,
         "select_on": preset.select_on,
-        "train_images": preset.train_images,
+        "train_images": preset.images_of(role),
         "precision": context.speeds[model].precision,
         "device": context.device,
     }

@@ -73,7 +73,7 @@ class PilotTask:
             PilotSearch(
                 student=self.model,
                 trajectory=self.training.trajectory(context),
-                data=load_data(context.data_config(), on_progress=on_progress),
+                data=load_data(context.data_config("student"), on_progress=on_progress),
                 recipe=recipe if preset.batch_size is None else replace(recipe, batch_size=preset.batch_size),
                 settings=self.config(context),
                 out=self.folder(context),

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 from ...commands import score, select, train
 from ...config import EstimatorName, OnProgress
 from ..context import Context
-from ..presets import get_preset
+from ..presets import Role, get_preset
 from .base import (
     Kind,
     Row,
@@ -45,7 +45,7 @@ class TrainTask:
     """
 
     model: str
-    role: Literal["teacher", "student"]
+    role: Role
     seed: int = 0
     smoothing: float = 0.0
     recipe: str | None = None
@@ -74,7 +74,7 @@ class TrainTask:
 
     def key(self, context: Context) -> dict[str, Any]:
         return {
-            **training_key(context, self.model, self.recipe_name(context), self.epochs(context)),
+            **training_key(context, self.model, self.recipe_name(context), self.epochs(context), self.role),
             **run_key(context, self.save_every(context), self.seed),
             "smoothing": self.smoothing,
         }
@@ -97,11 +97,11 @@ class TrainTask:
             save_every=self.save_every(context),
             out=self.folder(context),
             on_progress=on_progress,
-            **training_options(context, self.model, self.recipe_name(context), self.epochs(context)),
+            **training_options(context, self.model, self.recipe_name(context), self.epochs(context), self.role),
         )
 
     def cost(self, context: Context) -> float:
-        return context.training_seconds(self.model, self.epochs(context))
+        return context.training_seconds(self.model, self.epochs(context), self.role)
 
     def megabytes(self, context: Context) -> float:
         return checkpoint_megabytes(context, self.model, self.checkpoints(context))
