@@ -43,8 +43,9 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
 
     preset: str
     """smoke: digits in a few minutes, to check that everything runs. digits: long runs on digits. small: 10,000 images
-    of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images, which teachers memorize. paper:
-    the paper's settings; shows its cost and asks first."""
+    of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images, which teachers memorize. medium:
+    45,000 images, about a day on two CPU cores. few-images: teachers on 20,000 images, students on 2,250. paper: the
+    paper's settings; shows its cost and asks first."""
 
     out: Path | str
     """The folder of the experiments and of their runs."""
