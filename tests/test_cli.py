@@ -241,7 +241,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message: str, teacher_
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_command_says_how_to_continue(number: signal.Signals, code: int, tmp_path: Path):
     run = tmp_path / "run"
     command = [*PROGRAM, "train", "wrn_16_2", "--data", "digits", "--epochs", "40", "--save-every", "1", "--out", run]

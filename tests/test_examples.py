@@ -65,6 +65,7 @@ def test_quickstart_prints_four_accurate_students(tmp_path: Path):
     assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_plain_pytorch_loop_teach_students(tmp_path: Path):
     output = _run_example("your_own_checkpoints.py", tmp_path)
     accuracies = [float(accuracy) for accuracy in re.findall(r"^epoch +\d+: (\d+\.\d)%", output, re.MULTILINE)]

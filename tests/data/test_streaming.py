@@ -293,6 +293,7 @@ def test_links_are_followed_and_circles_are_skipped(folder: Path):
     assert len(load_data(_settings(folder, select_on="test", val_fraction=None)).train) == count
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_for_any_image(folder: Path, tmp_path: Path):
     """A strip of one pixel, and large squares, in a process with a limit of 6 GB."""
     Image.new("RGB", (65_000, 1)).save(folder / "val" / "class-0" / "strip.png")
@@ -346,6 +347,7 @@ def test_another_data_set_gets_the_size_of_the_network(folder: Path, tmp_path: P
     assert config_like(record, None, None, None, 48).image_size == 48
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_streamed_images_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path):
     command = [
         sys.executable,

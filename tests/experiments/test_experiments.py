@@ -240,6 +240,7 @@ def test_replaced_results_give_a_warning(smoke: Path, tmp_path: Path, caplog):
     assert "seeds 2 there, 1 here" in caplog.text
 
 
+@pytest.mark.slow
 def test_alpha_and_tau_are_tuned_for_each_student_and_its_teachers(tmp_path: Path):
     ckd.reproduce("figure3", preset="smoke", out=tmp_path, seeds=1, tune=True, teacher_epochs=10, student_epochs=2)
     tunings = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("tuned/*/tune.json")}
@@ -284,6 +285,7 @@ def test_a_report_before_the_first_result_says_so(smoke: Path, tmp_path: Path):
     assert "not finished" in ckd.report(tmp_path).read_text(encoding="utf-8").lower()
 
 
+@pytest.mark.slow
 def test_the_paper_s_preset_asks_first(tmp_path: Path, cifar100: Path):
     """It prints the cost before anything is trained, and starts only if the user accepts."""
     command = [

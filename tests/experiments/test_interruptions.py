@@ -69,7 +69,7 @@ def _wait_for_the_end_of(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_experiment_leaves_no_process(signal_number: signal.Signals, smoke: Path, tmp_path: Path):
     """With two jobs, when only the parent gets the signal. Another test continues it."""
     process = _start(started(smoke, tmp_path))
@@ -109,6 +109,7 @@ def test_an_interrupted_experiment_shows_its_results(smoke: Path, tmp_path: Path
     assert "not run yet" in page.lower()
 
 
+@pytest.mark.slow
 def test_a_stopped_and_killed_experiment_continues_to_the_same_rows(smoke: Path, tmp_path: Path):
     """Stopped by --time-limit, killed, moved to another folder each time, and finished: the rows do not differ."""
     out = started(smoke, tmp_path / "first")

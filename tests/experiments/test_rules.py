@@ -172,6 +172,7 @@ def test_missing_seeds_are_left_out():
     assert (claim.effect, claim.n) == (62 - 51, 1), "seed 1 alone has both"
 
 
+@pytest.mark.slow
 def test_results_before_the_teachers_are_scored(smoke: Path, tmp_path: Path):
     """Results are written while tasks run, also between a teacher's training and its scoring."""
     out = tmp_path / "experiments"

@@ -141,6 +141,7 @@ def test_joint_large_decoders_equal_separate_plain_ones():
             torch.testing.assert_close(weight.grad.unflatten(0, (4, -1))[g], layer.weight.grad, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_large_images_use_the_large_decoder(monkeypatch: pytest.MonkeyPatch):
     """It learns: a map that holds the image has a lower loss than an empty map."""
     from checkpointkd.information import decoder as module
@@ -175,6 +176,7 @@ def _images() -> torch.Tensor:
     return torch.cat([DATA.train.to_float(), DATA.val.to_float()]).permute(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 def test_excess_loss_is_near_zero_for_the_image_and_grows_with_noise():
     """The map is the image, the image with more and more noise, and zero."""
     torch.manual_seed(0)

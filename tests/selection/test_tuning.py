@@ -70,7 +70,7 @@ def test_other_settings_are_refused(teacher_run: Path, tmp_path: Path):
             _tune(teacher_run, tmp_path / "s", **change)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_stopped_process_continues(teacher_run: Path, tmp_path: Path, stop: signal.Signals):
     """The process is stopped in the middle of a trial. Ended trials are kept, and the trial continues at its epoch."""
     out = tmp_path / "s"
@@ -386,6 +386,7 @@ def test_number_of_planned_trials():
     assert TuneConfig(space=grid, sampler="tpe").planned == 25
 
 
+@pytest.mark.slow
 def test_cifar100_is_tuned_on_its_validation_set(cifar100: Path, tmp_path: Path):
     data = f"cifar100:{cifar100}"
     ckd.train("wrn_10_1", data=data, train_images=100, epochs=1, batch_size=50, precision="fp32", out=tmp_path / "t")

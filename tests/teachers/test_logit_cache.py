@@ -268,6 +268,7 @@ def _fill(teacher_run: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", FILLER, str(teacher_run)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_and_concurrent_processes_fill_the_same_file(teacher_run: Path, home: Path):
     single = _fill(teacher_run)
     assert single.communicate()[0].split() == ["begun", "done"]
