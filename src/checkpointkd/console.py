@@ -92,6 +92,9 @@ def inspection(result: Mapping[str, Any]) -> RenderableType:
     """Show what is in a folder of checkpoints."""
 
     lines = [f"Left out: {reason}" for reason in result.get("left_out", [])]
+    stood_in = dict.fromkeys(name for row in result["checkpoints"] for name in row["stood_in"])
+    if stood_in:
+        lines.append(f"Read as data, not imported: {', '.join(stood_in)}")
     if result["model"] is None:
         command = f"checkpointkd inspect {result['path']} --model MODEL --data DATA"
         next_step = [_lines(["To use these checkpoints, name their network and data set:"]), _line(command)]

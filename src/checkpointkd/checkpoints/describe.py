@@ -47,6 +47,7 @@ def describe(path: Path | str, pattern: str | None = None) -> dict[str, Any]:
                 "bytes": checkpoint.bytes,
                 "sha256": checkpoint.sha256,
                 "val_accuracy": external.accuracy if external else val_accuracy.get(epoch),
+                "stood_in": external.stood_in if external else (),
             }
         )
     description = {
@@ -92,6 +93,7 @@ def _describe_unregistered(path: Path | str, pattern: str | None) -> dict[str, A
                 "bytes": file.bytes,
                 "sha256": None,
                 "val_accuracy": None,
+                "stood_in": file.stood_in,
             }
             for epoch, file in folder.checkpoints.items()
         ],

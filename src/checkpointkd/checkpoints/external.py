@@ -108,6 +108,7 @@ def register_external(
             fingerprint=file_fingerprint(file.path) or (),
             sha256=sha256,
             accuracy=stored_accuracy if accuracy is None else accuracy(network),
+            stood_in=file.stood_in,
         )
         if on_progress is not None:
             on_progress(f"read {path}", len(checkpoints), len(folder.checkpoints))

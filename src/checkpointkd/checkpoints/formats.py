@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import storage
 from ..errors import UserError
-from .weights import ENDINGS, flatten, parts, size, unpickled
+from .inert_pickle import StandIn
+from .torch_files import Content, TensorPlan, opened
+from .weights import ENDINGS, flatten, parts, size
 
 UNKNOWN = -1
 
@@ -49,6 +49,7 @@ class FoundFile:
     step: int = UNKNOWN
     within: bool = False  # whether it was saved within an epoch, so that its step is the better count
     prefix: str = ""  # the name before its number, where the number is from the name
+    stood_in: tuple[str, ...] = ()  # classes in the file that are not weights, and were not imported
 
     @property
     def bytes(self) -> int:
@@ -74,23 +75,33 @@ def recognize(path: Path) -> FoundFile | None:
         if isinstance(epoch, str) and re.fullmatch(r"[0-9]{1,9}", epoch):
             return FoundFile(path, "safetensors, checkpointkd's writer", int(epoch), "the file", f"epoch {epoch}")
         return _by_name(path, "safetensors")
-    content = unpickled(path, whole=False)
-    flat: dict[str, Tensor] = {}
+    with opened(path) as content:
+        return _recognize(path, content)
+
+
+def _recognize(path: Path, opened_file: Content) -> FoundFile | None:
+    content = opened_file.value
+    flat: dict[str, TensorPlan] = {}
     flatten(path, content, "", flat, set())
     only_optimizer = isinstance(content, dict) and content.keys() == {"state", "param_groups"}
-    if only_optimizer or not any(tensor.is_floating_point() for tensor in flat.values()):
+    if only_optimizer or not any(plan.dtype.is_floating_point for plan in flat.values()):
         return None
-    if not isinstance(content, dict) or all(isinstance(value, Tensor) for value in content.values()):
-        return _by_name(path, "state dict")
+    if not isinstance(content, dict):
+        return _by_name(path, "pickled network" if isinstance(content, StandIn) else "tensor", opened_file.stood_in)
+    if all(isinstance(value, TensorPlan) for value in content.values()):
+        return _by_name(path, "state dict", opened_file.stood_in)
     epoch = _whole_number(content.get("epoch"))
     if epoch is None:
-        return _by_name(path, "dict of weights")
+        return _by_name(path, "dict of weights", opened_file.stood_in)
+    file = FoundFile(path, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
     for name, (keys, from_zero) in FORMATS.items():
         if keys <= content.keys():
             stated = f"epoch {epoch}{' counted from 0' if from_zero else ''}"
             file = FoundFile(path, name, epoch + from_zero, "the file", stated)
-            return _lightning(file, content) if name == "Lightning" else file
-    return FoundFile(path, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
+            break
+    if file.format == "Lightning":
+        file = _lightning(file, content)
+    return replace(file, stood_in=opened_file.stood_in)
 
 
 def _lightning(file: FoundFile, content: dict) -> FoundFile:
@@ -126,12 +137,12 @@ def _hugging_face(path: Path) -> FoundFile:
     return replace(file, number=number, number_from="the file", stated=stated, step=step, within=within)
 
 
-def _by_name(path: Path, format: str) -> FoundFile:
+def _by_name(path: Path, format: str, stood_in: tuple[str, ...] = ()) -> FoundFile:
     """Read the epoch, or else the step, in a file's name."""
     stem = path.name.lower()
     while stem.endswith(ENDINGS):
         stem = stem.rpartition(".")[0]
-    file = FoundFile(path, format, UNKNOWN, "the file's name", path.name, exact=False)
+    file = FoundFile(path, format, UNKNOWN, "the file's name", path.name, exact=False, stood_in=stood_in)
     for form in (EPOCH, STEP, COUNT):
         if matches := list(form.finditer(stem)):
             number, file = int(matches[-1][1]), replace(file, prefix=stem[: matches[-1].start()])
@@ -141,8 +152,8 @@ def _by_name(path: Path, format: str) -> FoundFile:
 
 def _whole_number(value: Any) -> int | None:
     """Return a number of epochs or steps as files hold it: 5, 5.0, tensor(5), "5"."""
-    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex() and not value.is_meta:
-        value = value.item()
+    if isinstance(value, TensorPlan) and value.shape == () and not value.problem and not value.dtype.is_complex:
+        value = value.read().item()
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
     if isinstance(value, float) and value.is_integer():

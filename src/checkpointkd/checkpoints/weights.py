@@ -7,69 +7,39 @@ Whatever the trainer, a file becomes a flat dict of named tensors. In nested dic
 
 from __future__ import annotations
 
-import argparse
 import collections
-import io
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from .. import storage
 from ..errors import UserError, check_exists, first_line
+from .inert_pickle import StandIn
+from .torch_files import TensorPlan, opened, ready
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 DEEPEST = 50  # dicts in dicts
-NUMPY_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
-
-
-class _Inert:
-    """Stand in for objects that are neither weights nor numbers: accept any arguments, do and hold nothing."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-class _Dtype(_Inert):
-    """Stand in for NumPy's dtype, of which a file could forge pointers."""
-
-    def __init__(self, name: Any = "", *_: Any) -> None:
-        self.name = name if isinstance(name, str) and name in NUMPY_NUMBERS else None
-
-
-def _number(dtype: Any, content: Any = b"") -> Any:
-    """Return NumPy's number from its little-endian bytes; None where it is no number."""
-    if isinstance(dtype, _Dtype) and dtype.name and isinstance(content, bytes) and len(content) == int(dtype.name[1:]):
-        return np.frombuffer(content, np.dtype(f"<{dtype.name}")).item()
-    return None
-
-
-# What trainers store beside weights: settings, numbers, paths, dates, arrays. Only settings and numbers are read.
-HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (_Dtype, "numpy.dtype"),
-    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_Inert, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_Inert, f"numpy.{core}.numeric._frombuffer") for core in ("core", "_core")),
-    (_Inert, "numpy.ndarray"),
-    *((_Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta")),
-    *((_Inert, f"pathlib.{at}{system}Path") for at in ("", "_local.") for system in ("Posix", "Windows", "PurePosix")),
-]
-# A bytearray of any size, which PyTorch's unpickler allows.
-BYTEARRAYS = (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n")
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch.compile's, FSDP's, …
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: str) -> tuple[dict[str, Tensor], str]:
@@ -88,42 +58,47 @@ def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: 
     Raises:
         UserError: If the file is damaged, does not fit, holds several sets, or holds NaN.
     """
-    flat = read(path)
-    if key is not None and not any(name.startswith(f"{key}.") for name in flat):
-        top = sorted({name.partition(".")[0] for name in flat})
-        raise UserError(f"{path} has nothing at {key!r}. At its top are {', '.join(top[:8])}.")
-    prefix = _prefix(path, flat, expected, key=key, model=model)
-    # A counter that is missing is 0 as in a new network, never that of a file which was read before.
-    stored = {name: torch.zeros_like(tensor) for name, tensor in expected.items() if _is_counter(name)}
-    stored |= {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
-    differing = differing_shapes(expected, stored)
-    if differing:
-        raise UserError(f"{path} does not fit {model}: {differing}")
-    tensors = {}
-    for name, wanted in expected.items():
-        tensor = stored[name]
-        usable = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
-        if not usable or tensor.is_floating_point() != wanted.is_floating_point():
-            raise UserError(f"{path} does not fit {model}: {name} has type {tensor.dtype}")
-        tensors[name] = tensor.to(wanted.dtype)
-        if not tensors[name].isfinite().all():
-            raise UserError(f"{path} is damaged: {name} in it holds NaN or infinite numbers")
+    with opened_tensors(path) as flat:
+        if key is not None and not any(name.startswith(f"{key}.") for name in flat):
+            top = sorted({name.partition(".")[0] for name in flat})
+            raise UserError(f"{path} has nothing at {key!r}. At its top are {', '.join(top[:8])}.")
+        prefix, flat = _prefix(path, flat, expected, key=key, model=model)
+        stored = {name.removeprefix(prefix): plan for name, plan in flat.items() if name.startswith(prefix)}
+        # A counter that is missing is 0 as in a new network, never that of a file which was read before.
+        counters = {name: ready(torch.zeros_like(tensor)) for name, tensor in expected.items() if _is_counter(name)}
+        stored = counters | stored
+        differing = differing_shapes(expected, stored)
+        if differing:
+            problems = sorted({plan.problem for plan in flat.values() if plan.problem})
+            note = f". The file holds tensors that are {' and '.join(problems)}" if problems else ""
+            raise UserError(f"{path} does not fit {model}: {differing}{note}")
+        tensors = {name: _read_tensor(path, name, stored[name], wanted, model) for name, wanted in expected.items()}
     return tensors, prefix.rstrip(".")
 
 
-def _prefix(path: Path, flat: Mapping[str, Tensor], expected: dict[str, Tensor], *, key: str | None, model: str) -> str:
-    """Return the prefix behind which a file holds most of a network's tensors."""
-    fitting: collections.Counter[str] = collections.Counter()  # fitting tensors, by prefix
-    for name, tensor in flat.items():
-        segments = name.split(".")
-        for ending in (".".join(segments[start:]) for start in range(len(segments))):
-            if ending in expected and tensor.shape == expected[ending].shape:
-                fitting[name.removesuffix(ending)] += not _is_counter(ending)
-    if key is not None:
-        fitting = collections.Counter({p: count for p, count in fitting.items() if p.startswith(f"{key}.")})
+def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor, model: str) -> Tensor:
+    """Return a tensor with the type that the network has."""
+    if plan.problem or plan.dtype.is_complex or plan.dtype.is_floating_point != wanted.is_floating_point():
+        raise UserError(f"{path} does not fit {model}: {name} is {plan.problem or f'of type {plan.dtype}'}")
+    tensor = plan.read().to(wanted.dtype)
+    if not tensor.isfinite().all():
+        raise UserError(f"{path} is damaged: {name} in it holds NaN or infinite numbers")
+    return tensor
+
+
+def _prefix(
+    path: Path, flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], *, key: str | None, model: str
+) -> tuple[str, Mapping[str, TensorPlan]]:
+    """Return the prefix behind which a file holds most of a network's tensors, and the tensors by name."""
+    fitting = _fitting(flat, expected, key)
     # A set with more than half of the tensors is meant to be complete: no other set must take its place.
     needed = sum(not _is_counter(name) for name in expected)
     sets = [prefix for prefix, count in fitting.items() if count > needed / 2]
+    if not sets:  # a part of the network was wrapped in DataParallel
+        unwrapped = {name.replace(".module.", "."): plan for name, plan in flat.items()}
+        counts = _fitting(unwrapped, expected, key)
+        sets = [prefix for prefix, count in counts.items() if count > needed / 2]
+        fitting, flat = (counts, unwrapped) if sets else (fitting, flat)
     if key is None and sets:
         plain = [prefix for prefix in sets if not re.search(r"(?<![a-z])ema(?![a-z])", prefix.lower())]
         if not plain:
@@ -135,17 +110,30 @@ def _prefix(path: Path, flat: Mapping[str, Tensor], expected: dict[str, Tensor],
     if len(sets) > 1:
         keys = ", ".join(prefix.rstrip(".") or "(top)" for prefix in sets)
         raise UserError(f"{path} holds the weights of {model} more than once ({keys}). Choose with --state-dict-key.")
-    return sets[0] if sets else max(fitting, key=fitting.__getitem__, default=f"{key}." if key else "")
+    return sets[0] if sets else max(fitting, key=fitting.__getitem__, default=f"{key}." if key else ""), flat
+
+
+def _fitting(flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], key: str | None) -> collections.Counter[str]:
+    """Return how many tensors fit the network, by prefix."""
+    fitting: collections.Counter[str] = collections.Counter()
+    for name, plan in flat.items():
+        segments = name.split(".")
+        for ending in (".".join(segments[start:]) for start in range(len(segments))):
+            if ending in expected and plan.shape == tuple(expected[ending].shape):
+                fitting[name.removesuffix(ending)] += not _is_counter(ending)
+    if key is None:
+        return fitting
+    return collections.Counter({prefix: count for prefix, count in fitting.items() if prefix.startswith(f"{key}.")})
 
 
 def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def differing_shapes(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> str:
+def differing_shapes(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor | TensorPlan]) -> str:
     """Return how names or shapes of stored tensors differ from those expected; "" if they are the same."""
     shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (stored, expected)]
-    names = [name for name in (expected | stored) if shapes[0].get(name) != shapes[1].get(name)]
+    names = [name for name in {**expected, **stored} if shapes[0].get(name) != shapes[1].get(name)]
     if not names:
         return ""
     in_file, in_model = (of.get(names[0], "absent") for of in shapes)
@@ -160,32 +148,53 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in parts(path))
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Return every tensor in a checkpoint, by dotted name without the prefix of torch.compile.
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[dict[str, TensorPlan]]:
+    """Open a checkpoint, and give every tensor in it by dotted name, without the prefixes of wrappers.
 
     Raises:
-        UserError: If the file is damaged, or if reading it needs more than weights.
+        UserError: If the file is damaged or is not a checkpoint.
     """
-    flat: dict[str, Tensor] = {}
+    flat: dict[str, TensorPlan] = {}
     shards = _shards(path)
-    for file in parts(path):
-        if file.suffix.lower() == ".safetensors":
-            if "sha256" in storage.read_metadata(file):  # from one of our own writers
-                content, _ = storage.load_tensors(file)
-            else:
-                try:
-                    content = safetensors.torch.load_file(file)
-                except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-                    raise _damaged(file, error) from None
-        else:
-            content = unpickled(file, whole=True)
-        if shards is not None:
-            names = [name for name, shard in shards.items() if shard == file.name]
-            if not set(names) <= content.keys():
-                raise UserError(f"{file} lacks tensors that its index lists")
-            content = {name: content[name] for name in names}
-        flatten(file, content, "", flat, set())
-    return flat
+    with ExitStack() as stack:
+        for file in parts(path):
+            content = stack.enter_context(_opened_file(file))
+            if shards is not None:
+                names = [name for name, shard in shards.items() if shard == file.name]
+                if not set(names) <= content.keys():
+                    raise UserError(f"{file} lacks tensors that its index lists")
+                content = {name: content[name] for name in names}
+            flatten(file, content, "", flat, set())
+        yield flat
+
+
+@contextmanager
+def _opened_file(file: Path) -> Iterator[Any]:
+    """Open one file of weights, and give its content as plain data and plans of tensors."""
+    if file.suffix.lower() != ".safetensors":
+        with opened(file) as content:
+            yield content.value
+        return
+    if "sha256" in storage.read_metadata(file):  # from one of our own writers
+        yield {name: ready(tensor) for name, tensor in storage.load_tensors(file)[0].items()}
+        return
+    with ExitStack() as stack:
+        try:
+            tensors = stack.enter_context(safetensors.safe_open(file, framework="pt"))
+            plans = {name: _safetensors_plan(tensors, name) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise _damaged(file, error) from None
+        yield plans
+
+
+def _safetensors_plan(tensors: Any, name: str) -> TensorPlan:
+    part = tensors.get_slice(name)
+    dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
+    problem = "" if dtype else f"of type {part.get_dtype()}"
+    return TensorPlan(
+        tuple(part.get_shape()), dtype or torch.float32, lambda: tensors.get_tensor(name).clone(), problem
+    )
 
 
 def _shards(path: Path) -> dict[str, str] | None:
@@ -227,81 +236,38 @@ def parts(path: Path) -> list[Path]:
     return [inside(check_exists(file, "shard"), path) for file in files]
 
 
-def unpickled(path: Path, *, whole: bool) -> Any:
-    """Return the content of a file of torch.save, read by PyTorch's restricted unpickler.
-
-    Args:
-        path: The file.
-        whole: Read the file once, and compare these very bytes with their checksums. Otherwise only the archive's
-            directory is read, and the tensors must not be used.
-
-    Raises:
-        UserError: If the file is damaged, or if reading it needs more than weights and settings.
-    """
-    try:
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            content = file.read() if whole or not zipped else b""
-        if zipped:
-            pickled = _check_archive(path, io.BytesIO(content) if whole else path, path.stat().st_size, whole=whole)
-        else:
-            pickled = content  # as torch.save wrote before 2020, without checksums
-        if any(construction in pickled for construction in BYTEARRAYS):
-            raise UserError(f"{path} is refused: it asks for memory that it does not fill")
-        with torch.serialization.safe_globals(HARMLESS):
-            source = io.BytesIO(content) if content else path
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=not content)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL (\S+)|`?([\w.]+)`? was not an allowed global", str(error))
-        name = next((group for group in (match.groups() if match else ()) if group), None)
-        reason = (
-            f"reading it would run {name}, and weights must not run code"
-            if name
-            else "it is damaged, or holds more than weights and settings"
-        )
-        raise UserError(f"{path} is refused: {reason}. Save its state dict alone.") from None
-    except Exception as error:  # readers raise anything for a damaged file
-        raise _damaged(path, error) from None
-
-
-def _check_archive(path: Path, source: Any, size: int, *, whole: bool) -> bytes:
-    """Return the pickles in an archive.
-
-    Raises:
-        UserError: If the archive is damaged, unpacks to more than its size, or is not the one that PyTorch would read.
-    """
-    with zipfile.ZipFile(source) as archive:
-        entries = archive.infolist()
-        names = [entry.filename for entry in entries]
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not stored or sum(entry.file_size for entry in entries) > size:
-            raise UserError(f"{path} is refused: it unpacks to more than its size, which no file of torch.save does")
-        if len(set(names)) < len(names):
-            raise UserError(f"{path} is refused: it holds two entries of one name")
-        if min((entry.header_offset for entry in entries), default=1) != 0:
-            raise UserError(f"{path} is refused: there is something before the archive in it")
-        damaged = archive.testzip() if whole else None
-        if damaged is not None:
-            raise UserError(f"{path} is damaged: the checksum of {damaged} in it does not match its content")
-        return b"".join(archive.read(name) for name in names if name.endswith(".pkl"))
-
-
-def flatten(path: Path, value: Any, name: str, flat: dict[str, Tensor], seen: set[int], depth: int = 0) -> None:
-    """Put the tensors of nested dicts into `flat`, by dotted names without the prefix of torch.compile."""
+def flatten(path: Path, value: Any, name: str, flat: dict[str, TensorPlan], seen: set[int], depth: int = 0) -> None:
+    """Put the tensors of nested dicts and networks into `flat`, by dotted names without the prefixes of wrappers."""
     if depth > DEEPEST or name.count(".") > 10 * DEEPEST:
         raise UserError(f"{path} is refused: its content is nested deeper than any network")
-    if isinstance(value, Tensor):
-        name = name.replace("_orig_mod.", "") or "(tensor)"
+    if isinstance(value, TensorPlan):
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        name = name or "(tensor)"
         if name in flat:
             raise UserError(f"{path} is refused: it holds two tensors named {name}")
-        flat[name] = value.detach()
-    elif isinstance(value, Mapping) and id(value) not in seen:  # a dict that occurs twice is read once
+        flat[name] = value
+        return
+    if isinstance(value, StandIn):
+        value = _entries_of(value)
+    if isinstance(value, Mapping) and id(value) not in seen:  # a dict that occurs twice is read once
         seen.add(id(value))
         for key, entry in value.items():
             flatten(path, entry, f"{name}.{key}" if name else str(key), flat, seen, depth + 1)
+
+
+def _entries_of(value: StandIn) -> Mapping[Any, Any]:
+    """Return the parameters, buffers and modules of a pickled network; the entries of any other object."""
+    state = value.state
+    if not (isinstance(state, Mapping) and isinstance(state.get("_modules"), Mapping)):
+        return value.entries
+    content: dict[Any, Any] = {}
+    temporary = state.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers", "_modules"):
+        part = state.get(kind)
+        entries = part if isinstance(part, Mapping) else {}
+        content |= {key: entry for key, entry in entries.items() if kind != "_buffers" or key not in temporary}
+    return content
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -127,6 +127,7 @@ class ExternalCheckpoint(Record, frozen=True):
     fingerprint: tuple[int, ...]  # sizes and modification times of its files
     sha256: str
     accuracy: Share | None
+    stood_in: tuple[str, ...] = ()  # classes in the file that were read as data
 
 
 class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
