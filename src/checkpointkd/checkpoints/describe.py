@@ -89,7 +89,7 @@ def _describe_unregistered(path: Path | str, pattern: str | None) -> dict[str, A
                 "epoch": epoch,
                 "epoch_from": file.number_from,
                 "stated": file.stated,
-                "file": file.path.name,
+                "file": file.name,
                 "bytes": file.bytes,
                 "sha256": None,
                 "val_accuracy": None,

@@ -24,7 +24,8 @@ from ..errors import UserError
 from ..models import Network, build_network, check_trainable
 from ..records.runs import ExternalCheckpoint, ExternalRecord
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, names_code, trust_marker
-from .scan import FoundFolder, candidate_files, scan_folder
+from .scan import FoundFolder, candidate_files, scan_folder, without_path
+from .torch_files import DamagedFile
 from .trajectory import Trajectory, open_trajectory
 from .weights import weights
 
@@ -89,8 +90,14 @@ def register_external(
     network = build().eval()
     checkpoints: dict[int, ExternalCheckpoint] = {}
     weights_at: str | None = None
+    damaged: DamagedFile | None = None
     for epoch, file in folder.checkpoints.items():
-        tensors, key = weights(file.path, network.body.state_dict(), key=state_dict_key, model=model)
+        try:
+            tensors, key = weights(file.path, network.body.state_dict(), key=state_dict_key, model=model)
+        except DamagedFile as error:
+            damaged = damaged or error
+            folder.left_out.append(f"{file.name}: {without_path(error, file.path)}")
+            continue
         if weights_at not in (None, key):
             raise UserError(
                 f"{file.path} has the weights of {model} at {key or 'its top'!r}, files before it at "
@@ -112,6 +119,8 @@ def register_external(
         )
         if on_progress is not None:
             on_progress(f"read {path}", len(checkpoints), len(folder.checkpoints))
+    if damaged is not None and not checkpoints:
+        raise damaged
     used = {checkpoint.file for checkpoint in checkpoints.values()}
     record = ExternalRecord(
         model=model,

@@ -13,8 +13,9 @@ from typing import Any
 
 from .. import storage
 from ..errors import UserError
+from .distributed import sharded_folder
 from .inert_pickle import StandIn
-from .torch_files import Content, TensorPlan, opened
+from .torch_files import TensorPlan, opened
 from .weights import ENDINGS, flatten, parts, size
 
 UNKNOWN = -1
@@ -28,11 +29,19 @@ FORMATS: dict[str, tuple[set[str], bool]] = {
     "PyTorch ImageNet example": ({"state_dict", "arch", "best_acc1", "epoch"}, False),
 }
 
+# Files that count steps: their entries, and which of them is the number of steps.
+STEP_FORMATS = (
+    ("detectron2", {"model", "optimizer", "scheduler", "iteration"}, "iteration"),
+    ("DeepSpeed", {"module", "global_steps"}, "global_steps"),
+)
+
 # Numbers in names: `epoch-10`, `epoch_10`, `ep10`; `step_500`, `iter_500`; `model_10`, `ckpt10` at the end.
 _NUMBER = r"[=_. -]{0,2}(\d{1,9})(?!\d|\.\d|k)"
 EPOCH = re.compile(rf"(?<![a-z])(?:epochs?|ep){_NUMBER}")
 STEP = re.compile(rf"(?<![a-z])(?:steps?|iter(?:ation)?s?){_NUMBER}")
-COUNT = re.compile(r"(?<![a-z])(?:model|net|network|checkpoint|ckpt|weights|snapshot|state)[_.-]?(\d{1,6})$")
+COUNT = re.compile(
+    r"(?<![a-z])(?:model|net|network|checkpoint|ckpt|weights|snapshot|state|student|teacher)[_.-]?(\d{1,6})$"
+)
 COPY = re.compile(r"(?<![a-z])(?:best|last|latest|final|copy)(?![a-z])|-v\d+\.")
 
 
@@ -40,7 +49,8 @@ COPY = re.compile(r"(?<![a-z])(?:best|last|latest|final|copy)(?![a-z])|-v\d+\.")
 class FoundFile:
     """One checkpoint of another trainer. `number` counts completed epochs, or steps where the folder is counted so."""
 
-    path: Path  # the file, or Hugging Face's directory
+    path: Path  # the file, or the directory of one checkpoint
+    name: str  # of the file, or of the folder that holds one checkpoint
     format: str
     number: int  # UNKNOWN where neither the content nor the name tells it
     number_from: str
@@ -59,49 +69,62 @@ class FoundFile:
     @property
     def is_copy(self) -> bool:
         """Whether the name says that the file repeats another checkpoint (`last`, `best`), or has no number at all."""
-        return COPY.search(self.path.name.lower()) is not None or not re.search(r"\d", self.path.name)
+        return COPY.search(self.name.lower()) is not None or not re.search(r"\d", self.name)
 
 
-def recognize(path: Path) -> FoundFile | None:
+def recognize(path: Path, name: str | None = None) -> FoundFile | None:
     """Return the format and the epoch of a checkpoint; None for a file without weights.
 
+    Args:
+        path: A file, or a folder that holds the files of one checkpoint.
+        name: The name that may tell the epoch: of the folder where it holds one file. By default the path's own.
+
     Raises:
-        UserError: If the file is damaged, or if reading it needs more than weights.
+        UserError: If the file is damaged or is not a checkpoint.
     """
+    name = name or path.name
     if path.is_dir():
-        return _hugging_face(path)
+        return _sharded(path, name) if sharded_folder(path) else _hugging_face(path, name)
     if path.suffix.lower() == ".safetensors":
         epoch = storage.read_metadata(path).get("epoch")
         if isinstance(epoch, str) and re.fullmatch(r"[0-9]{1,9}", epoch):
-            return FoundFile(path, "safetensors, checkpointkd's writer", int(epoch), "the file", f"epoch {epoch}")
-        return _by_name(path, "safetensors")
+            format = "safetensors, checkpointkd's writer"
+            return FoundFile(path, name, format, int(epoch), "the file", f"epoch {epoch}")
+        return _by_name(path, name, "safetensors")
     with opened(path) as content:
-        return _recognize(path, content)
+        file = _recognize(path, name, content.value)
+        return file and replace(file, stood_in=content.stood_in)
 
 
-def _recognize(path: Path, opened_file: Content) -> FoundFile | None:
-    content = opened_file.value
+def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
     flat: dict[str, TensorPlan] = {}
     flatten(path, content, "", flat, set())
     only_optimizer = isinstance(content, dict) and content.keys() == {"state", "param_groups"}
     if only_optimizer or not any(plan.dtype.is_floating_point for plan in flat.values()):
         return None
     if not isinstance(content, dict):
-        return _by_name(path, "pickled network" if isinstance(content, StandIn) else "tensor", opened_file.stood_in)
+        return _by_name(path, name, "pickled network" if isinstance(content, StandIn) else "tensor")
     if all(isinstance(value, TensorPlan) for value in content.values()):
-        return _by_name(path, "state dict", opened_file.stood_in)
+        return _by_name(path, name, "state dict")
+    for format, keys, counter in STEP_FORMATS:
+        step = _whole_number(content.get(counter)) if keys <= content.keys() else None
+        if step is not None:
+            return FoundFile(path, name, format, UNKNOWN, "the file", f"step {step}", step=step, within=True)
     epoch = _whole_number(content.get("epoch"))
     if epoch is None:
-        return _by_name(path, "dict of weights", opened_file.stood_in)
-    file = FoundFile(path, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
-    for name, (keys, from_zero) in FORMATS.items():
+        return _by_name(path, name, "dict of weights")
+    for format, (keys, from_zero) in FORMATS.items():
         if keys <= content.keys():
             stated = f"epoch {epoch}{' counted from 0' if from_zero else ''}"
-            file = FoundFile(path, name, epoch + from_zero, "the file", stated)
-            break
-    if file.format == "Lightning":
-        file = _lightning(file, content)
-    return replace(file, stood_in=opened_file.stood_in)
+            file = FoundFile(path, name, format, epoch + from_zero, "the file", stated)
+            return _lightning(file, content) if format == "Lightning" else file
+    return FoundFile(path, name, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
+
+
+def _sharded(path: Path, name: str) -> FoundFile:
+    """Return a folder of torch.distributed.checkpoint, whose name tells the epoch or the step."""
+    file = _by_name(path, name, "torch.distributed.checkpoint")
+    return replace(file, number_from="the folder's name")
 
 
 def _lightning(file: FoundFile, content: dict) -> FoundFile:
@@ -120,12 +143,12 @@ def _lightning(file: FoundFile, content: dict) -> FoundFile:
     return replace(file, number=done if within else begun, within=within)
 
 
-def _hugging_face(path: Path) -> FoundFile:
+def _hugging_face(path: Path, name: str) -> FoundFile:
     parts(path)  # raises if the weights cannot be read
-    file = FoundFile(path, "Hugging Face", UNKNOWN, "the folder's name", path.name)
+    file = replace(_by_name(path, name, "Hugging Face"), number_from="the folder's name")
     state_path = path / "trainer_state.json"
     if not state_path.exists():
-        match = re.fullmatch(r"checkpoint-([0-9]{1,9})", path.name)
+        match = re.fullmatch(r"checkpoint-([0-9]{1,9})", name)
         return replace(file, step=int(match[1]), within=True) if match else file
     state = storage.read_json(state_path)
     epoch = state.get("epoch") if isinstance(state, dict) else None
@@ -134,15 +157,17 @@ def _hugging_face(path: Path) -> FoundFile:
         raise UserError(f"{state_path} is damaged: it holds no global_step and epoch")
     within = abs(epoch - round(epoch)) > 1e-3
     number, stated = int(epoch) if within else round(epoch), f"step {step}, epoch {epoch:.3f}"
-    return replace(file, number=number, number_from="the file", stated=stated, step=step, within=within)
+    return replace(
+        file, number=number, number_from="the file", stated=stated, step=step, within=within, exact=True, prefix=""
+    )
 
 
-def _by_name(path: Path, format: str, stood_in: tuple[str, ...] = ()) -> FoundFile:
-    """Read the epoch, or else the step, in a file's name."""
-    stem = path.name.lower()
+def _by_name(path: Path, name: str, format: str) -> FoundFile:
+    """Read the epoch, or else the step, in the name of a file or folder."""
+    stem = name.lower()
     while stem.endswith(ENDINGS):
         stem = stem.rpartition(".")[0]
-    file = FoundFile(path, format, UNKNOWN, "the file's name", path.name, exact=False, stood_in=stood_in)
+    file = FoundFile(path, name, format, UNKNOWN, "the file's name", name, exact=False)
     for form in (EPOCH, STEP, COUNT):
         if matches := list(form.finditer(stem)):
             number, file = int(matches[-1][1]), replace(file, prefix=stem[: matches[-1].start()])

@@ -40,7 +40,7 @@ class Blob:
 
 
 @final
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class StandIn:
     """The data of an object of any class: the arguments of its constructor, its state, and what it contains."""
 
@@ -245,13 +245,13 @@ def _with_state(target: StandIn, state: Any, make: Make) -> Any:
 
 def _key(key: Any) -> Any:
     """Return a key whose hash is quick and whose collisions cannot be made."""
-    if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and abs(key) < LARGEST):
+    if isinstance(key, str | bytes | bool | StandIn | Global | None) or (isinstance(key, int) and abs(key) < LARGEST):
         return key
     if isinstance(key, float):
         return str(key)
     if isinstance(key, tuple) and len(key) <= 8 and all(isinstance(part, str | int | None) for part in key):
         return str(key)
-    return f"<{key.name if isinstance(key, StandIn | Global) else type(key).__name__} {id(key)}>"
+    return f"<{type(key).__name__} {id(key)}>"
 
 
 def _decimal(digits: bytes) -> int | str:

@@ -10,14 +10,17 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import UserError, check_exists
+from .distributed import deepspeed_file, sharded_folder
 from .formats import UNKNOWN, FoundFile, recognize
+from .torch_files import DamagedFile
 from .weights import ENDINGS, SHARDS, WHOLE, inside
 
 Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
+NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
 AVERAGE = re.compile(r"(?<![a-z])ema(?![a-z])")
 
 
@@ -47,18 +50,17 @@ def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
     numbers: dict[Path, int] = {}
     if pattern is not None:
         numbers = _numbers_by_pattern(pattern, root, paths)
-        left_out += [f"{path.name}: does not match {pattern}" for path in paths if path not in numbers]
-        paths = list(numbers)
+        left_out += [f"{path.name}: does not match {pattern}" for path in paths if path.path not in numbers]
+        paths = [path for path in paths if path.path in numbers]
     files = []
+    damaged: DamagedFile | None = None
     for candidate in paths:
         try:
-            file = recognize(candidate)
-        except UserError as error:
-            if len(paths) == 1:
-                raise
-            raise UserError(
-                f"{error}. If it is no checkpoint, exclude it: give --pattern 'ckpt_{{epoch}}.pt'."
-            ) from None
+            file = recognize(candidate.path, candidate.name)
+        except DamagedFile as error:
+            damaged = damaged or error
+            left_out.append(f"{candidate.name}: {without_path(error, candidate.path)}")
+            continue
         if file is None:
             left_out.append(f"{candidate.name}: holds no weights")
         elif candidate.name.startswith("recovery-"):
@@ -66,26 +68,36 @@ def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
         else:
             files.append(file)
     if not files:
-        raise _nothing_found(path, root, left_out)
+        raise damaged or _nothing_found(path, root, left_out)
     unit: Unit
     if pattern is None:
         files, unit = _in_one_unit(_of_one_run(root, files, left_out), left_out)
     else:
         unit = "step" if "{step}" in pattern else "epoch"
-        files = [
-            replace(file, number=numbers[file.path], number_from="--pattern", stated=file.path.name) for file in files
-        ]
+        files = [replace(file, number=numbers[file.path], number_from="--pattern", stated=file.name) for file in files]
     return FoundFolder(root, _by_number(root, files, unit, left_out), left_out, unit)
 
 
 def candidate_files(path: Path | str) -> list[str]:
     """Return the names of the files at a path that may be checkpoints, without opening them."""
     root, paths, _ = _candidates(str(path))
-    return [os.path.relpath(candidate, root) for candidate in paths]
+    return [os.path.relpath(candidate.path, root) for candidate in paths]
 
 
-def _candidates(path: str) -> tuple[Path, list[Path], list[str]]:
-    """Return the folder of a path, the files or Hugging Face directories to open, and the entries left out."""
+def without_path(error: UserError, path: Path) -> str:
+    """Return the message of an error without the path that it begins with."""
+    return str(error).removeprefix(f"{path} ").removeprefix("is ")
+
+
+class _Candidate(NamedTuple):
+    """A path to open, and the name that may tell the epoch: a folder's where it holds one checkpoint."""
+
+    path: Path
+    name: str
+
+
+def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
+    """Return the folder of a path, the checkpoints in it to open, and the entries left out, each with a reason."""
     if not os.path.exists(path) and glob.has_magic(path):
         if glob.has_magic(str(Path(path).parent)):
             raise UserError(
@@ -94,28 +106,55 @@ def _candidates(path: str) -> tuple[Path, list[Path], list[str]]:
         paths = sorted(map(Path, glob.glob(path)))
         if not paths:
             raise UserError(f"No file matches {path}")
-        return paths[0].parent, [inside(match, paths[0].parent) for match in paths], []
+        return paths[0].parent, [_Candidate(inside(match, paths[0].parent), match.name) for match in paths], []
     root = check_exists(Path(path), "file or folder")
     if not root.is_dir():
-        if not _may_be_checkpoint(root):
-            raise UserError(f"{root} is not a file of weights, which ends in {', '.join(ENDINGS)}")
         if not root.is_file():
             raise UserError(f"{root} is not a regular file")
-        return root.parent, [root], []
+        if not (_may_be_checkpoint(root) or _is_archive(root)):
+            raise UserError(f"{root} is not a file of weights, which ends in {', '.join(ENDINGS)}")
+        return root.parent, [_Candidate(root, root.name)], []
     try:
         entries = sorted(root.iterdir())
     except OSError as error:
         raise UserError(f"Could not list {root}: {error.strerror}") from None
-    steps = [entry for entry in entries if re.fullmatch(r"checkpoint-[0-9]{1,9}", entry.name) and entry.is_dir()]
-    if steps:
-        done = [step for step in steps if (step / "trainer_state.json").exists()] or steps
-        partial = [f"{step.name}: saved in part, without trainer_state.json" for step in steps if step not in done]
-        return root, [inside(step, root) for step in done], partial
-    if any((root / name).exists() for name in (*WHOLE, *SHARDS)):
-        return root, [root], []
+    whole = _one_checkpoint(root, entries=[])
+    if whole is not None:
+        return root, [_Candidate(whole, root.name)], []
     named = [entry for entry in entries if _may_be_checkpoint(entry)]
+    folders = [entry for entry in entries if NUMBERED.search(entry.name) and entry.is_dir() and inside(entry, root)]
+    if any(entry.is_file() for entry in named):  # a folder beside files is a checkpoint only if it is called like one
+        folders = [folder for folder in folders if folder in named]
+    checkpoints = {folder: _one_checkpoint(folder, entries=sorted(folder.iterdir())) for folder in folders}
+    steps = [folder for folder in folders if (folder / "trainer_state.json").exists()]  # written last by the trainer
+    partial = [folder for folder in folders if steps and folder not in steps]
+    found = [_Candidate(path, folder.name) for folder, path in checkpoints.items() if path and folder not in partial]
+    left_out = [f"{folder.name}: saved in part, without trainer_state.json" for folder in partial]
+    if not named and not found:
+        named = [entry for entry in entries if not entry.suffix and _is_archive(entry)]
     regular = [entry for entry in named if os.path.isfile(inside(entry, root))]
-    return root, regular, [f"{entry.name}: not a regular file" for entry in named if entry not in regular]
+    opened = [entry for entry in named if entry in regular or checkpoints.get(entry)]
+    left_out += [f"{entry.name}: not a regular file" for entry in named if entry not in opened]
+    return root, [*(_Candidate(entry, entry.name) for entry in regular), *found], left_out
+
+
+def _one_checkpoint(folder: Path, entries: list[Path]) -> Path | None:
+    """Return what to open of a folder that holds one checkpoint: the folder or a file in it; None for other folders."""
+    if sharded_folder(folder) or any((folder / name).is_file() for name in (*WHOLE, *SHARDS)):
+        return folder
+    file = deepspeed_file(folder)
+    if file is not None:
+        return inside(file, folder)
+    files = [entry for entry in entries if _may_be_checkpoint(entry) and entry.is_file()]
+    return inside(files[0], folder) if len(files) == 1 else None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file without a known ending begins as a file of torch.save does."""
+    try:
+        return path.is_file() and not path.name.startswith(".") and path.open("rb").read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
 
 
 def _may_be_checkpoint(path: Path) -> bool:
@@ -131,14 +170,14 @@ def _nothing_found(path: Path | str, root: Path, left_out: list[str]) -> UserErr
     return UserError(f"There are no checkpoints in {path}{reasons}{hint}")
 
 
-def _numbers_by_pattern(pattern: str, root: Path, paths: list[Path]) -> dict[Path, int]:
+def _numbers_by_pattern(pattern: str, root: Path, paths: list[_Candidate]) -> dict[Path, int]:
     """Return the number that `--pattern` finds in each file's name; files that do not match are absent."""
     fields = re.findall(r"\{epoch\}|\{step\}", pattern)
     if len(fields) != 1 or "/" in pattern:
         raise UserError(f"--pattern {pattern!r} must be a file name with one {{epoch}}, such as 'ckpt_{{epoch}}.pt'")
     before, after = (".*".join(map(re.escape, text.split("*"))) for text in pattern.split(fields[0]))
     matches = {path: re.fullmatch(rf"(?s:{before}(\d{{1,9}}){after})", path.name) for path in paths}
-    numbers = {path: int(match[1]) for path, match in matches.items() if match}
+    numbers = {path.path: int(match[1]) for path, match in matches.items() if match}
     if not numbers:
         names = ", ".join(path.name for path in paths[:3]) or "none"
         raise UserError(f"No file in {root} matches --pattern {pattern!r} (files: {names})")
@@ -147,7 +186,7 @@ def _numbers_by_pattern(pattern: str, root: Path, paths: list[Path]) -> dict[Pat
 
 def _of_one_run(root: Path, files: list[FoundFile], left_out: list[str]) -> list[FoundFile]:
     """Return the files whose epoch or step is known; refuse names of several runs, and names that tell nothing."""
-    averages = [file for file in files if AVERAGE.search(file.path.name.lower())]
+    averages = [file for file in files if AVERAGE.search(file.name.lower())]
     if len(averages) < len(files):
         files = _without(averages, files, left_out, "averaged weights beside plain ones")
     if len({file.prefix for file in files if file.prefix and not file.is_copy}) > 1:
@@ -158,7 +197,7 @@ def _of_one_run(root: Path, files: list[FoundFile], left_out: list[str]) -> list
     unknown = [file for file in files if file.number == file.step == UNKNOWN]
     if len(unknown) == len(files) > 1:
         raise UserError(
-            f"No epoch can be read from the file names in {root} ({', '.join(file.path.name for file in files[:2])}). "
+            f"No epoch can be read from the file names in {root} ({', '.join(file.name for file in files[:2])}). "
             "Give `checkpointkd inspect` a --pattern with {epoch} in place of the number, such as 'ckpt_{epoch}.pt'."
         )
     if len(unknown) == len(files):
@@ -192,13 +231,13 @@ def _from_one(files: list[FoundFile]) -> list[FoundFile]:
 def _by_number(root: Path, files: list[FoundFile], unit: Unit, left_out: list[str]) -> dict[int, FoundFile]:
     """Return the files by their numbers; leave out copies, and refuse two other files of one number."""
     by_number: dict[int, FoundFile] = {}
-    for file in sorted(files, key=lambda file: (file.number, file.is_copy, file.path.name)):
+    for file in sorted(files, key=lambda file: (file.number, file.is_copy, file.name)):
         first = by_number.setdefault(file.number, file)
         if file.is_copy and first is not file:
-            left_out.append(f"{file.path.name}: the same {unit} as {first.path.name}")
+            left_out.append(f"{file.name}: the same {unit} as {first.name}")
         elif first is not file:
             raise UserError(
-                f"{first.path.name} and {file.path.name} in {root} both have {unit} {file.number}. If these are "
+                f"{first.name} and {file.name} in {root} both have {unit} {file.number}. If these are "
                 f"several runs, select one with a wildcard in quotes, such as '{root}/run1_*'. If another number "
                 "is the epoch, give --pattern 'ckpt_{epoch}.pt'."
             )
@@ -206,5 +245,5 @@ def _by_number(root: Path, files: list[FoundFile], unit: Unit, left_out: list[st
 
 
 def _without(unwanted: list[FoundFile], files: list[FoundFile], left_out: list[str], reason: str) -> list[FoundFile]:
-    left_out += [f"{file.path.name}: {reason}" for file in unwanted]
+    left_out += [f"{file.name}: {reason}" for file in unwanted]
     return [file for file in files if file not in unwanted]

@@ -61,6 +61,10 @@ class TensorPlan:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class DamagedFile(UserError):  # noqa: N818 - reads well where it is raised and caught
+    """A file that is damaged or not a checkpoint; other files of its folder can still be used."""
+
+
 def ready(tensor: Tensor) -> TensorPlan:
     """Return the plan of a tensor that is in memory."""
     problem = "" if tensor.layout == torch.strided and not tensor.is_meta else "not a dense tensor"
@@ -101,16 +105,28 @@ def opened(path: Path) -> Iterator[Content]:
         raise UserError(f"Could not read {path}: {error.strerror or error}") from None
 
 
+def tensor_in(path: Path, file: BinaryIO) -> Tensor:
+    """Return the one tensor that torch.save wrote into a file which is open."""
+    try:
+        plan = _content(path, file).value
+        if not isinstance(plan, TensorPlan) or plan.problem:
+            raise PickleError("it holds something else than a tensor")
+        return plan.read()
+    except (PickleError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+
+
 def _content(path: Path, file: BinaryIO) -> Content:
     first = file.read(4)
     file.seek(0)
     if first == b"PK\x03\x04":
         return _read_archive(path, file)
     if not first:
-        raise UserError(f"{path} is empty")
+        raise DamagedFile(f"{path} is empty")
     if first[:1] not in (b"\x80", b"(", b"}", b"c", b"]"):
-        raise UserError(f"{path} is no file of torch.save: it begins with {_printable(first)}{_guess(first)}")
-    size = path.stat().st_size
+        raise DamagedFile(f"{path} is no file of torch.save: it begins with {_printable(first)}{_guess(first)}")
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     storages = _Places(file)
     objects = _Objects(file, storages)
     value = objects.unpickle(file, size)
@@ -131,12 +147,12 @@ def _read_archive(path: Path, file: BinaryIO) -> Content:
     names = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-        raise UserError(
+        raise DamagedFile(
             f"{path} is a TorchScript program. Save the state dict of its network: "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
         )
     if len(pickles) != 1:
-        raise UserError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
+        raise DamagedFile(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     byteorder = names.get(f"{root}byteorder")
     if byteorder is not None and archive.read(byteorder) != b"little":
@@ -480,5 +496,5 @@ def _guess(first: bytes) -> str:
     return kinds.get(first, "")
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged, or is not a checkpoint: {first_line(error)[:160]}")
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged, or is not a checkpoint: {first_line(error)[:160]}")

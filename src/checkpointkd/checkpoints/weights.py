@@ -20,8 +20,9 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import UserError, check_exists, first_line
+from .distributed import sharded_folder, sharded_tensors
 from .inert_pickle import StandIn
-from .torch_files import TensorPlan, opened, ready
+from .torch_files import DamagedFile, TensorPlan, opened, ready
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -82,7 +83,7 @@ def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor, model:
         raise UserError(f"{path} does not fit {model}: {name} is {plan.problem or f'of type {plan.dtype}'}")
     tensor = plan.read().to(wanted.dtype)
     if not tensor.isfinite().all():
-        raise UserError(f"{path} is damaged: {name} in it holds NaN or infinite numbers")
+        raise DamagedFile(f"{path} is damaged: {name} in it holds NaN or infinite numbers")
     return tensor
 
 
@@ -156,6 +157,11 @@ def opened_tensors(path: Path) -> Iterator[dict[str, TensorPlan]]:
         UserError: If the file is damaged or is not a checkpoint.
     """
     flat: dict[str, TensorPlan] = {}
+    sharded = sharded_folder(path)
+    if sharded is not None:
+        flatten(path, sharded_tensors(sharded), "", flat, set())
+        yield flat
+        return
     shards = _shards(path)
     with ExitStack() as stack:
         for file in parts(path):
@@ -229,6 +235,9 @@ def parts(path: Path) -> list[Path]:
     """Return the files that hold a checkpoint's weights."""
     if not path.is_dir():
         return [path]
+    sharded = sharded_folder(path)
+    if sharded is not None:
+        return [inside(file, path) for file in sorted(sharded.iterdir()) if file.is_file()]
     files = [path / name for name in WHOLE if (path / name).is_file()][:1]
     files = files or [path / shard for shard in dict.fromkeys((_shards(path) or {}).values())]
     if not files:
@@ -270,5 +279,5 @@ def _entries_of(value: StandIn) -> Mapping[Any, Any]:
     return content
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged, or is not a checkpoint ({first_line(error)[:160]})")
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged, or is not a checkpoint ({first_line(error)[:160]})")
