@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,7 @@ def deepspeed_file(path: Path) -> Path | None:
     Raises:
         UserError: If the network is split over several files.
     """
-    latest = path / "latest"
-    named = (
-        latest.read_text(errors="replace").strip()[:200] if latest.is_file() and latest.stat().st_size < 1000 else ""
-    )
-    folders = [path, path / "checkpoint", *([path / named] if named and Path(named).name == named else [])]
-    for folder in folders:
+    for folder in (path, path / "checkpoint", *_named_by_latest(path)):
         if (folder / DEEPSPEED_STATES).is_file():
             if (folder / "mp_rank_01_model_states.pt").exists():
                 raise UserError(f"{folder} holds a network that DeepSpeed split over devices. {CONSOLIDATE}")
@@ -50,6 +46,15 @@ def deepspeed_file(path: Path) -> Path | None:
         if (folder / "zero_pp_rank_0_mp_rank_00_model_states.pt").exists():
             raise UserError(f"{folder} was written by DeepSpeed ZeRO stage 3, in parts. {CONSOLIDATE}")
     return None
+
+
+def _named_by_latest(path: Path) -> list[Path]:
+    """Return the folder that DeepSpeed's file `latest` names, such as `global_step100`."""
+    latest = path / "latest"
+    if not latest.is_file() or latest.stat().st_size > 200:
+        return []
+    name = latest.read_text(errors="replace").strip()
+    return [path / name] if re.fullmatch(r"\w[\w.-]*", name) else []
 
 
 CONSOLIDATE = "Run DeepSpeed's `python zero_to_fp32.py . pytorch_model.bin` in it, and name that file."

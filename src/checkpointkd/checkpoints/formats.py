@@ -39,9 +39,8 @@ STEP_FORMATS = (
 _NUMBER = r"[=_. -]{0,2}(\d{1,9})(?!\d|\.\d|k)"
 EPOCH = re.compile(rf"(?<![a-z])(?:epochs?|ep){_NUMBER}")
 STEP = re.compile(rf"(?<![a-z])(?:steps?|iter(?:ation)?s?){_NUMBER}")
-COUNT = re.compile(
-    r"(?<![a-z])(?:model|net|network|checkpoint|ckpt|weights|snapshot|state|student|teacher)[_.-]?(\d{1,6})$"
-)
+_NOUNS = "model|net|network|checkpoint|ckpt|weights|snapshot|state|student|teacher"
+COUNT = re.compile(rf"(?<![a-z])(?:{_NOUNS})[_.-]?(\d{{1,6}})$")
 COPY = re.compile(r"(?<![a-z])(?:best|last|latest|final|copy)(?![a-z])|-v\d+\.")
 
 

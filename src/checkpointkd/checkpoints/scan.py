@@ -23,6 +23,16 @@ NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
 AVERAGE = re.compile(r"(?<![a-z])ema(?![a-z])")
 
+OTHER_FORMATS = {  # endings of files that are not read, and what to do
+    "adapter_config.json": "It holds a PEFT adapter. Merge it into its network with merge_and_unload() and save that.",
+    ".keras": "Keras files are not read. Save the network's weights as safetensors from PyTorch.",
+    ".h5": "Keras files are not read. Save the network's weights as safetensors from PyTorch.",
+    ".npz": "NumPy archives are not read. Save a state dict with torch.save.",
+    ".gguf": "GGUF files are not read. Name the safetensors files that they were made from.",
+    "_checkpoint_metadata": "Orbax checkpoints are not read. Save the arrays as safetensors.",
+    ".pt2": "Exported programs are not read. Save the network's state dict with torch.save.",
+}
+
 
 @dataclass(frozen=True)
 class FoundFolder:
@@ -167,7 +177,15 @@ def _nothing_found(path: Path | str, root: Path, left_out: list[str]) -> UserErr
     folders = {file.parent for file in root.rglob("*") if file.suffix in ENDINGS} if root.is_dir() else set()
     nearest = sorted(folders, key=lambda folder: (len(folder.parts), folder))[:3]
     hint = f". Checkpoints are in {', '.join(map(str, nearest))}." if nearest and not left_out else ""
-    return UserError(f"There are no checkpoints in {path}{reasons}{hint}")
+    other = _other_format(root)
+    return UserError(f"There are no checkpoints in {path}{reasons}{hint or (f'. {other}' if other else '')}")
+
+
+def _other_format(root: Path) -> str | None:
+    """Return what a folder holds in place of weights that can be read, and the way out."""
+    names = [entry.name.lower() for entry in root.iterdir()] if root.is_dir() else []
+    found = (remedy for ending, remedy in OTHER_FORMATS.items() if any(name.endswith(ending) for name in names))
+    return next(found, None)
 
 
 def _numbers_by_pattern(pattern: str, root: Path, paths: list[_Candidate]) -> dict[Path, int]:
