@@ -7,17 +7,26 @@ epochs, as the trainer had them in memory.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import copy
+import dataclasses
+import decimal
+import enum
 import io
 import json
 import logging
 import shutil
+import sys
+import types
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -79,7 +88,14 @@ def timm(folder: Path, data: Data) -> Written:
     return str(folder), NET, states
 
 
-def lightning(folder: Path, data: Data, *, callbacks: Any = None, by_hand: Path | None = None) -> Written:
+def lightning(
+    folder: Path,
+    data: Data,
+    *,
+    callbacks: Any = None,
+    by_hand: Path | None = None,
+    hyper_parameters: dict[str, Any] | None = None,
+) -> Written:
     states: States = {}
     with quiet():
         import lightning.pytorch as pl
@@ -90,7 +106,7 @@ def lightning(folder: Path, data: Data, *, callbacks: Any = None, by_hand: Path 
                 super().__init__()
                 self.net = build(10, 1)
                 self.criterion = nn.CrossEntropyLoss(weight=torch.ones(10))  # in the state dict, not of the network
-                self.save_hyperparameters({"lr": 0.1, "where": folder})
+                self.save_hyperparameters(hyper_parameters or {"lr": 0.1, "where": folder})
 
             def training_step(self, batch: Any, number: int) -> Tensor:
                 return self.criterion(self.net(batch[0]), batch[1])
@@ -263,6 +279,182 @@ def half_precision(folder: Path, data: Data) -> Written:
     return str(folder), NET, states
 
 
+def lightning_hydra(folder: Path, data: Data) -> Written:
+    """Write hyper-parameters as the Hydra template for Lightning does: OmegaConf, a partial, a network."""
+    import functools
+
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create({"net": {"width": 12}, "lr": 0.1, "tags": ["dev"]})
+    optimizer = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    return lightning(folder, data, hyper_parameters={"cfg": config, "optimizer": optimizer, "net": build(10, 1)})
+
+
+def pickled_networks(folder: Path, data: Data) -> Written:
+    model, states = build(10, 1), {}
+    for epoch, _ in epochs(model, data):
+        torch.save(nn.DataParallel(model), folder / f"net_epoch{epoch + 1}.pt")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+class Phase(enum.Enum):
+    TRAIN = "train"
+
+
+@dataclasses.dataclass
+class Settings:
+    lr: float = 0.1
+    phase: Phase = Phase.TRAIN
+
+
+def anything_beside(folder: Path, data: Data) -> Written:
+    """Write objects beside the weights that PyTorch's restricted reader refuses."""
+    model, states = build(10, 1), {}
+    for epoch, optimizer in epochs(model, data):
+        content = {
+            "model": model.state_dict(),
+            "epoch": epoch + 1,
+            "history": collections.defaultdict(list, loss=[0.5, 0.4]),
+            "recent": collections.deque([1, 2, 3], maxlen=3),
+            "settings": Settings(),
+            "space": types.SimpleNamespace(a=1),
+            "id": uuid.UUID(int=5),
+            "price": decimal.Decimal("0.1"),
+            "optimizer": optimizer,
+            "version": torch.__version__,
+            "generator": np.random.default_rng(0),
+        }
+        torch.save(content, folder / f"checkpoint_{epoch + 1}.pt")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def mmengine(folder: Path, data: Data) -> Written:
+    """Write MMEngine's layout by hand, with its HistoryBuffer in a module of its name: the library needs OpenCV."""
+    name = "mmengine.logging.history_buffer"
+    module = types.ModuleType(name)
+    exec("class HistoryBuffer:\n    def __init__(self, log):\n        self._log_history = log", module.__dict__)
+    model, states = build(10, 1), {}
+    with pytest.MonkeyPatch.context() as patch:
+        for part in ("mmengine", "mmengine.logging", name):
+            patch.setitem(sys.modules, part, module)
+        for epoch, optimizer in epochs(model, data):
+            content = {
+                "meta": {"epoch": epoch + 1, "iter": 10 * (epoch + 1), "cfg": "model = dict()"},
+                "state_dict": model.state_dict(),
+                "message_hub": {"log_scalars": {"train/loss": module.HistoryBuffer(np.arange(5.0))}},
+                "optimizer": optimizer.state_dict(),
+                "param_schedulers": [{"last_step": epoch}],
+            }
+            torch.save(content, folder / f"epoch_{epoch + 1}.pth")
+            states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def wrapped_parts(folder: Path, data: Data) -> Written:
+    """Write the infixes of FSDP 1, of activation checkpointing and of DataParallel around a part."""
+    model, states = build(10, 1), {}
+    for epoch, _ in epochs(model, data):
+        names = {name: name.replace("blocks.", "blocks.module.", 1) for name in model.state_dict()}
+        names = {name: new.replace("stem.", "_fsdp_wrapped_module.stem.", 1) for name, new in names.items()}
+        names = {name: new.replace("head.", "head._checkpoint_wrapped_module.", 1) for name, new in names.items()}
+        state = {names[name]: tensor for name, tensor in model.state_dict().items()}
+        torch.save({"model": state, "epoch": epoch + 1}, folder / f"ckpt_{epoch + 1}.pt")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def accelerate(folder: Path, data: Data) -> Written:
+    with quiet():
+        from accelerate import Accelerator
+
+        model, states = build(10, 1), {}
+        for epoch, optimizer in epochs(model, data):
+            accelerator = Accelerator(cpu=True)
+            prepared = accelerator.prepare(model, optimizer)
+            accelerator.save_state(str(folder / f"checkpoint_{epoch}"))
+            del prepared
+            states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def folder_of_one_file(folder: Path, data: Data) -> Written:
+    model, states = build(10, 1), {}
+    for epoch, optimizer in epochs(model, data):
+        (folder / f"epoch_{epoch + 1}").mkdir()
+        torch.save(model.state_dict(), folder / f"epoch_{epoch + 1}" / "model.pt")
+        torch.save(optimizer.state_dict(), folder / f"epoch_{epoch + 1}" / "optimizer.pt")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def distributed(folder: Path, data: Data) -> Written:
+    import torch.distributed.checkpoint as dcp
+
+    model, states = build(10, 1), {}
+    for epoch, optimizer in epochs(model, data):
+        with quiet():
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "train_state": {"step": epoch}}
+            dcp.save(state, checkpoint_id=folder / f"epoch-{epoch + 1}")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def hugging_face_fsdp(folder: Path, data: Data) -> Written:
+    import torch.distributed.checkpoint as dcp
+
+    model, states = build(10, 1), {}
+    for epoch, _ in epochs(model, data):
+        checkpoint = folder / f"checkpoint-{10 * (epoch + 1)}"
+        with quiet():
+            dcp.save({"model": model.state_dict()}, checkpoint_id=checkpoint / "pytorch_model_fsdp_0")
+        state = {"epoch": float(epoch + 1), "global_step": 10 * (epoch + 1)}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def deepspeed(folder: Path, data: Data) -> Written:
+    """Write DeepSpeed's layout of ZeRO 1 and 2 by hand, as Lightning names its folder: the library needs a compiler."""
+    model, states = build(10, 1), {}
+    for epoch, _ in epochs(model, data):
+        checkpoint = folder / f"epoch={epoch}.ckpt" / "checkpoint"
+        checkpoint.mkdir(parents=True)
+        content = {"module": model.state_dict(), "epoch": epoch, "dp_world_size": 2, "ds_config": {"zero": 2}}
+        torch.save(content, checkpoint / "mp_rank_00_model_states.pt")
+        torch.save({"optimizer_state_dict": {}}, checkpoint / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+        (checkpoint.parent / "latest").write_text("checkpoint")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def mdistiller(folder: Path, data: Data) -> Written:
+    """Write the names of mdistiller by hand, a repository that is in no package: files without endings."""
+    model, states = build(10, 1), {}
+    for epoch, optimizer in epochs(model, data):
+        content = {
+            "epoch": epoch + 1,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "best_acc": 0.5,
+        }
+        for name in (f"student_{epoch + 1}", "student_best", "latest"):
+            torch.save(content, folder / name)
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
+def numpy_arrays(folder: Path, data: Data) -> Written:
+    """Write arrays, as detectron2's model zoo has them."""
+    model, states = build(10, 1), {}
+    for epoch, _ in epochs(model, data):
+        arrays = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+        torch.save({"model": arrays, "epoch": epoch + 1}, folder / f"model_{epoch + 1}.pth")
+        states[epoch + 1] = kept(model)
+    return str(folder), NET, states
+
+
 WRITERS: dict[str, Callable[[Path, Data], Written]] = {
     "timm": timm,
     "Lightning": lightning,
@@ -275,6 +467,18 @@ WRITERS: dict[str, Callable[[Path, Data], Written]] = {
     "state dict": state_dicts,
     "dict of weights, old": old_state_dicts,
     "dict of weights, half": half_precision,
+    "Lightning, Hydra": lightning_hydra,
+    "pickled network": pickled_networks,
+    "dict of weights, objects beside": anything_beside,
+    "dict of weights, MMEngine": mmengine,
+    "dict of weights, wrapped": wrapped_parts,
+    "dict of weights, mdistiller": mdistiller,
+    "dict of weights, NumPy": numpy_arrays,
+    "Hugging Face, Accelerate": accelerate,
+    "state dict, folders": folder_of_one_file,
+    "torch.distributed.checkpoint": distributed,
+    "Hugging Face, FSDP": hugging_face_fsdp,
+    "dict of weights, DeepSpeed": deepspeed,
     "safetensors": safetensors_files,
     "safetensors, checkpointkd's writer": plain_writer,
     "safetensors, checkpointkd's writer (Lightning)": lightning_writer,

@@ -83,7 +83,8 @@ def recognize(path: Path, name: str | None = None) -> FoundFile | None:
     """
     name = name or path.name
     if path.is_dir():
-        return _sharded(path, name) if sharded_folder(path) else _hugging_face(path, name)
+        by_trainer = (path / "trainer_state.json").exists() or not sharded_folder(path)
+        return _hugging_face(path, name) if by_trainer else _sharded(path, name)
     if path.suffix.lower() == ".safetensors":
         epoch = storage.read_metadata(path).get("epoch")
         if isinstance(epoch, str) and re.fullmatch(r"[0-9]{1,9}", epoch):

@@ -192,7 +192,7 @@ class _Reader:
             raise PickleError("its pickle is damaged (entries of no dict)")
         self.charge(100 * (len(values) // 2))
         for key, value in zip(values[::2], values[1::2], strict=True):
-            entries[_key(key)] = value
+            entries[safe_key(key)] = value
 
     def dictionary(self, values: list[Any]) -> None:
         self.push({})
@@ -243,7 +243,7 @@ def _with_state(target: StandIn, state: Any, make: Make) -> Any:
     return target if made is NotImplemented else made
 
 
-def _key(key: Any) -> Any:
+def safe_key(key: Any) -> Any:
     """Return a key whose hash is quick and whose collisions cannot be made."""
     if isinstance(key, str | bytes | bool | StandIn | Global | None) or (isinstance(key, int) and abs(key) < LARGEST):
         return key
@@ -336,7 +336,7 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Reader], Any]] = {
     b"F": lambda r: r.push_line(float),
     b"G": lambda r: r.push(r.number(">d"), 32),
     b"S": lambda r: r.push_line(_quoted),
-    b"V": lambda r: r.push_line(_text),
+    b"V": lambda r: r.push_line(lambda line: line.decode("raw-unicode-escape")),
     b"U": lambda r: r.push_bytes(r.number("<B"), _latin1),
     b"T": lambda r: r.push_bytes(r.number("<i"), _latin1),
     b"X": lambda r: r.push_bytes(r.number("<I"), _text),

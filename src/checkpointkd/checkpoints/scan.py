@@ -24,7 +24,6 @@ NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders 
 AVERAGE = re.compile(r"(?<![a-z])ema(?![a-z])")
 
 OTHER_FORMATS = {  # endings of files that are not read, and what to do
-    "adapter_config.json": "It holds a PEFT adapter. Merge it into its network with merge_and_unload() and save that.",
     ".keras": "Keras files are not read. Save the network's weights as safetensors from PyTorch.",
     ".h5": "Keras files are not read. Save the network's weights as safetensors from PyTorch.",
     ".npz": "NumPy archives are not read. Save a state dict with torch.save.",
@@ -150,6 +149,8 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
 
 def _one_checkpoint(folder: Path, entries: list[Path]) -> Path | None:
     """Return what to open of a folder that holds one checkpoint: the folder or a file in it; None for other folders."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} holds a PEFT adapter. Merge it with merge_and_unload(), and save the whole network.")
     if sharded_folder(folder) or any((folder / name).is_file() for name in (*WHOLE, *SHARDS)):
         return folder
     file = deepspeed_file(folder)
@@ -161,8 +162,11 @@ def _one_checkpoint(folder: Path, entries: list[Path]) -> Path | None:
 
 def _is_archive(path: Path) -> bool:
     """Whether a file without a known ending begins as a file of torch.save does."""
+    if path.name.startswith(".") or not path.is_file():
+        return False
     try:
-        return path.is_file() and not path.name.startswith(".") and path.open("rb").read(4) == b"PK\x03\x04"
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
     except OSError:
         return False
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from .inert_pickle import Blob, Global, PickleError, StandIn, budget, read_pickle
+from .inert_pickle import Blob, Global, PickleError, StandIn, budget, read_pickle, safe_key
 
 DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 STORAGES = {
@@ -330,10 +330,15 @@ class _Objects:
         if isinstance(content, dict):
             return content if arguments else {}
         self.charge(100 * len(content))
-        return {key if isinstance(key, str) else repr(key)[:80]: value for key, value in content}
+        return {safe_key(key): value for key, value in content}
 
-    def elements(self, arguments: tuple) -> Any:
-        return arguments[0] if arguments and isinstance(arguments[0], list | tuple) else []
+    def list_of(self, arguments: tuple) -> Any:
+        elements = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else []
+        self.charge(8 * len(elements))
+        return list(elements)
+
+    def tuple_of(self, arguments: tuple) -> Any:
+        return tuple(self.list_of(arguments))
 
     def latin1(self, arguments: tuple) -> Any:
         text, encoding = arguments
@@ -441,12 +446,12 @@ _CALLS: dict[str, Callable[[_Objects, tuple], Any]] = {
     "collections.OrderedDict": _Objects.pairs,
     "collections.defaultdict": lambda objects, _: {},
     "collections.Counter": _Objects.pairs,
-    "collections.deque": _Objects.elements,
-    "builtins.set": _Objects.elements,
-    "builtins.frozenset": _Objects.elements,
-    "builtins.list": _Objects.elements,
-    "builtins.tuple": _Objects.elements,
-    "torch.Size": _Objects.elements,
+    "collections.deque": _Objects.list_of,
+    "builtins.set": _Objects.list_of,
+    "builtins.frozenset": _Objects.list_of,
+    "builtins.list": _Objects.list_of,
+    "builtins.tuple": _Objects.tuple_of,
+    "torch.Size": _Objects.tuple_of,
     "_codecs.encode": _Objects.latin1,
     "copy_reg._reconstructor": _Objects.named_class,
     "copyreg._reconstructor": _Objects.named_class,

@@ -257,11 +257,10 @@ def flatten(path: Path, value: Any, name: str, flat: dict[str, TensorPlan], seen
             raise UserError(f"{path} is refused: it holds two tensors named {name}")
         flat[name] = value
         return
-    if isinstance(value, StandIn):
-        value = _entries_of(value)
-    if isinstance(value, Mapping) and id(value) not in seen:  # a dict that occurs twice is read once
+    if isinstance(value, StandIn | Mapping) and id(value) not in seen:  # what occurs twice is read once
         seen.add(id(value))
-        for key, entry in value.items():
+        entries = _entries_of(value) if isinstance(value, StandIn) else value
+        for key, entry in entries.items():
             flatten(path, entry, f"{name}.{key}" if name else str(key), flat, seen, depth + 1)
 
 
