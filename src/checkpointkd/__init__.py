@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints import Trajectory, open_trajectory
     from .checkpoints.writers import lightning_callback, save_checkpoint, transformers_callback
-    from .commands import cache, correlate, distill, evaluate, export, inspect, report, score, select, train, tune
+    from .commands import (
+        cache,
+        convert,
+        correlate,
+        distill,
+        evaluate,
+        export,
+        inspect,
+        report,
+        score,
+        select,
+        train,
+        tune,
+    )
     from .errors import UserError
     from .experiments.demo import demo
     from .experiments.reproduce import reproduce
@@ -18,6 +31,7 @@ __all__ = [
     "Trajectory",
     "UserError",
     "cache",
+    "convert",
     "correlate",
     "demo",
     "distill",

@@ -39,6 +39,7 @@ COMMANDS = {
     "tune": ("commands.tune", "tune"),
     "evaluate": ("commands.evaluate", "evaluation"),
     "correlate": ("commands.correlate", "correlation"),
+    "convert": ("commands.convert", "converted"),
     "export": ("commands.export", "exported"),
     "reproduce": ("experiments.reproduce", "experiments"),
     "report": ("commands.report", "report"),

@@ -162,6 +162,17 @@ def tune(result: Mapping[str, Any]) -> RenderableType:
     return Group(*_table(table), _lines(["To train the student:"]), _line(result["command"]))
 
 
+def converted(result: Mapping[str, Any]) -> RenderableType:
+    """Show what was converted, and what was left out or read as data."""
+    checkpoints = result["checkpoints"].values()
+    lines = [f"{result['folder']}: {pluralize(len(checkpoints), 'checkpoint')} as safetensors"]
+    lines += [f"Left out: {reason}" for reason in result["left_out"]]
+    stood_in = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint["stood_in"])
+    if stood_in:
+        lines.append(f"Read as data, not imported: {', '.join(stood_in)}")
+    return _lines(lines)
+
+
 def exported(result: Mapping[str, Any]) -> RenderableType:
     """Show which files were written, and how to load them."""
     lines = [f"{result['folder']}: {', '.join(result['files'])}"]

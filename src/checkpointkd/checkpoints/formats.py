@@ -86,10 +86,12 @@ def recognize(path: Path, name: str | None = None) -> FoundFile | None:
         by_trainer = (path / "trainer_state.json").exists() or not sharded_folder(path)
         return _hugging_face(path, name) if by_trainer else _sharded(path, name)
     if path.suffix.lower() == ".safetensors":
-        epoch = storage.read_metadata(path).get("epoch")
-        if isinstance(epoch, str) and re.fullmatch(r"[0-9]{1,9}", epoch):
-            format = "safetensors, checkpointkd's writer"
-            return FoundFile(path, name, format, int(epoch), "the file", f"epoch {epoch}")
+        metadata, format = storage.read_metadata(path), "safetensors, checkpointkd's writer"
+        epoch, step = (_whole_number(metadata.get(unit)) for unit in ("epoch", "step"))
+        if epoch is not None:
+            return FoundFile(path, name, format, epoch, "the file", f"epoch {epoch}")
+        if step is not None:
+            return FoundFile(path, name, format, UNKNOWN, "the file", f"step {step}", step=step, within=True)
         return _by_name(path, name, "safetensors")
     with opened(path) as content:
         file = _recognize(path, name, content.value)

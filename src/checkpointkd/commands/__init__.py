@@ -10,6 +10,7 @@ Each name below is the function; the module of the same name is reached by `from
 from __future__ import annotations
 
 from .cache import cache
+from .convert import convert
 from .correlate import correlate
 from .distill import distill
 from .evaluate import evaluate
@@ -23,6 +24,7 @@ from .tune import tune
 
 __all__ = [
     "cache",
+    "convert",
     "correlate",
     "distill",
     "evaluate",

@@ -145,6 +145,31 @@ class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
     checkpoints: Annotated[dict[Count, ExternalCheckpoint], Meta(min_length=1)]
 
 
+class ConvertedCheckpoint(Record, frozen=True):
+    """One checkpoint that `convert` wrote."""
+
+    file: FileName
+    source: str  # relative to the folder of the source
+    source_sha256: str
+    format: str
+    stated: str
+    key: str | None  # --state-dict-key
+    sha256: str  # of the tensors
+    tensors: Count
+    unreadable: tuple[str, ...]  # tensors that are sparse, quantized or of another special kind
+    stood_in: tuple[str, ...]  # classes that were read as data
+
+
+class ConvertRecord(Record, frozen=True, kw_only=True):
+    """convert.json: where each converted checkpoint is from."""
+
+    unit: Literal["epoch", "step"]
+    state_dict_key: str | None
+    left_out: tuple[str, ...]
+    checkpoints: dict[Count, ConvertedCheckpoint]
+    provenance: Provenance
+
+
 METADATA = {"format", "mean", "std", "device", "provenance", "teacher_refs", "teachers_measured", "teachers_cost"}
 AnyRun = TrainRecord | DistillRecord | ExternalRecord
 
