@@ -214,7 +214,7 @@ class DistillConfig:
             total = sum(self.teacher_weights)
             if not (all(0 <= weight <= 1 for weight in self.teacher_weights) and abs(total - 1) < 1e-6):
                 written = " ".join(f"{weight:g}" for weight in self.teacher_weights)
-                raise UserError(f"Teacher weights must lie in [0, 1] and sum to 1, unlike {written}")
+                raise UserError(f"--teacher-weights must lie in [0, 1] and sum to 1, not {written}")
             if self.teacher_schedule != "joint":
                 raise UserError(
                     f"--teacher-weights cannot be combined with --teacher-schedule {self.teacher_schedule}, which uses "
@@ -337,13 +337,15 @@ class PilotConfig:
                 f"{written!r}"
             )
         if not len(self.alphas) > 0:
-            raise UserError("The pilot search needs at least one alpha")
+            raise UserError("--alpha needs at least one value")
         for alpha in self.alphas:
             KDConfig(alpha=alpha, tau=self.tau)
             if not alpha < 1:
-                raise UserError("With alpha 1 the teacher has no weight. Training without a teacher is always tried")
+                raise UserError(
+                    "--alpha 1 gives the teacher no weight. Leave it out: training without a teacher is always tried."
+                )
         if len(set(self.alphas)) != len(self.alphas):
-            raise UserError(f"The alphas must differ, unlike {' '.join(f'{alpha:g}' for alpha in self.alphas)}")
+            raise UserError(f"The values of --alpha must differ, not {' '.join(f'{alpha:g}' for alpha in self.alphas)}")
 
     def epochs(self, student_epochs: int) -> int:
         """Return the budget in epochs of a student that trains for this many."""

@@ -327,7 +327,7 @@ def test_every_stored_run_counts_with_any_budget(teacher: Path, tmp_path: Path, 
         result = ckd.select(teacher, out=tmp_path / "pilot", **{**SHORT, "epochs": 1, "budget": budget})
         assert len(result.pilot_runs) == len(_results(tmp_path / "pilot"))
         assert result.spent_epochs == len(result.pilot_runs) == max(budget, 8 if budget == 6 else 0)
-        assert ("pilot runs of 8 epochs in all are used, more than this budget" in caplog.text) == (budget == 6)
+        assert ("pilot runs of 8 epochs in total, more than this budget" in caplog.text) == (budget == 6)
         caplog.clear()
     assert len({(*run.epochs, run.alpha) for run in result.pilot_runs}) == 9
 

@@ -57,7 +57,7 @@ def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
             if len(paths) == 1:
                 raise
             raise UserError(
-                f"{error}. If it is no checkpoint, exclude it: give --pattern 'ckpt_{{epoch}}.pt'."
+                f"{error}. If the file is not a checkpoint, exclude it with --pattern 'ckpt_{{epoch}}.pt'."
             ) from None
         if file is None:
             left_out.append(f"{candidate.name}: holds no weights")

@@ -91,7 +91,7 @@ def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: 
     flat = read(path)
     if key is not None and not any(name.startswith(f"{key}.") for name in flat):
         top = sorted({name.partition(".")[0] for name in flat})
-        raise UserError(f"{path} has nothing at {key!r}. At its top are {', '.join(top[:8])}.")
+        raise UserError(f"{path} has no key {key!r}. Its top-level keys are {', '.join(top[:8])}.")
     prefix = _prefix(path, flat, expected, key=key, model=model)
     # A counter that is missing is 0 as in a new network, never that of a file which was read before.
     stored = {name: torch.zeros_like(tensor) for name, tensor in expected.items() if _is_counter(name)}
@@ -107,7 +107,7 @@ def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: 
             raise UserError(f"{path} does not fit {model}: {name} has type {tensor.dtype}")
         tensors[name] = tensor.to(wanted.dtype)
         if not tensors[name].isfinite().all():
-            raise UserError(f"{path} is damaged: {name} in it holds NaN or infinite numbers")
+            raise UserError(f"{path} is damaged: its tensor {name} has NaN or infinite values")
     return tensors, prefix.rstrip(".")
 
 
@@ -223,7 +223,7 @@ def parts(path: Path) -> list[Path]:
     files = [path / name for name in WHOLE if (path / name).is_file()][:1]
     files = files or [path / shard for shard in dict.fromkeys((_shards(path) or {}).values())]
     if not files:
-        raise UserError(f"There are no weights in {path}: neither {' nor '.join((*WHOLE, *SHARDS))}")
+        raise UserError(f"There are no weights in {path}. Expected one of {', '.join((*WHOLE, *SHARDS))}.")
     return [inside(check_exists(file, "shard"), path) for file in files]
 
 
@@ -248,7 +248,7 @@ def unpickled(path: Path, *, whole: bool) -> Any:
         else:
             pickled = content  # as torch.save wrote before 2020, without checksums
         if any(construction in pickled for construction in BYTEARRAYS):
-            raise UserError(f"{path} is refused: it asks for memory that it does not fill")
+            raise UserError(f"{path} is refused: it allocates memory that it does not fill")
         with torch.serialization.safe_globals(HARMLESS):
             source = io.BytesIO(content) if content else path
             return torch.load(source, map_location="cpu", weights_only=True, mmap=not content)
@@ -278,21 +278,21 @@ def _check_archive(path: Path, source: Any, size: int, *, whole: bool) -> bytes:
         names = [entry.filename for entry in entries]
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > size:
-            raise UserError(f"{path} is refused: it unpacks to more than its size, which no file of torch.save does")
+            raise UserError(f"{path} is refused: it unpacks to more than its size, unlike files of torch.save")
         if len(set(names)) < len(names):
-            raise UserError(f"{path} is refused: it holds two entries of one name")
+            raise UserError(f"{path} is refused: two entries have the same name")
         if min((entry.header_offset for entry in entries), default=1) != 0:
-            raise UserError(f"{path} is refused: there is something before the archive in it")
+            raise UserError(f"{path} is refused: it has other bytes before the archive")
         damaged = archive.testzip() if whole else None
         if damaged is not None:
-            raise UserError(f"{path} is damaged: the checksum of {damaged} in it does not match its content")
+            raise UserError(f"{path} is damaged: the checksum of its entry {damaged} does not match")
         return b"".join(archive.read(name) for name in names if name.endswith(".pkl"))
 
 
 def flatten(path: Path, value: Any, name: str, flat: dict[str, Tensor], seen: set[int], depth: int = 0) -> None:
     """Put the tensors of nested dicts into `flat`, by dotted names without the prefix of torch.compile."""
     if depth > DEEPEST or name.count(".") > 10 * DEEPEST:
-        raise UserError(f"{path} is refused: its content is nested deeper than any network")
+        raise UserError(f"{path} is refused: its content is nested too deeply for a network")
     if isinstance(value, Tensor):
         name = name.replace("_orig_mod.", "") or "(tensor)"
         if name in flat:

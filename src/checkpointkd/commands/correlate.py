@@ -64,7 +64,7 @@ def correlate(*references: str, options: CorrelateOptions) -> dict[str, Any]:
     teacher, data, images = options.open(references, options)
     groups = superclasses(data.classes)
     if groups is None and options.order == "superclass":
-        raise UserError(f"The classes of {data.name!r} have no superclasses. Choose another --order")
+        raise UserError(f"The classes of {data.name!r} have no superclasses. Choose another --order.")
     logits_MNK = teacher.predict(images)
     vectors = {"logits": logits_MNK, "softened": (logits_MNK / tau).softmax(-1)}
     correlations = {kind: class_correlation(vectors_MNK, images.labels_N) for kind, vectors_MNK in vectors.items()}

@@ -164,7 +164,7 @@ def _from_parquet(root: Path, files: list[Path], archive: Archive, on_progress: 
             except (OSError, ValueError) as error:
                 raise UserError(f"Could not read {file}: {first_line(error)}") from None
             if labels_of_file.null_count != 0:
-                raise UserError(f"{file} has images without a label")
+                raise UserError(f"{file} has images without a label. Use a complete copy.")
             labels += labels_of_file.to_pylist()
             contents += [(entry or {}).get("bytes") or b"" for entry in table[image].to_pylist()]
             counts[file] = len(table)

@@ -106,7 +106,7 @@ class AT(FeatureMethod):
         for path, (_, h, w) in [*spec.student.items(), *spec.teacher.items()]:
             if h * w == 1:
                 raise UserError(
-                    f"at compares attention maps, but the feature {path!r} has a single position. Name modules that "
+                    f"at compares attention maps, but the feature {path!r} has only one position. Name modules that "
                     "output maps with --student-features and --teacher-features."
                 )
 

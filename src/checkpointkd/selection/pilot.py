@@ -76,7 +76,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
     with storage.locked(search.out):
         record = open_search(search)
         log.info(
-            "Training up to %s of %s for %s, with batches of %d. A whole distillation has %s with batches of %d.",
+            "Training up to %s of %s for %s, with batch size %d. A whole distillation has %s with batch size %d.",
             pluralize(run_count, "pilot run"),
             pluralize(pilot_epochs, "epoch"),
             search.student,
@@ -120,7 +120,7 @@ class _Runner:
         )
         if stored_single + 2 * stored_double > self.run_count:
             log.info(
-                "Stored pilot runs of %s in all are used, more than this budget covers",
+                "The search uses stored pilot runs of %s in total, more than this budget covers",
                 pluralize((stored_single + 2 * stored_double) * self.pilot_epochs, "epoch"),
             )
         self.train(NO_TEACHER, self.pilot_epochs)
@@ -162,7 +162,7 @@ class _Runner:
                 self.search.trajectory.unit,
                 ", ".join(map(str, skipped)),
                 100 * baseline.accuracy,
-                "; the last is tried all the same, for comparison" if skipped == self.epochs else "",
+                "; the last one is tried for comparison" if skipped == self.epochs else "",
             )
         return skipped
 
@@ -209,7 +209,7 @@ class _Runner:
         except Diverged as error:
             if not self.completed:
                 raise Diverged(
-                    f"{error}. This was the pilot run without a teacher, which all others are compared with. "
+                    f"{error}. All candidates are compared with this pilot run, which has no teacher. "
                     "Use a smaller --learning-rate and another --out."
                 ) from None
             log.warning("The pilot run of %s diverged: %s", candidate.describe(self.search.trajectory.unit), error)
