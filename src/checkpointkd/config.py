@@ -273,9 +273,9 @@ class EstimatorConfig:
     """How I(X;F) is estimated (§4.2): the estimator, the images it is fitted on, and the images it is measured on.
 
     By default the decoder is fitted on a tenth of the training images, at least 1,000, and measured on the validation
-    set; at most 10,000 images each. Ridge takes 1,000 of both, which separate checkpoints as well. `steps`,
-    `batch_size`, `learning_rate` and `seeds` are the decoder's. The paper and its code give no schedule. Adam with a
-    cosine schedule needs a few hundred small steps for what SGD in InfoPro's recipe needs many epochs for.
+    set. At most 10,000 images of each are used. Ridge uses 1,000 of each, which separate checkpoints as well. `steps`,
+    `batch_size`, `learning_rate` and `seeds` apply to the decoder. The paper and its code give no learning-rate
+    schedule. Adam with a cosine schedule needs a few hundred small steps. SGD in InfoPro's recipe needs many epochs.
     """
 
     estimator: EstimatorName = "decoder"
@@ -313,7 +313,7 @@ class PilotConfig:
     """How a pilot search compares candidates for a student.
 
     Attributes:
-        budget: The cost of all pilot runs: a number of the student's epochs if it has no decimal point, otherwise a
+        budget: The cost of all pilot runs. Without a decimal point, a number of the student's epochs; with one, a
             fraction of one full distillation.
         alphas: Label weights. The first is tried with every checkpoint, the others with the best ones.
 

@@ -143,8 +143,8 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
 
     Args:
         name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3. all: these nine, highest
-            priority first. Not in the paper: lr-schedule (which learning-rate schedule of the teacher gives the paper's
-            midpoint accuracy) and rules (how good the rules are that choose a teacher).
+            priority first. Not in the paper: lr-schedule tests which learning-rate schedule gives the paper's midpoint
+            accuracy. rules compares the rules that choose a teacher.
 
     Raises:
         UserError: If the experiment or preset is unknown, or if a task failed. The results of other tasks are kept and

@@ -32,8 +32,8 @@ LABELS = {
 }
 ONE_RUN = "one run of each teacher; with another run the difference may vary by more than between seeds"
 OWN = (
-    "one run of each teacher, and the interval does not cover other runs; it treats the images of both measurements as "
-    "independent, which makes it too wide"
+    "one run of each teacher, and the interval does not cover other runs; the interval is too wide, because it treats "
+    "the images of both measurements as independent"
 )
 
 

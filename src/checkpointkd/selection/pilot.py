@@ -1,15 +1,15 @@
 """Pilot search: find the teacher for a given student by training short pilot runs.
 
 A pilot run is a whole distillation with 15% of the epochs (and at least 100 steps): its learning-rate schedule ends.
-The first epochs of a long distillation would mislead: at a high learning rate students learn best from under-trained
-teachers, and without a teacher better than from converged ones. Candidates are ranked by the student's validation
-H(Y) − CE (a bound on I(Y;F)) at its fitted temperature. It uses the whole prediction, of which a short run's accuracy
-is only a small part. docs/selection.md compares the ranking with that of whole distillations.
+The first epochs of a long distillation would mislead. At a high learning rate students learn best from under-trained
+teachers, and better without a teacher than from converged ones. Candidates are ranked by the student's validation
+H(Y) − CE (a bound on I(Y;F)) at its fitted temperature. It uses the whole prediction, and accuracy only the highest
+logit. docs/selection.md compares the ranking with that of whole distillations.
 
-The student without a teacher comes first, then checkpoints spread over the trajectory, then candidates near the best:
+The student without a teacher comes first, then checkpoints spread over the trajectory. Candidates near the best follow:
 other alphas, the best two checkpoints together, and neighbors. With a larger budget the best two candidates get pilot
-runs of twice the length at the end. pilot_plan.py decides on all of this. Each pilot run has its own run directory, so
-a stopped search continues, and a search with a larger budget uses the stored runs.
+runs of twice the length at the end. pilot_plan.py decides all of this. Each pilot run has its own run directory. So a
+stopped search continues, and a search with a larger budget uses the stored runs.
 """
 
 from __future__ import annotations

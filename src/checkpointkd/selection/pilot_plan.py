@@ -176,8 +176,8 @@ def next_candidates(
 def best_first(completed: Sequence[PilotOutcome], last_epoch: int) -> list[PilotOutcome]:
     """Rank outcomes: first the longest runs of which there are at least two, by information, then all others.
 
-    The last checkpoint alone gets a bonus of `LAST_CHECKPOINT_MARGIN` of the gain over no teacher, because short runs
-    favor softer teachers: earlier checkpoints, and several together.
+    The last checkpoint alone gets a bonus of `LAST_CHECKPOINT_MARGIN` of the gain over no teacher. Short runs favor
+    softer teachers: earlier checkpoints, and several together.
     """
     counts = Counter(outcome.pilot_epochs for outcome in completed)
     deciding = max((length for length, count in counts.items() if count > 1), default=max(counts))

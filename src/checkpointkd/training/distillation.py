@@ -77,8 +77,8 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     """Load the teachers and measure them on the validation set.
 
     Raises:
-        UserError: If the teachers cannot teach together, know other classes than the data, or, unless it is allowed,
-            if one is no better than chance.
+        UserError: If the teachers cannot teach together, or if their classes differ from the data's. Also if a teacher
+            is not better than chance, unless `allow_weak_teacher` is true.
     """
     teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
