@@ -3,7 +3,8 @@
     python benchmarks/methods.py --data cifar100:PATH --teacher runs/small/teacher --out runs/methods
 
 The teacher is that of benchmarks/small.py. Writes benchmarks/results/methods.json after each student. Repeat the
-command to continue after an interruption. `--only NAME ...` trains some of the students. Every method uses its defaults.
+command to continue after an interruption. `--only NAME ...` trains some of the students. Every method uses its
+defaults.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/past_memory.py --folder PATH-WITH-18-GB-FREE
 
-The logits are synthetic; their number and size are CIFAR-100's (45,000 images, 162 views, 100 classes). Before each cold
-reading the files' pages are dropped from memory. So every row comes from the disk: the worst case.
+The logits are synthetic; their number and size are CIFAR-100's (45,000 images, 162 views, 100 classes). Before each
+cold reading the files' pages are dropped from memory. So every row comes from the disk: the worst case.
 """
 
 from __future__ import annotations
