@@ -1,4 +1,4 @@
-"""What every benchmark says about where it ran, and where its result goes."""
+"""Describe the machine of a benchmark, and write its result."""
 
 from __future__ import annotations
 

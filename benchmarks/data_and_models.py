@@ -1,9 +1,9 @@
-"""Facts about data and networks, measured: parameters and arithmetic, CIFAR-100's channel means, load times.
+"""Measure data sets and networks: parameters, operations, CIFAR-100's channel means, load times.
 
     python benchmarks/data_and_models.py --cifar100 PATH
 
-Writes benchmarks/results/data-and-models.json. `cold` is the first load with an empty cache folder, `warm` the median
-of five after it; both in this process, with the libraries imported.
+Writes benchmarks/results/data-and-models.json. `cold` is the first load with an empty cache folder. `warm` is the
+median of the next five loads. Both run in this process, with the libraries imported.
 """
 
 from __future__ import annotations

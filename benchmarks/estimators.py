@@ -1,4 +1,4 @@
-"""Measure the bias and the spread of the estimators of I(X;F) by number of images, and whether they agree.
+"""Measure the bias and the spread of the estimators of I(X;F) by number of images, and their agreement.
 
     python benchmarks/estimators.py --small runs/small
 

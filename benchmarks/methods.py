@@ -1,9 +1,10 @@
-"""Every way to teach, once or more each, at the `small` scale on real CIFAR-100: one table, failures as they are.
+"""Train a student with every distillation method, at the size of the preset `small` on real CIFAR-100.
 
     python benchmarks/methods.py --data cifar100:PATH --teacher runs/small/teacher --out runs/methods
 
-The teacher is that of benchmarks/small.py. Writes benchmarks/results/methods.json after each student. Stopped, it
-continues; `--only NAME ...` does some of the ways. Each student's defaults are the method's own: nothing is tuned here.
+The teacher is that of benchmarks/small.py. Writes benchmarks/results/methods.json after each student. Repeat the
+command to continue after an interruption. `--only NAME ...` trains some of the students. Every method uses its
+defaults.
 """
 
 from __future__ import annotations

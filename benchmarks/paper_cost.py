@@ -1,12 +1,11 @@
-"""What the paper's experiments on CIFAR-100 would cost at least on a card, from its data sheet; none is run on one.
+"""Estimate the least cost of the paper's CIFAR-100 experiments on a card, from its data sheet. Nothing is timed.
 
     python benchmarks/paper_cost.py
 
-A training step of each network is walked through on the meta device, where nothing is computed: its floating-point
-operations, the bytes that its operations read and write (16 bits a number, each operation by itself, as without
-compiling), and how many operations there are. The floor of a step is the longest of three times: operations at the
-card's peak, bytes at its bandwidth, and launches, one after the other, at LAUNCH seconds each, which several processes
-at once can share out.
+Each network's training step runs on the meta device, which computes nothing. Three numbers are counted: floating-point
+operations, bytes that operations read and write (16 bits per number, without compiling), and kernel launches. The lower
+bound of a step is the longest of three times: operations at the card's peak, bytes at its bandwidth, and launches at
+LAUNCH seconds each. Several processes at once can share the time of the launches.
 """
 
 from __future__ import annotations

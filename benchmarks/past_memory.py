@@ -1,9 +1,9 @@
-"""What ten teachers' tables (17 GB) cost once they don't fit in memory any more: one epoch's answers, read from disk.
+"""Measure the time to read one epoch's logits of ten teachers from disk, when they (17 GB) do not fit into memory.
 
     python benchmarks/past_memory.py --folder PATH-WITH-18-GB-FREE
 
-The rows are made up, their number and size are CIFAR-100's (45,000 images, 162 views, 100 classes). Before each cold
-reading the tables' pages are dropped from memory, so every row comes from the disk: the worst that can happen.
+The logits are synthetic; their number and size are CIFAR-100's (45,000 images, 162 views, 100 classes). Before each
+cold reading the files' pages are dropped from memory. So every row comes from the disk: the worst case.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     checkpointkd reproduce rules --preset overfit --data cifar100:PATH --jobs 2 --out EXPERIMENTS
     python benchmarks/pilot_runs.py EXPERIMENTS --data cifar100:PATH
 
-For each pair of teacher and student, this prints Spearman's correlation over checkpoints, taught with the first alpha,
-of each measure with the mean test accuracy of whole students, as a mean over seeds. The measures are the validation
-accuracy of these students part of the way, the accuracy and I(Y;F) of pilot runs, and scores that need no student of
-the teacher. Writes benchmarks/results/pilot-runs-PRESET.json.
+For each pair of teacher and student, this prints Spearman's correlation over checkpoints, as a mean over seeds. It
+compares each measure with the mean test accuracy of whole students with the first alpha. The measures are the
+validation accuracy of these students early in training, the accuracy and I(Y;F) of pilot runs, and scores that need no
+student of the teacher. Writes benchmarks/results/pilot-runs-PRESET.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the information plane costs against training its teacher, and how its memory grows, on real CIFAR-100.
+"""Measure the cost of scoring as a share of training the teacher, and the growth of its memory, on real CIFAR-100.
 
     python benchmarks/scoring.py --cifar100 PATH
 
-Writes benchmarks/results/scoring.json. Checkpoints cost the same whatever is in them: here they are copies of one
-network after one short epoch. A teacher's training is its median step's time, times its steps.
+Writes benchmarks/results/scoring.json. All checkpoints cost the same, so they are copies of one network after a short
+epoch. The teacher's training time is the median time of a step, times the number of steps.
 """
 
 from __future__ import annotations

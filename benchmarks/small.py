@@ -1,8 +1,8 @@
-"""The `small` scale on real CIFAR-100, top to bottom: a teacher with its trajectory, its plane, the choice, students.
+"""Run the whole workflow at the size of the preset `small` on real CIFAR-100: train, score, select, distill.
 
     python benchmarks/small.py --data cifar100:PATH --out runs/small
 
-Writes benchmarks/results/cifar100-small.json after each part. Stopped, it continues.
+Writes benchmarks/results/cifar100-small.json after each part. Repeat the command to continue after an interruption.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def accuracies(run: ckd.Trajectory) -> list[dict[str, Any]]:
-    """The accuracy on the selection images at each saved epoch."""
+    """Return the validation accuracy at each saved epoch."""
     rows = [row for row in run.rows() if row.val_accuracy is not None]
     return [{name: getattr(row, name) for name in ("epoch", "val_accuracy", "train_accuracy", "loss")} for row in rows]
 

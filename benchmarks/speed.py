@@ -1,9 +1,9 @@
-"""What training and distilling cost, against what the machine can do and against common practice, on real CIFAR-100.
+"""Measure the speed of training and distillation against the machine's peak and common practice, on real CIFAR-100.
 
     make bench CIFAR100=PATH          (python benchmarks/speed.py --cifar100 PATH)
 
-Every ratio is of medians over rounds in which its parts take turns, in one process, on some hundreds of images: filling
-a whole table takes hours on a CPU. The teachers' and students' weights don't matter to speed; they are barely trained.
+Every ratio compares medians over rounds in which the parts take turns, in one process, on a few hundred images. Filling
+a whole logit cache would take hours on a CPU. The networks are barely trained, because weights do not affect speed.
 Prints a table and adds a line to benchmarks/results/speed.jsonl.
 """
 
@@ -51,7 +51,7 @@ Job = Callable[[], Any]
 
 
 def in_turn(jobs: dict[str, Job], *, rounds: int) -> dict[str, float]:
-    """Each job's median time in seconds, the jobs taking turns; a first turn is not counted."""
+    """Return each job's median time in seconds. The jobs take turns; the first turn is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
@@ -191,7 +191,7 @@ def against_torchdistill(bench: Bench, name: str, live: float, warm: float) -> N
 
 
 def filling(bench: Bench, teacher: Teacher, precision: Precision) -> Job:
-    """Ask the teacher for one batch of missing rows, and keep them: rows of ever new epochs."""
+    """Compute one batch of missing logits with the teacher and cache them, each time for a new epoch."""
     images = bench.images.subset(torch.arange(FILL_BATCH))
     batches = images.batches(batch_size=BATCH, seed=1, device=bench.device)
     kept = with_cached_logits(batches, images, teacher, precision=precision, limit=10**11, on_progress=lambda *_: None)
@@ -208,7 +208,7 @@ THEIR_STEPS = 4
 
 
 def their_pictures(bench: Bench) -> Any:
-    """A data set as others have it: Pillow's pictures, cropped and flipped by torchvision one by one."""
+    """A data set as in common practice: Pillow images, cropped and flipped by torchvision one at a time."""
     from PIL import Image
     from torch.utils.data import Dataset
     from torchvision import transforms
@@ -284,7 +284,7 @@ def torchdistills(bench: Bench) -> Job:
 
 
 def common_practice(bench: Bench, name: str, teachers: int) -> Job:
-    """As CIFAR distillation code bases do: fp32, NCHW, Pillow in a DataLoader, live teachers, `.item()`."""
+    """Train as CIFAR distillation code bases do: fp32, NCHW, Pillow in a DataLoader, live teachers, `.item()`."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(their_pictures(bench), BATCH, shuffle=True, num_workers=2, persistent_workers=True)

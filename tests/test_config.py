@@ -48,9 +48,9 @@ def test_no_number_is_left_out_above():
     [
         (lambda: Recipe(step_factor=0.0), "step_factor must be above 0 and at most 1, not 0.0"),
         (lambda: Recipe(step_factor=1.5), "step_factor must be above 0 and at most 1, not 1.5"),
-        (lambda: DistillConfig(teacher_weights=(math.nan, 1.0)), "Teacher weights must lie in"),
+        (lambda: DistillConfig(teacher_weights=(math.nan, 1.0)), "--teacher-weights must lie in"),
         (lambda: PilotConfig(alphas=(0.5, math.nan)), "alpha must lie in"),
-        (lambda: PilotConfig(alphas=(0.5, 0.5)), r"The alphas must differ, unlike 0\.5 0\.5"),
+        (lambda: PilotConfig(alphas=(0.5, 0.5)), r"The values of --alpha must differ, not 0\.5 0\.5"),
         (lambda: Recipe(lr_schedule="linear"), "Unknown learning-rate schedule 'linear'"),  # type: ignore[arg-type]
         (lambda: recipe("cifar"), "Unknown recipe 'cifar'. Did you mean 'cifar100'"),
         (lambda: recipe("digits", learning_rate=math.nan), "The learning rate must be above 0"),

@@ -214,7 +214,7 @@ class DistillConfig:
             total = sum(self.teacher_weights)
             if not (all(0 <= weight <= 1 for weight in self.teacher_weights) and abs(total - 1) < 1e-6):
                 written = " ".join(f"{weight:g}" for weight in self.teacher_weights)
-                raise UserError(f"Teacher weights must lie in [0, 1] and sum to 1, unlike {written}")
+                raise UserError(f"--teacher-weights must lie in [0, 1] and sum to 1, not {written}")
             if self.teacher_schedule != "joint":
                 raise UserError(
                     f"--teacher-weights cannot be combined with --teacher-schedule {self.teacher_schedule}, which uses "
@@ -273,9 +273,9 @@ class EstimatorConfig:
     """How I(X;F) is estimated (§4.2): the estimator, the images it is fitted on, and the images it is measured on.
 
     By default the decoder is fitted on a tenth of the training images, at least 1,000, and measured on the validation
-    set; at most 10,000 images each. Ridge takes 1,000 of both, which separate checkpoints as well. `steps`,
-    `batch_size`, `learning_rate` and `seeds` are the decoder's. The paper and its code give no schedule. Adam with a
-    cosine schedule needs a few hundred small steps for what SGD in InfoPro's recipe needs many epochs for.
+    set. At most 10,000 images of each are used. Ridge uses 1,000 of each, which separate checkpoints as well. `steps`,
+    `batch_size`, `learning_rate` and `seeds` apply to the decoder. The paper and its code give no learning-rate
+    schedule. Adam with a cosine schedule needs a few hundred small steps. SGD in InfoPro's recipe needs many epochs.
     """
 
     estimator: EstimatorName = "decoder"
@@ -313,7 +313,7 @@ class PilotConfig:
     """How a pilot search compares candidates for a student.
 
     Attributes:
-        budget: The cost of all pilot runs: a number of the student's epochs if it has no decimal point, otherwise a
+        budget: The cost of all pilot runs. Without a decimal point, a number of the student's epochs; with one, a
             fraction of one full distillation.
         alphas: Label weights. The first is tried with every checkpoint, the others with the best ones.
 
@@ -337,13 +337,15 @@ class PilotConfig:
                 f"{written!r}"
             )
         if not len(self.alphas) > 0:
-            raise UserError("The pilot search needs at least one alpha")
+            raise UserError("--alpha needs at least one value")
         for alpha in self.alphas:
             KDConfig(alpha=alpha, tau=self.tau)
             if not alpha < 1:
-                raise UserError("With alpha 1 the teacher has no weight. Training without a teacher is always tried")
+                raise UserError(
+                    "--alpha 1 gives the teacher no weight. Leave it out: training without a teacher is always tried."
+                )
         if len(set(self.alphas)) != len(self.alphas):
-            raise UserError(f"The alphas must differ, unlike {' '.join(f'{alpha:g}' for alpha in self.alphas)}")
+            raise UserError(f"The values of --alpha must differ, not {' '.join(f'{alpha:g}' for alpha in self.alphas)}")
 
     def epochs(self, student_epochs: int) -> int:
         """Return the budget in epochs of a student that trains for this many."""

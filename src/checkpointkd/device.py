@@ -19,5 +19,5 @@ def pick_device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
     if not available[device]:
-        raise UserError(f"PyTorch finds no {device} device on this machine. Use --device cpu")
+        raise UserError(f"PyTorch finds no {device} device on this machine. Use --device cpu.")
     return torch.device(device)

@@ -1,8 +1,8 @@
-"""Networks that leave: weights and a config.json that load with one line, for disk, the Hugging Face Hub and ONNX.
+"""Exported networks: weights and a config.json that load with one line, for disk, the Hugging Face Hub and ONNX.
 
-A folder of ours has `config.json`, which names the network, its classes, its normalization, its accuracy and, of a
-student, its teachers and how they taught; and the weights, `student.safetensors` in a student's run folder and
-`model.safetensors` in the Hub's layout. Images go in as floats in [0, 1]: normalization is part of the network.
+An exported folder has `config.json` and the weights. `config.json` names the network, its classes, its normalization
+and its accuracy, and a student's teachers and method. The weights are `student.safetensors` in a student's run
+directory, and `model.safetensors` in the Hub's layout. The network takes images in [0, 1]: normalization is part of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AGREEMENT = 1e-4  # how far ONNX's logits may be from PyTorch's, of their greate
 
 
 def write_student(run: Trajectory) -> None:
-    """Put the finished student into its run's folder as a network of its own, if it isn't there yet."""
+    """Write the finished student into its run directory as an exported network, unless it is already there."""
     checkpoint = run.last
     config = config_of(checkpoint, result=run.result(), weights=STUDENT)
     weights = run.path / STUDENT
@@ -54,7 +54,7 @@ def _is_whole(weights: Path, sha256: str) -> bool:
 
 
 def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str) -> dict[str, Any]:
-    """Return what somebody needs to know who has only the weights."""
+    """Return the content of config.json: everything that a user of the weights needs."""
     run = checkpoint.run
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -81,19 +81,20 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
 
 
 def load(source: Path | str, /, *, model: str | None = None, device: torch.device | str = "cpu") -> Network:
-    """Load a network, ready to use: it takes images (B, C, H, W) in [0, 1] and returns logits (B, K).
+    """Load a network that takes images (B, C, H, W) in [0, 1] and returns logits (B, K).
 
     `network.classes` holds the names of the classes.
 
     Args:
         source: One of
-            - a run directory, for its last checkpoint, or a checkpoint reference such as `runs/teacher@160`,
-              `@0.5`, `@midpoint`, `@last` or `@best`; folders of external checkpoints work, too, once
-              `checkpointkd inspect` or `score` has registered them,
-            - a folder that `checkpointkd export` wrote, or a copy of a student's `config.json` and weights,
-            - `hf:NAME`, such as `hf:me/student`, a repository on the Hugging Face Hub with an exported network.
-        model: The network's name, required where it is `package.module:callable`. Configurations may come from
-            anywhere, so the code they name is imported only if you name it, too.
+
+            - a checkpoint reference such as `runs/teacher@160`, `@0.5`, `@midpoint`, `@last` or `@best`. A run
+              directory alone is its last checkpoint. Register folders of external checkpoints first, with
+              `checkpointkd inspect` or `score`;
+            - a folder that `checkpointkd export` wrote, or a copy of a student's `config.json` and weights;
+            - `hf:NAME`, such as `hf:me/student`: a repository on the Hugging Face Hub with an exported network.
+        model: The network's name, required if the network is `package.module:callable`. A config can come from anyone,
+            so its code is imported only if you name the network, too.
 
     Raises:
         UserError: If there is no such network, or if it is damaged.
@@ -122,7 +123,9 @@ def _load_export(folder: Path, model: str | None, device: torch.device | str) ->
     weights = folder / config["weights"]
     tensors, _ = storage.load_tensors(weights)
     if storage.content_hash(tensors) != config["sha256"]:
-        raise UserError(f"{weights} is not the network that {CONFIG} describes")
+        raise UserError(
+            f"The weights in {weights} differ from the hash in {CONFIG}. Export the network again, or restore the file."
+        )
     network = build_network(
         config["model"],
         num_classes=len(config["classes"]),
@@ -140,7 +143,7 @@ def _load_export(folder: Path, model: str | None, device: torch.device | str) ->
 
 def _vouch(named: str, model: str | None, *, where: str) -> None:
     if not (not names_code(named) or model == named):
-        raise UserError(f"{where} names code, {named!r}; if you trust it, say so: model={named!r}")
+        raise UserError(f"{where} names code, {named!r}. If you trust this code, pass model={named!r}.")
 
 
 def _exists(path: Path) -> bool:
@@ -150,15 +153,16 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, Any]:
-    """Write a checkpoint as a folder in the Hub's layout, with ONNX if asked; returns what was written.
+def write_export(reference: str, *, out: Path, onnx: bool = False) -> dict[str, Any]:
+    """Write a checkpoint as a folder in the Hub's layout, with `model.onnx` if `onnx`. Return the result of `export`.
 
-    Raises UserError when something else is in the folder, and when ONNX's predictions differ from PyTorch's.
+    Raises:
+        UserError: If the folder holds other files, or if ONNX's logits differ from PyTorch's.
     """
-    checkpoint = resolve(address).checkpoint
+    checkpoint = resolve(reference).checkpoint
     run = checkpoint.run
     if not (not out.exists() or out.is_dir()):
-        raise UserError(f"{out} is a file; choose another --out")
+        raise UserError(f"{out} is a file. Choose another --out.")
     there = {entry.name for entry in out.iterdir()} if out.exists() else set()
     there = {name for name in there if not name.startswith(".lock") and not name.endswith(storage.TMP_SUFFIX)}
     if there:
@@ -167,9 +171,7 @@ def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, An
         same = isinstance(config, dict) and config.get("sha256") == checkpoint.sha256
         begun = WEIGHTS in there and _is_whole(out / WEIGHTS, checkpoint.sha256)  # an export that was killed, at least
         if not (same and begun and there <= ours):
-            raise UserError(
-                f"{out} already holds something else ({', '.join(sorted(there)[:3])}); choose another --out"
-            )
+            raise UserError(f"{out} already holds other files ({', '.join(sorted(there)[:3])}). Choose another --out.")
     network = checkpoint.network()
     result = None if isinstance(run, ExternalRecord) else open_trajectory(checkpoint.path.parents[1]).result()
     config = config_of(checkpoint, result=result, weights=WEIGHTS)
@@ -187,19 +189,19 @@ def write_export(address: str, *, out: Path, onnx: bool = False) -> dict[str, An
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:
-    """Put an exported folder on the Hugging Face Hub; returns its address there. Raises UserError when that fails."""
+    """Upload an exported folder to the Hugging Face Hub and return its URL. Raises UserError if the upload fails."""
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("the Hugging Face Hub needs pip install 'checkpointkd[hub]'") from None
+        raise UserError("--push needs the extra 'hub'. Run: pip install 'checkpointkd[hub]'.") from None
     api = HfApi()
     try:
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=[".lock*"])
     except Exception as error:  # whatever the network or the Hub may say
         raise UserError(
-            f"could not put {folder} on the Hub as {repository!r} ({first_line(error)}); the folder is whole: try "
-            "again, after `hf auth login` if that is what is missing"
+            f"Could not upload {folder} to the Hub as {repository!r} ({first_line(error)}). The folder is complete. "
+            "Log in with `hf auth login` if necessary, and try again."
         ) from None
     return f"{api.endpoint}/{repository}"
 
@@ -209,22 +211,24 @@ def _from_hub(repository: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UserError("Loading from the Hugging Face Hub needs pip install 'checkpointkd[hub]'") from None
+        raise UserError(
+            "Loading from the Hugging Face Hub needs an extra. Run: pip install 'checkpointkd[hub]'."
+        ) from None
     try:
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # the network, the Hub or its cache may raise anything
-        raise UserError(f"Could not get {repository!r} from the Hugging Face Hub: {first_line(error)}") from None
+        raise UserError(f"Could not download {repository!r} from the Hugging Face Hub: {first_line(error)}") from None
 
 
 def _onnx(network: Network, config: dict[str, Any]) -> tuple[bytes, float]:
-    """The network as an ONNX file, for any number of images, and how far its logits are from PyTorch's."""
+    """Return the network as an ONNX file for any batch size, and the largest difference from PyTorch's logits."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - PyTorch's exporter needs it
     except ImportError:
-        raise UserError("ONNX needs pip install 'checkpointkd[onnx]'") from None
+        raise UserError("--onnx needs the extra 'onnx'. Run: pip install 'checkpointkd[onnx]'.") from None
     if config["image_shape"] is None:
-        raise UserError("the size of the images isn't known of this run, which is too old")
+        raise UserError("This run does not record the size of its images, which --onnx needs. Leave out --onnx.")
     network = network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     trials = [
         torch.rand(size, *config["image_shape"], generator=torch.Generator().manual_seed(size)) for size in (3, 1, 8)
@@ -246,16 +250,18 @@ def _onnx(network: Network, config: dict[str, Any]) -> tuple[bytes, float]:
             content = path.read_bytes()
     except Exception as error:  # the exporter may say anything about a user's network
         cause = error.__cause__ or error
-        raise UserError(f"PyTorch can't write this network as ONNX: {first_line(cause)}") from None
+        raise UserError(f"PyTorch cannot write this network as ONNX: {first_line(cause)}. Leave out --onnx.") from None
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     difference = max(_difference(session, network, images_BCHW) for images_BCHW in trials)
     if not difference <= AGREEMENT:
-        raise UserError(f"ONNX's logits differ from PyTorch's by {difference:.1e}, more than {AGREEMENT:.0e}")
+        raise UserError(
+            f"ONNX logits differ from PyTorch's by {difference:.1e}, more than {AGREEMENT:.0e}. Leave out --onnx."
+        )
     return content, difference
 
 
 def _difference(session: Any, network: Network, images_BCHW: Tensor) -> float:
-    """How far the two answers are apart, of the greatest logit if that is above 1."""
+    """Return the largest difference of the two logits, relative to the largest logit if that is above 1."""
     with torch.no_grad():
         expected = network(images_BCHW)
     (got,) = session.run(None, {"images": images_BCHW.numpy()})
@@ -263,15 +269,15 @@ def _difference(session: Any, network: Network, images_BCHW: Tensor) -> float:
 
 
 def _check(config: Any, path: Path) -> None:
-    """Raise UserError unless this can be a config of ours."""
+    """Raise UserError unless the config has the form that `write_export` writes."""
     kinds = {"weights": str, "sha256": str, "model": str, "classes": list, "mean": list, "std": list}
     if not (isinstance(config, dict) and config.get("format") == FORMAT):
-        raise UserError(f"{path} is none of ours")
+        raise UserError(f"{path} was not written by checkpointkd")
     for name, kind in kinds.items():
         if type(config.get(name)) is not kind:
-            raise UserError(f"{path} is damaged: its {name} is no {kind.__name__}")
+            raise UserError(f"{path} is damaged: {name!r} must have type {kind.__name__}")
     if Path(config["weights"]).name != config["weights"]:
-        raise UserError(f"{path} is damaged: its weights lie elsewhere")
+        raise UserError(f"{path} is damaged: its weights are in another folder")
     numbers = [*config["mean"], *config["std"]]
     if not (
         all(type(number) in (int, float) and abs(number) < 1e6 for number in numbers)
@@ -280,11 +286,11 @@ def _check(config: Any, path: Path) -> None:
         and len(config["classes"]) > 0
         and all(type(name) is str for name in config["classes"])
     ):
-        raise UserError(f"{path} is damaged: its classes or its normalization")
+        raise UserError(f"{path} is damaged: its classes or its normalization are invalid")
 
 
 def _card(config: dict[str, Any]) -> str:
-    """A model card, in the Hub's layout."""
+    """Return the model card in the Hub's layout."""
     lines = [
         "---",
         "library_name: checkpointkd",
@@ -294,18 +300,18 @@ def _card(config: dict[str, Any]) -> str:
         "",
         "```python",
         "import checkpointkd",
-        'network = checkpointkd.load("this folder, or its name on the Hub")',
-        f"logits = network(images)  # floats in [0, 1], {config['image_shape']} each; network.classes are the names",
+        'network = checkpointkd.load("FOLDER")  # or "hf:NAME" from the Hub',
+        f"logits = network(images)  # floats in [0, 1], {config['image_shape']} each; network.classes has the names",
         "```",
         "",
-        f"Epoch {config['epoch']}; protocol {config['data']['select_on']}; {config['data']['train_size']:,} images to "
-        "learn from.",
+        f"Checkpoint of epoch {config['epoch']}, trained on {config['data']['train_size']:,} images "
+        f"(`--select-on {config['data']['select_on']}`).",
     ]
     for split, accuracy in (config["accuracy"] or {}).items():
-        lines.append(f"Accuracy on the {split} images: {100 * accuracy:.2f} %.")
+        lines.append(f"Accuracy on the {'validation' if split == 'val' else split} set: {100 * accuracy:.2f}%.")
     for teacher in config.get("teachers", []):
         lines.append(
-            f"Taught ({config['method']}) by the checkpoint of epoch {teacher['epoch']}, weights "
-            f"`{teacher['sha256'][:12]}`, right on {100 * teacher['accuracy']:.1f}% of the selection images."
+            f"Distilled (`{config['method']}`) from the checkpoint of epoch {teacher['epoch']}, weights "
+            f"`{teacher['sha256'][:12]}`, validation accuracy {100 * teacher['accuracy']:.1f}%."
         )
     return "\n".join(lines) + "\n"

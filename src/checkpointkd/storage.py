@@ -77,9 +77,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"Could not write {path}: {error.strerror or error}. What was there before is intact."
-        ) from None
+        raise UserError(f"Could not write {path}: {error.strerror or error}. The previous content is intact.") from None
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -192,7 +190,10 @@ def load_state(path: Path) -> Any:
     """Return what `save_state` wrote, read with `weights_only=True`. Raises UserError if it is damaged."""
     content = read_bytes(path)
     if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise UserError(f"{path} is damaged (checksum). Remove the run directory {path.parent} to start anew.")
+        raise UserError(
+            f"{path} is damaged (its checksum does not match its content). Remove the run directory "
+            f"{path.parent} to start again."
+        )
     return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
 
 
@@ -216,7 +217,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         holder_name = _start_of(holder) or "another process"
-        raise UserError(f"{folder} is in use by {holder_name}. Try again when it is done.") from None
+        raise UserError(f"{folder} is in use by {holder_name}. Try again when that process has ended.") from None
     except OSError as error:
         raise UserError(f"Could not write in {folder}: {error.strerror}") from None
     try:
@@ -240,7 +241,7 @@ def _start_of(path: Path) -> str:
 def _own_metadata(metadata: dict[str, str]) -> dict[str, str]:
     own = json.loads(metadata.get(METADATA, "{}"))
     if not isinstance(own, dict):
-        raise ValueError("the entry of checkpointkd in its header is not an object")
+        raise ValueError("the entry of checkpointkd in its header is not a JSON object")
     return own
 
 

@@ -93,7 +93,7 @@ def test_the_difference_is_paired():
 
 
 def test_a_class_without_images_is_refused():
-    with pytest.raises(UserError, match=r"1 of 3 classes have no image in this split, e\.g\. class 2"):
+    with pytest.raises(UserError, match=r"1 of 3 classes have no image in this split, such as class 2"):
         class_similarity(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]))
 
 

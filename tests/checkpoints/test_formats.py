@@ -81,7 +81,7 @@ def test_averaged_weights_are_read_by_their_key(all_written: dict[str, Written],
     assert not torch.equal(average.body.state_dict()[name], states[3][name])
     plain = register_external(path, model=NET, data=digits, state_dict_key="state_dict")[3].network()
     assert torch.equal(plain.body.state_dict()[name], states[3][name])
-    with pytest.raises(UserError, match="has nothing at 'model'"):
+    with pytest.raises(UserError, match="has no key 'model'"):
         register_external(path, model=NET, data=digits, state_dict_key="model")
 
 
@@ -184,7 +184,7 @@ MISFITS = [
     ({"model": "tests.checkpoints.network:nothing"}, "cannot be imported"),
     (
         {"model": NET, "state_dict_key": "ema"},
-        r"model_1\.safetensors has nothing at 'ema'\. At its top are blocks, head, stem",
+        r"model_1\.safetensors has no key 'ema'\. Its top-level keys are blocks, head, stem",
     ),
     ({"model": NET, "data": None}, "--model needs --data"),
     ({"model": None}, "--data can only be used for external checkpoints. Add --model"),
@@ -416,7 +416,7 @@ def test_only_file_names_may_have_wildcards(tmp_path: Path):
 def test_weights_at_different_keys_are_not_mixed(tmp_path: Path, digits: Data):
     torch.save({"epoch": 1, "model": users.build(10, 1).state_dict()}, tmp_path / "1.pt")
     torch.save({"epoch": 2, "swa": users.build(10, 1).state_dict()}, tmp_path / "2.pt")
-    with pytest.raises(UserError, match=r"has the weights of .* at 'swa', files before it at 'model'"):
+    with pytest.raises(UserError, match=r"has the weights of .* at 'swa', but earlier files have them at 'model'"):
         register_external(tmp_path, model=NET, data=digits)
 
 

@@ -350,7 +350,7 @@ def test_a_downloaded_record_leads_nowhere_else(file: str, all_written: dict[str
     record, run = _record(path)
     run["checkpoints"]["2"]["file"] = file
     record.write_text(json.dumps(run))
-    with pytest.raises(UserError, match="lies outside of"):
+    with pytest.raises(UserError, match="which is not in"):
         ckd.evaluate(f"{path}@2")
     run["checkpoints"]["2"]["file"] = "model_2.safetensors"
     record.write_text(json.dumps({**run, "folder": "/"}))
@@ -363,7 +363,8 @@ def test_a_downloaded_record_runs_no_code(all_written: dict[str, Written], tmp_p
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home of another user"))
     for command in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
         with pytest.raises(
-            UserError, match=r"names code, 'tests\.checkpoints\.network:build', and was not made by you on this machine"
+            UserError,
+            match=r"names code, 'tests\.checkpoints\.network:build', and you did not register it on this machine",
         ):
             command()
     ckd.inspect(path, model=model, data="digits")

@@ -273,7 +273,7 @@ def test_decoded_images_that_cannot_be_stored_are_used(tmp_path: Path, monkeypat
     settings = DataConfig(data=f"cifar100:{folder / 'cifar-100-python'}")
     home.write_text("a file where the folder should be")
     data = load_data(settings)
-    assert "The decoded images are not stored for the next time" in caplog.text
+    assert "The decoded images could not be stored" in caplog.text
     home.unlink()
     assert load_data(settings).record == data.record
 

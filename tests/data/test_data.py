@@ -66,7 +66,7 @@ def test_stratified_keeps_proportions_or_refuses():
     assert not torch.equal(stratified(labels, 20, seed=0, purpose="x"), stratified(labels, 20, seed=1, purpose="x"))
     with pytest.raises(UserError, match=r"2 x images are too few for 3 classes\. Take at least 3"):
         stratified(labels, 2, seed=0, purpose="x")
-    with pytest.raises(UserError, match="Cannot take 101 x images, for there are 100"):
+    with pytest.raises(UserError, match="Cannot take 101 x images: there are only 100"):
         stratified(labels, 101, seed=0, purpose="x")
     with pytest.raises(UserError, match="A split of 5 x images has none of class 1"):
         stratified(torch.tensor([0] * 99 + [1]), 5, seed=0, purpose="x")

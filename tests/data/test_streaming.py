@@ -248,7 +248,7 @@ def test_folders_that_are_not_a_data_set_are_refused(folder: Path, tmp_path: Pat
         load_data(DataConfig(data="folder"))
     with pytest.raises(UserError, match=r"must hold a folder train and a folder val \(or valid, validation, test\)"):
         load_data(_settings(folder / "train"))
-    _refused(folder, "Cannot take 100 training images, for there are 27", train_images=100)
+    _refused(folder, "Cannot take 100 training images: there are only 27", train_images=100)
     _refused(folder, "1 validation images are too few for 3 classes", val_fraction=0.03)
     (folder / "val" / "class-2").rename(folder / "val" / "class-9")
     _refused(folder, r"The classes in .*train and .*val differ \(only in train: class-2; only in val: class-9\)")

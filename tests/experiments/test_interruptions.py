@@ -117,7 +117,7 @@ def test_a_stopped_and_killed_experiment_continues_to_the_same_rows(smoke: Path,
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert read_experiment(out, "figure3")["missing"]
-    assert "The time is over" in printed
+    assert "The time limit is over" in printed
     assert "The same command continues" in printed
 
     out = out.rename(tmp_path / "second")
@@ -132,7 +132,7 @@ def test_a_stopped_and_killed_experiment_continues_to_the_same_rows(smoke: Path,
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert not read_experiment(out, "figure3")["missing"]
-    assert "The time is over" not in printed
+    assert "The time limit is over" not in printed
     expected, rows = (
         [{name: row[name] for name in row if name not in TIMES} for row in read_rows(folder, "figure3", seed=0)]
         for folder in (smoke, out)

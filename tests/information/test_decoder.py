@@ -346,7 +346,7 @@ def test_features_that_are_no_map_are_refused(teacher_run: Path):
 
 
 def test_too_few_images_and_images_out_of_range_are_refused(teacher_run: Path):
-    with pytest.raises(UserError, match="Too few images: 1 to fit on and 300 to measure on"):
+    with pytest.raises(UserError, match="2 images to fit on and 2 to measure on, not 1 and 300"):
         ckd.score(teacher_run, decoder_steps=1, fit_images=1)
     with pytest.raises(UserError, match="30 images are too few to measure on with the ridge estimator"):
         ckd.score(teacher_run, estimator="ridge", measure_images=30)

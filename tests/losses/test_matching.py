@@ -100,7 +100,7 @@ def test_outputs_that_are_not_features_are_refused(
 
 
 def test_attention_transfer_refuses_a_single_position(teacher_run: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="at compares attention maps, but the feature 'pool' has a single position"):
+    with pytest.raises(UserError, match="at compares attention maps, but the feature 'pool' has only one position"):
         ckd.distill(
             "wrn_10_1",
             teachers=[str(teacher_run)],

@@ -56,7 +56,7 @@ def test_no_other_file_is_overwritten(runs: Path):
     precious = runs / "thesis.tex"
     precious.write_text("precious")
     for path in (precious, runs / "teacher" / "run.json", runs):
-        with pytest.raises(UserError, match="was not written by checkpointkd; choose another --out"):
+        with pytest.raises(UserError, match=r"was not written by checkpointkd\. Choose another --out"):
             ckd.report(runs, out=path)
     assert precious.read_text() == "precious"
     assert ckd.report(runs) == ckd.report(runs), "a report may be written again"
@@ -72,7 +72,7 @@ def test_only_files_of_the_page_are_replaced(experiment: Path, tmp_path: Path):
     ckd.report(experiment, out=page)
     assert {path.name for path in folder.iterdir()} == names
     assert precious.read_bytes() == b"precious"
-    with pytest.raises(UserError, match=r"r_files exists and does not belong to r\.htm;"):
+    with pytest.raises(UserError, match=r"r_files exists and does not belong to r\.htm\."):
         ckd.report(experiment, out=tmp_path / "r.htm")
     with pytest.raises(UserError, match="was not written by checkpointkd"):
         ckd.report(experiment, out=experiment)

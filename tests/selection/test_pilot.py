@@ -197,16 +197,16 @@ def test_killed_search_continues_with_the_same_result(teacher: Path, searched: P
     [
         (
             {"budget": "20"},
-            r"A budget of 20 epochs covers 2 pilot runs of 10 epochs \(at least 100 steps each\), but at least 3 .* "
+            r"A budget of 20 epochs covers 2 pilot runs of 10 epochs \(at least 100 steps each\), but the search needs at least 3: .* "
             r"Pass --budget 30 or more",
         ),
         ({"budget": "a lot"}, "'a lot'"),
         ({"budget": "0.0"}, "'0.0'"),
         ({"budget": " 70"}, "' 70'"),
         ({"budget": "٣"}, "'٣'"),
-        ({"alpha": [1.0]}, "alpha 1 the teacher has no weight"),
+        ({"alpha": [1.0]}, "--alpha 1 gives the teacher no weight"),
         ({"rule": "algorithm1"}, "--rule algorithm1"),
-        ({"alpha": [0.5, 0.5]}, "The alphas must differ"),
+        ({"alpha": [0.5, 0.5]}, "The values of --alpha must differ"),
         ({"alpha": [1.5]}, "alpha must"),
         ({"student": "wrn"}, "'wrn'"),
         ({"data": "cifar10:nowhere"}, "nowhere"),
@@ -296,7 +296,7 @@ def test_diverged_run_without_teacher_is_an_error(teacher: Path, tmp_path: Path,
         raise Diverged("the loss became NaN")
 
     monkeypatch.setattr(pilot, "run_training", diverge)
-    with pytest.raises(UserError, match=r"the loss became NaN. This was the pilot run without a teacher"):
+    with pytest.raises(UserError, match=r"the loss became NaN. All candidates are compared with this pilot run"):
         ckd.select(teacher, out=tmp_path / "pilot", **{**SHORT, "epochs": 1, "budget": 12})
 
 
@@ -327,7 +327,7 @@ def test_every_stored_run_counts_with_any_budget(teacher: Path, tmp_path: Path, 
         result = ckd.select(teacher, out=tmp_path / "pilot", **{**SHORT, "epochs": 1, "budget": budget})
         assert len(result.pilot_runs) == len(_results(tmp_path / "pilot"))
         assert result.spent_epochs == len(result.pilot_runs) == max(budget, 8 if budget == 6 else 0)
-        assert ("pilot runs of 8 epochs in all are used, more than this budget" in caplog.text) == (budget == 6)
+        assert ("pilot runs of 8 epochs in total, more than this budget" in caplog.text) == (budget == 6)
         caplog.clear()
     assert len({(*run.epochs, run.alpha) for run in result.pilot_runs}) == 9
 

@@ -152,7 +152,7 @@ def test_every_rule_passes_the_exam(rule: str):
     single = _choose(rule, _plane([0.3], [0.5]), planned=10)
     assert (single.epoch, single.runner_up) == (10, None)
     assert any("only one checkpoint" in warning for warning in single.warnings)
-    with pytest.raises(UserError, match="There is no checkpoint to choose from"):
+    with pytest.raises(UserError, match="The run has no checkpoint to choose from"):
         choose(Candidates([], 10, None), rule=rule)
     if rule in NEED_NO_SCORES:
         assert choose(Candidates([10, 20], 20, None), rule=rule).epoch in (10, 20)
@@ -196,7 +196,7 @@ def test_uncertain_choice_names_its_rival():
     shares = [f"{100 * unsure.probability[epoch]:.0f}%" for epoch in (30, 10)]
     assert unsure.warnings == (
         f"The choice is uncertain: epoch 30 is chosen in {shares[0]} of 1,000 resamples of the images, epoch 10 in "
-        f"{shares[1]}; `select --student` tests candidates with pilot runs",
+        f"{shares[1]}. To compare candidates with pilot runs, use `select --student`",
     )
 
 

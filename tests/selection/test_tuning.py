@@ -352,11 +352,11 @@ def test_two_processes_share_the_trials(teacher_run: Path, tmp_path: Path, sampl
         ({"learning_rate": [-1.0]}, "learning rate must be"),
         ({"method_weight": [-1.0]}, "at least 0, not -1"),
         ({"alpha": [float("nan")]}, "The values of alpha must be finite numbers"),
-        ({"alpha": []}, "There are no values of alpha to try"),
+        ({"alpha": []}, "--alpha needs at least one value"),
         ({"trials": 0}, "--trials must be at least 1, not 0"),
         ({"seeds": 0}, "--seeds must be from 1 to 100, not 0"),
         ({"sampler": "random"}, "sampler 'random'"),
-        ({"sampler": "tpe", "alpha": [0.5], "tau": [4.0]}, "TPE needs a range to search"),
+        ({"sampler": "tpe", "alpha": [0.5], "tau": [4.0]}, "--sampler tpe needs a range"),
         (
             {"storage": "nosql://me:secret@here"},
             r"Could not open the Optuna storage 'nosql://here': .*--storage takes any storage URL",

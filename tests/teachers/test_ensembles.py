@@ -89,7 +89,9 @@ def test_one_checkpoint_is_not_two_members_of_a_snapshot_ensemble(tmp_path: Path
     run = tmp_path / "run"
     ckd.train("wrn_10_1", data="digits", train_images=50, epochs=9, save_every=3, batch_size=25, out=run)
     (run / "checkpoints" / "epoch-0003.safetensors").rename(run / "checkpoints" / "epoch-0008.safetensors")
-    with pytest.raises(UserError, match=r"no 3 equally spaced checkpoints: .* 9 epochs are 6, 6, 9\. Name checkpoints"):
+    with pytest.raises(
+        UserError, match=r"no 3 equally spaced checkpoints\. .* 9 epochs are 6, 6, 9\. Name checkpoints"
+    ):
         resolve_ensemble([str(run)], "snapshot:3")
 
 
@@ -189,11 +191,11 @@ def _rewrite(run: Path, change) -> None:
     [
         (
             lambda run: run["classes"].reverse(),
-            r"they know different classes \(in another order, first at 0: '0' and '9'\)",
+            r"their classes differ \(in another order, first at 0: '0' and '9'\)",
         ),
         (
             lambda run: run["classes"].__setitem__(3, "three"),
-            r"they know different classes \(10 and 10, '3', 'three' not in both\)",
+            r"their classes differ \(10 and 10, '3', 'three' not in both\)",
         ),
         (
             lambda run: run["data"].__setitem__("shape", [1, 16, 16]),

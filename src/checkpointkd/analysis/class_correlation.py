@@ -66,7 +66,7 @@ def class_similarity(vectors_NK: Tensor, labels_N: Tensor) -> Tensor:
     empty = (counts_K == 0).nonzero().flatten().tolist()
     if empty:
         raise UserError(
-            f"{len(empty)} of {len(counts_K)} classes have no image in this split, e.g. class {empty[0]}; "
+            f"{len(empty)} of {len(counts_K)} classes have no image in this split, such as class {empty[0]}; "
             "use more images"
         )
     sums_KK = torch.zeros(len(counts_K), vectors_NK.shape[1]).index_add_(0, labels_N, vectors_NK)

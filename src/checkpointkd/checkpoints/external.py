@@ -100,7 +100,7 @@ def register_external(
             continue
         if weights_at not in (None, key):
             raise UserError(
-                f"{file.path} has the weights of {model} at {key or 'its top'!r}, files before it at "
+                f"{file.path} has the weights of {model} at {key or 'its top'!r}, but earlier files have them at "
                 f"{weights_at or 'their top'!r}. Give --state-dict-key KEY, or select some files with a wildcard."
             )
         weights_at = key
@@ -230,7 +230,9 @@ def _normalization(
         if not len(mean) == len(std) == channels:
             raise UserError(f"Give --mean and --std together, with one number for each of the {channels} channels")
         if not _usable(mean, std, channels):
-            raise UserError("--mean and --std are those of images in [0, 1], and a deviation must be above 0")
+            raise UserError(
+                "--mean and --std are for images in [0, 1]: give finite numbers below 10, and --std above 0"
+            )
         return _Normalization(mean, std, GIVEN)
     first = next(iter(folder.checkpoints.values())).path
     preprocessor_path = first / "preprocessor_config.json"
@@ -247,7 +249,11 @@ def _normalization(
         if stated_mean is not None and stated_std is not None:
             if _usable(stated_mean, stated_std, channels):
                 return _Normalization(tuple(stated_mean), tuple(stated_std), source)
-            log.warning("Mean and deviation (%s) do not fit %d channels and are ignored", source, channels)
+            log.warning(
+                "The mean and standard deviation (%s) do not fit %d channels and are ignored. Give --mean and --std.",
+                source,
+                channels,
+            )
     return _Normalization(tuple(own_mean), tuple(own_std), "measured on the training images")
 
 

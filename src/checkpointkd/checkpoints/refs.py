@@ -118,9 +118,9 @@ def _equally_spaced(trajectory: Trajectory, count: int) -> list[int]:
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     if len(set(epochs)) != count:
         raise UserError(
-            f"{trajectory.source} has no {count} equally spaced checkpoints: those nearest to {count} equal parts of "
-            f"its {trajectory.planned_epochs} {unit}s are {', '.join(map(str, epochs))}. Name checkpoints with "
-            "--teachers."
+            f"{trajectory.source} has no {count} equally spaced checkpoints. The checkpoints nearest to {count} equal "
+            f"parts of its {trajectory.planned_epochs} {unit}s are {', '.join(map(str, epochs))}. Name checkpoints "
+            "with --teachers."
         )
     return epochs
 

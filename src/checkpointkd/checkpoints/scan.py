@@ -52,8 +52,8 @@ def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
             number is the epoch. `{step}` instead of `{epoch}` counts in steps; `*` matches any text.
 
     Raises:
-        UserError: If a file cannot be read, if two files have the same epoch, if no epoch can be told, or if there is
-            no checkpoint.
+        UserError: If there is no checkpoint, if a file cannot be read, if an epoch is not found, or if two files have
+            the same epoch.
     """
     root, paths, left_out = _candidates(str(path))
     numbers: dict[Path, int] = {}

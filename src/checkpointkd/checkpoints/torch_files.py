@@ -183,11 +183,11 @@ def _checked(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     if not all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) or (
         sum(entry.file_size for entry in entries) > size
     ):
-        raise UserError(f"{path} is refused: it unpacks to more than its size, which no file of torch.save does")
+        raise UserError(f"{path} is refused: it unpacks to more than its size, unlike files of torch.save")
     if len({entry.filename for entry in entries}) < len(entries):
-        raise UserError(f"{path} is refused: it holds two entries of one name")
+        raise UserError(f"{path} is refused: two entries have the same name")
     if min((entry.header_offset for entry in entries), default=1) != 0:
-        raise UserError(f"{path} is refused: there is something before the archive in it")
+        raise UserError(f"{path} is refused: it has other bytes before the archive")
     return archive
 
 
@@ -427,7 +427,7 @@ class _Objects:
                 self.blobs.seek(content.start)
                 flat = _filled(self.blobs, content.size)
             array = flat.numpy().view(dtype).reshape(shape, order="F" if fortran else "C")
-            return torch.from_numpy(np.ascontiguousarray(array.astype(dtype.newbyteorder("="))))
+            return torch.from_numpy(np.array(array, dtype.newbyteorder("="), order="C"))
 
         return TensorPlan(shape, torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype, read)
 

@@ -232,10 +232,15 @@ class Trajectory(Mapping[int, Checkpoint]):
             )
         result = self.result()
         if result is None:
-            raise UserError(f"The run in {self.path} is not finished, so it has not been tested")
+            raise UserError(
+                f"The run in {self.path} is not finished, so it has no test accuracy. Run its command again to "
+                f"finish it."
+            )
         if result.test is None:
             raise UserError(
-                f"The run in {self.path} is a trial of `tune` or a pilot run, which leave the test images alone"
+                f"The run in {self.path} is a trial of `tune` or a pilot run, so it has no test accuracy. "
+                f"Measure it with "
+                "`checkpointkd evaluate --split test`."
             )
         return result.test.accuracy
 
@@ -288,7 +293,9 @@ def _open_external(path: Path, run: ExternalRecord) -> Trajectory:
     files = {epoch: folder / checkpoint.file for epoch, checkpoint in run.checkpoints.items()}
     for file in files.values():
         if not os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder), "")):
-            raise UserError(f"{path / 'run.json'} names {str(file)!r}, which lies outside of {folder}")
+            raise UserError(
+                f"{path / 'run.json'} names {str(file)!r}, which is not in {folder}. Inspect the folder again."
+            )
     present = {epoch: Checkpoint(file, epoch, run) for epoch, file in files.items() if os.path.exists(file)}
     if not present:
         raise UserError(
@@ -297,18 +304,19 @@ def _open_external(path: Path, run: ExternalRecord) -> Trajectory:
         )
     if names_code(run.model) and not os.path.exists(trust_marker(run)):
         raise UserError(
-            f"The record in {path} names code, {run.model!r}, and was not made by you on this machine. If you trust "
-            f"it, run `checkpointkd inspect {folder} --model {run.model} --data DATA`."
+            f"The record in {path} names code, {run.model!r}, and you did not register it on this machine. If "
+            f"you trust "
+            f"this code, run `checkpointkd inspect {folder} --model {run.model} --data DATA`."
         )
     return Trajectory(path, run, present)
 
 
 def _not_registered(path: Path) -> UserError:
-    """The error for a folder that is no run directory: what is in it, and what to do."""
+    """Return the error for a folder that is not a run directory: its content, and what to do."""
     try:
         folder = scan_folder(path)
     except UserError as error:
-        return UserError(f"{path} is not a run directory, for it has no run.json. {error}")
+        return UserError(f"{path} is not a run directory: it has no run.json. {error}")
     formats = ", ".join(sorted({file.format for file in folder.checkpoints.values()}))
     return UserError(
         f"{path} holds {len(folder.checkpoints)} checkpoints of another trainer ({formats}). Name their network once: "

@@ -28,6 +28,7 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 DEEPEST = 50  # dicts in dicts
+SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch.compile's, FSDP's, …
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -62,7 +63,7 @@ def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: 
     with opened_tensors(path) as flat:
         if key is not None and not any(name.startswith(f"{key}.") for name in flat):
             top = sorted({name.partition(".")[0] for name in flat})
-            raise UserError(f"{path} has nothing at {key!r}. At its top are {', '.join(top[:8])}.")
+            raise UserError(f"{path} has no key {key!r}. Its top-level keys are {', '.join(top[:8])}.")
         prefix, flat = _prefix(path, flat, expected, key=key, model=model)
         stored = {name.removeprefix(prefix): plan for name, plan in flat.items() if name.startswith(prefix)}
         # A counter that is missing is 0 as in a new network, never that of a file which was read before.
@@ -83,7 +84,7 @@ def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor, model:
         raise UserError(f"{path} does not fit {model}: {name} is {plan.problem or f'of type {plan.dtype}'}")
     tensor = plan.read().to(wanted.dtype)
     if not tensor.isfinite().all():
-        raise DamagedFile(f"{path} is damaged: {name} in it holds NaN or infinite numbers")
+        raise DamagedFile(f"{path} is damaged: its tensor {name} has NaN or infinite values")
     return tensor
 
 
@@ -241,7 +242,7 @@ def parts(path: Path) -> list[Path]:
     files = [path / name for name in WHOLE if (path / name).is_file()][:1]
     files = files or [path / shard for shard in dict.fromkeys((_shards(path) or {}).values())]
     if not files:
-        raise UserError(f"There are no weights in {path}: neither {' nor '.join((*WHOLE, *SHARDS))}")
+        raise UserError(f"There are no weights in {path}. Expected one of {', '.join((*WHOLE, *SHARDS))}.")
     return [inside(check_exists(file, "shard"), path) for file in files]
 
 
@@ -261,6 +262,8 @@ def flatten(path: Path, value: Any, name: str, flat: dict[str, TensorPlan], seen
         seen.add(id(value))
         entries = _entries_of(value) if isinstance(value, StandIn) else value
         for key, entry in entries.items():
+            if depth == 0 and key in SETTINGS:
+                continue
             flatten(path, entry, f"{name}.{key}" if name else str(key), flat, seen, depth + 1)
 
 

@@ -38,10 +38,10 @@ class CacheEntry:
 
 @command(CommonOptions)
 def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptions) -> dict[str, Any]:
-    """List what commands keep between runs, or free it.
+    """List or delete the files that commands keep between runs.
 
-    list shows everything below CHECKPOINTKD_HOME. clear deletes teacher logits and decoded images, which commands make
-    again when they need them. It never deletes data sets or the records of external checkpoints.
+    list shows everything below CHECKPOINTKD_HOME. clear deletes teacher logits and decoded images. Commands make them
+    again when they need them. clear never deletes data sets or the records of external checkpoints.
 
     Example:
 
@@ -54,7 +54,7 @@ def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptio
         kinds: What to list or clear: logits, decoded, or all. clear needs at least one.
 
     Raises:
-        UserError: For an unknown kind, and if something could not be deleted.
+        UserError: If a kind is unknown, or if an entry could not be deleted.
     """
     if action not in ("list", "clear"):
         raise unknown_name("action", action, ("list", "clear"))

@@ -20,8 +20,8 @@ def check_same_classes(trajectory: Trajectory, data: Data) -> None:
     """Raise UserError unless the run was trained on the classes of the data, in the same order."""
     if trajectory.run.classes != data.classes:
         raise UserError(
-            f"{trajectory.path} was trained on {len(trajectory.run.classes)} classes, which differ in number, name or "
-            f"order from the {len(data.classes)} classes of {data.name!r}"
+            f"{trajectory.path} was trained on {len(trajectory.run.classes)} classes. They differ in number, name or "
+            f"order from the {len(data.classes)} classes of {data.name!r}. Give the run's own data set with --data"
         )
 
 

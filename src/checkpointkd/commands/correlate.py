@@ -26,8 +26,8 @@ class CorrelateOptions(SplitOptions, CommonOptions):
     """Softmax temperature of the predictions."""
 
     order: ClassOrder = "auto"
-    """The order of the classes: superclass (CIFAR-100's); similarity, with similar classes side by side; given, as in
-    the data; auto, by superclass where there are any, otherwise by similarity."""
+    """The order of the classes. superclass: by CIFAR-100's superclasses. similarity: similar classes side by side.
+    given: as in the data. auto: superclass if the data have superclasses, otherwise similarity."""
 
     out: Path | str | None = None
     """HTML file for the heatmaps. Default: none."""
@@ -35,10 +35,11 @@ class CorrelateOptions(SplitOptions, CommonOptions):
 
 @command(CorrelateOptions)
 def correlate(*references: str, options: CorrelateOptions) -> dict[str, Any]:
-    """Measure how similar a checkpoint finds the classes (Eq. 8), and how that differs from a second checkpoint.
+    """Measure the class correlation of a checkpoint (Eq. 8), or compare two checkpoints.
 
-    The similarity of two classes is the cosine of their mean logits, or of their mean softened predictions. The mean
-    similarity over all pairs, and its diversity, the spread over pairs, have 95% bootstrap intervals over the images.
+    The similarity of two classes is the cosine of their mean logits, or of their mean softened predictions. The table
+    has the mean similarity over all pairs of classes, and the diversity: the standard deviation over pairs. Both have
+    95% bootstrap intervals over the images.
 
     Example:
 
@@ -48,7 +49,7 @@ def correlate(*references: str, options: CorrelateOptions) -> dict[str, Any]:
         references: One or two checkpoint references: RUN@160, RUN@0.5, RUN@midpoint, RUN@last, RUN@best.
 
     Raises:
-        UserError: For references that name no checkpoint, for data of other classes, and for classes without images.
+        UserError: If a reference names no checkpoint, if the data have other classes, or if a class has no images.
     """
     from ..analysis.class_correlation import class_correlation
     from ..data import superclasses
@@ -63,7 +64,7 @@ def correlate(*references: str, options: CorrelateOptions) -> dict[str, Any]:
     teacher, data, images = options.open(references, options)
     groups = superclasses(data.classes)
     if groups is None and options.order == "superclass":
-        raise UserError(f"The classes of {data.name!r} have no superclasses. Choose another --order")
+        raise UserError(f"The classes of {data.name!r} have no superclasses. Choose another --order.")
     logits_MNK = teacher.predict(images)
     vectors = {"logits": logits_MNK, "softened": (logits_MNK / tau).softmax(-1)}
     correlations = {kind: class_correlation(vectors_MNK, images.labels_N) for kind, vectors_MNK in vectors.items()}

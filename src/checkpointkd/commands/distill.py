@@ -24,9 +24,9 @@ class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions
     """Options of `distill`."""
 
     alpha: float | None = None
-    """Weight of the cross-entropy with the labels, in [0, 1]. For kd the distillation loss has the rest, 1 − alpha
-    (Eq. 1); default 0.5. Other methods add a term of their own. Beside it, feature methods keep the distillation loss
-    with weight 1 − alpha; default 1. lskd, dkd and dist do not; default 0.1, 1 and 1."""
+    """Weight of the cross-entropy with the labels, in [0, 1]. With kd and feature methods, the distillation loss has
+    weight 1 − alpha (Eq. 1). lskd, dkd and dist replace this loss with their own term. Default: 0.5 for kd, 0.1 for
+    lskd, 1 for all other methods."""
 
     tau: float | None = None
     """Softmax temperature. Default: the method's own, 5 for kd."""
@@ -58,7 +58,7 @@ class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions
 
 @command(DistillOptions)
 def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
-    """Train a student with teachers: one checkpoint, or several. The same command again continues an interrupted run.
+    """Train a student with one or several checkpoints as teachers. Repeat the command to continue an interrupted run.
 
     The teachers' validation accuracies are logged before the training starts.
 
@@ -70,7 +70,7 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
         student: The student's network, as for `train`.
 
     Raises:
-        UserError: If a teacher is not better than chance or has other classes than the data, and as `train` does.
+        UserError: If a teacher is not better than chance, if its classes differ from the data's, and as `train` does.
     """
     from ..checkpoints import resolve_ensemble
     from ..data import load_data

@@ -30,7 +30,7 @@ class SplitOptions(DataSetOptions):
         """Load the checkpoints, the data, and the images of the split.
 
         Raises:
-            UserError: For references that name no checkpoint, and for data of other classes.
+            UserError: If a reference names no checkpoint, or if the data have other classes.
         """
         from ..checkpoints import resolve_ensemble
         from ..data import config_like, load_data, load_test
@@ -44,7 +44,10 @@ class SplitOptions(DataSetOptions):
         data = load_data(config, on_progress=common.on_progress)
         teacher = Teacher(refs, device=common.torch_device)
         if teacher.classes != list(data.classes):
-            raise UserError(f"{references[0]} was trained on other classes than those of {data.name!r}")
+            raise UserError(
+                f"{references[0]} was trained on other classes than those of {data.name!r}. "
+                "Give the run's own data set with --data"
+            )
         if self.split == "test":
             return teacher, data, load_test(config, on_progress=common.on_progress)
         warn_if_any_saw_validation_images(refs, data)
@@ -58,9 +61,9 @@ class EvaluateOptions(SplitOptions, EnsembleOptions, CommonOptions):
 
 @command(EvaluateOptions)
 def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
-    """Measure checkpoints, and the ensemble of them if there are several, on images without augmentation.
+    """Measure checkpoints and their ensemble on images without augmentation.
 
-    The validation set is the default, for everything that is chosen. The test set is for the final result.
+    Use the validation set (the default) to compare and choose. Use the test set for the final result only.
 
     Example:
 
@@ -70,7 +73,7 @@ def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
         references: One or more checkpoint references: RUN@160, RUN@0.5, RUN@midpoint, RUN@last, RUN@best.
 
     Raises:
-        UserError: For references that name no checkpoint, and for data of other classes.
+        UserError: If a reference names no checkpoint, or if the data have other classes.
     """
     from ..records.base import plain
     from ..teachers.cost import training_cost

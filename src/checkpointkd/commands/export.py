@@ -41,8 +41,7 @@ def export(reference: str, /, *, options: ExportOptions) -> dict[str, Any]:
         reference: The checkpoint: a run directory for its last one, or RUN@160, RUN@0.5, RUN@midpoint, RUN@best.
 
     Raises:
-        UserError: For a reference that names no checkpoint, if the folder holds other files, and if ONNX or the Hub
-            fails.
+        UserError: If the reference names no checkpoint, if the folder holds other files, or if ONNX or the Hub fails.
     """
     from ..exporting import push, write_export
 

@@ -30,8 +30,8 @@ class InspectOptions(DataOptions, CommonOptions):
     """For external checkpoints: their network, as for `train`. Needs --data."""
 
     pattern: str | None = None
-    """For external checkpoints: the form of the file names, such as 'ckpt_{epoch}.pt', where the epoch cannot be read
-    from them. It also decides which files are checkpoints. {step} counts in steps, * matches any text."""
+    """For external checkpoints: the form of the file names, such as 'ckpt_{epoch}.pt'. Give it if the epoch is not
+    found in the names, or to register some files only. {step} counts in steps, * matches any text."""
 
     state_dict_key: str | None = None
     """For files with several state dicts: the key of the weights, such as state_dict_ema or state_dict.student."""
@@ -41,7 +41,7 @@ class InspectOptions(DataOptions, CommonOptions):
     Hugging Face preprocessor or timm's model, otherwise the mean of the training images."""
 
     std: list[float] | None = None
-    """The standard deviation of each channel, likewise."""
+    """For external checkpoints: the standard deviation of each channel. Default: as for --mean."""
 
     def given_for_external(self) -> list[str]:
         """List the given options that apply to external checkpoints only."""
@@ -53,10 +53,10 @@ class InspectOptions(DataOptions, CommonOptions):
 def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     """Describe a run directory, or a folder of checkpoints from another trainer.
 
-    The format of external checkpoints is detected from their content: Hugging Face, Lightning, timm, torchvision's
-    reference scripts, the authors' code of the paper, and plain state dicts in safetensors or PyTorch files. With
-    --model and --data, `inspect` compares every file with the network, measures its validation accuracy and records
-    both. Afterwards PATH works like a run, as in PATH@last.
+    `inspect` detects the format of external checkpoints from their content. It reads Hugging Face, Lightning, timm,
+    torchvision's reference scripts and the paper authors' code. It also reads plain state dicts in safetensors or
+    PyTorch files. With --model and --data, `inspect` compares every file with the network, measures its validation
+    accuracy and records both. Afterwards PATH works like a run, as in PATH@last.
 
     Example:
 
@@ -68,8 +68,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
         path: The directory; or a pattern, such as 'output/run1_*.pth'; or one file.
 
     Raises:
-        UserError: If there is no run and no checkpoint, and for files that are damaged, refused or do not fit the
-            network.
+        UserError: If there is no run and no checkpoint, or if a file is damaged, refused or does not fit the network.
     """
     from ..checkpoints import describe, is_registered, open_trajectory
     from ..teachers.ensemble import chance_level
@@ -110,7 +109,7 @@ def _refresh(trajectory: Trajectory, options: InspectOptions) -> None:
 
 
 def _register(path: Path | str, registered: Trajectory | None, options: InspectOptions) -> tuple[Trajectory, Data]:
-    """Register the checkpoints with the given options. What was registered before and is not given stays."""
+    """Register the checkpoints with the given options. Options that are not given keep their registered values."""
     from ..checkpoints import GIVEN, register_external
     from ..data import load_data
 

@@ -41,11 +41,11 @@ class CommonOptions:
     """Common options."""
 
     device: Device = "auto"
-    """Where to compute: cpu, cuda, mps, or auto for the best that PyTorch can use. Commands that compute nothing ignore
-    it."""
+    """Where to compute: cpu, cuda, mps, or auto for the best device that PyTorch can use. Commands that compute
+    nothing ignore this option."""
 
     on_progress: OnProgress | None = None
-    """From Python: a function that receives the name of the work, the steps done and the steps in all."""
+    """From Python: a function that receives the name of the task, the number of finished steps and the total."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -60,9 +60,9 @@ class DataSetOptions:
     """Data."""
 
     data: str | None = None
-    """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet, each also as NAME:PATH; folder:PATH, with
-    PATH/train/CLASS and PATH/val/CLASS; or hf:NAME from the Hugging Face Hub. Default, where a run or teachers are
-    given: their data set."""
+    """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet. NAME:PATH names the place of the data.
+    folder:PATH takes your own images, in PATH/train/CLASS and PATH/val/CLASS. hf:NAME takes a data set of the Hugging
+    Face Hub. Default: the data set of the given run or teachers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +70,15 @@ class DataOptions(DataSetOptions):
     """Data."""
 
     select_on: SelectOn | None = None
-    """The images that checkpoints and hyperparameters are chosen on: val, a part of the training set that is kept out
-    of training; or test, as in the paper. Default: as the given run or first teacher, otherwise val."""
+    """The images for choosing checkpoints and hyperparameters. val: a part of the training set that is kept out of
+    training. test: the test set, as in the paper. Default: as in the given run or first teacher, otherwise val."""
 
     image_size: int | None = None
-    """For image folders: images are resized and cropped to squares of this many pixels. Default: as the given run or
+    """For image folders: resize and crop images to squares of this side in pixels. Default: as in the given run or
     first teacher, otherwise 224."""
 
     flip: bool | None = None
-    """Augment with horizontal flips. Default: as the given run or first teacher, otherwise yes, except for digits."""
+    """Augment with horizontal flips. Default: as in the given run or first teacher, otherwise yes (no for digits)."""
 
     def config(self, data: str, train_images: int | None = None) -> DataConfig:
         """Return the settings of this data set, for a command that follows no run."""
@@ -112,8 +112,8 @@ class RecipeOptions:
     """Images per step. Default: the recipe's."""
 
     train_images: int | None = None
-    """Train on a class-balanced subset of this many images. Default: as the given run or first teacher, otherwise all
-    training images."""
+    """Train on a class-balanced subset of this many images. Default: as in the given run or first teacher, otherwise
+    all training images."""
 
     def recipe_for(self, data: Data, learning_rate: float | None = None) -> Recipe:
         """Return the chosen recipe, or the data set's, with the options in place of its own settings."""
@@ -156,7 +156,7 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     """Save a checkpoint every this many epochs, and after the last. Default: 20 checkpoints per run."""
 
     compile: bool = False
-    """Compile the network with torch.compile. This takes about a minute, and pays off on some networks and machines
+    """Compile the network with torch.compile. This takes about a minute. It speeds up some networks on some machines
     only."""
 
     best_of_last_ten: bool = False
@@ -189,12 +189,12 @@ class EnsembleOptions:
     """Teacher ensemble."""
 
     ensemble: str | None = None
-    """Which checkpoints of the given runs form the ensemble: snapshot:K, the last checkpoint of one run and K − 1
-    equally spaced ones before it; full:K, the last checkpoints of K runs; mixed, the midpoint of the first run and the
-    last of the second; all, every checkpoint of one run. Default: the checkpoints that are named."""
+    """The checkpoints of the given runs that form the ensemble. snapshot:K: the last checkpoint of one run and K − 1
+    equally spaced earlier ones. full:K: the last checkpoints of K runs. mixed: the midpoint of the first run and the
+    last checkpoint of the second. all: every checkpoint of one run. Default: the named checkpoints."""
 
     average: EnsembleAverage = KDConfig.average
-    """Average the ensemble's probabilities (Eq. 2), or its logits, as the authors' code does."""
+    """What to average over the ensemble: probabilities (Eq. 2), or logits, as the authors' code does."""
 
     teacher_weights: list[float] | None = None
     """The weight of each checkpoint of the ensemble, in order; weights sum to 1. Default: equal weights."""
@@ -217,8 +217,8 @@ class LogitCacheOptions:
     """Logit cache."""
 
     logit_cache_gb: float = LOGIT_CACHE_GB
-    """Upper limit of the logit cache in gigabytes; the entries unused for longest are removed first. With 0 the
-    teachers run at every step, which gives the same student more slowly."""
+    """Upper limit of the logit cache in gigabytes. The least recently used entries are removed first. With 0 the
+    teachers run at every step: the student is the same, but training is slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,12 +238,12 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     paper's formula does not."""
 
     teacher_schedule: TeacherSchedule = "joint"
-    """When each of several teachers is used: joint, all of them throughout; rco, one after the other, each for an equal
-    part of the training; progressive, as rco with a temperature that falls to 1."""
+    """When each of several teachers is used. joint: all teachers throughout. rco: one teacher after the other, each for
+    an equal part of the training. progressive: as rco, with a temperature that falls to 1."""
 
     teacher_batch_norm: BatchNormMode = "eval"
-    """Batch normalization of the teachers: eval, with running statistics; or batch, with the statistics of each batch,
-    as the authors' code does for most of the training."""
+    """Batch normalization of the teachers. eval: running statistics. batch: the statistics of each batch, as in the
+    authors' code for most of the training."""
 
     teacher_features: list[str] | None = None
     """For feature methods: the teacher's modules, by their paths in the model. Default: the method's usual features."""

@@ -19,7 +19,7 @@ class ReportOptions(CommonOptions):
 
 @command(ReportOptions)
 def report(folder: Path | str, /, *, options: ReportOptions) -> Path:
-    """Write a report on every run in a folder: one HTML file that needs no network.
+    """Write a report on every run in a folder, as one HTML file that works offline.
 
     Example:
 

@@ -26,7 +26,7 @@ class ScoreOptions(DataSetOptions, CommonOptions):
     """Options of `score`."""
 
     model: str | None = None
-    """For external checkpoints: their network, as for `train`. It is remembered."""
+    """For external checkpoints: their network, as for `train`. Later commands remember it."""
 
     estimator: EstimatorName = EstimatorConfig.estimator
     """The estimator of I(X;F): decoder, the paper's reconstruction decoder; or ridge, a linear decoder in closed form,
@@ -40,14 +40,14 @@ class ScoreOptions(DataSetOptions, CommonOptions):
     10,000; 1,000 for ridge."""
 
     measure_images: int | None = None
-    """Number of validation images that it is evaluated on. Default: all, at most 10,000; 1,000 for ridge."""
+    """Number of validation images that the estimator is evaluated on. Default: all, at most 10,000; 1,000 for ridge."""
 
     decoder_steps: int = EstimatorConfig.steps
     """Training steps of each decoder."""
 
     decoder_seeds: int = EstimatorConfig.seeds
-    """Decoders per checkpoint, each from another initialization. Their spread is reported and enters the uncertainty of
-    a choice."""
+    """Decoders per checkpoint, each from another initialization. Their spread is reported, and is part of the
+    uncertainty of a choice."""
 
 
 @command(ScoreOptions)
@@ -64,7 +64,7 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
         run: The run directory; or a folder of external checkpoints, see `inspect`.
 
     Raises:
-        UserError: If the network has no feature map to decode, and for unknown settings or data.
+        UserError: If the network has no feature map to decode, or if a setting or the data set is unknown.
     """
     from ..information import score_trajectory
     from ..storage import locked

@@ -30,10 +30,10 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     """With --student: compare candidates by pilot runs."""
 
     student: str | None = None
-    """The student's network, as for `train`. It turns the search on; the options below apply to it only."""
+    """The student's network, as for `train`. This option starts a pilot search. The options below apply to it only."""
 
     out: Path | str | None = None
-    """The directory of the pilot runs. Required. The same command again continues an interrupted search."""
+    """The directory of the pilot runs. Required. Repeat the command to continue an interrupted search."""
 
     budget: str | float = PilotConfig.budget
     """The cost of all pilot runs: a fraction of one full distillation, such as 1.0, or a number of epochs, such as
@@ -71,7 +71,7 @@ class SelectOptions(PilotOptions, CommonOptions):
         """Return the student and the directory of its pilot runs, or None if a rule chooses.
 
         Raises:
-            UserError: If options of a rule and of pilot runs are combined, and if the directory is absent.
+            UserError: If options of a rule and of pilot runs are combined, or if `out` is not given.
         """
         if self.student is None:
             for field in dataclasses.fields(PilotOptions):
@@ -97,8 +97,8 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
 ) -> Choice | PilotResult:
     """Choose the checkpoint that teaches. Afterwards RUN@best refers to it.
 
-    Without --student a rule chooses, which looks at the teacher's run only: Algorithm 1 or another. With --student,
-    short pilot runs of that student compare single checkpoints, pairs of them and training without a teacher.
+    Without --student, a rule chooses from the teacher's run alone: Algorithm 1 or another rule. With --student, short
+    pilot runs of that student compare single checkpoints, pairs of checkpoints, and training without a teacher.
 
     Example:
 
@@ -110,8 +110,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
         run: The run directory.
 
     Raises:
-        UserError: If the rule needs scores and the checkpoints have none, and if the budget is too small for pilot
-            runs.
+        UserError: If the rule needs scores and the checkpoints have none, or if the budget is too small for pilot runs.
     """
     from ..checkpoints import open_trajectory, warn_if_new_files
     from ..selection import RULES

@@ -18,13 +18,13 @@ class TrainOptions(DataOptions, TrainingOptions, CommonOptions):
 
     data: str = field()  # required: there is no run to take it from
     label_smoothing: float = 0.0
-    """Weight of the uniform distribution in the labels, in [0, 1). Label smoothing is distillation from a teacher that
-    knows nothing (§4.3)."""
+    """Weight of the uniform distribution in the labels, in [0, 1). Label smoothing is distillation from a uniform
+    teacher (§4.3)."""
 
 
 @command(TrainOptions)
 def train(model: str, /, *, options: TrainOptions) -> Trajectory:
-    """Train a network and keep its trajectory of checkpoints. The same command again continues an interrupted run.
+    """Train a network and keep its trajectory of checkpoints. Repeat the command to continue an interrupted run.
 
     Example:
 

@@ -46,7 +46,7 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Common
     """Stop the worse trials early (Hyperband)."""
 
     seeds: int = 1
-    """Students per trial. Their mean accuracy counts."""
+    """Students per trial, one for each seed. Trials are ranked by their mean accuracy."""
 
     storage: str | None = None
     """URL of Optuna's storage, to share a study between machines. Default: a file in --out."""
@@ -77,7 +77,7 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Common
 def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
     """Find the α and τ with which teachers teach a student best, measured on the validation set.
 
-    The same command again continues an interrupted search. The logit cache makes a trial about as fast as training
+    Repeat the command to continue an interrupted search. The logit cache makes a trial about as fast as training
     without a teacher.
 
     Example:
@@ -88,7 +88,7 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
         student: The student's network, as for `train`.
 
     Raises:
-        UserError: As `distill` does, if the study belongs to another search, and if its storage cannot be used.
+        UserError: As `distill` does, if the study belongs to another search, or if its storage cannot be used.
     """
     from ..checkpoints import resolve_ensemble
     from ..data import load_data

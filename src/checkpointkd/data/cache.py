@@ -37,7 +37,7 @@ def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:
     try:
         stored = _stored(folder) if folder.exists() else None
     except OSError as error:
-        log.warning("Could not read the decoded images in %s (%s)", folder, error.strerror)
+        log.warning("Could not read the decoded images in %s (%s), so they are decoded again", folder, error.strerror)
         stored = None
     if stored is not None:
         return stored
@@ -52,7 +52,7 @@ def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:
             storage.atomic_write_bytes(folder / DIGEST, _digest(decoded).encode())
         return _stored(folder) or decoded
     except (UserError, OSError) as error:
-        log.warning("The decoded images are not stored for the next time: %s", error)
+        log.warning("The decoded images could not be stored, so the next run decodes them again: %s", error)
         return decoded
 
 

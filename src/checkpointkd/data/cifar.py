@@ -1,7 +1,9 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32×32 pixels.
 
-They are read from the official Python archive (the tar.gz or its folder), whose files are verified by md5, or from a
-folder of parquet files in the Hugging Face layout. Letters in names: N images, C channels, H W height and width.
+They are read from the official Python archive (the tar.gz or its folder) or from Parquet files in the Hugging Face
+layout. The files of the official archive are verified by md5.
+
+Letters in names: N images, C channels, H W height and width.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .views import Views
 
 @dataclass(frozen=True)
 class Archive:
-    """An official Python archive: its address, its md5, and the md5 of each file."""
+    """An official Python archive: its URL, its md5, and the md5 of each file."""
 
     url: str
     md5: str
@@ -164,7 +166,7 @@ def _from_parquet(root: Path, files: list[Path], archive: Archive, on_progress: 
             except (OSError, ValueError) as error:
                 raise UserError(f"Could not read {file}: {first_line(error)}") from None
             if labels_of_file.null_count != 0:
-                raise UserError(f"{file} has images without a label")
+                raise UserError(f"{file} has images without a label. Use a complete copy.")
             labels += labels_of_file.to_pylist()
             contents += [(entry or {}).get("bytes") or b"" for entry in table[image].to_pylist()]
             counts[file] = len(table)

@@ -31,7 +31,7 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
     name = "validation" if purpose == VALIDATION else purpose
     classes = int(labels_N.max()) + 1
     if count > len(labels_N):
-        raise UserError(f"Cannot take {count} {name} images, for there are {len(labels_N)}")
+        raise UserError(f"Cannot take {count} {name} images: there are only {len(labels_N)}")
     if count < classes:
         raise UserError(f"{count} {name} images are too few for {classes} classes. Take at least {classes}.")
     share_K = labels_N.bincount().double() * count / len(labels_N)

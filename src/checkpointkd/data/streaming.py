@@ -85,7 +85,7 @@ class StreamingImages:
         if min(width, height) < self.size * 0.75:
             log.warning(
                 "The first image has %d×%d pixels and is enlarged to %d×%d, which costs time and adds no information. "
-                "--image-size %d keeps its size",
+                "--image-size %d keeps its size.",
                 width,
                 height,
                 self.size,

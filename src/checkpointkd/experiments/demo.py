@@ -1,7 +1,7 @@
 """The demo: all steps on scikit-learn's digits, in under three minutes on two CPU cores.
 
-It trains a teacher, puts its checkpoints on the information plane, chooses one by Algorithm 1, and trains students
-without a teacher, from single checkpoints, and from a Snapshot Ensemble of two, with five seeds each.
+It trains a teacher, puts its checkpoints on the information plane, and chooses one by Algorithm 1. Then it trains
+students without a teacher, from single checkpoints, and from a Snapshot Ensemble of two, with five seeds each.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def demo(
 ) -> dict[str, Any]:
     """Train a teacher on real digits, score its checkpoints, choose one, distill students, and write a report.
 
-    Repeat the command after an interruption: it continues.
+    Repeat the command to continue after an interruption.
 
     Example:
 
@@ -69,8 +69,9 @@ def demo(
 
     Args:
         out: The folder for the runs and the report.
-        device: Where to compute: cpu, cuda, mps, or auto for the best that PyTorch can use.
-        on_progress: From Python: a function that receives the name of the work, the steps done and the steps in all.
+        device: Where to compute: cpu, cuda, mps, or auto for the best device that PyTorch can use.
+        on_progress: From Python: a function that receives the name of the task, the number of finished steps and the
+            total.
     """
     from ..checkpoints import find_checkpoint, open_trajectory
     from ..reports.build import conclusions, student_rows, write_report

@@ -124,7 +124,7 @@ def _error_of(context: Context, task: Task, on_progress: OnProgress) -> str:
 
 @contextlib.contextmanager
 def warnings_only(active: bool = True) -> Iterator[None]:
-    """Log nothing below warnings: what is worth saying of one run is too much for hundreds."""
+    """Log only warnings: the messages of a single run would be too many for hundreds of runs."""
     level = log.level
     log.setLevel(logging.WARNING if active else level)
     try:

@@ -40,8 +40,8 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
             )
     columns = ["teachers", "students' accuracy, %", "n", "epochs of teachers and student", "seconds"]
     note = (
-        f"{students_note(preset)} Seconds are those of the runs as they happened. They depend on what else ran at the "
-        "same time and on the teacher logits that were already cached, so small differences mean nothing."
+        f"{students_note(preset)} Seconds are the measured times of the runs. They depend on other tasks at the same "
+        "time and on teacher logits that were already cached, so small differences are not meaningful."
     )
     left_out = [k for k in preset.snapshot_ensemble_sizes if k not in preset.full_ensemble_sizes]
     notes = []

@@ -1,4 +1,4 @@
-"""Figure 5: which classes a midpoint and a last teacher find similar (§4.2, Eq. 8)."""
+"""Figure 5: the class correlation of a midpoint and a last teacher (§4.2, Eq. 8)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
         names = [template.format(tau=preset.tau) for template in CORRELATION_KINDS.values()]
         claims = [_claim(preset, name, math.nan, math.nan, 0) for name in names]
     note = (
-        "Mean similarity is the mean of the cells off the diagonal, which the paper reads as diversity. Diversity here "
-        "is their standard deviation. 95% bootstrap intervals over images. The bias from noise in the images is "
-        f"removed from these numbers, not from the maps. {images_note(preset, 'test')}"
+        "Mean similarity is the mean of the cells off the diagonal. The paper calls a larger mean more diverse. "
+        "Diversity here is the standard deviation of these cells. 95% bootstrap intervals over images. The bias from "
+        f"noise in the images is removed from these numbers, not from the maps. {images_note(preset, 'test')}"
     )
     table = Table("Similarity of different classes", ["", "midpoint", "last"], lines, note)
     return Results(tables=[table], figures=figures, claims=claims)
@@ -56,12 +56,12 @@ def _heatmaps(row: Row, kind: str, name: str) -> Heatmaps:
         names=["midpoint", "last", "midpoint − last"],
         classes=row["classes"],
         maps=[*row[kind]["similarity"], row[kind]["difference"]],
-        caption=f"Classes by {row['order']}. Blue: the midpoint teacher finds the classes more similar.",
+        caption=f"Classes are ordered by {row['order']}. Blue in the difference: more similar to the midpoint teacher.",
         alt=f"Heatmaps of the similarity of {len(row['classes'])} classes by {name}",
     )
 
 
 def _claim(preset: Preset, name: str, effect: float, error: float, images: int) -> Claim:
-    text = f"T midpoint finds different classes more similar than T last does, by {name}"
+    text = f"Different classes are more similar to T midpoint than to T last, by {name}"
     teacher_name = preset.pairs[0].teacher
     return claim_of(text, teacher_name, effect, error, images, unit="cosine", units="image", caveat=CAVEAT)

@@ -48,8 +48,10 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
         if ridge_best is not None:
             figures.append(plane_chart(f"{pair.teacher}, by ridge", ridge_points, chosen=[ridge_best]))
         note = (
-            f"I(X;F): negative excess loss per pixel, {preset.decoder_steps} decoder steps, {preset.decoder_seeds} "
-            f"fits, a proxy. By ridge: in nats per patch{_ridge_images(ridge_points)}. {images_note(preset, 'val')}"
+            f"I(X;F) by the decoder is a proxy: the negative excess loss per pixel, from {preset.decoder_seeds} "
+            f"fits of "
+            f"{preset.decoder_steps} steps. By ridge: in nats per patch{_ridge_images(ridge_points)}. "
+            f"{images_note(preset, 'val')}"
             f"{_agreement(points, ridge_points)}{_paper_choice(preset, pair)}"
         )
         tables.append(Table(f"Checkpoints of {pair.teacher}", COLUMNS, _lines(points, ridge_points), note))
@@ -90,10 +92,10 @@ def best_by_sum(points: Sequence[Row]) -> int | None:
 
 
 def _ridge_images(ridge_points: Sequence[Row]) -> str:
-    """Return on how many images ridge was measured."""
+    """Return the number of images that ridge was measured on."""
     if not ridge_points:
         return ""
-    return f", on {ridge_points[0]['images']:,} of the images, like the accuracies of its figure"
+    return f", on {ridge_points[0]['images']:,} of the images, as are the accuracies of its figure"
 
 
 def _paper_choice(preset: Preset, pair: Pair) -> str:
@@ -110,7 +112,7 @@ def _agreement(points: Sequence[Row], ridge_points: Sequence[Row]) -> str:
     if not common:
         return ""
     if len(common) < 3 or best_by_sum(ridge_points) is None or best_by_sum(points) is None:
-        return " The estimators cannot be compared: too few checkpoints, or an estimate that is the same for all."
+        return " The estimators cannot be compared: there are too few checkpoints, or all have the same estimate."
     rank: float = spearmanr(*zip(*common, strict=True)).statistic  # type: ignore[attr-defined]
     return (
         f" Spearman's rank correlation of both estimators over {len(common)} checkpoints is {rank:.2f}. By ridge, "

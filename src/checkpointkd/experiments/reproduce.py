@@ -42,10 +42,10 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
     """Options of `reproduce`."""
 
     preset: str
-    """smoke: digits in a few minutes, to check that everything runs. digits: long runs on digits. small: 10,000 images
-    of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images, which teachers memorize. medium:
-    45,000 images, about a day on two CPU cores. few-images: teachers on 20,000 images, students on 2,250. paper: the
-    paper's settings; shows its cost and asks first."""
+    """The size of the experiment. smoke: digits in a few minutes, to check that everything runs. digits: long runs on
+    digits. small: 10,000 images of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images,
+    which teachers overfit. medium: 45,000 images, about a day on two CPU cores. few-images: teachers on 20,000 images,
+    students on 2,250. paper: the paper's settings; shows its cost and asks first."""
 
     out: Path | str
     """The folder of the experiments and of their runs."""
@@ -55,7 +55,7 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
     table1). Default: the preset's."""
 
     select_on: SelectOn | None = None
-    """The images that choices are made on: val or test, as for `train`. Default: the preset's."""
+    """The images for choosing checkpoints and hyperparameters: val or test, as for `train`. Default: the preset's."""
 
     seeds: int | None = None
     """Students per variant. Default: the preset's number."""
@@ -64,7 +64,7 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
     """Epochs of teachers, with about as many checkpoints. Default: the preset's."""
 
     student_epochs: int | None = None
-    """Epochs of students, likewise. Default: the preset's."""
+    """Epochs of students, with about as many checkpoints. Default: the preset's."""
 
     train_images: int | None = None
     """Train on a class-balanced subset of this many images. Default: the preset's number."""
@@ -118,7 +118,7 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
         given = {option: getattr(self, option) for option in PRESET_OPTIONS if getattr(self, option) is not None}
         preset = replace(preset, tune=self.tune, **given)
         if name == "rules" and self.tune:
-            raise UserError("The experiment 'rules' tunes nothing. Leave out --tune.")
+            raise UserError("--tune does not apply to the experiment 'rules'. Leave out --tune.")
         return preset if name != "rules" or self.alpha is None else replace(preset, alphas=(self.alpha,))
 
     def check_limits(self) -> None:
@@ -135,19 +135,19 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
 def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     """Reproduce a table or figure of the paper, test its claims, and write a report.
 
-    Experiments in one folder share their runs. Repeat the command after an interruption: it continues.
+    Experiments in one folder share their runs. Repeat the command to continue after an interruption.
 
     Example:
 
         checkpointkd reproduce table3 --preset small --data cifar100:PATH --out experiments
 
     Args:
-        name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3; or all of these, highest
-            priority first; or a comparison of ours: lr-schedule (which learning-rate schedule of the teacher gives the
-            paper's midpoint accuracy) or rules (how good the rules are that choose a teacher).
+        name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3. all: these nine, highest
+            priority first. Not in the paper: lr-schedule tests which learning-rate schedule gives the paper's midpoint
+            accuracy. rules compares the rules that choose a teacher.
 
     Raises:
-        UserError: For an unknown experiment or preset, and if a task failed. The results of other tasks are kept and
+        UserError: If the experiment or preset is unknown, or if a task failed. The results of other tasks are kept and
             shown.
     """
     from .. import storage
@@ -192,7 +192,7 @@ def _ask(question: str) -> None:
         raise UserError(f"{question} To start, add --yes (in Python yes=True).")
     print(f"{question}\nStart? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UserError("Nothing was started")
+        raise UserError("Nothing was started: the answer was not 'y'. Repeat the command to start")
 
 
 def _run(
@@ -204,7 +204,7 @@ def _run(
     deadline: float,
     options: ReproduceOptions,
 ) -> dict[str, Any]:
-    """Run the tasks, and write results and report, also when the tasks are stopped."""
+    """Run the tasks and write the results, even if the tasks are stopped; then write the report."""
     from ..reports.build import write_report
     from .executor import DEPENDENCY_FAILED, run_tasks
     from .store import write_results
@@ -233,10 +233,13 @@ def _run(
     left = [task for task in ordered(tasks) if task not in failed and not done(task)]
     if left:
         count = estimate.tasks - len(left)
-        log.info("The time is over: %d of %s are done. The same command continues.", count, _tasks(estimate.tasks))
+        log.info(
+            "The time limit is over: %d of %s are done. Repeat the command to continue.", count, _tasks(estimate.tasks)
+        )
     if left and len(left) + len(failed) >= estimate.left:
         log.warning(
-            "No task finished within --time-limit. One epoch with its evaluation must fit, or no progress is kept."
+            "No task finished within --time-limit. No progress is kept unless one epoch with its evaluation fits into "
+            "the limit. Use a longer limit."
         )
     page = write_report(context.out, out=context.out / PAGE)
     errors = [error for error in failed.values() if error != DEPENDENCY_FAILED]

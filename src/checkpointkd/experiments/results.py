@@ -32,8 +32,8 @@ LABELS = {
 }
 ONE_RUN = "one run of each teacher; with another run the difference may vary by more than between seeds"
 OWN = (
-    "one run of each teacher; the interval treats the images of both measurements as independent, which makes it too "
-    "wide, and does not cover other runs"
+    "one run of each teacher, and the interval does not cover other runs; the interval is too wide, because it treats "
+    "the images of both measurements as independent"
 )
 
 
@@ -86,9 +86,9 @@ def picked_gaps(
 ) -> list[float]:
     """Return by how many points a picked variant's students are better than the baseline's, for each seed.
 
-    `pick` is max or min. For each seed it picks a variant by the validation accuracy of the other seeds' students: a
-    student that was picked by its own accuracy would count its luck twice. With one seed there is no other way. Only
-    seeds that all variants have are used.
+    `pick` is max or min. For each seed it picks a variant by the validation accuracy of the other seeds' students.
+    Picking a student by its own accuracy would be biased upward. With one seed this cannot be avoided. Only seeds that
+    all variants have are used.
     """
     validation = {variant: by_seed(rows, pair, variant, "val_accuracy") for variant in variants}
     accuracy = {variant: by_seed(rows, pair, variant) for variant in variants}
@@ -254,5 +254,9 @@ def students_note(preset: Preset, distillation: str = "") -> str:
 def images_note(preset: Preset, split: str) -> str:
     """Return the note on the images that something other than students was measured on."""
     if preset.select_on == "test":
-        return "Measured on the test set, which choices use too."
-    return "Measured on the validation set." if split == "val" else "Measured on the test set, which no choice uses."
+        return "Measured on the test set, which is also used for choices."
+    return (
+        "Measured on the validation set."
+        if split == "val"
+        else "Measured on the test set, which is not used for choices."
+    )

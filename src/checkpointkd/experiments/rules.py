@@ -1,4 +1,4 @@
-"""The rules that choose a teacher: their regret against the best teacher, and what choosing costs.
+"""The rules that choose a teacher: their regret against the best teacher, and the cost of choosing.
 
 Variants are named `RULE, ALPHA`, as in `algorithm1, 0.5`, and `pilot, BUDGET` for the student that a pilot search
 advises.
@@ -158,7 +158,7 @@ def _values(regret: Regrets) -> list[float]:
 
 
 def _cost(rows: Sequence[Row], variant: str) -> float:
-    """Return what choosing took, in distillations of the student."""
+    """Return the cost of choosing, in distillations of the student."""
     if not _is_pilot(variant):
         return 0.0
     pilots = only(rows, kind="pilot", variant=variant)
@@ -188,23 +188,23 @@ def _line(preset: Preset, rows: Sequence[Row], variant: str, regret: Regrets) ->
 
 
 def _note(preset: Preset) -> str:
-    picked_by = (
-        "the other seeds' students"
+    best_teacher = (
+        "The best teacher has the highest validation accuracy of the other seeds' students"
         if preset.seeds > 1
-        else "the same students, since there is one seed, which favors it"
+        else "With one seed, the best teacher has the highest validation accuracy of the same students, which favors it"
     )
     first_alpha = f"α = {preset.alphas[0]:g}"
     return (
         f"{students_note(preset, f'α as in each line, τ = {preset.tau:g}')} Regret: points behind the student of the "
         f"best teacher, mean over {pluralize(len(preset.pairs), 'pair')} of networks and "
-        f"{pluralize(preset.seeds, 'seed')}. The best teacher is picked by {picked_by} on the validation set, among "
-        "all that were tried, including no teacher and two checkpoints together. So a regret can be below 0. The "
-        "interval treats pairs and seeds as independent, which they are not quite. Rank correlation: Spearman's, of a "
-        f"rule's scores, or of the first pilot runs with {first_alpha}, with the mean accuracies of the checkpoints' "
-        "students at the same α. It needs three checkpoints. Pilot searches try few checkpoints, so this column does "
-        "not compare them with rules. Better than T last: in how many cases the student is better than that of the "
-        f"last checkpoint at the same α ({first_alpha} for pilot searches and no teacher), without the cases in which "
-        "both are one student."
+        f"{pluralize(preset.seeds, 'seed')}. {best_teacher}. All teachers that were tried count, including no teacher "
+        "and two checkpoints together. So regret can be negative. The interval treats pairs and seeds as independent, "
+        "although some share runs. Rank correlation: Spearman's correlation of a rule's scores with the mean "
+        "accuracies of the checkpoints' students at the same α. For pilot searches, the scores are those of the first "
+        f"pilot runs with {first_alpha}. It needs three checkpoints. Pilot searches try few checkpoints, so this "
+        "column does not compare them with rules. Better than T last: the number of cases in which the student is "
+        f"better than the last checkpoint's student at the same α ({first_alpha} for pilot searches and no teacher). "
+        "Cases in which both are the same student are left out."
     )
 
 
@@ -271,7 +271,7 @@ def _choices_table(preset: Preset, rows: Sequence[Row]) -> Table:
         variant = f"{PILOT}, {budget}"
         pilots = [only(rows, kind="pilot", pair=name, variant=variant) for name in names]
         lines.append([_label(variant), *("; ".join(map(_advice, of_pair)) or "—" for of_pair in pilots)])
-    note = "Epochs. For pilot searches: for each seed, the epochs that teach together, and α."
+    note = "Chosen epochs. For pilot searches: the epochs of the teachers and α, for each seed."
     return Table("Choices", ["rule", *names], lines, note)
 
 
@@ -314,9 +314,9 @@ def _rules_chart(preset: Preset, by_variant: dict[str, Regrets]) -> Chart:
 
 
 def _cost_chart(preset: Preset, rows: Sequence[Row], by_variant: dict[str, Regrets]) -> Chart:
-    """Return a chart of mean regret against cost. Rules that look at the teacher alone cost no distillation."""
+    """Return a chart of mean regret against cost. Rules that use the teacher alone cost no distillation."""
     series = []
-    for color, (name, is_pilot) in enumerate([("rules that look at the teacher", False), ("pilot search", True)]):
+    for color, (name, is_pilot) in enumerate([("rules that use the teacher alone", False), ("pilot search", True)]):
         variants = [variant for variant in by_variant if _is_pilot(variant) == is_pilot]
         tests = [paired(_values(by_variant[variant])) for variant in variants]
         if variants:

@@ -65,10 +65,10 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
         )
         if paper_numbers(preset, pair):
             lines.append([f"{pair.name}, paper", *paper_cells(preset, pair, PAPER_COLUMNS)])
-    by_other_seeds = " The claim below picks it by the other seeds' students." if preset.seeds > 1 else ""
+    by_other_seeds = " For the claim below, the other seeds' students determine it." if preset.seeds > 1 else ""
     note = (
         f"{students_note(preset)} The best intermediate teacher has the students with the highest validation accuracy. "
-        f"The same students show how good it is, which favors it.{by_other_seeds} Epochs compared: {_sweeps(preset)}."
+        f"The same students measure it, so the table favors it.{by_other_seeds} Epochs compared: {_sweeps(preset)}."
     )
     return Results(
         tables=[Table("Students of intermediate and of last teachers", COLUMNS, lines, note)],
@@ -123,7 +123,7 @@ def picked_caveat(preset: Preset) -> str:
     """Return the caveat of a claim about a variant that was picked."""
     caveats = []
     if preset.seeds == 1:
-        caveats.append("picked by the same students that show how good it is, since there is one seed")
+        caveats.append("picked by the same students that measure it, because there is one seed")
     if preset.select_on == "test":
         caveats.append("picked on the test set")
     return "; ".join([*caveats, ONE_RUN])

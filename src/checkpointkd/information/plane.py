@@ -106,7 +106,8 @@ def score_trajectory(
     fit_count, measure_count = settings.images(len(data.train), len(data.val))
     if min(fit_count, measure_count) < 2:
         raise UserError(
-            f"Too few images: {fit_count} to fit on and {measure_count} to measure on. Both need at least 2."
+            f"Scoring needs at least 2 images to fit on and 2 to measure on, not {fit_count} and {measure_count}. "
+            "Raise --fit-images and --measure-images."
         )
     fitted_on = data.train.subset(stratified(data.train.labels_N, fit_count, seed=0, purpose="decoder"))
     measured_on = data.val
@@ -159,8 +160,8 @@ def _stored_scores(trajectory: Trajectory, settings: PlaneSettings) -> tuple[str
     if stored is None or stored.settings == settings:
         return settings.estimator, stored, _valid_scores(stored, trajectory, settings)
     log.warning(
-        "The scores in %s were made with other settings. They are replaced when all new scores are made. "
-        "Run `checkpointkd select` again then.",
+        "The scores in %s were made with other settings. They are replaced when all new scores are complete. "
+        "Then run `checkpointkd select` again.",
         trajectory.source,
     )
     key = settings.estimator + UNFINISHED

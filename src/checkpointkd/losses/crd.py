@@ -46,7 +46,7 @@ class CRD(FeatureMethod):
         super().__init__(spec)
         if len(spec.student) != 1:
             raise UserError(
-                f"crd contrasts 1 feature, not {len(spec.student)} ({', '.join(spec.student)}). Name a single one with "
+                f"crd takes 1 feature, not {len(spec.student)} ({', '.join(spec.student)}). Name one feature with "
                 "--student-features and --teacher-features."
             )
         ((C, *_),), ((D, *_),) = spec.student.values(), spec.teacher.values()

@@ -4,8 +4,8 @@ Each method object serves one teacher and one student. It is built for the sizes
 which train with the student and are not saved in its checkpoints. With several teachers, the objective averages the
 terms.
 
-Weights: where a paper sums over entries and the field's common benchmark (RepDistiller, of Tian et al., ICLR 2020)
-takes the mean, we take the mean and the benchmark's weight.
+Weights: some papers sum over entries where the field's common benchmark takes the mean (RepDistiller, Tian et al., ICLR
+2020). We take the mean, too, with the benchmark's weight.
 
 Letters in names: B batch, C D channels, h w height and width. A name with C is the student's, with D the teacher's.
 """
@@ -106,7 +106,7 @@ class AT(FeatureMethod):
         for path, (_, h, w) in [*spec.student.items(), *spec.teacher.items()]:
             if h * w == 1:
                 raise UserError(
-                    f"at compares attention maps, but the feature {path!r} has a single position. Name modules that "
+                    f"at compares attention maps, but the feature {path!r} has only one position. Name modules that "
                     "output maps with --student-features and --teacher-features."
                 )
 

@@ -64,7 +64,7 @@ def match_features(
         raise UserError(
             f"Each student feature needs one teacher feature, but the student has {len(student_sizes)} "
             f"({', '.join(student_sizes)}) and the teacher {teacher_name} has {len(teacher_sizes)} "
-            f"({', '.join(teacher_sizes)}). Name equally many with {_OPTIONS}."
+            f"({', '.join(teacher_sizes)}). Name the same number of features with {_OPTIONS}."
         )
     return FeatureSpec(
         student=student_sizes,
@@ -85,7 +85,7 @@ def channels_first_map(features: Tensor, images_BCHW: Tensor) -> Tensor:
     if not (features.is_floating_point() and features.dim() > 1 and len(features) == len(images_BCHW)):
         raise UserError(
             f"Features of shape {shape} and type {dtype} are not one map or vector for each of "
-            f"{len(images_BCHW)} images: name another module"
+            f"{len(images_BCHW)} images. Name another module."
         )
     features = features.float()
     if features.dim() == 2:
@@ -94,7 +94,7 @@ def channels_first_map(features: Tensor, images_BCHW: Tensor) -> Tensor:
         return features
     map_BhwD = as_map(features, (images_BCHW.shape[2], images_BCHW.shape[3]))
     if map_BhwD is None:
-        raise UserError(f"Features of shape {shape} are not maps, tokens or vectors: name another module")
+        raise UserError(f"Features of shape {shape} are not maps, tokens or vectors. Name another module.")
     return map_BhwD.permute(0, 3, 1, 2)
 
 
@@ -107,13 +107,13 @@ def _feature_sizes(
     try:
         paths = list(named if named is not None else _default_paths(network, feature_kind, images_BCHW))
         if len(set(paths)) < len(paths):
-            raise UserError(f"A module is named twice ({', '.join(paths)}): name each once")
+            raise UserError(f"A module is named twice ({', '.join(paths)}). Name each module once.")
         with torch.no_grad(), capture_activations(network.eval().body, paths) as activations:
             network(images_BCHW)
         sizes = {}
         for path in paths:
             if path not in activations:
-                raise UserError(f"The model never calls {path!r}: name another module")
+                raise UserError(f"The model never calls {path!r}. Name another module.")
             _, D, h, w = channels_first_map(activations[path], images_BCHW).shape
             sizes[path] = (D, h, w)
         return sizes

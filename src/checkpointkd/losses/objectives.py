@@ -156,9 +156,9 @@ class FeatureDistillation(nn.Module):
             logits_BK = model(images_BCHW)
         for path in self.student_paths:
             if path not in activations:
-                raise UserError(f"The student does not call {path!r} in training: name another module")
+                raise UserError(f"The student does not call {path!r} in training. Name another module.")
             if not activations[path].requires_grad:
-                raise UserError(f"The student's {path!r} has no gradient and cannot learn: name another module")
+                raise UserError(f"The student's {path!r} has no gradient and cannot learn. Name another module.")
         kd_config = _config_at(train_fraction, self.kd_config, self.distill_config)
         count = len(self.pairs)
         weights = self.distill_config.weights_at(train_fraction, count) or (1 / count,) * count

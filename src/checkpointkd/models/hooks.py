@@ -46,7 +46,7 @@ def capture_activations(module: nn.Module, paths: list[str]) -> Iterator[dict[st
         def record(value: object, path: str = path) -> None:
             if not isinstance(value, Tensor):
                 raise UserError(
-                    f"The value at {path!r} has type {type(value).__name__}, not Tensor: name another module"
+                    f"The value at {path!r} has type {type(value).__name__}, not Tensor. Name another module."
                 )
             activations[path] = value.clone()
 

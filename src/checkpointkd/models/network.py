@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """Normalization followed by a body.
 
-    The body is any unmodified module that maps images (B, C, H, W) to logits (B, K), or to an object with `.logits`, as
-    Hugging Face's models do.
+    The body is any unmodified module that maps images (B, C, H, W) to logits (B, K). It may also return an object with
+    `.logits`, as Hugging Face's models do.
 
     Args:
         body: The module.

@@ -148,9 +148,9 @@ class PilotResult(Record, frozen=True, kw_only=True):
 
     `epochs` are those of the checkpoints that teach together, none for no teacher. `pilot_runs` are in the order of
     training. `behind` compares the chosen candidate with no teacher, with the last checkpoint and with the runner-up.
-    Its intervals see the images only: with another seed the gaps can differ by more, and the best of several runs is
+    Its intervals are over images only. With another seed the gaps can differ by more. The best of several runs is
     chosen on the same images, which favors it. `skipped` are checkpoints less accurate than the student of the pilot
-    run without a teacher. `untried` are checkpoints that the budget left no room for. `command` trains the student.
+    run without a teacher. `untried` are checkpoints that the budget did not cover. `command` trains the student.
     """
 
     student: str

@@ -31,8 +31,8 @@ from .variants import difference, rule_name
 
 ABOUT = (
     "Which checkpoint of a network's training is the best teacher for a smaller network? Each checkpoint has two "
-    "mutual-information estimates: I(Y;F), how much its features say about the label (measured by its accuracy), and "
-    "I(X;F), how much of the image they keep (measured by the reconstruction loss of a small decoder). Algorithm 1 of "
+    "mutual-information estimates. I(Y;F) is the information about the label in its features, measured by accuracy. "
+    "I(X;F) is the information about the image, measured by the reconstruction loss of a small decoder. Algorithm 1 of "
     "Wang et al. (NeurIPS 2022) chooses the checkpoint with the largest sum of both."
 )
 ABOUT_EXPERIMENTS = (
@@ -41,9 +41,9 @@ ABOUT_EXPERIMENTS = (
     "independent runs. An information-theoretic score can choose the checkpoint. This page repeats their experiments."
 )
 ABOUT_CORRELATION = (
-    "Class correlation is the similarity of each pair of classes to a network: the cosine of the classes' mean logits, "
-    "or of their mean predictions softened at temperature {tau:g} (Eq. 8 of Wang et al., NeurIPS 2022). Mean "
-    "similarity and diversity are the mean and the standard deviation of the cells off the diagonal, with 95% "
+    "Class correlation is the similarity of each pair of classes to a network (Eq. 8 of Wang et al., NeurIPS 2022). It "
+    "is the cosine of the classes' mean logits, or of their mean predictions softened at temperature {tau:g}. Mean "
+    "similarity and diversity are the mean and the standard deviation of the cells off the diagonal. Both have 95% "
     "bootstrap intervals over the images."
 )
 
@@ -206,7 +206,7 @@ def _findings(claims: Sequence[Claim]) -> dict[str, list[str]]:
     open_verdicts = (Verdict.UNDECIDED, Verdict.NOT_TESTABLE)
     for heading, verdicts, line in (
         ("Undecided", open_verdicts, "See the tables of claims below."),
-        ("Not run yet", (Verdict.NOT_RUN,), "Each experiment below says what is missing."),
+        ("Not run yet", (Verdict.NOT_RUN,), "Each experiment below lists what is missing."),
     ):
         count = sum(claim.verdict in verdicts for claim in claims)
         if count:
@@ -256,7 +256,7 @@ def conclusions(collected: Collected) -> list[str]:
 def _choice_sentence(scored: Scored) -> str:
     selection, count = scored.selection, pluralize(len(scored.plane.points), "checkpoint")
     if selection is None:
-        return f"{scored.name}: {count} scored, none selected yet."
+        return f"{scored.name}: {count} scored. No checkpoint is selected yet."
     unit, rule = scored.trajectory.unit, rule_name(selection.rule)
     if selection.estimator and selection.rule == "algorithm1":
         rule += f" (I(X;F) by {selection.estimator})"

@@ -93,9 +93,9 @@ def refuse_others(out: Path) -> Path:
     except OSError as error:
         raise UserError(f"Cannot write {str(out)[:80]}: {error.strerror}") from None
     if page_exists and not (out.is_file() and GENERATOR in out.read_bytes()[:1000]):
-        raise UserError(f"{out} exists and was not written by checkpointkd; choose another --out")
+        raise UserError(f"{out} exists and was not written by checkpointkd. Choose another --out")
     if folder_exists and _read_mark(folder)[:1] != [out.name]:
-        raise UserError(f"{folder} exists and does not belong to {out.name}; choose another --out")
+        raise UserError(f"{folder} exists and does not belong to {out.name}. Choose another --out")
     return folder
 
 

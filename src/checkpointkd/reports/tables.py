@@ -21,10 +21,11 @@ SPLITS = {"val": "validation set", "test": "test set"}
 SYMBOLS = {"alpha": "α", "tau": "τ"}
 CLAIMS_NOTE = (
     "A positive effect agrees with the claim. p is two-sided and corrected for the number of claims in this experiment "
-    "(Holm), including those not run yet; intervals are not corrected. Supported, or not supported if the effect is "
-    "negative, needs a corrected p below 0.05 and at least three seeds. Differences between students are paired by "
-    "seed. Where n counts images, the result holds for these checkpoints, each from one training run. Not testable: no "
-    "number of seeds or images could decide the claim with these checkpoints."
+    "(Holm), including claims that have not run yet. Intervals are not corrected. Supported: the effect is positive, "
+    "the corrected p is below 0.05, and there are at least three seeds. Not supported: the same with a negative "
+    "effect. "
+    "Differences between students are paired by seed. Where n counts images, the result holds for these checkpoints, "
+    "each from one training run. Not testable: these checkpoints cannot decide the claim, whatever n is."
 )
 STUDENTS_NOTE = (
     "Test accuracy after the last epoch: mean ± standard deviation over n seeds. Differences are paired by seed, with "
@@ -111,9 +112,9 @@ def pilot_table(result: PilotResult) -> Table:
         for run in runs
     ]
     note = (
-        f"{pluralize(len(runs), 'pilot run')} of {result.student}, compared on the validation set; a full distillation "
+        f"{pluralize(len(runs), 'pilot run')} of {result.student}, compared on the validation set. A full distillation "
         f"has {result.student_epochs} epochs. I(Y;F) is the lower bound H(Y) − CE. Best in: share of 1,000 bootstrap "
-        "resamples of the validation images, among the longest runs; another seed may differ by more."
+        "resamples of the validation images, among the longest runs. Another seed may differ by more."
     )
     columns = ["teacher", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
     return Table("", columns, rows, note, [row for row, run in enumerate(runs) if run.chosen])

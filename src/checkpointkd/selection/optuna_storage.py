@@ -93,7 +93,7 @@ def open_study(
     if stored not in (None, fingerprint):
         raise UserError(
             f"The Optuna study {name!r} in {without_password(url)} has other teachers, data, settings or "
-            f"hyper-parameters. Choose another --out{' or --study' if shared else ''}."
+            f"hyper-parameters. Choose another --out{' or --study-name' if shared else ''}."
         )
     if not shared:  # the directory is locked, so a trial that is still running was killed
         for trial in study.get_trials(deepcopy=False):

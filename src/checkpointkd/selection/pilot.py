@@ -1,15 +1,15 @@
 """Pilot search: find the teacher for a given student by training short pilot runs.
 
 A pilot run is a whole distillation with 15% of the epochs (and at least 100 steps): its learning-rate schedule ends.
-The first epochs of a long distillation would mislead: at a high learning rate students learn best from under-trained
-teachers, and without a teacher better than from converged ones. Candidates are ranked by the student's validation
-H(Y) − CE (a bound on I(Y;F)) at its fitted temperature. It uses the whole prediction, of which a short run's accuracy
-is only a small part. docs/selection.md compares the ranking with that of whole distillations.
+The first epochs of a long distillation would mislead. At a high learning rate students learn best from under-trained
+teachers, and better without a teacher than from converged ones. Candidates are ranked by the student's validation
+H(Y) − CE (a bound on I(Y;F)) at its fitted temperature. It uses the whole prediction, and accuracy only the highest
+logit. docs/selection.md compares the ranking with that of whole distillations.
 
-The student without a teacher comes first, then checkpoints spread over the trajectory, then candidates near the best:
+The student without a teacher comes first, then checkpoints spread over the trajectory. Candidates near the best follow:
 other alphas, the best two checkpoints together, and neighbors. With a larger budget the best two candidates get pilot
-runs of twice the length at the end. pilot_plan.py decides on all of this. Each pilot run has its own run directory, so
-a stopped search continues, and a search with a larger budget uses the stored runs.
+runs of twice the length at the end. pilot_plan.py decides all of this. Each pilot run has its own run directory. So a
+stopped search continues, and a search with a larger budget uses the stored runs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
     with storage.locked(search.out):
         record = open_search(search)
         log.info(
-            "Training up to %s of %s for %s, with batches of %d. A whole distillation has %s with batches of %d.",
+            "Training up to %s of %s for %s, with batch size %d. A whole distillation has %s with batch size %d.",
             pluralize(run_count, "pilot run"),
             pluralize(pilot_epochs, "epoch"),
             search.student,
@@ -120,7 +120,7 @@ class _Runner:
         )
         if stored_single + 2 * stored_double > self.run_count:
             log.info(
-                "Stored pilot runs of %s in all are used, more than this budget covers",
+                "The search uses stored pilot runs of %s in total, more than this budget covers",
                 pluralize((stored_single + 2 * stored_double) * self.pilot_epochs, "epoch"),
             )
         self.train(NO_TEACHER, self.pilot_epochs)
@@ -162,7 +162,7 @@ class _Runner:
                 self.search.trajectory.unit,
                 ", ".join(map(str, skipped)),
                 100 * baseline.accuracy,
-                "; the last is tried all the same, for comparison" if skipped == self.epochs else "",
+                "; the last one is tried for comparison" if skipped == self.epochs else "",
             )
         return skipped
 
@@ -209,7 +209,7 @@ class _Runner:
         except Diverged as error:
             if not self.completed:
                 raise Diverged(
-                    f"{error}. This was the pilot run without a teacher, which all others are compared with. "
+                    f"{error}. All candidates are compared with this pilot run, which has no teacher. "
                     "Use a smaller --learning-rate and another --out."
                 ) from None
             log.warning("The pilot run of %s diverged: %s", candidate.describe(self.search.trajectory.unit), error)

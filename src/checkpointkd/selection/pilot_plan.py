@@ -105,7 +105,8 @@ def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch:
         share = "" if not settings.in_epochs else ", or a share of one whole distillation, such as 1.0"
         raise UserError(
             f"A budget of {pluralize(budget, 'epoch')} covers {pluralize(run_count, 'pilot run')} of "
-            f"{pluralize(pilot_epochs, 'epoch')}{because}, but at least {MIN_RUNS} are needed: no teacher, the last "
+            f"{pluralize(pilot_epochs, 'epoch')}{because}, but the search needs at least {MIN_RUNS}: no teacher, "
+            f"the last "
             f"checkpoint, and one more candidate. Pass --budget {MIN_RUNS * pilot_epochs} or more, in epochs{share}."
         )
     return pilot_epochs, run_count
@@ -175,8 +176,8 @@ def next_candidates(
 def best_first(completed: Sequence[PilotOutcome], last_epoch: int) -> list[PilotOutcome]:
     """Rank outcomes: first the longest runs of which there are at least two, by information, then all others.
 
-    The last checkpoint alone gets a bonus of `LAST_CHECKPOINT_MARGIN` of the gain over no teacher, because short runs
-    favor softer teachers: earlier checkpoints, and several together.
+    The last checkpoint alone gets a bonus of `LAST_CHECKPOINT_MARGIN` of the gain over no teacher. Short runs favor
+    softer teachers: earlier checkpoints, and several together.
     """
     counts = Counter(outcome.pilot_epochs for outcome in completed)
     deciding = max((length for length, count in counts.items() if count > 1), default=max(counts))

@@ -90,7 +90,8 @@ def _continued(search: PilotSearch, record: PilotSearchRecord, path: Path) -> Pi
     if set(stored.teachers) <= set(record.teachers):
         if added := len(record.teachers) - len(stored.teachers):
             log.warning(
-                "%s saved since the pilot search in %s started: not included. Choose another --out to include all.",
+                "%s saved since the pilot search in %s started: not included. Choose another --out to include "
+                "new checkpoints.",
                 pluralize(added, "checkpoint"),
                 search.out,
             )

@@ -20,7 +20,7 @@ from ..metrics import calibration_error
 RESAMPLES = 1000
 UNDERTRAINED = 0.8  # warn if the chosen teacher's accuracy is below this share of the last checkpoint's
 SURE = 0.8  # warn if the rule makes the same choice in a smaller share of the resamples
-TEST_IT = "`select --student` tests candidates with pilot runs"
+TEST_IT = "To compare candidates with pilot runs, use `select --student`"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def algorithm1(candidates: Candidates) -> Choice:
     if accuracy_A[chosen] < UNDERTRAINED * accuracy_A[-1]:
         warnings.append(
             f"The chosen teacher has accuracy {accuracy_A[chosen]:.1%}, the last checkpoint {accuracy_A[-1]:.1%}. "
-            f"An under-trained teacher can be worse than none, above all with a small alpha; {TEST_IT}"
+            f"An under-trained teacher can be worse than no teacher, most of all with a small alpha. {TEST_IT}"
         )
     details = {"I(X;F) normalized": _by_epoch(plane.epochs, x_A), "I(Y;F) normalized": _by_epoch(plane.epochs, y_A)}
     return _highest_score("algorithm1", candidates, sum_A, reason, resampled_RA, warnings, details)
@@ -216,7 +216,7 @@ def choose(candidates: Candidates, *, rule: str) -> Choice:
     if rule not in RULES:
         raise unknown_name("rule", rule, RULES)
     if not candidates.epochs:
-        raise UserError("There is no checkpoint to choose from")
+        raise UserError("The run has no checkpoint to choose from")
     if rule not in NEED_NO_SCORES:
         if candidates.plane is None:
             raise UserError(f"The rule {rule!r} needs scored checkpoints. Run `checkpointkd score` first.")
@@ -247,7 +247,7 @@ def _highest_score(
     order = np.argsort(-score_A, kind="stable")  # stable: the earlier of equal scores comes first
     warnings = list(warnings)
     if len(score_A) == 1:
-        warnings.append("There is only one checkpoint to choose from")
+        warnings.append("The run has only one checkpoint")
     elif score_A[order[0]] == score_A[order[1]]:
         warnings.append(f"{unit}s {epochs[order[0]]} and {epochs[order[1]]} have the same score; the earlier is chosen")
     probability = None
@@ -258,7 +258,7 @@ def _highest_score(
             rival = max(order[1:], key=lambda index: share_A[index])
             warnings.append(
                 f"The choice is uncertain: {unit} {epochs[order[0]]} is chosen in {100 * share_A[order[0]]:.0f}% of "
-                f"{RESAMPLES:,} resamples of the images, {unit} {epochs[rival]} in {100 * share_A[rival]:.0f}%; "
+                f"{RESAMPLES:,} resamples of the images, {unit} {epochs[rival]} in {100 * share_A[rival]:.0f}%. "
                 f"{TEST_IT}"
             )
     return Choice(

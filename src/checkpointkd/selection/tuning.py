@@ -75,14 +75,17 @@ class TuneConfig:
         if not 1 <= self.seeds <= 100:
             raise UserError(f"--seeds must be from 1 to 100, not {self.seeds}")
         if not space:
-            raise UserError("There is no hyper-parameter to tune")
+            raise UserError(
+                "There is no hyper-parameter to tune. Give values of --alpha, --tau, --method-weight or "
+                "--learning-rate."
+            )
         for name, values in space.items():
             if not values:
-                raise UserError(f"There are no values of {name} to try")
+                raise UserError(f"--{name.replace('_', '-')} needs at least one value")
             if not all(map(math.isfinite, values)):
                 raise UserError(f"The values of {name} must be finite numbers, not {values}")
         if self.sampler == "tpe" and all(len(values) == 1 for values in space.values()):
-            raise UserError("TPE needs a range to search: give at least two values of one hyper-parameter")
+            raise UserError("--sampler tpe needs a range: give at least two values of one hyper-parameter")
 
     @property
     def planned(self) -> int:
@@ -161,7 +164,7 @@ def run_tuning(
                 study.optimize(runner.objective, n_trials=1, callbacks=[runner.log_trial])
             result = runner.write_result()
     if result.best is None:
-        raise UserError(f"All trials in {out} were stopped. {out / RESULT} says why.")
+        raise UserError(f"All trials in {out} were stopped. {out / RESULT} has the reasons.")
     return result
 
 
@@ -247,7 +250,8 @@ class _Runner:
         pruned = [trial for trial in result.trials if trial.stopped is not None and "after epoch" in trial.stopped]
         if pruned and not self.settings.prune:
             log.warning(
-                "%s of this search were pruned earlier and stay so. Use --no-prune with another --out.",
+                "%s of this search were pruned earlier and stay pruned. To train them, use --no-prune with "
+                "another --out.",
                 pluralize(len(pruned), "trial"),
             )
         ended = _ended(result, self.settings)

@@ -1,7 +1,7 @@
-"""Batches that bring the teachers' logits with them, from the logit cache.
+"""Batches that carry the teachers' logits, from the logit cache.
 
-(seed, epoch) says which view of each image an epoch shows. So the logits that are missing are computed before the epoch
-begins, the epoch's logits lie on the device, and no step waits for a teacher.
+(seed, epoch) determines which view of each image an epoch uses. So missing logits are computed before the epoch begins.
+The epoch's logits are on the device, and no step waits for a teacher.
 
 Letters in names: N training images, T teachers, B batch, K classes.
 """

@@ -165,10 +165,10 @@ def open_teacher(
 
 
 def check_compatible(teacher: Teacher, data: Data) -> None:
-    """Raise UserError unless the teachers know the data's classes, in the same order."""
+    """Raise UserError unless the teachers have the data's classes, in the same order."""
     if teacher.classes != list(data.classes):
         raise UserError(
-            f"The teacher {teacher.members[0].text} knows {len(teacher.classes)} classes. The data {data.name!r} have "
+            f"The teacher {teacher.members[0].text} has {len(teacher.classes)} classes. The data {data.name!r} have "
             f"{len(data.classes)}, or another order. Give the data that the teacher was trained on."
         )
 
@@ -211,7 +211,7 @@ def _check_alike(first: CheckpointRef, second: CheckpointRef) -> None:
         else:
             not_shared = ", ".join(map(repr, sorted(set(classes[0]) ^ set(classes[1]))[:3]))
             difference = f"{len(classes[0])} and {len(classes[1])}, {not_shared} not in both"
-        raise UserError(f"{subject}: they know different classes ({difference})")
+        raise UserError(f"{subject}: their classes differ ({difference})")
     if runs[0].data.shape != runs[1].data.shape:
         sizes = [" × ".join(map(str, run.data.shape)) for run in runs]
         raise UserError(f"{subject}: their images differ in size, {sizes[0]} and {sizes[1]}")

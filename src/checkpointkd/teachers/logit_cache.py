@@ -201,7 +201,7 @@ def _make_room(wanted: Mapping[str, int], limit: int) -> None:
     """
     total = sum(wanted.values())
     if total > limit:
-        raise UserError(f"{format_bytes(total)} are needed, and --logit-cache-gb allows {format_bytes(limit)}")
+        raise UserError(f"{format_bytes(total)} are needed, but --logit-cache-gb allows {format_bytes(limit)}")
     removable = [entry for entry in _entries() if entry[2].name not in wanted]
     total += sum(size for _, size, _ in removable)
     for _, size, folder in sorted(removable):
@@ -212,7 +212,11 @@ def _make_room(wanted: Mapping[str, int], limit: int) -> None:
                 file.unlink(missing_ok=True)
             folder.rmdir()
         total -= size
-        log.info("Removed %s (%s), unused for longest, to keep to --logit-cache-gb", folder, format_bytes(size))
+        log.info(
+            "Removed %s (%s), the least recently used logits, to stay within --logit-cache-gb",
+            folder,
+            format_bytes(size),
+        )
 
 
 def _entries() -> Iterator[tuple[float, int, Path]]:

@@ -58,10 +58,14 @@ class DistillSpec:
         if self.config.teacher_schedule != "joint":
             if len(self.refs) == 1:
                 raise UserError(
-                    f"--teacher-schedule {self.config.teacher_schedule} needs several teachers, but only one is given"
+                    f"--teacher-schedule {self.config.teacher_schedule} needs several teachers, but only one is given. "
+                    "Add --teachers or --ensemble."
                 )
             if self.kd.average != KDConfig.average:
-                raise UserError("--average applies to teachers that teach jointly, not one after the other")
+                raise UserError(
+                    f"--average does not apply to --teacher-schedule {self.config.teacher_schedule}. Leave "
+                    f"--average out."
+                )
 
     @property
     def cache_limit(self) -> int:
@@ -73,8 +77,8 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     """Load the teachers and measure them on the validation set.
 
     Raises:
-        UserError: If the teachers cannot teach together, know other classes than the data, or, unless it is allowed,
-            if one is no better than chance.
+        UserError: If the teachers cannot teach together, or if their classes differ from the data's. Also if a teacher
+            is not better than chance, unless `allow_weak_teacher` is true.
     """
     teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
@@ -179,6 +183,8 @@ def _log_teachers(spec: DistillSpec, measured: TeachersMeasured) -> None:
     if len(spec.refs) > 1 and spec.config.teacher_schedule == "joint":
         log.info("Ensemble: validation accuracy %.1f%%", 100 * measured.ensemble.accuracy)
     if spec.config.teacher_schedule != "joint":
-        log.info("The teachers teach one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
+        log.info("The teachers are used one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
     if spec.config.teacher_batch_norm == "batch":
-        log.info("As teachers they use batch statistics. The accuracies above are with running statistics.")
+        log.info(
+            "The teachers use batch statistics in training. The accuracies above are measured with running statistics."
+        )

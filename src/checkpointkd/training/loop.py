@@ -50,7 +50,8 @@ class State:
             self.epoch = int(stored["epoch"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The stored state does not fit this run ({first_line(error)}). Remove the run directory to start anew."
+                f"The stored state does not fit this run ({first_line(error)}). Remove the run directory to "
+                f"start again."
             ) from None
 
 
@@ -146,7 +147,7 @@ def _train_epoch(
         rate = recipe.learning_rate_at(state.epoch + bad / steps)
         raise Diverged(
             f"The loss became NaN or infinite in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning rate "
-            f"{rate:.4g}. What was saved up to epoch {state.epoch} is intact. Try a smaller learning rate."
+            f"{rate:.4g}. The checkpoints up to epoch {state.epoch} are intact. Try a smaller learning rate."
         )
     state.epoch += 1
     row: Row = {"epoch": state.epoch, "loss": total_loss / examples}

@@ -147,7 +147,7 @@ def run_training(
         if stored is not None:
             state.restore(stored)
             if not 0 <= state.epoch <= spec.recipe.epochs:
-                raise UserError(f"{spec.out / 'state.bin'} is damaged: it says epoch {state.epoch}")
+                raise UserError(f"{spec.out / 'state.bin'} is damaged: it is of epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", spec.out, state.epoch, spec.recipe.epochs)
         batches = data.train.batches(
             batch_size=spec.recipe.batch_size, seed=spec.seed, device=spec.device, augment=spec.recipe.augment
@@ -236,7 +236,7 @@ def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | Non
     run = open_trajectory(spec.out)
     result = run.result()
     if spec.evaluate_test and (result is None or result.test is None):
-        raise UserError(f"{spec.out} is a trial of a search, which left the test images alone. Choose another --out.")
+        raise UserError(f"{spec.out} is a trial or a pilot run, which has no test accuracy. Choose another --out.")
     if spec.verbose:
         log.info("%s is already complete (%s): nothing to do", spec.out, pluralize(spec.recipe.epochs, "epoch"))
     return run
