@@ -193,7 +193,7 @@ def cache(result: Mapping[str, Any]) -> RenderableType:
     total = f"{pluralize(len(result['entries']), 'item')}, {format_bytes(result['bytes'])}"
     if result["action"] == "clear":
         return Group(*_table(cache_table(result)), _lines([f"Freed {total}"]))
-    note = "`checkpointkd cache clear logits decoded` frees what commands can make again"
+    note = "`cache clear all` frees what commands can make again. --json lists each item"
     return Group(*_table(cache_table(result)), _lines([f"{result['home']}: {total}. {note}"]))
 
 

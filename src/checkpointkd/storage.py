@@ -209,6 +209,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file, not a folder. Choose another --out.") from None
     except OSError as error:
         raise UserError(f"Could not create the folder {folder}: {error.strerror}") from None
     holder = folder / ".lock.holder"

@@ -73,7 +73,7 @@ def test_algorithm1_index_by_hand():
     expected = [0.0, 0.75 + 1 / 2, 1 + 2 / 3, 0.75 + 5 / 6, 1.5]
     assert list(choice.scores.values()) == pytest.approx(expected)
     assert (choice.epoch, choice.runner_up) == (30, 40)
-    assert choice.reason == "the largest sum, 1.67 = 1.00 for I(X;F) + 0.67 for I(Y;F)"
+    assert choice.reason == "the largest sum, 1.667 = 1.000 for I(X;F) + 0.667 for I(Y;F)"
     assert choice.probability is not None
     assert sum(choice.probability.values()) == pytest.approx(1)
     assert max(choice.probability, key=choice.probability.__getitem__) == 30

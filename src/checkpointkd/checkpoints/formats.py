@@ -87,7 +87,10 @@ def recognize(path: Path, name: str | None = None) -> FoundFile | None:
         return _hugging_face(path, name) if by_trainer else _sharded(path, name)
     if path.suffix.lower() == ".safetensors":
         metadata, format = storage.read_metadata(path), "safetensors, checkpointkd's writer"
-        epoch, step = (_whole_number(metadata.get(unit)) for unit in ("epoch", "step"))
+        epoch, step = (
+            _whole_number(number) if isinstance(number := metadata.get(unit), str) else None
+            for unit in ("epoch", "step")
+        )
         if epoch is not None:
             return FoundFile(path, name, format, epoch, "the file", f"epoch {epoch}")
         if step is not None:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from ..errors import UserError, check_exists
 from .distributed import deepspeed_file, sharded_folder
 from .formats import UNKNOWN, FoundFile, recognize
+from .metadata import METADATA_DIR
 from .torch_files import DamagedFile
 from .weights import ENDINGS, SHARDS, WHOLE, inside
 
@@ -112,7 +113,7 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
             raise UserError(
                 f"{path} has a wildcard in its folder. Name the folder; only file names may have wildcards."
             )
-        paths = sorted(map(Path, glob.glob(path)))
+        paths = sorted(match for match in map(Path, glob.glob(path)) if match.name != METADATA_DIR)
         if not paths:
             raise UserError(f"No file matches {path}")
         return paths[0].parent, [_Candidate(inside(match, paths[0].parent), match.name) for match in paths], []

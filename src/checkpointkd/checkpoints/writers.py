@@ -44,6 +44,9 @@ def save_checkpoint(
     """
     if not (type(epoch) is int and epoch >= 0):
         raise UserError(f"The epoch must be a number of completed epochs, not {epoch!r}")
+    for name, values in (("mean", mean), ("std", std)):
+        if not (values is None or isinstance(values, Sequence)):
+            raise UserError(f"{name} must be a list with one number for each channel, not {values!r}")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     not_finite = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if not_finite:

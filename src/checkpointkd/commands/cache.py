@@ -65,6 +65,7 @@ def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptio
     return {
         "action": action,
         "home": str(home),
+        "kinds": {**CLEARABLE, **KEPT, "data": "data sets and other files"},
         "entries": [asdict(entry) for entry in entries],
         "bytes": sum(entry.bytes for entry in entries),
     }

@@ -79,8 +79,8 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
     kd = options.kd_config()
     if not options.teachers:
         raise UserError("distill needs --teachers. To train without a teacher, use `checkpointkd train`")
-    refs = resolve_ensemble(options.teachers, options.ensemble)
-    _warn_if_selected_otherwise(options.teachers, student, kd if options.method == "kd" else None)
+    refs = resolve_ensemble(options.teacher_list, options.ensemble)
+    _warn_if_selected_otherwise(options.teacher_list, student, kd if options.method == "kd" else None)
     config = options.distill_config(len(refs), method_weight=options.method_weight)
     data_config = options.config_like(refs[0].checkpoint.run.data, options.train_images)
     data = load_data(data_config, on_progress=options.on_progress)

@@ -257,6 +257,11 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     allow_weak_teacher: bool = False
     """Accept teachers whose accuracy is not above chance."""
 
+    @property
+    def teacher_list(self) -> list[str]:
+        """The references. From Python, one reference may be a text instead of a list."""
+        return [self.teachers] if isinstance(self.teachers, str) else self.teachers
+
     def distill_config(self, members: int, *, method_weight: float | None = None) -> DistillConfig:
         """Return how this many teachers are used."""
         return DistillConfig(

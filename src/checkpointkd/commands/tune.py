@@ -100,7 +100,7 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
     settings = options.tune_config()
     if not options.teachers:
         raise UserError("tune needs --teachers")
-    refs = resolve_ensemble(options.teachers, options.ensemble)
+    refs = resolve_ensemble(options.teacher_list, options.ensemble)
     data_config = options.config_like(refs[0].checkpoint.run.data, options.train_images)
     data = load_data(data_config, on_progress=options.on_progress)
     warn_if_any_saw_validation_images(refs, data)

@@ -120,7 +120,7 @@ def _build_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
         raise UserError(
             f"Model 'timm:{name}' needs timm and a torchvision of the same build (CPU or CUDA) as PyTorch "
             f"{torch.__version__} ({first_line(error)}). Install timm with pip install 'checkpointkd[timm]', and "
-            "torchvision from the same source as PyTorch."
+            "torchvision with the same --index-url as PyTorch."
         ) from None
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)

@@ -174,7 +174,8 @@ def tune_table(result: TuneRecord) -> Table:
 def evaluation_table(result: Mapping[str, Any]) -> Table:
     """Return accuracy, NLL and calibration error of checkpoints and of their ensemble."""
     measured = [(member["ref"], str(member["epoch"]), member) for member in result["members"]]
-    note = f"{result['data']}, {SPLITS[result['split']]}: {result['images']:,} images."
+    split = SPLITS["test" if "test" in (result["split"], result["select_on"]) else "val"]
+    note = f"{result['data']}, {split}: {result['images']:,} images."
     if len(measured) > 1:
         weights = result["weights"] and f", weights {' '.join(f'{weight:g}' for weight in result['weights'])}"
         measured.append((f"ensemble (mean of {result['average']}{weights or ''})", "", result["ensemble"]))
@@ -259,17 +260,25 @@ def checkpoints_table(result: Mapping[str, Any]) -> Table:
         ]
         for checkpoint in result["checkpoints"]
     ]
-    unit = result.get("unit", "epoch")
-    return Table("", [unit, "file", f"{unit} read from", "kB", "val accuracy, %", "sha256"], rows)
+    unit, split = result.get("unit", "epoch"), result.get("select_on", "val")
+    return Table("", [unit, "file", f"{unit} read from", "kB", f"{split} accuracy, %", "sha256"], rows)
 
 
 def cache_table(result: Mapping[str, Any]) -> Table:
-    """Return the entries of the cache, with the day of their last use and their size."""
+    """Return the entries of each kind in the cache: how many, their size, and the day of the last use."""
+    kinds = sorted({entry["kind"] for entry in result["entries"]})
+    by_kind = {kind: [entry for entry in result["entries"] if entry["kind"] == kind] for kind in kinds}
     rows = [
-        [entry["kind"], entry["last_used"][:10], format_bytes(entry["bytes"]), entry["content"], entry["path"]]
-        for entry in result["entries"]
+        [
+            kind,
+            result["kinds"][kind],
+            f"{len(entries):,}",
+            format_bytes(sum(entry["bytes"] for entry in entries)),
+            max(entry["last_used"] for entry in entries)[:10],
+        ]
+        for kind, entries in by_kind.items()
     ]
-    return Table("", ["kind", "last used", "size", "content", "path"], rows)
+    return Table("", ["kind", "content", "items", "size", "last used"], rows)
 
 
 def caveats(claims: Sequence[Claim]) -> list[str]:

@@ -97,7 +97,7 @@ def algorithm1(candidates: Candidates) -> Choice:
     weight_RN = resamples(plane.images["correct"].shape[1])
     resampled_RA = algorithm1_index(_resampled_information(plane, weight_RN), weight_RN @ plane.images["correct"].T)
     chosen = int(sum_A.argmax())
-    reason = f"the largest sum, {sum_A[chosen]:.2f} = {x_A[chosen]:.2f} for I(X;F) + {y_A[chosen]:.2f} for I(Y;F)"
+    reason = f"the largest sum, {sum_A[chosen]:.3f} = {x_A[chosen]:.3f} for I(X;F) + {y_A[chosen]:.3f} for I(Y;F)"
     warnings = [
         f"{name} is the same at every checkpoint, so it does not affect the choice"
         for name, values in (("I(X;F)", information_A), ("I(Y;F)", accuracy_A))

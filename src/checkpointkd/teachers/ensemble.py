@@ -186,8 +186,8 @@ def refuse_at_chance(measured: TeachersMeasured, labels_N: Tensor) -> None:
         if member.accuracy < threshold:
             raise UserError(
                 f"The teacher {member.ref} has accuracy {member.accuracy:.1%} on {len(labels_N):,} images, not clearly "
-                f"above chance ({chance:.1%}; threshold {threshold:.1%}). Check the class order and the preprocessing, "
-                "or add --allow-weak-teacher."
+                f"above chance ({chance:.1%}; threshold {threshold:.1%}). Choose a later checkpoint, check the class "
+                "order and the preprocessing, or add --allow-weak-teacher."
             )
 
 

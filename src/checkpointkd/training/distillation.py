@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import CheckpointRef, Trajectory
-from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision
+from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision, SelectOn
 from ..data import Data, EpochLoader
 from ..errors import UserError, unknown_name
 from ..exporting import write_student
@@ -84,7 +84,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     check_compatible(teacher, data)
     measured = teacher.measure(data.val, average=spec.kd.average, weights=spec.config.teacher_weights)
     if verbose:
-        _log_teachers(spec, measured)
+        _log_teachers(spec, measured, data.record.select_on)
     if not spec.allow_weak_teacher:
         refuse_at_chance(measured, data.val.labels_N)
     return PreparedTeachers(teacher, measured)
@@ -177,11 +177,12 @@ class _LazyTeachers:
         )
 
 
-def _log_teachers(spec: DistillSpec, measured: TeachersMeasured) -> None:
+def _log_teachers(spec: DistillSpec, measured: TeachersMeasured, select_on: SelectOn) -> None:
+    split = "test" if select_on == "test" else "validation"
     for member in measured.members:
-        log.info("Teacher %s (epoch %d): validation accuracy %.1f%%", member.ref, member.epoch, 100 * member.accuracy)
+        log.info("Teacher %s (epoch %d): %s accuracy %.1f%%", member.ref, member.epoch, split, 100 * member.accuracy)
     if len(spec.refs) > 1 and spec.config.teacher_schedule == "joint":
-        log.info("Ensemble: validation accuracy %.1f%%", 100 * measured.ensemble.accuracy)
+        log.info("Ensemble: %s accuracy %.1f%%", split, 100 * measured.ensemble.accuracy)
     if spec.config.teacher_schedule != "joint":
         log.info("The teachers are used one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
     if spec.config.teacher_batch_norm == "batch":
