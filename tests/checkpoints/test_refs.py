@@ -72,9 +72,7 @@ def test_a_path_without_a_run_is_explained(tmp_path: Path, teacher_run: Path):
         ckd.open_trajectory(tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("hello")
-    with pytest.raises(
-        UserError, match=r"is not a run directory, for it has no run\.json\. There are no checkpoints in"
-    ):
+    with pytest.raises(UserError, match=r"is not a run directory: it has no run\.json\. There are no checkpoints in"):
         ckd.open_trajectory(tmp_path / "other")
     with pytest.raises(UserError, match="is not a file of weights, which ends in "):
         ckd.open_trajectory(tmp_path / "other" / "notes.txt")

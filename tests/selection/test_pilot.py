@@ -197,7 +197,8 @@ def test_killed_search_continues_with_the_same_result(teacher: Path, searched: P
     [
         (
             {"budget": "20"},
-            r"A budget of 20 epochs covers 2 pilot runs of 10 epochs \(at least 100 steps each\), but the search needs at least 3: .* "
+            r"A budget of 20 epochs covers 2 pilot runs of 10 epochs \(at least 100 steps each\), but the search "
+            "needs at least 3: .* "
             r"Pass --budget 30 or more",
         ),
         ({"budget": "a lot"}, "'a lot'"),
