@@ -118,7 +118,7 @@ def test_a_stopped_and_killed_experiment_continues_to_the_same_rows(smoke: Path,
     assert process.returncode == 0, printed
     assert read_experiment(out, "figure3")["missing"]
     assert "The time limit is over" in printed
-    assert "The same command continues" in printed
+    assert "Repeat the command to continue" in printed
 
     out = out.rename(tmp_path / "second")
     before = _metrics_bytes(out)
