@@ -46,6 +46,22 @@ def test_every_format_is_recognized_and_its_weights_are_exact(written: Written, 
         assert torch.allclose(loaded(images), expected(images), atol=1e-6)
 
 
+def test_wide_resnets_of_other_toolkits_are_ours(tmp_path: Path, digits: Data):
+    torch.manual_seed(0)
+    theirs = users.RepDistillerWideResNet(10, 1)
+    for epoch in (120, 240):
+        for tensor in theirs.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor))
+        torch.save({"epoch": epoch, "model": theirs.state_dict()}, tmp_path / f"ckpt_epoch_{epoch}.pth")
+    trajectory = register_external(tmp_path, model="wrn_16_1", data=digits)
+    assert list(trajectory) == [120, 240]
+    images = digits.val.to_float()[:20]
+    network = trajectory[240].network().eval()
+    expected = Network(theirs, mean=trajectory.run.mean, std=trajectory.run.std).eval()
+    assert torch.allclose(network(images), expected(images), rtol=1e-5, atol=1e-5)
+
+
 def test_inspect_names_format_epochs_and_their_source(all_written: dict[str, Written], tmp_path: Path):
     path, _, _ = copied(all_written["timm"], tmp_path)
     listed = ckd.inspect(path)
@@ -544,3 +560,12 @@ def test_inspect_warns_about_networks_no_better_than_chance(tmp_path: Path, capl
     ckd.save_checkpoint(tmp_path, epoch=1, model=users.build(10, 1))
     ckd.inspect(tmp_path, model=NET, data="digits")
     assert "No checkpoint is better than chance" in caplog.text
+
+
+def test_two_sets_that_share_their_tensors_are_both_there(tmp_path: Path, digits: Data):
+    """The averaged weights of a first epoch can be the very dict of the plain ones."""
+    state = users.build(10, 1).state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": state, "epoch": 1}, tmp_path / "checkpoint-1.pth.tar")
+    for key in (None, "state_dict", "state_dict_ema"):
+        trajectory = register_external(tmp_path, model=NET, data=digits, state_dict_key=key)
+        assert trajectory.run.weights_at == (key or "state_dict")

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .distributed import sharded_folder
 from .inert_pickle import StandIn
 from .torch_files import TensorPlan, opened
-from .weights import ENDINGS, flatten, parts, size
+from .weights import ENDINGS, flattened, parts, size
 
 UNKNOWN = -1
 
@@ -102,8 +102,7 @@ def recognize(path: Path, name: str | None = None) -> FoundFile | None:
 
 
 def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
-    flat: dict[str, TensorPlan] = {}
-    flatten(path, content, "", flat, set())
+    flat = flattened(path, content)
     only_optimizer = isinstance(content, dict) and content.keys() == {"state", "param_groups"}
     if only_optimizer or not any(plan.dtype.is_floating_point for plan in flat.values()):
         return None

@@ -8,6 +8,7 @@ Whatever the trainer, a file becomes a flat dict of named tensors. In nested dic
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 DEEPEST = 50  # dicts in dicts
+MOST_VALUES = 2_000_000  # in the dicts of a file
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch.compile's, FSDP's, …
 SAFETENSORS_DTYPES = {
@@ -96,11 +98,12 @@ def _prefix(
     # A set with more than half of the tensors is meant to be complete: no other set must take its place.
     needed = sum(not _is_counter(name) for name in expected)
     sets = [prefix for prefix, count in fitting.items() if count > needed / 2]
-    if not sets:  # a part of the network was wrapped in DataParallel
-        unwrapped = {name.replace(".module.", "."): plan for name, plan in flat.items()}
-        counts = _fitting(unwrapped, expected, key)
-        sets = [prefix for prefix, count in counts.items() if count > needed / 2]
-        fitting, flat = (counts, unwrapped) if sets else (fitting, flat)
+    for rename in (_without_data_parallel, _as_our_wide_resnet):
+        if not sets:
+            renamed = {rename(name): plan for name, plan in flat.items()}
+            counts = _fitting(renamed, expected, key)
+            sets = [prefix for prefix, count in counts.items() if count > needed / 2]
+            fitting, flat = (counts, renamed) if sets else (fitting, flat)
     if key is None and sets:
         plain = [prefix for prefix in sets if not re.search(r"(?<![a-z])ema(?![a-z])", prefix.lower())]
         if not plain:
@@ -113,6 +116,23 @@ def _prefix(
         keys = ", ".join(prefix.rstrip(".") or "(top)" for prefix in sets)
         raise UserError(f"{path} holds the weights of {model} more than once ({keys}). Choose with --state-dict-key.")
     return sets[0] if sets else max(fitting, key=fitting.__getitem__, default=f"{key}." if key else ""), flat
+
+
+def _without_data_parallel(name: str) -> str:
+    """Return the name of a tensor of a network whose part was wrapped in DataParallel."""
+    return name.replace(".module.", ".")
+
+
+def _as_our_wide_resnet(name: str) -> str:
+    """Return our name of a tensor of the Wide ResNets of RepDistiller, mdistiller and LSKD.
+
+    >>> _as_our_wide_resnet("model.block2.layer.0.convShortcut.weight"), _as_our_wide_resnet("model.bn1.bias")
+    ('model.stage2.0.shortcut.weight', 'model.bn.bias')
+    """
+    name, in_block = re.subn(r"(^|\.)block([123])\.layer\.", r"\1stage\2.", name)
+    if in_block:
+        return name.replace(".convShortcut.", ".shortcut.")
+    return re.sub(r"(^|\.)bn1\.", r"\1bn.", re.sub(r"(^|\.)fc\.", r"\1classifier.", name))
 
 
 def _fitting(flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], key: str | None) -> collections.Counter[str]:
@@ -157,12 +177,11 @@ def opened_tensors(path: Path) -> Iterator[dict[str, TensorPlan]]:
     Raises:
         UserError: If the file is damaged or is not a checkpoint.
     """
-    flat: dict[str, TensorPlan] = {}
     sharded = sharded_folder(path)
     if sharded is not None:
-        flatten(path, sharded_tensors(sharded), "", flat, set())
-        yield flat
+        yield flattened(path, sharded_tensors(sharded))
         return
+    flat: dict[str, TensorPlan] = {}
     shards = _shards(path)
     with ExitStack() as stack:
         for file in parts(path):
@@ -172,7 +191,7 @@ def opened_tensors(path: Path) -> Iterator[dict[str, TensorPlan]]:
                 if not set(names) <= content.keys():
                     raise UserError(f"{file} lacks tensors that its index lists")
                 content = {name: content[name] for name in names}
-            flatten(file, content, "", flat, set())
+            flat |= flattened(file, content)
         yield flat
 
 
@@ -246,25 +265,32 @@ def parts(path: Path) -> list[Path]:
     return [inside(check_exists(file, "shard"), path) for file in files]
 
 
-def flatten(path: Path, value: Any, name: str, flat: dict[str, TensorPlan], seen: set[int], depth: int = 0) -> None:
-    """Put the tensors of nested dicts and networks into `flat`, by dotted names without the prefixes of wrappers."""
-    if depth > DEEPEST or name.count(".") > 10 * DEEPEST:
-        raise UserError(f"{path} is refused: its content is nested deeper than any network")
-    if isinstance(value, TensorPlan):
-        for wrapper in WRAPPERS:
-            name = name.replace(wrapper, "")
-        name = name or "(tensor)"
-        if name in flat:
-            raise UserError(f"{path} is refused: it holds two tensors named {name}")
-        flat[name] = value
-        return
-    if isinstance(value, StandIn | Mapping) and id(value) not in seen:  # what occurs twice is read once
-        seen.add(id(value))
-        entries = _entries_of(value) if isinstance(value, StandIn) else value
-        for key, entry in entries.items():
-            if depth == 0 and key in SETTINGS:
-                continue
-            flatten(path, entry, f"{name}.{key}" if name else str(key), flat, seen, depth + 1)
+def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
+    """Return the tensors of nested dicts and networks, by dotted names without the prefixes of wrappers."""
+    flat: dict[str, TensorPlan] = {}
+    visits = itertools.count()
+    ancestors: set[int] = set()
+
+    def visit(value: Any, name: str) -> None:
+        if len(ancestors) > DEEPEST or name.count(".") > 10 * DEEPEST or next(visits) > MOST_VALUES:
+            raise UserError(f"{path} is refused: its content is nested too deeply for a network")
+        if isinstance(value, TensorPlan):
+            for wrapper in WRAPPERS:
+                name = name.replace(wrapper, "")
+            name = name or "(tensor)"
+            if name in flat:
+                raise UserError(f"{path} is refused: it holds two tensors named {name}")
+            flat[name] = value
+        elif isinstance(value, StandIn | Mapping) and id(value) not in ancestors:
+            ancestors.add(id(value))
+            entries = _entries_of(value) if isinstance(value, StandIn) else value
+            for key, entry in entries.items():
+                if name or key not in SETTINGS:
+                    visit(entry, f"{name}.{key}" if name else str(key))
+            ancestors.remove(id(value))
+
+    visit(content, "")
+    return flat
 
 
 def _entries_of(value: StandIn) -> Mapping[Any, Any]:

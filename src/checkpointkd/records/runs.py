@@ -51,7 +51,7 @@ class RunRecord(Record, frozen=True, tag_field="kind", kw_only=True):
 
     def differences(self, stored: RunRecord) -> list[str]:
         """How this run differs from a stored one, one text a field."""
-        return config_differences(identity_of(self), identity_of(stored))
+        return config_differences(_with_teachers_as_text(self), _with_teachers_as_text(stored))
 
 
 class OwnRunRecord(RunRecord, frozen=True, kw_only=True):
@@ -177,6 +177,16 @@ AnyRun = TrainRecord | DistillRecord | ExternalRecord
 def identity_of(record: RunRecord) -> dict[str, Any]:
     """The fields that must match when a run continues."""
     return {name: value for name, value in plain(record).items() if name not in METADATA}
+
+
+def _with_teachers_as_text(record: RunRecord) -> dict[str, Any]:
+    """Return the identity of a run for messages: teachers by epoch and the first digits of their hashes."""
+    identity = identity_of(record)
+    if identity.pop("taught_by", None):
+        identity["teachers"] = " + ".join(
+            f"epoch {teacher.epoch} ({teacher.sha256[:8]})" for teacher in record.teachers
+        )
+    return identity
 
 
 class MetricsRow(Record, frozen=True, omit_defaults=True, kw_only=True):
