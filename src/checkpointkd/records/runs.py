@@ -183,9 +183,8 @@ def _with_teachers_as_text(record: RunRecord) -> dict[str, Any]:
     """Return the identity of a run for messages: teachers by epoch and the first digits of their hashes."""
     identity = identity_of(record)
     if identity.pop("taught_by", None):
-        identity["teachers"] = " + ".join(
-            f"epoch {teacher.epoch} ({teacher.sha256[:8]})" for teacher in record.teachers
-        )
+        teachers = [f"epoch {teacher.epoch} ({teacher.sha256[:8]})" for teacher in record.teachers]
+        identity["teachers"] = " + ".join(teachers)
     return identity
 
 
