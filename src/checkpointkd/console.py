@@ -96,8 +96,12 @@ def inspection(result: Mapping[str, Any]) -> RenderableType:
     if stood_in:
         lines.append(f"Read as data, not imported: {', '.join(stood_in)}")
     if result["model"] is None:
-        command = f"checkpointkd inspect {result['path']} --model MODEL --data DATA"
-        next_step = [_lines(["To use these checkpoints, name their network and data set:"]), _line(command)]
+        if result["network"]:
+            needed, option = f"The files name the network {result['network']}. To use them, name", ""
+        else:
+            needed, option = "To use these checkpoints, name their network and", "--model MODEL "
+        command = f"checkpointkd inspect {result['path']} {option}--data DATA"
+        next_step = [_lines([f"{needed} the data set:"]), _line(command)]
     else:
         epochs = result["selected"]
         selected = "none yet" if epochs is None else " + ".join(map(str, epochs)) or "no teacher"

@@ -569,3 +569,18 @@ def test_two_sets_that_share_their_tensors_are_both_there(tmp_path: Path, digits
     for key in (None, "state_dict", "state_dict_ema"):
         trajectory = register_external(tmp_path, model=NET, data=digits, state_dict_key=key)
         assert trajectory.run.weights_at == (key or "state_dict")
+
+
+def test_timm_files_name_their_network(tmp_path: Path):
+    import argparse
+
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    args = argparse.Namespace(model="test_resnet", num_classes=10)
+    content = {"state_dict": network.state_dict(), "arch": "resnet", "version": 2, "epoch": 4, "args": args}
+    torch.save(content, tmp_path / "checkpoint-4.pth.tar")
+    assert ckd.inspect(tmp_path)["network"] == "timm:test_resnet"
+    assert ckd.inspect(tmp_path, data="digits")["model"] == "timm:test_resnet"
+    assert list(ckd.open_trajectory(tmp_path)) == [5]

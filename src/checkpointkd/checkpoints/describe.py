@@ -83,6 +83,7 @@ def _describe_unregistered(path: Path | str, pattern: str | None) -> dict[str, A
         "format": _formats(file.format for file in folder.checkpoints.values()),
         "kind": "external",
         "model": None,
+        "network": folder.network,
         "unit": folder.unit,
         "checkpoints": [
             {

@@ -7,6 +7,7 @@ the epoch, from the file's content or else from its name.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class FoundFile:
     step: int = UNKNOWN
     within: bool = False  # whether it was saved within an epoch, so that its step is the better count
     prefix: str = ""  # the name before its number, where the number is from the name
+    network: str | None = None  # the name of the network, as `--model` takes it, where the file states it
     stood_in: tuple[str, ...] = ()  # classes in the file that are not weights, and were not imported
 
     @property
@@ -120,9 +122,18 @@ def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
     for format, (keys, from_zero) in FORMATS.items():
         if keys <= content.keys():
             stated = f"epoch {epoch}{' counted from 0' if from_zero else ''}"
-            file = FoundFile(path, name, format, epoch + from_zero, "the file", stated)
+            network = _timm_network(content) if format == "timm" else None
+            file = FoundFile(path, name, format, epoch + from_zero, "the file", stated, network=network)
             return _lightning(file, content) if format == "Lightning" else file
     return FoundFile(path, name, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
+
+
+def _timm_network(content: Mapping[Any, Any]) -> str | None:
+    """Return the network that timm's training script stores in its options."""
+    args = content.get("args")
+    settings = args.state if isinstance(args, StandIn) else args
+    model = settings.get("model") if isinstance(settings, Mapping) else None
+    return f"timm:{model}" if isinstance(model, str) and re.fullmatch(r"[\w.]{1,200}", model) else None
 
 
 def _sharded(path: Path, name: str) -> FoundFile:

@@ -43,6 +43,12 @@ class FoundFolder:
     left_out: list[str]
     unit: Unit  # "step" where checkpoints were saved within epochs
 
+    @property
+    def network(self) -> str | None:
+        """The network that all files name, as `--model` takes it; None where they name none."""
+        names = {file.network for file in self.checkpoints.values()}
+        return names.pop() if len(names) == 1 else None
+
 
 def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
     """Return the checkpoints in another trainer's folder, by completed epochs.

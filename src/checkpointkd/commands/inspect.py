@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ class InspectOptions(DataOptions, CommonOptions):
     """Options of `inspect`."""
 
     model: str | None = None
-    """For external checkpoints: their network, as for `train`. Needs --data."""
+    """For external checkpoints: their network, as for `train`. Needs --data. Default: the network that timm's files
+    name."""
 
     pattern: str | None = None
     """For external checkpoints: the form of the file names, such as 'ckpt_{epoch}.pt'. Give it if the epoch is not
@@ -70,13 +71,18 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     Raises:
         UserError: If there is no run and no checkpoint, or if a file is damaged, refused or does not fit the network.
     """
-    from ..checkpoints import describe, is_registered, open_trajectory
+    from ..checkpoints import describe, is_registered, open_trajectory, scan_folder
     from ..teachers.ensemble import chance_level
 
     given = options.given_for_external()
     if options.pattern is not None and is_registered(path):
         given.append("--pattern")
     trajectory = open_trajectory(path) if options.model is None and is_registered(path) else None
+    if trajectory is None and options.model is None and options.data is not None:
+        named = scan_folder(path, options.pattern).network
+        if named is not None:
+            log.info("The files name the network %s", named)
+            options = replace(options, model=named)
     if options.model is None:
         if given and (trajectory is None or not trajectory.external):
             raise UserError(f"{' and '.join(given)} can only be used for external checkpoints. Add --model")
