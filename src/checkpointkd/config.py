@@ -194,7 +194,7 @@ class DistillConfig:
 
     >>> DistillConfig(teacher_weights=(0.5, 0.6))
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: Teacher weights must lie in [0, 1] and sum to 1, unlike 0.5 0.6
+    checkpointkd.errors.UserError: --teacher-weights must lie in [0, 1] and sum to 1, not 0.5 0.6
     """
 
     method_weight: float | None = None
