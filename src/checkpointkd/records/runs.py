@@ -51,7 +51,7 @@ class RunRecord(Record, frozen=True, tag_field="kind", kw_only=True):
 
     def differences(self, stored: RunRecord) -> list[str]:
         """How this run differs from a stored one, one text a field."""
-        return config_differences(_with_teachers_as_text(self), _with_teachers_as_text(stored))
+        return run_differences(identity_of(self), identity_of(stored))
 
 
 class OwnRunRecord(RunRecord, frozen=True, kw_only=True):
@@ -179,13 +179,17 @@ def identity_of(record: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in plain(record).items() if name not in METADATA}
 
 
-def _with_teachers_as_text(record: RunRecord) -> dict[str, Any]:
-    """Return the identity of a run for messages: teachers by epoch and the first digits of their hashes."""
-    identity = identity_of(record)
-    if identity.pop("taught_by", None):
-        teachers = [f"epoch {teacher.epoch} ({teacher.sha256[:8]})" for teacher in record.teachers]
-        identity["teachers"] = " + ".join(teachers)
-    return identity
+def run_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """List how two identities of runs differ, with teachers by epoch and the first digits of their hashes."""
+    return config_differences(_with_teachers_as_text(given), _with_teachers_as_text(stored))
+
+
+def _with_teachers_as_text(identity: dict[str, Any]) -> dict[str, Any]:
+    teachers = identity.get("taught_by")
+    if teachers is None:
+        return identity
+    text = " + ".join(f"epoch {teacher['epoch']} ({teacher['sha256'][:8]})" for teacher in teachers)
+    return {"teachers" if name == "taught_by" else name: value for name, value in identity.items()} | {"teachers": text}
 
 
 class MetricsRow(Record, frozen=True, omit_defaults=True, kw_only=True):

@@ -23,7 +23,6 @@ from ..config import (
     PrecisionChoice,
     Recipe,
     check_choice,
-    config_differences,
 )
 from ..data import Data, EpochLoader, Images, config_of, load_test
 from ..errors import Diverged, UserError, pluralize
@@ -31,7 +30,7 @@ from ..losses import Supervised
 from ..metrics import measure, predict
 from ..models import Network, build_network, check_trainable
 from ..records.base import Measured
-from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord
+from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
 from ..storage import locked
 from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision
@@ -232,7 +231,7 @@ def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | Non
     asked = {**_common_fields(spec, data, precision), **method.identity}
     kind = method.record.__struct_config__.tag
     identity = {"kind": kind} | {name: value for name, value in asked.items() if name not in records.METADATA}
-    folder.refuse_another(config_differences(records.plain(identity), records.identity_of(stored)))
+    folder.refuse_another(run_differences(records.plain(identity), records.identity_of(stored)))
     run = open_trajectory(spec.out)
     result = run.result()
     if spec.evaluate_test and (result is None or result.test is None):
