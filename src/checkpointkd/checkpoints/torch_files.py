@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, final
+from typing import Any, BinaryIO, Protocol, final
 
 import numpy as np
 import torch
@@ -40,9 +41,9 @@ STORAGES = {
 }
 NUMPY_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch before 1.6
+CHUNK = 1 << 19
 LARGEST_PICKLE = 200_000_000  # bytes of the pickle in an archive
 LARGEST_DIRECTORY = 1 << 26  # bytes of an archive's directory
-CHUNK = 1 << 24
 
 
 @final
@@ -78,6 +79,7 @@ class Content:
 
     value: Any
     stood_in: tuple[str, ...]
+    storages: dict[str, Tensor]  # that were read; emptied when the file closes
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,11 @@ def opened(path: Path) -> Iterator[Content]:
     """
     try:
         with open(path, "rb") as file:
-            yield _content(path, file)
+            content = _content(path, file)
+            try:
+                yield content
+            finally:
+                content.storages.clear()
     except (PickleError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
@@ -131,7 +137,7 @@ def _content(path: Path, file: BinaryIO) -> Content:
     objects = _Objects(file, storages)
     value = objects.unpickle(file, size)
     if value not in (MAGIC, hex(MAGIC)):
-        return Content(value, objects.stood_in)  # a bare pickle
+        return Content(value, objects.stood_in, objects.read)  # a bare pickle
     for _ in range(2):  # the protocol and the machine
         objects.unpickle(file, size)
     value = objects.unpickle(file, size)
@@ -139,7 +145,7 @@ def _content(path: Path, file: BinaryIO) -> Content:
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise PickleError("its list of storages is damaged")
     storages.find(keys, objects.storages, size)
-    return Content(value, objects.stood_in)
+    return Content(value, objects.stood_in, objects.read)
 
 
 def _read_archive(path: Path, file: BinaryIO) -> Content:
@@ -162,8 +168,8 @@ def _read_archive(path: Path, file: BinaryIO) -> Content:
     if pickled.file_size > LARGEST_PICKLE:
         raise PickleError(f"its pickle has {pickled.file_size:,} bytes")
     stream = io.BytesIO(archive.read(pickled))
-    objects = _Objects(stream, _Entries(archive, names, root))
-    return Content(objects.unpickle(stream, pickled.file_size), objects.stood_in)
+    objects = _Objects(stream, _Entries(file, names, root))
+    return Content(objects.unpickle(stream, pickled.file_size), objects.stood_in, objects.read)
 
 
 def _checked(path: Path, file: BinaryIO) -> zipfile.ZipFile:
@@ -207,7 +213,7 @@ class _Storages(Protocol):
 class _Entries:
     """The storages of an archive, each an entry `data/KEY`."""
 
-    archive: zipfile.ZipFile
+    file: BinaryIO
     entries: dict[str, zipfile.ZipInfo]
     root: str
 
@@ -217,8 +223,16 @@ class _Entries:
 
     def read(self, key: str, size: int) -> Tensor:
         entry = self.entries[f"{self.root}data/{key}"]
-        with self.archive.open(entry) as stream:  # which compares the checksum at the end of the entry
-            return _filled(stream, entry.file_size)[:size]
+        self.file.seek(entry.header_offset)
+        header = self.file.read(30)
+        if header[:4] != b"PK\x03\x04":
+            raise PickleError(f"its storage {key} has no header")
+        name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        self.file.seek(entry.header_offset + 30 + name + extra)
+        content, checksum = _filled(self.file, entry.file_size)
+        if checksum != entry.CRC:
+            raise PickleError(f"the checksum of its storage {key} does not match")
+        return content[:size]
 
 
 @dataclass
@@ -248,22 +262,21 @@ class _Places:
         if key not in self.starts:
             raise PickleError(f"its storage {key} is missing or too short")
         self.file.seek(self.starts[key])
-        return _filled(self.file, size)
+        return _filled(self.file, size)[0]
 
 
-def _filled(stream: IO[bytes], size: int) -> Tensor:
-    """Return the next bytes of a stream. A stream that ends is read to its end, so that checksums are compared."""
-    content = torch.empty(size, dtype=torch.uint8)
-    view, at = content.numpy(), 0
+def _filled(file: BinaryIO, size: int) -> tuple[Tensor, int]:
+    """Return the next bytes of a file and their checksum, computed while they are in the processor's cache."""
+    content, checksum, at = torch.empty(size, dtype=torch.uint8), 0, 0
+    view = memoryview(content.numpy())  # pyright: ignore[reportArgumentType]
     while at < size:
-        part = stream.read(min(CHUNK, size - at))
-        if not part:
+        part = view[at : at + CHUNK]
+        count = file.readinto(part)  # pyright: ignore[reportAttributeAccessIssue]
+        if not count:
             raise PickleError("it ends too early")
-        view[at : at + len(part)] = np.frombuffer(part, np.uint8)
-        at += len(part)
-    if isinstance(stream, zipfile.ZipExtFile):
-        stream.read(1)
-    return content
+        checksum = zlib.crc32(part[:count], checksum)
+        at += count
+    return content, checksum
 
 
 @dataclass
@@ -275,6 +288,7 @@ class _Objects:
     charge: Callable[[int], None] = field(default_factory=budget)
     names: dict[str, None] = field(default_factory=dict)
     storages: dict[str, _Storage] = field(default_factory=dict)
+    read: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def stood_in(self) -> tuple[str, ...]:
@@ -302,12 +316,11 @@ class _Objects:
         size, available = numel * dtype.itemsize, self.files.size(key)
         if available is not None and available < size:
             raise PickleError(f"its storage {key} is missing or too short")
-        read: list[Tensor] = []
 
         def content() -> Tensor:
-            if not read:
-                read.append(self.files.read(key, size))
-            return read[0]
+            if key not in self.read:
+                self.read[key] = self.files.read(key, size)
+            return self.read[key]
 
         return _Storage(dtype, numel, content)
 
@@ -425,7 +438,7 @@ class _Objects:
                 flat = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0)
             else:
                 self.blobs.seek(content.start)
-                flat = _filled(self.blobs, content.size)
+                flat, _ = _filled(self.blobs, content.size)
             array = flat.numpy().view(dtype).reshape(shape, order="F" if fortran else "C")
             return torch.from_numpy(np.array(array, dtype.newbyteorder("="), order="C"))
 
