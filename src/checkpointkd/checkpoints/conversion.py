@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..records.runs import ConvertedCheckpoint, ConvertRecord
 from .formats import FoundFile
 from .scan import FoundFolder, scan_folder
-from .torch_files import DamagedFile
+from .tensor_plans import DamagedFile
 from .weights import opened_tensors, parts
 
 MANIFEST = "convert.json"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from .inert_pickle import Global, PickleError, StandIn
-from .torch_files import DTYPES, DamagedFile, TensorPlan, opened, tensor_in
+from .tensor_plans import DTYPES, DamagedFile, TensorPlan
+from .torch_files import opened, tensor_in
 
 METADATA = ".metadata"
 FSDP_FOLDERS = ("pytorch_model_fsdp_0", "pytorch_model_fsdp")  # in a folder of Hugging Face's trainer or Accelerate

@@ -25,7 +25,7 @@ from ..models import Network, build_network, check_trainable
 from ..records.runs import ExternalCheckpoint, ExternalRecord
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, names_code, trust_marker
 from .scan import FoundFolder, candidate_files, scan_folder, without_path
-from .torch_files import DamagedFile
+from .tensor_plans import DamagedFile
 from .trajectory import Trajectory, open_trajectory
 from .weights import weights
 
@@ -87,7 +87,57 @@ def register_external(
     if accuracy is not None:
         images_BCHW = data.train.subset(torch.arange(2)).to_float()
         check_trainable(build(), images_BCHW, classes=len(data.classes), model=model)
-    network = build().eval()
+    checkpoints, weights_at = _read_checkpoints(
+        folder,
+        build().eval(),
+        model=model,
+        data=data,
+        state_dict_key=state_dict_key,
+        measured_before=measured_before,
+        accuracy=accuracy,
+        on_progress=on_progress,
+    )
+    used = {checkpoint.file for checkpoint in checkpoints.values()}
+    record = ExternalRecord(
+        model=model,
+        classes=tuple(data.classes),
+        data=data.record,
+        mean=normalization.mean,
+        std=normalization.std,
+        seed=0,
+        precision="fp32",
+        provenance=records.provenance(),
+        folder=str(folder.path.resolve()),  # read only from a record in the cache; others lie beside their folder
+        files=None if path.is_dir() else path.name,
+        pattern=pattern,
+        state_dict_key=state_dict_key,
+        weights_at=weights_at,
+        normalized_as=normalization.source,
+        unit=folder.unit,
+        left_out=tuple(folder.left_out),
+        passed_over=tuple(name for name in candidate_files(path) if name not in used),
+        checkpoints=checkpoints,
+    )
+    metadata = _write(record, path, measured_before)
+    _log(record, path)
+    return open_trajectory(metadata)
+
+
+def _read_checkpoints(
+    folder: FoundFolder,
+    network: Network,
+    *,
+    model: str,
+    data: Data,
+    state_dict_key: str | None,
+    measured_before: dict[Measurement, float | None],
+    accuracy: Accuracy | None,
+    on_progress: OnProgress | None,
+) -> tuple[dict[int, ExternalCheckpoint], str]:
+    """Return the records of a folder's checkpoints, and the key of the weights in all of them.
+
+    A damaged file is added to those that are left out.
+    """
     checkpoints: dict[int, ExternalCheckpoint] = {}
     weights_at: str | None = None
     damaged: DamagedFile | None = None
@@ -118,33 +168,10 @@ def register_external(
             stood_in=file.stood_in,
         )
         if on_progress is not None:
-            on_progress(f"read {path}", len(checkpoints), len(folder.checkpoints))
+            on_progress(f"read {folder.path}", len(checkpoints), len(folder.checkpoints))
     if damaged is not None and not checkpoints:
         raise damaged
-    used = {checkpoint.file for checkpoint in checkpoints.values()}
-    record = ExternalRecord(
-        model=model,
-        classes=tuple(data.classes),
-        data=data.record,
-        mean=normalization.mean,
-        std=normalization.std,
-        seed=0,
-        precision="fp32",
-        provenance=records.provenance(),
-        folder=str(folder.path.resolve()),  # read only from a record in the cache; others lie beside their folder
-        files=None if path.is_dir() else path.name,
-        pattern=pattern,
-        state_dict_key=state_dict_key,
-        weights_at=weights_at or "",
-        normalized_as=normalization.source,
-        unit=folder.unit,
-        left_out=tuple(folder.left_out),
-        passed_over=tuple(name for name in candidate_files(path) if name not in used),
-        checkpoints=checkpoints,
-    )
-    metadata = _write(record, path, measured_before)
-    _log(record, path)
-    return open_trajectory(metadata)
+    return checkpoints, weights_at or ""
 
 
 def refresh_external(

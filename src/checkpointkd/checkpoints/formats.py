@@ -16,7 +16,8 @@ from .. import storage
 from ..errors import UserError
 from .distributed import sharded_folder
 from .inert_pickle import StandIn
-from .torch_files import TensorPlan, opened
+from .tensor_plans import TensorPlan
+from .torch_files import opened
 from .weights import ENDINGS, flattened, parts, size
 
 UNKNOWN = -1

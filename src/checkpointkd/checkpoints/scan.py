@@ -16,7 +16,7 @@ from ..errors import UserError, check_exists
 from .distributed import deepspeed_file, sharded_folder
 from .formats import UNKNOWN, FoundFile, recognize
 from .metadata import METADATA_DIR
-from .torch_files import DamagedFile
+from .tensor_plans import DamagedFile
 from .weights import ENDINGS, SHARDS, WHOLE, inside
 
 Unit = Literal["epoch", "step"]

@@ -23,7 +23,8 @@ from .. import storage
 from ..errors import UserError, check_exists, first_line
 from .distributed import sharded_folder, sharded_tensors
 from .inert_pickle import StandIn
-from .torch_files import DamagedFile, TensorPlan, opened, ready
+from .tensor_plans import DamagedFile, TensorPlan, ready
+from .torch_files import opened
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

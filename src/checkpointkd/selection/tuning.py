@@ -75,10 +75,7 @@ class TuneConfig:
         if not 1 <= self.seeds <= 100:
             raise UserError(f"--seeds must be from 1 to 100, not {self.seeds}")
         if not space:
-            raise UserError(
-                "There is no hyper-parameter to tune. Give values of --alpha, --tau, --method-weight or "
-                "--learning-rate."
-            )
+            raise UserError("There is nothing to tune. Give --alpha, --tau, --method-weight or --learning-rate.")
         for name, values in space.items():
             if not values:
                 raise UserError(f"--{name.replace('_', '-')} needs at least one value")
