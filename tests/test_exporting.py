@@ -287,6 +287,7 @@ def test_without_a_hub_the_folder_is_whole_and_it_is_said(student: ckd.Trajector
         [*command, "--push", "me/student"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "on the Hub as 'me/student'" in done.stderr
+    assert "Could not upload" in done.stderr
+    assert "The folder is complete" in done.stderr
     assert "Traceback" not in done.stderr
     ckd.load(tmp_path / "e")

@@ -51,6 +51,9 @@ def test_a_conversion_continues_and_overwrites_nothing(all_written: dict[str, Wr
     other = tmp_path / "other"
     shutil.copytree(out, other)
     (other / "convert.json").unlink()
+    assert list(ckd.convert(path, out=other)["checkpoints"]) == ["1", "2", "3"], "killed before the manifest"
+    (other / "convert.json").unlink()
+    (other / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="other holds something else"):
         ckd.convert(path, out=other)
 

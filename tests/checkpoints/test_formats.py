@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import register_external, scan_folder
 from checkpointkd.checkpoints.scan import FoundFolder
+from checkpointkd.checkpoints.weights import opened_tensors
 from checkpointkd.cli import main
 from checkpointkd.data import Data
 from checkpointkd.errors import UserError
@@ -584,3 +587,51 @@ def test_timm_files_name_their_network(tmp_path: Path):
     assert ckd.inspect(tmp_path)["network"] == "timm:test_resnet"
     assert ckd.inspect(tmp_path, data="digits")["model"] == "timm:test_resnet"
     assert list(ckd.open_trajectory(tmp_path)) == [5]
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_tensors_of_every_kind_are_exact(archive: bool, protocol: int, tmp_path: Path):
+    """As torch.load reads them: views, negatives, conjugates, expansions, parameters, shared arrays, whole networks."""
+    import numpy as np
+
+    z, array = torch.randn(3, dtype=torch.complex64), np.arange(20_000, dtype=np.float32).reshape(100, 200)
+    content = {
+        "view": torch.randn(4, 5)[1:, ::2],
+        "transposed": nn.Parameter(torch.randn(2, 3).t()),
+        "negative": torch._neg_view(torch.randn(3)),
+        "imaginary": z.conj().imag,
+        "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
+        "expanded": torch.zeros(1).expand(10),
+        "half": torch.randn(3).to(torch.bfloat16),
+        "scalar": torch.tensor(5),
+        "array": array,
+        "same array": array,
+        "columns": np.asfortranarray(array),
+        "network": nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)),
+    }
+    path = tmp_path / "file.pt"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=archive)
+    expected = {name: torch.as_tensor(value) for name, value in content.items() if name != "network"}
+    expected |= {f"network.{name}": tensor for name, tensor in content["network"].state_dict().items()}
+    with opened_tensors(path) as flat:
+        assert flat.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(flat[name].read(), tensor), name
+
+
+def test_overlapping_chunks_are_refused(tmp_path: Path):
+    """A chunk that is there twice would leave a part of the tensor without values."""
+    import torch.distributed.checkpoint as dcp
+
+    with quiet():
+        dcp.save({"weight": torch.arange(4.0)}, checkpoint_id=tmp_path / "step-1")
+    metadata = tmp_path / "step-1" / ".metadata"
+    content = pickle.loads(metadata.read_bytes())
+    tensor = content.state_dict_metadata["weight"]
+    (chunk,) = tensor.chunks
+    tensor.size = torch.Size([8])
+    tensor.chunks = [chunk, chunk]
+    metadata.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match="chunks of weight overlap"), opened_tensors(tmp_path / "step-1") as flat:
+        flat["weight"].read()

@@ -13,15 +13,17 @@ from pathlib import Path
 
 from .. import records, storage
 from ..config import OnProgress
-from ..errors import UserError
+from ..errors import UserError, printable
+from ..records.base import open_regular
 from ..records.runs import ConvertedCheckpoint, ConvertRecord
 from .formats import FoundFile
 from .scan import FoundFolder, scan_folder
 from .tensor_plans import DamagedFile
-from .weights import opened_tensors, parts
+from .weights import opened_tensors, parts, size
 
+LARGEST_SURPLUS = 500_000_000  # bytes by which tensors may exceed twice their file
 MANIFEST = "convert.json"
-NOT_WEIGHTS = re.compile(r"(?:^|\.)(?:optim\w*|\w*scheduler\w*|scaler|loops|callbacks|rng\w*|param_groups)(?:\.|$)")
+NOT_WEIGHTS = re.compile(r"optim\w*|lr_schedulers?|schedulers?|scaler|loops|callbacks|rng\w*|param_groups")
 
 
 def convert_folder(
@@ -46,6 +48,7 @@ def convert_folder(
     """
     folder = scan_folder(path, pattern)
     with storage.locked(out):
+        storage.remove_leftovers(out)
         done = _converted_before(out)
         converted: dict[int, ConvertedCheckpoint] = {}
         left_out = list(folder.left_out)
@@ -80,26 +83,31 @@ def _convert(
     key: str | None,
     done: dict[int, ConvertedCheckpoint],
 ) -> ConvertedCheckpoint:
-    source, source_sha256 = os.path.relpath(file.path, folder.path), _files_hash(file.path)
+    source, source_sha256 = printable(os.path.relpath(file.path, folder.path)), _files_hash(file.path)
     target = out / (f"epoch-{number:04d}.safetensors" if folder.unit == "epoch" else f"step-{number:06d}.safetensors")
     before = done.get(number)
     same = before is not None and (before.source_sha256, before.key) == (source_sha256, key)
-    if before is not None and same and target.is_file():
+    if before is not None and same and _is_intact(target):
         return before
+    same = same or (before is None and _source_of(target) == (source_sha256, key or ""))  # written before a kill
     if not same and (before is not None or target.exists()):
         raise UserError(f"{target} is of another file or another --state-dict-key. Choose another --out.")
     with opened_tensors(file.path) as flat:
-        names = [name for name in flat if not NOT_WEIGHTS.search(name)]
+        names = [name for name in flat if not any(map(NOT_WEIGHTS.fullmatch, name.split(".")))]
+        if "__metadata__" in names:
+            raise UserError(f"{file.path} has a tensor named __metadata__, which safetensors cannot hold")
         if key is not None:
             names = [name for name in names if name.startswith(f"{key}.")]
         unreadable = [name for name in names if flat[name].problem]
         names = [name for name in names if not flat[name].problem]
+        if sum(flat[name].bytes for name in names) > 2 * size(file.path) + LARGEST_SURPLUS:
+            raise UserError(f"{file.path} is refused: its tensors overlap, and are larger than the file")
         if not names:
             raise UserError(f"{file.path} holds no weights{f' at {key!r}' if key else ''}")
         sha256 = storage.save_tensors(
             target,
             {name: flat[name].read() for name in names},
-            {"format": "checkpointkd", folder.unit: str(number)},
+            {"format": "checkpointkd", folder.unit: str(number), "source": source_sha256, "key": key or ""},
         )
     return ConvertedCheckpoint(
         file=target.name,
@@ -120,10 +128,30 @@ def _converted_before(out: Path) -> dict[int, ConvertedCheckpoint]:
     manifest = out / MANIFEST
     if manifest.exists():
         return dict(records.read(manifest, ConvertRecord, remedy="Choose another --out.").checkpoints)
-    others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
+    entries = [entry for entry in out.iterdir() if not entry.name.startswith(".")]
+    others = sorted(entry.name for entry in entries if _source_of(entry) is None)
     if others:
         raise UserError(f"{out} holds something else ({', '.join(others[:3])}). Choose another --out.")
     return {}
+
+
+def _source_of(path: Path) -> tuple[str, str] | None:
+    """Return the hash of the source and the key of a file that `convert` wrote; None for any other file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        metadata = storage.read_metadata(path)
+    except UserError:
+        return None
+    return (metadata["source"], metadata.get("key", "")) if "source" in metadata else None
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        storage.load_tensors(path)
+    except UserError:
+        return False
+    return True
 
 
 def _files_hash(path: Path) -> str:
@@ -132,7 +160,7 @@ def _files_hash(path: Path) -> str:
     for file in files:
         if len(files) > 1:
             digest.update(f"{file.name}\n{file.stat().st_size}\n".encode(errors="surrogateescape"))
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             while chunk := stream.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .inert_pickle import Global, PickleError, StandIn
+from ..records.base import open_regular
+from .inert_pickle import Global, StandIn
 from .tensor_plans import DTYPES, DamagedFile, TensorPlan
 from .torch_files import opened, tensor_in
 
@@ -79,7 +80,13 @@ def sharded_tensors(path: Path) -> dict[str, TensorPlan]:
         file, offset, length = (place.get(name) for name in ("relative_path", "offset", "length"))
         if place.get("transform_descriptors"):
             raise UserError(f"{path} holds compressed chunks. Save it again without extensions.")
-        if not (isinstance(file, str) and Path(file).name == file and _whole(offset) and _whole(length)):
+        if not (
+            isinstance(file, str)
+            and Path(file).name == file
+            and file.isprintable()
+            and _whole(offset)
+            and _whole(length)
+        ):
             raise DamagedFile(f"{metadata} is damaged: a chunk has no place in a file of its folder")
         at = key.get("offset")
         chunks.setdefault(str(key.get("fqn")), {})[_numbers(at)] = (path / file, int(offset), int(length))  # type: ignore[arg-type]
@@ -105,19 +112,22 @@ def _plan(metadata: Path, name: str, tensor: Mapping[str, Any], chunks: Mapping[
         inside = len(offsets) == len(sizes) == len(shape) and all(
             at + size <= whole for at, size, whole in zip(offsets, sizes, shape, strict=True)
         )
-        if place is None or not inside:
+        if place is None or not inside or place[2] < math.prod(sizes) * dtype.itemsize:
             raise DamagedFile(f"{metadata} is damaged: {name} lacks a chunk")
         parts.append((offsets, sizes, place))
     if sum(math.prod(sizes) for _, sizes, _ in parts) != math.prod(shape):
         raise DamagedFile(f"{metadata} is damaged: the chunks of {name} do not make up the tensor")
 
     def read() -> Tensor:
-        whole = torch.empty(shape, dtype=dtype)
+        whole, covered = torch.empty(shape, dtype=dtype), torch.zeros(shape, dtype=torch.bool)
         for offsets, sizes, (file, start, length) in parts:
             part = _chunk(file, start, length)
             if tuple(part.shape) != sizes or part.dtype != dtype:
                 raise DamagedFile(f"{file} is damaged: a chunk of {name} has another shape or type")
-            whole[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] = part
+            region = tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))
+            if covered[region].any():
+                raise DamagedFile(f"{metadata} is damaged: the chunks of {name} overlap")
+            whole[region], covered[region] = part, True
         return whole
 
     return TensorPlan(shape, dtype, read)
@@ -126,7 +136,7 @@ def _plan(metadata: Path, name: str, tensor: Mapping[str, Any], chunks: Mapping[
 def _chunk(file: Path, start: int, length: int) -> Tensor:
     """Return the tensor that torch.save wrote into a part of a file."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             if not 0 < length <= LARGEST_CHUNK or start + length > stream.seek(0, io.SEEK_END):
                 raise DamagedFile(f"{file} is damaged: it is too short")
             stream.seek(start)
@@ -151,7 +161,7 @@ def _numbers(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     if not (isinstance(value, tuple | list) and len(value) <= 64 and all(map(_whole, value))):
-        raise PickleError("a tensor has no shape")
+        raise DamagedFile("A folder of torch.distributed.checkpoint is damaged: a tensor has no shape")
     return tuple(value)
 
 

@@ -15,7 +15,9 @@ from typing import Any, BinaryIO, final
 BUDGET = 300_000_000  # bytes of objects
 LONG = 1 << 16  # bytes of a text or a byte string that stays in the file
 LINE = 4096  # bytes of a line of the text protocol
-LARGEST = 1 << 60  # numbers beyond are kept as text: their hashes could be made to collide
+LARGEST = 1 << 60  # numbers beyond are kept as text
+LARGEST_KEY = 1 << 16  # likewise for keys of dicts: the hashes of larger ones could be made to collide
+LONGEST_NAME = 500
 
 
 class PickleError(Exception):
@@ -33,10 +35,11 @@ class Global:
 @final
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes that stay in the file."""
+    """Bytes that stay in the file. `latin1` ones are stored as UTF-8 of Latin-1 text, as protocol 2 does."""
 
     start: int
     size: int
+    latin1: bool = False
 
 
 @final
@@ -104,13 +107,14 @@ class _Reader:
     ) -> None:
         self.file, self.size, self.make, self.persistent, self.charge = file, size, make, persistent, charge
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[str, Any] = {}  # by texts, whose hashes cannot be made to collide
+        self.places: dict[int, list[str]] = {}  # of stand-ins in the memo
 
     def read(self) -> Any:
         while code := self.file.read(1):
             if code == b".":
                 return self.stack.pop()
-            self.charge(16)
+            self.charge(48)
             instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
                 raise PickleError(f"its pickle has the instruction {code!r}, which no checkpoint needs")
@@ -160,7 +164,8 @@ class _Reader:
     # Constants
 
     def push_line(self, decode: Callable[[bytes], Any]) -> None:
-        self.push(decode(self.line()))
+        line = self.line()
+        self.push(decode(line), 64 + 6 * len(line))
 
     def integer(self) -> None:
         text = self.line()
@@ -170,13 +175,15 @@ class _Reader:
         content = self.take(count) if 0 <= count <= 1024 else b""
         if len(content) != count:
             raise PickleError("its pickle has a number of more than 1,024 bytes")
-        self.push(_small(int.from_bytes(content, "little", signed=True)))
+        self.push(_small(int.from_bytes(content, "little", signed=True)), 64 + 4 * count)
 
     # Memory
 
     def put(self, index: int) -> None:
-        self.charge(100)
-        self.memo[index] = self.stack[-1]
+        self.charge(150)
+        value = self.memo[str(index)] = self.stack[-1]
+        if isinstance(value, StandIn):
+            self.places.setdefault(id(value), []).append(str(index))
 
     # Containers
 
@@ -203,7 +210,7 @@ class _Reader:
     def call(self, function: Any, arguments: Any) -> None:
         arguments = arguments if isinstance(arguments, tuple) else ()
         if isinstance(function, StandIn):
-            self.push(StandIn(f"{function.name}()", arguments), 400)
+            self.push(StandIn(function.name, arguments), 400)
             return
         if not isinstance(function, Global):
             raise PickleError("its pickle calls something that is not a function")
@@ -215,12 +222,21 @@ class _Reader:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise PickleError("its pickle names a global by something else than text")
-        self.push(Global(f"{module}.{name}"), 64 + 2 * (len(name) + len(module)))
+        self.push_global(module, name)
+
+    def push_global(self, module: str, name: str) -> None:
+        if len(module) + len(name) > LONGEST_NAME:
+            raise PickleError("its pickle names a global of more than 500 characters")
+        self.push(Global(f"{module}.{name}"), 200)
 
     def build(self) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], StandIn):
-            self.stack[-1] = _with_state(self.stack[-1], state, self.make)
+        target = self.stack[-1]
+        if isinstance(target, StandIn):
+            self.charge(400)
+            made = self.stack[-1] = _with_state(target, state, self.make)
+            for index in self.places.pop(id(target), []) if made is not target else []:
+                self.memo[index] = made
 
     def persistent_id(self, identity: Any) -> None:
         self.push(self.persistent(identity), 200)
@@ -245,13 +261,19 @@ def _with_state(target: StandIn, state: Any, make: Make) -> Any:
 
 def safe_key(key: Any) -> Any:
     """Return a key whose hash is quick and whose collisions cannot be made."""
-    if isinstance(key, str | bytes | bool | StandIn | Global | None) or (isinstance(key, int) and abs(key) < LARGEST):
+    if isinstance(key, str | bytes | bool | StandIn | Global | None) or (
+        isinstance(key, int) and abs(key) < LARGEST_KEY
+    ):
         return key
-    if isinstance(key, float):
+    if isinstance(key, int | float):
         return str(key)
-    if isinstance(key, tuple) and len(key) <= 8 and all(isinstance(part, str | int | None) for part in key):
+    if isinstance(key, tuple) and len(key) <= 8 and all(_is_short(part) for part in key):
         return str(key)
     return f"<{type(key).__name__} {id(key)}>"
+
+
+def _is_short(part: Any) -> bool:
+    return part is None or isinstance(part, int) or (isinstance(part, str) and len(part) <= 200)
 
 
 def _decimal(digits: bytes) -> int | str:
@@ -263,7 +285,7 @@ def _small(number: int) -> int | str:
 
 
 def _text(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")
+    return content.decode("utf-8", "backslashreplace")
 
 
 def _latin1(content: bytes) -> str:
@@ -276,8 +298,9 @@ def _quoted(line: bytes) -> str:
 
 
 def _inst(reader: _Reader) -> None:
-    name = f"{_text(reader.line())}.{_text(reader.line())}"
-    reader.call(Global(name), tuple(reader.marked()))
+    reader.push_global(_text(reader.line()), _text(reader.line()))
+    kind = reader.stack.pop()
+    reader.call(kind, tuple(reader.marked()))
 
 
 def _obj(reader: _Reader) -> None:
@@ -366,10 +389,10 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Reader], Any]] = {
     b"q": lambda r: r.put(r.number("<B")),
     b"r": lambda r: r.put(r.number("<I")),
     b"\x94": lambda r: r.put(len(r.memo)),
-    b"g": lambda r: r.push(r.memo[int(r.line()[:20])], 8),
-    b"h": lambda r: r.push(r.memo[r.number("<B")], 8),
-    b"j": lambda r: r.push(r.memo[r.number("<I")], 8),
-    b"c": lambda r: r.push(Global(f"{_text(r.line())}.{_text(r.line())}"), 200),
+    b"g": lambda r: r.push(r.memo[str(int(r.line()[:20]))], 8),
+    b"h": lambda r: r.push(r.memo[str(r.number("<B"))], 8),
+    b"j": lambda r: r.push(r.memo[str(r.number("<I"))], 8),
+    b"c": lambda r: r.push_global(_text(r.line()), _text(r.line())),
     b"\x93": lambda r: r.stack_global(),
     b"R": lambda r: r.reduce(),
     b"b": lambda r: r.build(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
@@ -29,6 +29,7 @@ STORAGES = {
     "ComplexDouble": torch.complex128,
     "Untyped": torch.uint8,
 }
+MOST_EXPANDED = 1 << 26
 NUMPY_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
@@ -63,6 +64,7 @@ class PickledTensors:
     names: dict[str, None] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     read: dict[str, Tensor] = field(default_factory=dict)
+    expanded: int = 0  # bytes of tensors that are larger than their storage
 
     @property
     def stood_in(self) -> tuple[str, ...]:
@@ -74,9 +76,13 @@ class PickledTensors:
     # Storages
 
     def persistent(self, identity: Any) -> Any:
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            return identity[1]  # a class with its source, in files of PyTorch before 1.6
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
             raise PickleError("its pickle refers to something that is not a storage")
-        _, kind, key, _, numel = identity[:5]
+        _, kind, key, _, numel, *view = identity
+        if view and view[0] is not None:
+            raise PickleError("its pickle has a view of a storage, as only PyTorch before 0.4 wrote")
         name = kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Global) else ""
         if not (isinstance(key, str) and type(numel) is int and numel >= 0):
             raise PickleError("its pickle has a storage without a name or size")
@@ -129,8 +135,12 @@ class PickledTensors:
 
     def latin1(self, arguments: tuple) -> Any:
         text, encoding = arguments
+        if isinstance(text, Blob) and encoding == "latin1":
+            return Blob(text.start, text.size, latin1=True)
+        if not isinstance(text, str) or encoding != "latin1":
+            return NotImplemented
         self.charge(len(text))
-        return text.encode("latin1") if encoding == "latin1" else NotImplemented
+        return text.encode("latin1")
 
     def named_class(self, arguments: tuple) -> Any:
         """`copyreg._reconstructor(class, base, state)`."""
@@ -144,12 +154,12 @@ class PickledTensors:
     # Tensors
 
     def tensor(self, arguments: tuple) -> Any:
-        storage, offset, shape, stride, *_ = arguments
-        return self._plan(storage, offset, shape, stride, storage.dtype)
+        storage, offset, shape, stride, *rest = arguments
+        return self._plan(storage, offset, shape, stride, storage.dtype, rest[2:])
 
     def tensor_v3(self, arguments: tuple) -> Any:
-        storage, offset, shape, stride, _, _, dtype, *_ = arguments
-        return self._plan(storage, offset, shape, stride, DTYPES[dtype.name])
+        storage, offset, shape, stride, _, _, dtype, *metadata = arguments
+        return self._plan(storage, offset, shape, stride, DTYPES[dtype.name], metadata)
 
     def first(self, arguments: tuple) -> Any:
         """`_rebuild_parameter(tensor, …)`."""
@@ -158,26 +168,44 @@ class PickledTensors:
     def typed(self, arguments: tuple) -> Any:
         """`_rebuild_from_type_v2(function, type, arguments, state)`."""
         function, _, inner, _ = arguments
+        if _CALLS.get(function.name) is PickledTensors.typed:
+            return NotImplemented
         made = self.make(function.name, inner)
         return made if isinstance(made, TensorPlan) else NotImplemented
 
     def unreadable(self, kind: str) -> TensorPlan:
         return TensorPlan((), torch.float32, lambda: torch.empty(()), kind)
 
-    def _plan(self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype) -> TensorPlan:
+    def _plan(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype, metadata: Sequence[Any]
+    ) -> TensorPlan:
+        """Return the plan of a view of a storage. Metadata may say that it is the negative or the conjugate of it."""
         if not isinstance(storage, Storage):
             raise PickleError("its pickle has a tensor without a storage")
         numbers = (offset, *shape, *stride)
-        if len(shape) != len(stride) or len(shape) > 64 or not all(type(n) is int and n >= 0 for n in numbers):
+        self.charge(1500)
+        possible = all(type(n) is int and 0 <= n < 1 << 40 for n in numbers)
+        if len(shape) != len(stride) or len(shape) > 64 or not possible:
             raise PickleError("its pickle has a tensor of an impossible shape")
         numel = math.prod(shape)
+        if not numel and math.prod(filter(None, shape)) >= 1 << 60:
+            raise PickleError("its pickle has a tensor of an impossible shape")
         available = storage.numel * storage.dtype.itemsize // dtype.itemsize
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         if numel and last >= available:
             raise PickleError("its pickle has a tensor outside its storage")
-        if numel > available:
-            return TensorPlan(tuple(shape), dtype, lambda: torch.empty(()), "expanded beyond its storage")
-        read = lambda: storage.content().view(dtype).as_strided(shape, stride, offset)  # noqa: E731
+        if numel > available:  # an expanded tensor, such as torch.zeros(1).expand(10)
+            self.expanded += numel * dtype.itemsize
+            if self.expanded > MOST_EXPANDED:
+                return TensorPlan(tuple(shape), dtype, lambda: torch.empty(()), "expanded beyond its storage")
+        bits = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
+
+        def read() -> Tensor:
+            content = storage.content()[: available * dtype.itemsize].view(dtype)
+            tensor = content.as_strided(shape, stride, offset) if numel else torch.empty(tuple(shape), dtype=dtype)
+            tensor = tensor.conj_physical() if bits.get("conj") else tensor
+            return -tensor if bits.get("neg") else tensor
+
         return TensorPlan(tuple(shape), dtype, read)
 
     # NumPy
@@ -196,15 +224,25 @@ class PickledTensors:
         return self._array(content, dtype, shape, bool(fortran))
 
     def array_of_buffer(self, arguments: tuple) -> Any:
-        content, dtype, shape, order = arguments
-        return self._array(content, dtype, shape, order == "F")
+        content, dtype, shape, order, *axes = arguments
+        plan = self._array(content, dtype, shape, order == "F")
+        if order != "K" or not isinstance(plan, TensorPlan) or not axes or axes[0] is None:
+            return plan
+        axis_order = tuple(axes[0])
+        if sorted(axis_order) != list(range(len(plan.shape))):
+            raise PickleError("its pickle has an array of an impossible shape")
+        shape = tuple(plan.shape[axis] for axis in axis_order)
+        return TensorPlan(shape, plan.dtype, lambda: plan.read().permute(axis_order).contiguous())
 
     def _array(self, content: Any, named: Any, shape: Any, fortran: bool) -> Any:
         dtype = _dtype(named)
         if dtype is None or not isinstance(content, bytes | Blob) or not isinstance(shape, tuple):
             return NotImplemented
+        self.charge(1500)
+        expected = math.prod(shape) * dtype.itemsize if all(type(n) is int and n >= 0 for n in shape) else -1
         size = len(content) if isinstance(content, bytes) else content.size
-        if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize != size:
+        fits = expected <= size <= 2 * expected if isinstance(content, Blob) and content.latin1 else size == expected
+        if not fits:
             raise PickleError("its pickle has an array of an impossible shape")
 
         def read() -> Tensor:
@@ -213,10 +251,23 @@ class PickledTensors:
             else:
                 self.blobs.seek(content.start)
                 flat, _ = filled(self.blobs, content.size)
+                if content.latin1:
+                    flat = torch.frombuffer(bytearray(_from_latin1(flat, expected)), dtype=torch.uint8)
             array = flat.numpy().view(dtype).reshape(shape, order="F" if fortran else "C")
             return torch.from_numpy(np.array(array, dtype.newbyteorder("="), order="C"))
 
         return TensorPlan(shape, torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype, read)
+
+
+def _from_latin1(content: Tensor, size: int) -> bytes:
+    """Return the bytes that a text of Latin-1 stands for."""
+    try:
+        decoded = bytes(content.numpy()).decode("utf-8").encode("latin1")
+    except UnicodeError:
+        decoded = b""
+    if len(decoded) != size:
+        raise PickleError("its pickle has an array of an impossible shape")
+    return decoded
 
 
 def _dtype(named: Any) -> np.dtype | None:

@@ -119,7 +119,9 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
             raise UserError(
                 f"{path} has a wildcard in its folder. Name the folder; only file names may have wildcards."
             )
-        paths = sorted(match for match in map(Path, glob.glob(path)) if match.name != METADATA_DIR)
+        paths = sorted(
+            match for match in map(Path, glob.glob(path)) if match.name != METADATA_DIR and not _is_special(match)
+        )
         if not paths:
             raise UserError(f"No file matches {path}")
         return paths[0].parent, [_Candidate(inside(match, paths[0].parent), match.name) for match in paths], []
@@ -165,6 +167,11 @@ def _one_checkpoint(folder: Path, entries: list[Path]) -> Path | None:
         return inside(file, folder)
     files = [entry for entry in entries if _may_be_checkpoint(entry) and entry.is_file()]
     return inside(files[0], folder) if len(files) == 1 else None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether this is neither a file nor a folder, such as a pipe or a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_archive(path: Path) -> bool:

@@ -7,6 +7,7 @@ read it. Only tensors that are asked for are read, straight from the open file.
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from typing import Any, BinaryIO, final
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..records.base import open_regular
 from .inert_pickle import PickleError
 from .pickled_tensors import PickledTensors, Storage
 from .tensor_plans import DamagedFile, TensorPlan, filled
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch before 1.6
 LARGEST_PICKLE = 200_000_000  # bytes of the pickle in an archive
-LARGEST_DIRECTORY = 1 << 26  # bytes of an archive's directory
+LARGEST_DIRECTORY = 1 << 24  # bytes of an archive's directory
 
 
 @final
@@ -44,8 +46,13 @@ def opened(path: Path) -> Iterator[Content]:
         UserError: If the file is damaged, is of another kind, or exceeds a limit.
     """
     try:
-        with open(path, "rb") as file:
-            content = _content(path, file)
+        with open_regular(path) as file:
+            try:
+                content = _content(path, file)
+            except UserError:
+                raise
+            except (ValueError, RuntimeError, TypeError, LookupError, OverflowError, struct.error) as error:
+                raise _damaged(path, error) from None  # a damaged archive
             try:
                 yield content
             finally:
@@ -106,7 +113,7 @@ def _read_archive(path: Path, file: BinaryIO) -> Content:
         raise DamagedFile(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     byteorder = names.get(f"{root}byteorder")
-    if byteorder is not None and archive.read(byteorder) != b"little":
+    if byteorder is not None and (byteorder.file_size > 10 or archive.read(byteorder) != b"little"):
         raise UserError(f"{path} was written on a big-endian machine. Save it again on a usual one.")
 
     pickled = names[pickles[0]]
@@ -120,13 +127,8 @@ def _read_archive(path: Path, file: BinaryIO) -> Content:
 def _checked(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     """Open an archive after checking that it is as torch.save writes it."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - (1 << 17)))
-    tail = file.read(1 << 17)
-    end = tail.rfind(b"PK\x05\x06")
-    directory = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
-    if directory == 0xFFFFFFFF:
-        end64 = tail.rfind(b"PK\x06\x06")
-        directory = int.from_bytes(tail[end64 + 40 : end64 + 48], "little") if end64 >= 0 else 0
+    record = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # the one that ZipFile uses
+    directory = record[5] if record else 0
     if directory > LARGEST_DIRECTORY:
         raise UserError(f"{path} is refused: the directory of its archive has {directory:,} bytes")
     archive = zipfile.ZipFile(file)

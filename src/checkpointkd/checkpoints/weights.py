@@ -30,9 +30,11 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 DEEPEST = 50  # dicts in dicts
+LONGEST_NAME = 1000
 MOST_VALUES = 2_000_000  # in the dicts of a file
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # torch.compile's, FSDP's, …
+# What torch.compile, FSDP and activation checkpointing put into names.
+WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -273,12 +275,10 @@ def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
     ancestors: set[int] = set()
 
     def visit(value: Any, name: str) -> None:
-        if len(ancestors) > DEEPEST or name.count(".") > 10 * DEEPEST or next(visits) > MOST_VALUES:
+        if len(ancestors) > DEEPEST or len(name) > LONGEST_NAME or next(visits) > MOST_VALUES:
             raise UserError(f"{path} is refused: its content is nested too deeply for a network")
         if isinstance(value, TensorPlan):
-            for wrapper in WRAPPERS:
-                name = name.replace(wrapper, "")
-            name = name or "(tensor)"
+            name = WRAPPERS.sub("", name) or "(tensor)"
             if name in flat:
                 raise UserError(f"{path} is refused: it holds two tensors named {name}")
             flat[name] = value
@@ -286,7 +286,8 @@ def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
             ancestors.add(id(value))
             entries = _entries_of(value) if isinstance(value, StandIn) else value
             for key, entry in entries.items():
-                if name or key not in SETTINGS:
+                is_setting = value is content and isinstance(value, Mapping) and key in SETTINGS
+                if isinstance(entry, TensorPlan) or not is_setting:
                     visit(entry, f"{name}.{key}" if name else str(key))
             ancestors.remove(id(value))
 
@@ -297,10 +298,13 @@ def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
 def _entries_of(value: StandIn) -> Mapping[Any, Any]:
     """Return the parameters, buffers and modules of a pickled network; the entries of any other object."""
     state = value.state
+    if value.name.endswith(".OptimizedModule") and value.arguments:  # made by torch.compile
+        return {"_orig_mod": value.arguments[0]}
     if not (isinstance(state, Mapping) and isinstance(state.get("_modules"), Mapping)):
         return value.entries
     content: dict[Any, Any] = {}
-    temporary = state.get("_non_persistent_buffers_set") or ()
+    listed = state.get("_non_persistent_buffers_set")
+    temporary = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     for kind in ("_parameters", "_buffers", "_modules"):
         part = state.get(kind)
         entries = part if isinstance(part, Mapping) else {}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from ..config import SelectOn
 from ..errors import UserError
+
+LARGEST_FILE = 1 << 29  # bytes of a JSON file
 
 T = TypeVar("T")
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -120,10 +124,27 @@ def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
     return [decode(line, kind, path=path, remedy=remedy) for line in read_bytes(path).splitlines()]
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it.
+
+    Raises:
+        UserError: If it is a pipe, a device or a socket, which could make the reader wait for ever.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is not a regular file")
+    return file
+
+
 def read_bytes(path: Path) -> bytes:
     """Return a file's content. Raises UserError that names the file if it cannot be read."""
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes")
+        return content
     except FileNotFoundError:
         raise UserError(f"There is no file {path}") from None
     except OSError as error:
