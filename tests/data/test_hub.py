@@ -21,6 +21,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkey
     monkeypatch.setenv("CHECKPOINTKD_HOME", str(tmp_path / "home"))
 
 
+@pytest.mark.slow
 def test_cifar100_is_the_same_by_name_and_by_hf(tmp_path: Path, cifar100: Path):
     for split in ("train", "test"):  # the test images for both: they are real, and fewer
         (tmp_path / f"{split}-00000-of-00001.parquet").symlink_to(cifar100 / "test-00000-of-00001.parquet")
@@ -104,6 +105,7 @@ def test_changed_images_beside_the_librarys_files_are_noticed(tmp_path: Path):
     assert load_data(settings).record.sha256 != before
 
 
+@pytest.mark.slow
 def test_errors_of_the_library_are_reported_in_one_line(tmp_path: Path):
     def refused(path: object, message: str) -> None:
         with pytest.raises(UserError, match=message) as caught:

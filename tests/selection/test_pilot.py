@@ -300,6 +300,7 @@ def test_diverged_run_without_teacher_is_an_error(teacher: Path, tmp_path: Path,
         ckd.select(teacher, out=tmp_path / "pilot", **{**SHORT, "epochs": 1, "budget": 12})
 
 
+@pytest.mark.slow
 def test_larger_budget_continues_and_promotes_the_best(teacher: Path, tmp_path: Path):
     short = {**SHORT, "epochs": 2, "batch_size": 2}  # an epoch has a hundred steps
     first = ckd.select(teacher, out=tmp_path / "pilot", **{**short, "budget": 3})
