@@ -319,6 +319,7 @@ def test_what_is_not_a_regular_file_is_left_out(tmp_path: Path):
     folder = scan_folder(tmp_path)
     assert list(folder.checkpoints) == [1]
     assert all("not a regular file" in reason for reason in folder.left_out)
+    assert list(scan_folder(tmp_path / "epoch_[13].pt").checkpoints) == [1], "a pipe would wait for a writer"
     (tmp_path / "epoch_4.pt").symlink_to("epoch_4.pt")
     with pytest.raises(UserError, match=r"epoch_4\.pt is a link that leads out of"):
         scan_folder(tmp_path)

@@ -319,24 +319,9 @@ def _tuple(count: int) -> Callable[[_Reader], None]:
     return instruction
 
 
-def _appends(reader: _Reader) -> None:
-    values = reader.marked()
-    reader.append(values)
-
-
-def _append(reader: _Reader) -> None:
-    value = reader.stack.pop()
-    reader.append([value])
-
-
 def _set_item(reader: _Reader) -> None:
     value, key = reader.stack.pop(), reader.stack.pop()
     reader.set_items([key, value])
-
-
-def _set_items(reader: _Reader) -> None:
-    values = reader.marked()
-    reader.set_items(values)
 
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Reader], Any]] = {
@@ -376,14 +361,14 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Reader], Any]] = {
     b"\x87": _tuple(3),
     b"]": lambda r: r.push([], 80),
     b"l": lambda r: r.push(r.marked(), 80),
-    b"a": _append,
-    b"e": _appends,
+    b"a": lambda r: r.append([r.stack.pop()]),
+    b"e": lambda r: r.append(r.marked()),
     b"}": lambda r: r.push({}, 100),
     b"d": lambda r: r.dictionary(r.marked()),
     b"s": _set_item,
-    b"u": _set_items,
+    b"u": lambda r: r.set_items(r.marked()),
     b"\x8f": lambda r: r.push([], 80),  # a set, as a list: its values need no hash
-    b"\x90": _appends,
+    b"\x90": lambda r: r.append(r.marked()),
     b"\x91": lambda r: r.push(tuple(r.marked())),  # a frozen set
     b"p": lambda r: r.put(int(r.line()[:20])),
     b"q": lambda r: r.put(r.number("<B")),
