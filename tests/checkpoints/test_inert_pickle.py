@@ -151,7 +151,7 @@ HOSTILE: dict[str, bytes] = {
     "size of a number": b"ctorch\nSize\n(K\x05tR.",
     "parameter of nothing": b"ctorch._utils\n_rebuild_parameter\n(tR.",
     "typed": b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nN)NtR.",
-    "long name": b"c" + b"x" * 4000 + b"\nC\n)R" + b"}b" * 20_000 + b".",
+    "long name": b"X\x60\xea\x00\x00" + b"x" * 60_000 + b"X\x01\x00\x00\x00C\x93)R" + b"}b" * 400_000 + b".",
     "calls of calls": b"cbuiltins\ngetattr\n)R" + b")R" * 100_000 + b".",
     "long tuple keys": b"}(" + b"".join(b"V" + b"x" * 4000 + b"\nK%c\x86N" % n for n in range(250)) + b"u.",
     "lists copied": b"](" + b"K\x01" * 30_000 + b"eq\x00" + b"cbuiltins\nlist\n(h\x00tR0" * 100_000 + b"N.",
