@@ -47,6 +47,16 @@ if TYPE_CHECKING:
 GAP = 2  # spaces between columns
 MIN_TEXT = 8  # columns of texts are not narrower than this while a number would have to be broken instead
 CHOSEN = " ←"
+OWN_NETWORK = (
+    "If the network is a class of your own, write a function that builds it, and name it --model my_network:build:"
+)
+FACTORY = (
+    "    # my_network.py",
+    "    from my_project import MyNetwork",
+    "",
+    "    def build(num_classes, in_channels):",
+    "        return MyNetwork(num_classes)  # the nn.Module itself, not the LightningModule around it",
+)
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -102,6 +112,8 @@ def inspection(result: Mapping[str, Any]) -> RenderableType:
             needed, option = "To use these checkpoints, name their network and", "--model MODEL "
         command = f"checkpointkd inspect {result['path']} {option}--data DATA"
         next_step = [_lines([f"{needed} the data set:"]), _line(command)]
+        if not result["network"]:
+            next_step += [_lines([OWN_NETWORK]), *map(_line, FACTORY)]
     else:
         epochs = result["selected"]
         selected = "none yet" if epochs is None else " + ".join(map(str, epochs)) or "no teacher"
@@ -120,6 +132,8 @@ def _description(result: Mapping[str, Any]) -> list[str]:
     if result["kind"] == "external":
         mean, std = (" ".join(f"{value:.3f}" for value in result[name]) for name in ("mean", "std"))
         lines.append(f"Format: {result['format']}; weights: {result['weights_at'] or 'the whole file'}")
+        if result["other_sets"]:
+            lines.append(f"Not used: {', '.join(result['other_sets'])}. To use another, give --state-dict-key KEY.")
         lines.append(f"Normalization: mean {mean}, std {std} ({result['normalized_as']})")
         return lines
     state = "complete" if result["complete"] else f"stopped after epoch {result['epochs_done']}"

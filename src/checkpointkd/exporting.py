@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .checkpoints import Checkpoint, Trajectory, is_registered, names_code, open_trajectory, resolve
+from .checkpoints import Checkpoint, Trajectory, is_registered, open_trajectory, resolve
 from .errors import UserError, first_line
-from .models import Network, build_network
+from .models import Network, build_network, names_code
 from .records.base import plain
 from .records.runs import DistillRecord, ExternalRecord, RunResult
 
@@ -61,6 +61,7 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
         "weights": weights,
         "sha256": checkpoint.sha256,
         "model": run.model,
+        **({} if run.network_config is None else {"network_config": run.network_config}),
         "classes": list(run.classes),
         "image_shape": list(run.data.shape),
         "mean": list(run.mean),
@@ -132,6 +133,7 @@ def _load_export(folder: Path, model: str | None, device: torch.device | str) ->
         in_channels=len(config["mean"]),
         mean=config["mean"],
         std=config["std"],
+        config=config.get("network_config"),
     )
     try:
         network.load_state_dict(tensors)

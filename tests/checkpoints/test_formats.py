@@ -104,6 +104,43 @@ def test_averaged_weights_are_read_by_their_key(all_written: dict[str, Written],
         register_external(path, model=NET, data=digits, state_dict_key="model")
 
 
+def test_the_sets_that_are_not_used_are_named(all_written: dict[str, Written], tmp_path: Path, capsys):
+    path, _, _ = copied(all_written["timm"], tmp_path)
+    main(["inspect", path, "--model", NET, "--data", "digits"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "weights: state_dict Not used: state_dict_ema (averaged). To use another, give --state-dict-key" in printed
+    assert ckd.inspect(path, state_dict_key="state_dict_ema")["other_sets"] == ("state_dict",)
+
+
+def test_torchvisions_averaged_weights_are_named(tmp_path: Path, digits: Data):
+    """Its reference script keeps an AveragedModel in `model_ema`, with its own prefix and counter."""
+    net = users.build(10, 1)
+    average = torch.optim.swa_utils.AveragedModel(net, use_buffers=True)
+    average.update_parameters(net)
+    average.module.head.bias.data += 1
+    torch.save({"model": net.state_dict(), "model_ema": average.state_dict(), "epoch": 4}, tmp_path / "model_4.pth")
+    run = register_external(tmp_path, model=NET, data=digits).run
+    assert (run.weights_at, run.other_sets) == ("model", ("model_ema.module (averaged)",))
+    averaged = register_external(tmp_path, model=NET, data=digits, state_dict_key="model_ema")
+    assert torch.equal(averaged.last.network().body.head.bias, average.module.head.bias)
+
+
+def test_lightnings_averaged_weights_are_told_from_the_plain_ones(tmp_path: Path, digits: Data):
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+    _, _, states = lightning(
+        tmp_path, digits, callbacks=[EMAWeightAveraging(decay=0.5), ModelCheckpoint(tmp_path, save_top_k=-1)]
+    )
+    which = r"state_dict\.net \(averaged\), current_model_state\.net \(as trained\)"
+    with pytest.raises(UserError, match=rf"more than once: {which}\. Choose with --state-dict-key"):
+        register_external(tmp_path, model=NET, data=digits)
+    trained = register_external(tmp_path, model=NET, data=digits, state_dict_key="current_model_state")
+    assert torch.equal(trained[3].network().body.head.weight, states[3]["head.weight"])
+    averaged = register_external(tmp_path, model=NET, data=digits, state_dict_key="state_dict")
+    assert not torch.equal(averaged[3].network().body.head.weight, states[3]["head.weight"])
+    assert averaged.run.other_sets == ("current_model_state.net (as trained)",)
+
+
 def test_a_wildcard_selects_one_of_two_runs_in_a_folder(all_written: dict[str, Written], tmp_path: Path):
     path, _, _ = copied(all_written["CheckpointKD authors"], tmp_path)
     with pytest.raises(UserError, match=r"both have epoch 1\. If these are several runs, select one with a wild"):

@@ -92,10 +92,12 @@ def test_an_interrupted_experiment_shows_its_results(smoke: Path, tmp_path: Path
     before = _count(out, "result.json")
     process = _start(out)
     _wait_for(lambda: _count(out, "result.json") > before, process)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that it does not finish meanwhile
     children = _children(process.pid)
     assert main(["reproduce", "table1", "--preset", "smoke", "--out", str(out)]) == 2
     assert "in use" in capsys.readouterr().err, "one command per folder at a time"
-    os.killpg(process.pid, signal.SIGINT)  # a terminal signals all processes
+    for signal_number in (signal.SIGINT, signal.SIGCONT):  # a terminal signals all processes
+        os.killpg(process.pid, signal_number)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped" in printed.lower()

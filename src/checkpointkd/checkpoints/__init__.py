@@ -2,7 +2,7 @@
 
 from .describe import describe, is_registered
 from .external import GIVEN, refresh_external, register_external
-from .metadata import metadata_dir, names_code
+from .metadata import metadata_dir
 from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
 from .run_dir import RunDir, refuse_inside_run
 from .scan import scan_folder
@@ -19,7 +19,6 @@ __all__ = [
     "find_checkpoint",
     "is_registered",
     "metadata_dir",
-    "names_code",
     "open_trajectory",
     "refresh_external",
     "refuse_inside_run",

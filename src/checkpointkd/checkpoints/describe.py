@@ -67,7 +67,8 @@ def describe(path: Path | str, pattern: str | None = None) -> dict[str, Any]:
         "planned_epochs": trajectory.planned_epochs,
     }
     if isinstance(run, ExternalRecord):
-        return description | {name: getattr(run, name) for name in ("weights_at", "normalized_as", "unit", "left_out")}
+        stated = ("weights_at", "other_sets", "normalized_as", "unit", "left_out")
+        return description | {name: getattr(run, name) for name in stated}
     return description | {
         "seed": run.seed,
         "epochs_done": max(val_accuracy, default=0),

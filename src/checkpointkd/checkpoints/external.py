@@ -21,9 +21,9 @@ from .. import records, storage
 from ..config import OnProgress
 from ..data import Data
 from ..errors import UserError
-from ..models import Network, build_network, check_trainable
+from ..models import Network, build_network, check_trainable, names_code, read_config
 from ..records.runs import ExternalCheckpoint, ExternalRecord
-from .metadata import file_fingerprint, metadata_dir, metadata_dirs, names_code, trust_marker
+from .metadata import file_fingerprint, metadata_dir, metadata_dirs, trust_marker
 from .scan import FoundFolder, candidate_files, scan_folder, without_path
 from .tensor_plans import DamagedFile
 from .trajectory import Trajectory, open_trajectory
@@ -87,7 +87,7 @@ def register_external(
     if accuracy is not None:
         images_BCHW = data.train.subset(torch.arange(2)).to_float()
         check_trainable(build(), images_BCHW, classes=len(data.classes), model=model)
-    checkpoints, weights_at = _read_checkpoints(
+    checkpoints, weights_at, other_sets = _read_checkpoints(
         folder,
         build().eval(),
         model=model,
@@ -104,6 +104,7 @@ def register_external(
         data=data.record,
         mean=normalization.mean,
         std=normalization.std,
+        network_config=read_config(model),
         seed=0,
         precision="fp32",
         provenance=records.provenance(),
@@ -112,6 +113,7 @@ def register_external(
         pattern=pattern,
         state_dict_key=state_dict_key,
         weights_at=weights_at,
+        other_sets=other_sets,
         normalized_as=normalization.source,
         unit=folder.unit,
         left_out=tuple(folder.left_out),
@@ -133,28 +135,30 @@ def _read_checkpoints(
     measured_before: dict[Measurement, float | None],
     accuracy: Accuracy | None,
     on_progress: OnProgress | None,
-) -> tuple[dict[int, ExternalCheckpoint], str]:
-    """Return the records of a folder's checkpoints, and the key of the weights in all of them.
+) -> tuple[dict[int, ExternalCheckpoint], str, tuple[str, ...]]:
+    """Return the records of a folder's checkpoints, the key of the weights in all of them, and other sets in them.
 
     A damaged file is added to those that are left out.
     """
     checkpoints: dict[int, ExternalCheckpoint] = {}
     weights_at: str | None = None
+    other_sets: dict[str, None] = {}
     damaged: DamagedFile | None = None
     for epoch, file in folder.checkpoints.items():
         try:
-            tensors, key = weights(file.path, network.body.state_dict(), key=state_dict_key, model=model)
+            stored = weights(file.path, network.body, key=state_dict_key, model=model)
         except DamagedFile as error:
             damaged = damaged or error
             folder.left_out.append(f"{file.name}: {without_path(error, file.path)}")
             continue
-        if weights_at not in (None, key):
+        if weights_at not in (None, stored.key):
             raise UserError(
-                f"{file.path} has the weights of {model} at {key or 'its top'!r}, but earlier files have them at "
-                f"{weights_at or 'their top'!r}. Give --state-dict-key KEY, or select some files with a wildcard."
+                f"{file.path} has the weights of {model} at {stored.key or 'its top'!r}, but earlier files have them "
+                f"at {weights_at or 'their top'!r}. Give --state-dict-key KEY, or select some files with a wildcard."
             )
-        weights_at = key
-        network.body.load_state_dict(tensors)
+        weights_at = stored.key
+        other_sets |= dict.fromkeys(stored.others)
+        network.body.load_state_dict(stored.tensors)
         sha256 = storage.content_hash(network.state_dict())
         stored_accuracy = measured_before.get((sha256, data.record.sha256, data.record.select_on))
         checkpoints[epoch] = ExternalCheckpoint(
@@ -171,7 +175,7 @@ def _read_checkpoints(
             on_progress(f"read {folder.path}", len(checkpoints), len(folder.checkpoints))
     if damaged is not None and not checkpoints:
         raise damaged
-    return checkpoints, weights_at or ""
+    return checkpoints, weights_at or "", tuple(other_sets)
 
 
 def refresh_external(
@@ -262,15 +266,15 @@ def _normalization(
             )
         return _Normalization(mean, std, GIVEN)
     first = next(iter(folder.checkpoints.values())).path
-    preprocessor_path = first / "preprocessor_config.json"
-    preprocessor = storage.read_json(preprocessor_path) if preprocessor_path.exists() else {}
-    if not isinstance(preprocessor, dict):
-        raise UserError(f"{preprocessor_path} is damaged: it holds no JSON object")
+    preprocessor = _json_object(first / "preprocessor_config.json")
+    timm_config = _json_object(first / "config.json").get("pretrained_cfg")
+    timm_config = timm_config if isinstance(timm_config, dict) else {}
     header: dict[str, Any] = storage.read_metadata(first) if first.suffix == ".safetensors" else {}
     pretrained = getattr(_build(model, data, own_mean, own_std).body, "pretrained_cfg", {})
     for source, stated_mean, stated_std in (
         (f"stated in {first.name}", header.get("mean"), header.get("std")),
-        (f"stated in {preprocessor_path.name}", preprocessor.get("image_mean"), preprocessor.get("image_std")),
+        ("stated in preprocessor_config.json", preprocessor.get("image_mean"), preprocessor.get("image_std")),
+        ("stated in config.json", timm_config.get("mean"), timm_config.get("std")),
         ("timm's default for this model", pretrained.get("mean"), pretrained.get("std")),
     ):
         if stated_mean is not None and stated_std is not None:
@@ -282,6 +286,14 @@ def _normalization(
                 channels,
             )
     return _Normalization(tuple(own_mean), tuple(own_std), "measured on the training images")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; nothing where there is no such file."""
+    content = storage.read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return content
 
 
 def _usable(mean: Any, std: Any, channels: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import UserError
+from ..models.hugging_face import named_network
 from .distributed import sharded_folder
 from .inert_pickle import StandIn
 from .tensor_plans import TensorPlan
@@ -161,7 +162,7 @@ def _lightning(file: FoundFile, content: dict) -> FoundFile:
 
 def _hugging_face(path: Path, name: str) -> FoundFile:
     parts(path)  # raises if the weights cannot be read
-    file = replace(_by_name(path, name, "Hugging Face"), number_from="the folder's name")
+    file = replace(_by_name(path, name, "Hugging Face"), number_from="the folder's name", network=named_network(path))
     state_path = path / "trainer_state.json"
     if not state_path.exists():
         match = re.fullmatch(r"checkpoint-([0-9]{1,9})", name)

@@ -45,11 +45,6 @@ def file_fingerprint(path: Path) -> tuple[int, ...] | None:
         return None
 
 
-def names_code(model: str) -> bool:
-    """Return whether a model name is `package.module:callable`, so that building it imports a user's code."""
-    return ":" in model and not model.startswith("timm:")
-
-
 def trust_marker(run: ExternalRecord) -> Path:
     """Return the file whose presence says that this user named this network for these weights.
 

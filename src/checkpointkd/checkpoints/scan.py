@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import UserError, check_exists
+from ..models import read_config
 from .distributed import deepspeed_file, sharded_folder
 from .formats import UNKNOWN, FoundFile, recognize
 from .metadata import METADATA_DIR
 from .tensor_plans import DamagedFile
-from .weights import ENDINGS, SHARDS, WHOLE, inside
+from .weights import EMA, ENDINGS, SHARDS, WHOLE, inside
 
 Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
-AVERAGE = re.compile(r"(?<![a-z])ema(?![a-z])")
 
 OTHER_FORMATS = {  # endings of files that are not read, and what to do
     ".keras": "Keras files are not read. Save the network's weights as safetensors from PyTorch.",
@@ -47,7 +47,10 @@ class FoundFolder:
     def network(self) -> str | None:
         """The network that all files name, as `--model` takes it; None where they name none."""
         names = {file.network for file in self.checkpoints.values()}
-        return names.pop() if len(names) == 1 else None
+        if None in names:
+            return None
+        configs = [read_config(name) or name for name in names if name is not None]
+        return names.pop() if all(config == configs[0] for config in configs) else None
 
 
 def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
@@ -222,7 +225,7 @@ def _numbers_by_pattern(pattern: str, root: Path, paths: list[_Candidate]) -> di
 
 def _of_one_run(root: Path, files: list[FoundFile], left_out: list[str]) -> list[FoundFile]:
     """Return the files whose epoch or step is known; refuse names of several runs, and names that tell nothing."""
-    averages = [file for file in files if AVERAGE.search(file.name.lower())]
+    averages = [file for file in files if EMA.search(file.name.lower())]
     if len(averages) < len(files):
         files = _without(averages, files, left_out, "averaged weights beside plain ones")
     if len({file.prefix for file in files if file.prefix and not file.is_copy}) > 1:

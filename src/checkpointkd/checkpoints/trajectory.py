@@ -14,10 +14,10 @@ import torch
 
 from .. import records, storage
 from ..errors import NoSuchEpoch, UserError, check_exists
-from ..models import Network, build_network
+from ..models import Network, build_network, names_code
 from ..records.runs import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult
 from ..records.selection import SelectionRecord
-from .metadata import checkpoints_folder, file_fingerprint, metadata_dir, names_code, trust_marker
+from .metadata import checkpoints_folder, file_fingerprint, metadata_dir, trust_marker
 from .run_dir import CHECKPOINT, read_metrics
 from .scan import candidate_files, scan_folder
 from .weights import differing_shapes, size, weights
@@ -63,9 +63,8 @@ class Checkpoint:
         """
         network = build_from_run(self.run)
         if isinstance(self.run, ExternalRecord):
-            body = network.body
-            tensors, _ = weights(self.path, body.state_dict(), key=self.run.state_dict_key, model=self.run.model)
-            body.load_state_dict(tensors)
+            stored = weights(self.path, network.body, key=self.run.state_dict_key, model=self.run.model)
+            network.body.load_state_dict(stored.tensors)
             if storage.content_hash(network.state_dict()) != self.sha256:
                 raise UserError(
                     f"{os.path.normpath(self.path)} has changed since it was inspected. "
@@ -333,4 +332,5 @@ def build_from_run(run: AnyRun) -> Network:
         mean=run.mean,
         std=run.std,
         seed=run.seed,
+        config=run.network_config,
     )

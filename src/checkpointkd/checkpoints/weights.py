@@ -13,14 +13,15 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import storage
 from ..errors import UserError, check_exists, first_line
+from ..models.hugging_face import as_loaded, is_transformers
 from .distributed import sharded_folder, sharded_tensors
 from .inert_pickle import StandIn
 from .tensor_plans import DamagedFile, TensorPlan, ready
@@ -33,6 +34,8 @@ DEEPEST = 50  # dicts in dicts
 LONGEST_NAME = 1000
 MOST_VALUES = 2_000_000  # in the dicts of a file
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
+EMA = re.compile(r"(?<![a-z])ema(?![a-z])")
+LIGHTNING_SETS = {"state_dict": "averaged", "current_model_state": "as trained"}  # of its WeightAveraging
 # What torch.compile, FSDP and activation checkpointing put into names.
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SAFETENSORS_DTYPES = {
@@ -49,27 +52,35 @@ SAFETENSORS_DTYPES = {
 }
 
 
-def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: str) -> tuple[dict[str, Tensor], str]:
+class StateDict(NamedTuple):
+    """A network's tensors from a file that may hold several sets of them."""
+
+    tensors: dict[str, Tensor]
+    key: str  # of the set that was read; "" for the top of the file
+    others: tuple[str, ...]  # the sets that were not read, such as `state_dict_ema (averaged)`
+
+
+def weights(path: Path, body: nn.Module, *, key: str | None, model: str) -> StateDict:
     """Return a network's tensors from a checkpoint, all of them and of the expected types, and where they were in it.
 
     Args:
         path: A file, or Hugging Face's directory.
-        expected: The network's state dict. Counters of batch norm may be missing from the file; they are 0 then.
+        body: The network, which is not changed. Counters of batch norm may be missing from the file; they are 0 then.
         key: Which set of weights, where there are several (`state_dict_ema`, `state_dict.student`). DataParallel,
             torch.compile and Lightning put a prefix before the names, which is found without it.
         model: The network's name, for messages.
 
-    Returns:
-        The tensors, and the key of the set they are from ("" for the top).
-
     Raises:
         UserError: If the file is damaged, does not fit, holds several sets, or holds NaN.
     """
+    expected = body.state_dict()
     with opened_tensors(path) as flat:
         if key is not None and not any(name.startswith(f"{key}.") for name in flat):
             top = sorted({name.partition(".")[0] for name in flat})
             raise UserError(f"{path} has no key {key!r}. Its top-level keys are {', '.join(top[:8])}.")
-        prefix, flat = _prefix(path, flat, expected, key=key, model=model)
+        if key is None and is_transformers(body) and (path / "config.json").exists():
+            return StateDict(_as_transformers_loads(path, flat, body, model), "", ())
+        prefix, flat, others = _prefix(path, flat, expected, key=key, model=model)
         stored = {name.removeprefix(prefix): plan for name, plan in flat.items() if name.startswith(prefix)}
         # A counter that is missing is 0 as in a new network, never that of a file which was read before.
         counters = {name: ready(torch.zeros_like(tensor)) for name, tensor in expected.items() if _is_counter(name)}
@@ -80,14 +91,25 @@ def weights(path: Path, expected: dict[str, Tensor], *, key: str | None, model: 
             note = f". The file holds tensors that are {' and '.join(problems)}" if problems else ""
             raise UserError(f"{path} does not fit {model}: {differing}{note}")
         tensors = {name: _read_tensor(path, name, stored[name], wanted, model) for name, wanted in expected.items()}
-    return tensors, prefix.rstrip(".")
+    return StateDict(tensors, prefix.rstrip("."), others)
 
 
-def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor, model: str) -> Tensor:
-    """Return a tensor with the type that the network has."""
-    if plan.problem or plan.dtype.is_complex or plan.dtype.is_floating_point != wanted.is_floating_point():
+def _as_transformers_loads(path: Path, flat: dict[str, TensorPlan], body: nn.Module, model: str) -> dict[str, Tensor]:
+    """Return a network's tensors from a folder that transformers saved, with the names that it has in memory."""
+    tensors, differing = as_loaded(
+        body, {name: _read_tensor(path, name, plan, None, model) for name, plan in flat.items()}
+    )
+    if differing:
+        raise UserError(f"{path} does not fit {model}: {len(differing)} tensors differ, first {differing[0]}")
+    return tensors
+
+
+def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor | None, model: str) -> Tensor:
+    """Return a tensor with the type that the network has; with its own where `wanted` is None."""
+    floating = plan.dtype.is_floating_point
+    if plan.problem or plan.dtype.is_complex or (wanted is not None and floating != wanted.is_floating_point()):
         raise UserError(f"{path} does not fit {model}: {name} is {plan.problem or f'of type {plan.dtype}'}")
-    tensor = plan.read().to(wanted.dtype)
+    tensor = plan.read() if wanted is None else plan.read().to(wanted.dtype)
     if not tensor.isfinite().all():
         raise DamagedFile(f"{path} is damaged: its tensor {name} has NaN or infinite values")
     return tensor
@@ -95,30 +117,41 @@ def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor, model:
 
 def _prefix(
     path: Path, flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], *, key: str | None, model: str
-) -> tuple[str, Mapping[str, TensorPlan]]:
-    """Return the prefix behind which a file holds most of a network's tensors, and the tensors by name."""
-    fitting = _fitting(flat, expected, key)
+) -> tuple[str, Mapping[str, TensorPlan], tuple[str, ...]]:
+    """Return the prefix behind which a file holds most of a network's tensors, the tensors by name, and other sets."""
+    asked = "" if key is None else f"{key}."
     # A set with more than half of the tensors is meant to be complete: no other set must take its place.
-    needed = sum(not _is_counter(name) for name in expected)
-    sets = [prefix for prefix, count in fitting.items() if count > needed / 2]
-    for rename in (_without_data_parallel, _as_our_wide_resnet):
+    needed = sum(not _is_counter(name) for name in expected) / 2
+    fitting, sets = _fitting(flat, expected), list[str]()
+    for rename in (str, _without_data_parallel, _as_our_wide_resnet):
         if not sets:
             renamed = {rename(name): plan for name, plan in flat.items()}
-            counts = _fitting(renamed, expected, key)
-            sets = [prefix for prefix, count in counts.items() if count > needed / 2]
+            counts = _fitting(renamed, expected)
+            sets = [prefix for prefix, count in counts.items() if count > needed and prefix.startswith(asked)]
             fitting, flat = (counts, renamed) if sets else (fitting, flat)
+    described = {prefix: _described_set(prefix, flat) for prefix, count in fitting.items() if count > needed}
     if key is None and sets:
-        plain = [prefix for prefix in sets if not re.search(r"(?<![a-z])ema(?![a-z])", prefix.lower())]
-        if not plain:
+        sets = [prefix for prefix in sets if not EMA.search(prefix.lower())]
+        if not sets:
+            averaged = next(iter(described)).rstrip(".")
             raise UserError(
-                f"{path} holds only averaged weights of {model}. To use them, give --state-dict-key "
-                f"{sets[0].rstrip('.')}."
+                f"{path} holds only averaged weights of {model}. To use them, give --state-dict-key {averaged}."
             )
-        sets = plain
     if len(sets) > 1:
-        keys = ", ".join(prefix.rstrip(".") or "(top)" for prefix in sets)
-        raise UserError(f"{path} holds the weights of {model} more than once ({keys}). Choose with --state-dict-key.")
-    return sets[0] if sets else max(fitting, key=fitting.__getitem__, default=f"{key}." if key else ""), flat
+        keys = ", ".join(described[prefix] for prefix in sets)
+        raise UserError(f"{path} holds the weights of {model} more than once: {keys}. Choose with --state-dict-key.")
+    best = max((prefix for prefix in fitting if prefix.startswith(asked)), key=fitting.__getitem__, default=asked)
+    prefix = sets[0] if sets else best
+    return prefix, flat, tuple(text for other, text in described.items() if other != prefix)
+
+
+def _described_set(prefix: str, flat: Mapping[str, TensorPlan]) -> str:
+    """Return the key of a set of weights, and whether it is averaged or as trained, where the file tells it."""
+    key = prefix.rstrip(".") or "(top)"
+    top = key.partition(".")[0]
+    if top in LIGHTNING_SETS and any(name.startswith("current_model_state.") for name in flat):
+        return f"{key} ({LIGHTNING_SETS[top]})"
+    return f"{key} (averaged)" if EMA.search(key.lower()) else key
 
 
 def _without_data_parallel(name: str) -> str:
@@ -138,7 +171,7 @@ def _as_our_wide_resnet(name: str) -> str:
     return re.sub(r"(^|\.)bn1\.", r"\1bn.", re.sub(r"(^|\.)fc\.", r"\1classifier.", name))
 
 
-def _fitting(flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], key: str | None) -> collections.Counter[str]:
+def _fitting(flat: Mapping[str, TensorPlan], expected: dict[str, Tensor]) -> collections.Counter[str]:
     """Return how many tensors fit the network, by prefix."""
     fitting: collections.Counter[str] = collections.Counter()
     for name, plan in flat.items():
@@ -146,9 +179,7 @@ def _fitting(flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], key: s
         for ending in (".".join(segments[start:]) for start in range(len(segments))):
             if ending in expected and plan.shape == tuple(expected[ending].shape):
                 fitting[name.removesuffix(ending)] += not _is_counter(ending)
-    if key is None:
-        return fitting
-    return collections.Counter({prefix: count for prefix, count in fitting.items() if prefix.startswith(f"{key}.")})
+    return fitting
 
 
 def _is_counter(name: str) -> bool:

@@ -27,8 +27,8 @@ class InspectOptions(DataOptions, CommonOptions):
     """Options of `inspect`."""
 
     model: str | None = None
-    """For external checkpoints: their network, as for `train`. Needs --data. Default: the network that timm's files
-    name."""
+    """For external checkpoints: their network, as for `train`. Needs --data. Default: the network that the files name,
+    such as in timm's options or in config.json."""
 
     pattern: str | None = None
     """For external checkpoints: the form of the file names, such as 'ckpt_{epoch}.pt'. Give it if the epoch is not

@@ -32,7 +32,8 @@ def train(model: str, /, *, options: TrainOptions) -> Trajectory:
 
     Args:
         model: The network: wrn_D_K, such as wrn_16_2; resnet_D, such as resnet_32; mobilenetv2_W, such as
-            mobilenetv2_0.75; timm:NAME; or your own, as package.module:callable.
+            mobilenetv2_0.75; timm:NAME; hf:FOLDER with a config.json of transformers; or your own, as
+            package.module:callable.
 
     Raises:
         UserError: If the directory holds another run or other files, or if the loss becomes NaN or infinite.

@@ -1,11 +1,13 @@
-"""Networks by name: built-in ones, timm's as `timm:NAME`, and the user's own as `package.module:callable`."""
+"""Networks by name: built-in ones, `timm:NAME`, `hf:FOLDER` of transformers, `package.module:callable` of the user."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from ..errors import UserError, first_line, unknown_name
 from ..seeding import derive_seed
 from .hooks import as_map, capture_activations, last_map_path, stage_paths, vector_path
+from .hugging_face import PREFIX as HUGGING_FACE
+from .hugging_face import build_from_config, read_config
 from .mobilenet_v2 import MobileNetV2
 from .network import Network
 from .resnet import ResNet
@@ -29,6 +33,8 @@ __all__ = [
     "capture_activations",
     "check_trainable",
     "last_map_path",
+    "names_code",
+    "read_config",
     "stage_paths",
     "vector_path",
 ]
@@ -39,6 +45,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet_D": ResNet,
     "mobilenetv2_W": MobileNetV2,
 }
+TIMM = "timm:"
 _INTEGER = (r"[0-9]{1,4}", int)
 _PLACEHOLDERS: dict[str, tuple[str, Callable[[str], float]]] = {
     "D": _INTEGER,
@@ -48,18 +55,27 @@ _PLACEHOLDERS: dict[str, tuple[str, Callable[[str], float]]] = {
 
 
 def build_network(
-    model: str, *, num_classes: int, in_channels: int, mean: Sequence[float], std: Sequence[float], seed: int = 0
+    model: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
 ) -> Network:
     """Build a network by name; its initial weights are a function of the seed.
 
     Args:
-        model: A name in `MODELS` with its numbers, `timm:NAME`, or `package.module:callable`. The callable takes
-            `num_classes` and `in_channels` and returns an `nn.Module`.
+        model: A name in `MODELS` with its numbers, `timm:NAME`, `hf:FOLDER`, or `package.module:callable`. FOLDER
+            holds the config.json of an image classifier of transformers. The callable takes `num_classes` and
+            `in_channels`, one of them or none, and returns an `nn.Module`.
         num_classes: Number of logits.
         in_channels: Number of image channels.
         mean: Mean of each channel, for images in [0, 1].
         std: Standard deviation of each channel.
         seed: Seed of the initial weights.
+        config: For `hf:FOLDER`, what `read_config` returned before. By default it is read now.
 
     Raises:
         UserError: The name is unknown, or the user's module or callable fails.
@@ -70,7 +86,7 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
-        body = _build_body(model, num_classes=num_classes, in_channels=in_channels)
+        body = _build_body(model, config, num_classes=num_classes, in_channels=in_channels)
     return Network(body, mean=mean, std=std)
 
 
@@ -99,18 +115,26 @@ def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, mode
         raise UserError(f"Model {model!r} cannot be trained on these images: {first_line(error)}") from None
 
 
-def _build_body(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
+def names_code(model: str) -> bool:
+    """Return whether a name is `package.module:callable`, so that building the network imports a user's code."""
+    return ":" in model and not model.startswith((TIMM, HUGGING_FACE))
+
+
+def _build_body(model: str, config: Mapping[str, Any] | None, *, num_classes: int, in_channels: int) -> nn.Module:
     for pattern, builder in MODELS.items():
         name, *letters = pattern.split("_")
         match = re.fullmatch("_".join([name, *(f"({_PLACEHOLDERS[letter][0]})" for letter in letters)]), model)
         if match:
             numbers = [_PLACEHOLDERS[letter][1](text) for letter, text in zip(letters, match.groups(), strict=True)]
             return builder(*numbers, num_classes=num_classes, in_channels=in_channels)
-    if model.startswith("timm:"):
-        return _build_timm(model.removeprefix("timm:"), num_classes=num_classes, in_channels=in_channels)
-    if ":" in model:
+    if model.startswith(TIMM):
+        return _build_timm(model.removeprefix(TIMM), num_classes=num_classes, in_channels=in_channels)
+    if model.startswith(HUGGING_FACE):
+        config = config or read_config(model) or {}
+        return build_from_config(config, num_classes=num_classes, in_channels=in_channels)
+    if names_code(model):
         return _build_custom(model, num_classes=num_classes, in_channels=in_channels)
-    raise unknown_name("model", model, [*MODELS, "timm:NAME", "package.module:callable"])
+    raise unknown_name("model", model, [*MODELS, "timm:NAME", "hf:FOLDER", "package.module:callable"])
 
 
 def _build_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -138,11 +162,21 @@ def _build_custom(model: str, **sizes: int) -> nn.Module:
             "its import path."
         ) from None
     try:
-        body = factory(**sizes)
+        body = factory(**_accepted(factory, sizes))
     except TypeError as error:
-        raise UserError(f"{model!r} must accept num_classes= and in_channels=: {first_line(error)}") from None
+        raise UserError(f"{model!r} cannot be called with num_classes= and in_channels=: {first_line(error)}") from None
     except Exception as error:
         raise UserError(f"Model {model!r} cannot be built: {first_line(error)}") from None
     if not isinstance(body, nn.Module):
         raise UserError(f"{model!r} returned a {type(body).__name__}, not a torch.nn.Module")
     return body
+
+
+def _accepted(factory: Callable[..., Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return those of num_classes and in_channels that a factory has parameters for."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a callable written in C has none to show
+        return dict(sizes)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: size for name, size in sizes.items() if takes_any or name in parameters}

@@ -39,6 +39,7 @@ class RunRecord(Record, frozen=True, tag_field="kind", kw_only=True):
     seed: int
     precision: Precision
     provenance: Provenance
+    network_config: dict[str, Any] | None = None  # of `hf:FOLDER`: what describes the architecture
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
@@ -138,6 +139,7 @@ class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
     pattern: FileName | None  # --pattern
     state_dict_key: str | None  # --state-dict-key
     weights_at: str  # the key of the weights in the files; "" for the top
+    other_sets: tuple[str, ...] = ()  # keys of sets in the files that are not used
     normalized_as: str  # where mean and std are from
     unit: Literal["epoch", "step"]
     left_out: tuple[str, ...]  # a reason for each file

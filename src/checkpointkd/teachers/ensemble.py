@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoints import CheckpointRef, names_code, resolve_ensemble
+from ..checkpoints import CheckpointRef, resolve_ensemble
 from ..config import BatchNormMode, EnsembleAverage
 from ..data import Batch, Data, Images, InMemoryImages, eval_batch_size
 from ..errors import UserError
 from ..losses import soft_targets
 from ..metrics import calibration_error, measure, predict
-from ..models import capture_activations
+from ..models import capture_activations, names_code
 from ..records.runs import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
 

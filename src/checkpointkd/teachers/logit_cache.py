@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from .. import records, storage
-from ..checkpoints import CheckpointRef, names_code
+from ..checkpoints import CheckpointRef
 from ..config import LOGIT_CACHE_GB, Precision
 from ..data import InMemoryImages, Views, cache_dir
 from ..errors import UserError, format_bytes
+from ..models import names_code
 from ..records.logit_cache import LogitManifest, ViewsRecord
 from ..seeding import hashed_words
 

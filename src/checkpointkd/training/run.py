@@ -28,7 +28,7 @@ from ..data import Data, EpochLoader, Images, config_of, load_test
 from ..errors import Diverged, UserError, pluralize
 from ..losses import Supervised
 from ..metrics import measure, predict
-from ..models import Network, build_network, check_trainable
+from ..models import Network, build_network, check_trainable, read_config
 from ..records.base import Measured
 from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
 from ..storage import locked
@@ -253,6 +253,7 @@ def _common_fields(spec: RunSpec, data: Data, precision: Precision) -> dict[str,
         "seed": spec.seed,
         "precision": precision,
         "provenance": records.provenance(),
+        "network_config": read_config(spec.model),
         "recipe": spec.recipe,
         "save_every": spec.interval,
         "best_of_last_ten": spec.best_of_last_ten,

@@ -1,0 +1,168 @@
+"""Networks of Hugging Face's transformers, built from the config.json of a checkpoint: `hf:FOLDER`.
+
+Nothing is downloaded, and no code that a config names is run: only numbers, words and lists of them are taken from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import storage
+from ..errors import UserError, check_exists, first_line
+
+PREFIX = "hf:"
+MOST_PARAMETERS = 2_000_000_000
+MOST_BLOCKS = 1000
+LARGEST = 100_000  # of a size in a config
+# Not properties of the architecture: the classes are the data set's, and the rest may fetch weights or code.
+IGNORED = {"auto_map", "id2label", "label2id", "num_labels", "problem_type", "quantization_config", "dtype"}
+IGNORED |= {"torch_dtype", "attn_implementation", "experts_implementation", "backbone", "use_pretrained_backbone"}
+IGNORED |= {"use_timm_backbone", "backbone_kwargs", "model_args"}
+
+
+def named_network(folder: Path) -> str | None:
+    """Return the network that the config.json in a folder describes, as `--model` takes it.
+
+    timm's networks are `timm:NAME`, other image classifiers of transformers `hf:FOLDER`.
+
+    Raises:
+        UserError: If config.json is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    content = _read(folder)
+    timm_name = content.get("architecture")
+    if isinstance(timm_name, str):
+        return f"timm:{timm_name}"
+    architectures = content.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    return f"{PREFIX}{folder}" if any("ForImageClassification" in str(name) for name in names) else None
+
+
+def read_config(model: str) -> dict[str, Any] | None:
+    """Return the part of a config.json that describes the architecture, for `hf:FOLDER`; None for other names.
+
+    Raises:
+        UserError: If the folder has no config.json, or if it is damaged.
+    """
+    if not model.startswith(PREFIX):
+        return None
+    folder = Path(model.removeprefix(PREFIX))
+    check_exists(folder / "config.json", "config")
+    named = named_network(folder)
+    if named is not None and not named.startswith(PREFIX):
+        raise UserError(f"{folder / 'config.json'} describes a network of timm. Give --model {named}.")
+    return _architecture(_read(folder))
+
+
+def build_from_config(config: Mapping[str, Any], *, num_classes: int, in_channels: int) -> nn.Module:
+    """Build the image classifier that a config describes.
+
+    Raises:
+        UserError: If transformers is missing, does not know the network, or cannot build it; or if it is too large.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("hf:FOLDER needs Hugging Face's transformers. Run: pip install transformers") from None
+    config = _architecture(config)  # it may come from a record of unknown origin
+    kind = str(config.get("model_type"))
+    known: Any = transformers.CONFIG_MAPPING[kind] if kind in transformers.CONFIG_MAPPING else None  # noqa: SIM401 - lazy
+    if kind == "timm_wrapper" or known not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise UserError(f"config.json has the model type {kind!r}, which is no image classifier of transformers")
+    _check_sizes(config)
+    settings = {"architectures": []} | {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        described = known.from_dict({**settings, "num_labels": num_classes, "num_channels": in_channels})
+        with torch.device("meta"):
+            outline = transformers.AutoModelForImageClassification.from_config(described, trust_remote_code=False)
+        parameters = sum(parameter.numel() for parameter in outline.parameters())
+        if parameters > MOST_PARAMETERS:
+            raise UserError(f"config.json describes {parameters:,} parameters; at most {MOST_PARAMETERS:,} are built")
+        return transformers.AutoModelForImageClassification.from_config(described, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # a config may hold any value
+        raise UserError(f"transformers cannot build the {kind} of config.json: {first_line(error)}") from None
+
+
+def is_transformers(body: nn.Module) -> bool:
+    """Return whether a network is one of transformers."""
+    return any(kind.__module__ == "transformers.modeling_utils" for kind in type(body).__mro__)
+
+
+def as_loaded(body: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename, split and merge tensors of a file as transformers does when it loads them.
+
+    transformers 5 saves other names than its networks have in memory.
+
+    Args:
+        body: A network of transformers; it is not changed.
+        tensors: The tensors of the file, by name.
+
+    Returns:
+        The network's state dict, and the names that are missing, unexpected or of another shape.
+    """
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of what differs; ours is an error
+    try:
+        loaded, report = type(body).from_pretrained(
+            None,
+            config=body.config,
+            state_dict=dict(tensors),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        transformers.logging.set_verbosity(level)
+    differing = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
+    return loaded.state_dict(), sorted(str(name[0] if isinstance(name, tuple) else name) for name in differing)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    content = storage.read_json(folder / "config.json")
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / 'config.json'} is damaged: it holds no JSON object")
+    return content
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that describe an architecture: numbers, words, lists of them, and dicts of such entries."""
+    return {
+        key: _architecture(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in IGNORED and not key.startswith("_") and (isinstance(value, dict) or _is_plain(value))
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a number, a word or a list of them."""
+    if isinstance(value, list):
+        return len(value) <= MOST_BLOCKS and all(map(_is_plain, value))
+    return isinstance(value, str | int | float | bool)
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Raise UserError for sizes that would fill the memory."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value)
+        numbers = [number for number in _numbers(value) if math.isfinite(number)]
+        counts_blocks = any(word in key for word in ("layer", "depth", "block"))
+        if any(abs(number) > LARGEST for number in numbers) or (counts_blocks and sum(numbers) > MOST_BLOCKS):
+            raise UserError(f"config.json is refused: {key} is {str(value)[:60]}")
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for entry in value for number in _numbers(entry)]
+    return [value] if isinstance(value, int | float) else []
