@@ -13,7 +13,7 @@ define install
 		grep -v 'Location .* is ignored' .venv/pip.log >&2; exit $$status
 endef
 
-.PHONY: demo test test-all check bench format clean
+.PHONY: demo test test-slow test-all check bench format clean
 
 demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
@@ -21,8 +21,10 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-all: .venv/installed
-	$(BIN)/python -m pytest $(PARALLEL)
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+test-all: test test-slow
 
 check: .venv/installed
 	$(BIN)/ruff format --check

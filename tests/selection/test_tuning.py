@@ -85,7 +85,7 @@ def test_stopped_process_continues(teacher_run: Path, tmp_path: Path, stop: sign
         "--out",
         str(out),
         "--epochs",
-        "5",
+        "15",
         "--batch-size",
         "5",
         "--precision",
