@@ -79,3 +79,30 @@ class RepDistillerWideResNet(nn.Module):
         for part in (self.block1, self.block2, self.block3):
             x = part.layer(x)
         return self.fc(self.bn1(x).relu().mean((2, 3)))
+
+
+class With(nn.Module):
+    """A network whose output a function changes."""
+
+    def __init__(self, net: nn.Module, change) -> None:
+        super().__init__()
+        self.net, self.change = net, change
+
+    def forward(self, x: Tensor):
+        return self.change(self.net(x))
+
+
+def build_wrapped(num_classes: int, in_channels: int) -> nn.Module:
+    return With(build(num_classes, in_channels), lambda logits: logits)
+
+
+def build_tuple(num_classes: int, in_channels: int) -> nn.Module:
+    return With(build(num_classes, in_channels), lambda logits: (logits, logits[:, :3]))
+
+
+def build_list(num_classes: int, in_channels: int) -> nn.Module:
+    return With(build(num_classes, in_channels), lambda logits: [logits, [logits]])
+
+
+def build_dict(num_classes: int, in_channels: int) -> nn.Module:
+    return With(build(num_classes, in_channels), lambda logits: {"features": logits[:, :3], "logits": logits})

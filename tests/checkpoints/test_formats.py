@@ -672,3 +672,53 @@ def test_overlapping_chunks_are_refused(tmp_path: Path):
     metadata.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="chunks of weight overlap"), opened_tensors(tmp_path / "step-1") as flat:
         flat["weight"].read()
+
+
+@pytest.mark.parametrize("ending", ["", ".th", ".pyth", ".pkl", ".weights", ".model"])
+def test_files_with_any_ending_are_found(ending: str, tmp_path: Path):
+    for epoch in (1, 2):
+        torch.save({"epoch": epoch, "model": users.build(10, 1).state_dict()}, tmp_path / f"epoch_{epoch}{ending}")
+    (tmp_path / "log.txt").write_text("accuracy 93.2")
+    assert list(scan_folder(tmp_path).checkpoints) == [1, 2]
+
+
+def test_a_tuple_or_list_with_a_state_dict_is_read(tmp_path: Path, digits: Data):
+    state = users.build(10, 1).state_dict()
+    torch.save((0.93, state, [1, 2]), tmp_path / "epoch_1.pt")
+    torch.save([0.93, state], tmp_path / "epoch_2.pt")
+    trajectory = register_external(tmp_path, model=NET, data=digits)
+    assert all(torch.equal(network.body.head.weight, state["head.weight"]) for network in (
+        trajectory[1].network(), trajectory[2].network()
+    ))  # fmt: skip
+
+
+def test_surplus_tensors_are_used_only_if_the_user_says_so(tmp_path: Path, digits: Data):
+    state = users.build(10, 1).state_dict()
+    counters = {f"{part}{what}": torch.zeros(1) for part in ("", "head.") for what in ("total_ops", "total_params")}
+    torch.save(state | counters, tmp_path / "epoch_1.pt")
+    assert [*register_external(tmp_path, model=NET, data=digits)] == [1], "thop's counters are no weights"
+    torch.save(state | {"criterion.weight": torch.ones(10), "head.scale": torch.ones(1)}, tmp_path / "epoch_1.pt")
+    with pytest.raises(UserError, match=r"criterion\.weight .*\. If the network works without .* --ignore-tensors 'cr"):
+        register_external(tmp_path, model=NET, data=digits)
+    with pytest.raises(UserError, match=r"give --ignore-tensors 'head\.\*'"):
+        register_external(tmp_path, model=NET, data=digits, ignore_tensors=["criterion.*"])
+    ckd.inspect(tmp_path, model=NET, data="digits", ignore_tensors=["criterion.*", "head.s*"])
+    assert torch.equal(ckd.load(f"{tmp_path}@1", model=NET).body.head.weight, state["head.weight"])
+    assert ckd.inspect(tmp_path, select_on="test")["checkpoints"], "the patterns that were given are used again"
+    del state["head.bias"]
+    torch.save(state | {"head.scale": torch.ones(1)}, tmp_path / "epoch_1.pt")
+    with pytest.raises(UserError, match=r"first head\.bias \(absent in the file, \[10\] in the model\)$"):
+        register_external(tmp_path, model=NET, data=digits)
+
+
+def test_a_network_that_the_user_wrapped_takes_the_weights_of_the_inner_one(tmp_path: Path, digits: Data):
+    """The classifier returns a tuple, a list or a dict; or a wrapper returns the logits."""
+    state = users.build(10, 1).state_dict()
+    torch.save(
+        {"epoch": 1, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "1.pt"
+    )
+    images, logits = digits.val.to_float()[:5], []
+    for name in ("build", "build_wrapped", "build_tuple", "build_list", "build_dict"):
+        network = register_external(tmp_path, model=f"tests.checkpoints.network:{name}", data=digits)[1].network()
+        logits.append(network(images))
+    assert all(torch.equal(other, logits[0]) for other in logits)

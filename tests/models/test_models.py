@@ -59,6 +59,25 @@ class FunctionalPooling(nn.Module):
         return self.head(self.activation(self.conv(x)).mean((2, 3)))
 
 
+class TenGrayClasses(nn.Module):
+    """A class that takes no sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def only_classes(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def any_options(**options: int) -> nn.Module:
+    return small_net(**options)
+
+
 def no_pooling(*, num_classes: int, in_channels: int) -> nn.Module:
     """A user's network that pools without a module."""
     return FunctionalPooling(num_classes, in_channels)
@@ -191,13 +210,18 @@ def test_normalization_is_the_networks_first_step():
         ("nowhere.module:net", "cannot be imported: No module named 'nowhere'"),
         ("tests.models.test_models:nothing", "cannot be imported"),
         ("builtins:dict", "returned a dict, not a torch.nn.Module"),
-        ("math:sqrt", "must accept num_classes= and in_channels="),
+        ("math:sqrt", "cannot be called with num_classes= and in_channels="),
     ],
 )
 def test_a_wrong_name_gives_a_user_error_with_the_way_out(name: str, message: str):
     with pytest.raises(UserError, match=message) as error:
         _build(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["TenGrayClasses", "only_classes", "any_options"])
+def test_a_factory_takes_the_sizes_that_it_has_parameters_for(name: str):
+    assert _build(f"tests.models.test_models:{name}", channels=1)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_a_model_without_logits_cannot_be_trained():

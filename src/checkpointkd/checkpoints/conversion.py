@@ -18,7 +18,7 @@ from ..records.base import open_regular
 from ..records.runs import ConvertedCheckpoint, ConvertRecord
 from .formats import FoundFile
 from .scan import FoundFolder, scan_folder
-from .tensor_plans import DamagedFile
+from .tensor_plans import UnusableFile
 from .weights import opened_tensors, parts, size
 
 LARGEST_SURPLUS = 500_000_000  # bytes by which tensors may exceed twice their file
@@ -55,7 +55,7 @@ def convert_folder(
         for number, file in folder.checkpoints.items():
             try:
                 converted[number] = _convert(folder, number, file, out, state_dict_key, done)
-            except DamagedFile as error:
+            except UnusableFile as error:
                 if len(folder.checkpoints) == 1:
                     raise
                 left_out.append(f"{file.name}: {error}")

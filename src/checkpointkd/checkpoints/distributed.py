@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from ..records.base import open_regular
 from .inert_pickle import Global, StandIn
-from .tensor_plans import DTYPES, DamagedFile, TensorPlan
+from .tensor_plans import DTYPES, TensorPlan, UnusableFile
 from .torch_files import opened, tensor_in
 
 METADATA = ".metadata"
@@ -43,10 +42,10 @@ def deepspeed_file(path: Path) -> Path | None:
     for folder in (path, path / "checkpoint", *_named_by_latest(path)):
         if (folder / DEEPSPEED_STATES).is_file():
             if (folder / "mp_rank_01_model_states.pt").exists():
-                raise UserError(f"{folder} holds a network that DeepSpeed split over devices. {CONSOLIDATE}")
+                raise UnusableFile(f"{folder} holds a network that DeepSpeed split over devices. {CONSOLIDATE}")
             return folder / DEEPSPEED_STATES
         if (folder / "zero_pp_rank_0_mp_rank_00_model_states.pt").exists():
-            raise UserError(f"{folder} was written by DeepSpeed ZeRO stage 3, in parts. {CONSOLIDATE}")
+            raise UnusableFile(f"{folder} was written by DeepSpeed ZeRO stage 3, in parts. {CONSOLIDATE}")
     return None
 
 
@@ -73,13 +72,13 @@ def sharded_tensors(path: Path) -> dict[str, TensorPlan]:
         state = _state(content.value)
     tensors, places = state.get("state_dict_metadata"), state.get("storage_data")
     if not isinstance(tensors, Mapping) or not isinstance(places, Mapping):
-        raise DamagedFile(f"{metadata} is damaged: it names no tensors")
+        raise UnusableFile(f"{metadata} is damaged: it names no tensors")
     chunks: dict[str, dict[tuple[int, ...], tuple[Path, int, int]]] = {}
     for index, info in places.items():
         key, place = _state(index), _state(info)
         file, offset, length = (place.get(name) for name in ("relative_path", "offset", "length"))
         if place.get("transform_descriptors"):
-            raise UserError(f"{path} holds compressed chunks. Save it again without extensions.")
+            raise UnusableFile(f"{path} holds compressed chunks. Save it again without extensions.")
         if not (
             isinstance(file, str)
             and Path(file).name == file
@@ -87,7 +86,7 @@ def sharded_tensors(path: Path) -> dict[str, TensorPlan]:
             and _whole(offset)
             and _whole(length)
         ):
-            raise DamagedFile(f"{metadata} is damaged: a chunk has no place in a file of its folder")
+            raise UnusableFile(f"{metadata} is damaged: a chunk has no place in a file of its folder")
         at = key.get("offset")
         chunks.setdefault(str(key.get("fqn")), {})[_numbers(at)] = (path / file, int(offset), int(length))  # type: ignore[arg-type]
     return {
@@ -104,7 +103,7 @@ def _plan(metadata: Path, name: str, tensor: Mapping[str, Any], chunks: Mapping[
     shape, properties = _numbers(tensor.get("size")), tensor.get("properties")
     dtype = DTYPES.get(next((part.name for part in _parts(properties) if isinstance(part, Global)), ""))
     if dtype is None or not isinstance(tensor["chunks"], list):
-        raise DamagedFile(f"{metadata} is damaged: {name} has no type")
+        raise UnusableFile(f"{metadata} is damaged: {name} has no type")
     parts = []
     for chunk in map(_state, tensor["chunks"]):
         offsets, sizes = _numbers(chunk.get("offsets")), _numbers(chunk.get("sizes"))
@@ -113,20 +112,20 @@ def _plan(metadata: Path, name: str, tensor: Mapping[str, Any], chunks: Mapping[
             at + size <= whole for at, size, whole in zip(offsets, sizes, shape, strict=True)
         )
         if place is None or not inside or place[2] < math.prod(sizes) * dtype.itemsize:
-            raise DamagedFile(f"{metadata} is damaged: {name} lacks a chunk")
+            raise UnusableFile(f"{metadata} is damaged: {name} lacks a chunk")
         parts.append((offsets, sizes, place))
     if sum(math.prod(sizes) for _, sizes, _ in parts) != math.prod(shape):
-        raise DamagedFile(f"{metadata} is damaged: the chunks of {name} do not make up the tensor")
+        raise UnusableFile(f"{metadata} is damaged: the chunks of {name} do not make up the tensor")
 
     def read() -> Tensor:
         whole, covered = torch.empty(shape, dtype=dtype), torch.zeros(shape, dtype=torch.bool)
         for offsets, sizes, (file, start, length) in parts:
             part = _chunk(file, start, length)
             if tuple(part.shape) != sizes or part.dtype != dtype:
-                raise DamagedFile(f"{file} is damaged: a chunk of {name} has another shape or type")
+                raise UnusableFile(f"{file} is damaged: a chunk of {name} has another shape or type")
             region = tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))
             if covered[region].any():
-                raise DamagedFile(f"{metadata} is damaged: the chunks of {name} overlap")
+                raise UnusableFile(f"{metadata} is damaged: the chunks of {name} overlap")
             whole[region], covered[region] = part, True
         return whole
 
@@ -138,11 +137,11 @@ def _chunk(file: Path, start: int, length: int) -> Tensor:
     try:
         with open_regular(file) as stream:
             if not 0 < length <= LARGEST_CHUNK or start + length > stream.seek(0, io.SEEK_END):
-                raise DamagedFile(f"{file} is damaged: it is too short")
+                raise UnusableFile(f"{file} is damaged: it is too short")
             stream.seek(start)
             return tensor_in(file, io.BytesIO(stream.read(length)))
     except OSError as error:
-        raise UserError(f"Could not read {file}: {error.strerror}") from None
+        raise UnusableFile(f"Could not read {file}: {error.strerror}") from None
 
 
 def _state(value: Any) -> Mapping[Any, Any]:
@@ -161,7 +160,7 @@ def _numbers(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     if not (isinstance(value, tuple | list) and len(value) <= 64 and all(map(_whole, value))):
-        raise DamagedFile("A folder of torch.distributed.checkpoint is damaged: a tensor has no shape")
+        raise UnusableFile("A folder of torch.distributed.checkpoint is damaged: a tensor has no shape")
     return tuple(value)
 
 

@@ -20,12 +20,12 @@ import torch
 from .. import records, storage
 from ..config import OnProgress
 from ..data import Data
-from ..errors import UserError
+from ..errors import UserError, pluralize
 from ..models import Network, build_network, check_trainable, names_code, read_config
 from ..records.runs import ExternalCheckpoint, ExternalRecord
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, trust_marker
 from .scan import FoundFolder, candidate_files, scan_folder, without_path
-from .tensor_plans import DamagedFile
+from .tensor_plans import UnusableFile
 from .trajectory import Trajectory, open_trajectory
 from .weights import weights
 
@@ -50,6 +50,7 @@ def register_external(
     data: Data,
     pattern: str | None = None,
     state_dict_key: str | None = None,
+    ignore_tensors: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     accuracy: Accuracy | None = None,
@@ -65,6 +66,7 @@ def register_external(
         data: The images that the network classifies.
         pattern: The form of the file names, such as `ckpt_{epoch}.pt`. See `scan_folder`.
         state_dict_key: The key of the weights in a file that holds several sets.
+        ignore_tensors: Patterns of names that may be in the files and not in the network, such as `criterion.*`.
         mean: The mean of each channel of images in [0, 1]. By default Hugging Face's preprocessor or timm's model
             gives it, else it is measured on the training images.
         std: The standard deviation of each channel, likewise.
@@ -93,6 +95,7 @@ def register_external(
         model=model,
         data=data,
         state_dict_key=state_dict_key,
+        ignore_tensors=ignore_tensors,
         measured_before=measured_before,
         accuracy=accuracy,
         on_progress=on_progress,
@@ -112,6 +115,7 @@ def register_external(
         files=None if path.is_dir() else path.name,
         pattern=pattern,
         state_dict_key=state_dict_key,
+        ignore_tensors=tuple(ignore_tensors),
         weights_at=weights_at,
         other_sets=other_sets,
         normalized_as=normalization.source,
@@ -132,6 +136,7 @@ def _read_checkpoints(
     model: str,
     data: Data,
     state_dict_key: str | None,
+    ignore_tensors: Sequence[str],
     measured_before: dict[Measurement, float | None],
     accuracy: Accuracy | None,
     on_progress: OnProgress | None,
@@ -143,11 +148,11 @@ def _read_checkpoints(
     checkpoints: dict[int, ExternalCheckpoint] = {}
     weights_at: str | None = None
     other_sets: dict[str, None] = {}
-    damaged: DamagedFile | None = None
+    damaged: UnusableFile | None = None
     for epoch, file in folder.checkpoints.items():
         try:
-            stored = weights(file.path, network.body, key=state_dict_key, model=model)
-        except DamagedFile as error:
+            stored = weights(file.path, network.body, key=state_dict_key, model=model, ignore=ignore_tensors)
+        except UnusableFile as error:
             damaged = damaged or error
             folder.left_out.append(f"{file.name}: {without_path(error, file.path)}")
             continue
@@ -191,6 +196,7 @@ def refresh_external(
         data=data,
         pattern=run.pattern,
         state_dict_key=run.state_dict_key,
+        ignore_tensors=run.ignore_tensors,
         mean=run.mean if given else None,
         std=run.std if given else None,
         accuracy=accuracy,
@@ -217,9 +223,9 @@ def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement
 
 def _log(record: ExternalRecord, path: Path) -> None:
     log.info(
-        "%s: %d checkpoints of %s (%s), last %s %d. Images are normalized with mean %s and std %s (%s)",
+        "%s: %s of %s (%s), last %s %d. Images are normalized with mean %s and std %s (%s)",
         path,
-        len(record.checkpoints),
+        pluralize(len(record.checkpoints), "checkpoint"),
         record.model,
         ", ".join(sorted({checkpoint.format for checkpoint in record.checkpoints.values()})),
         record.unit,

@@ -111,7 +111,8 @@ def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
     if only_optimizer or not any(plan.dtype.is_floating_point for plan in flat.values()):
         return None
     if not isinstance(content, dict):
-        return _by_name(path, name, "pickled network" if isinstance(content, StandIn) else "tensor")
+        kinds = ((StandIn, "pickled network"), (TensorPlan, "tensor"), (object, "list"))
+        return _by_name(path, name, next(label for kind, label in kinds if isinstance(content, kind)))
     if all(isinstance(value, TensorPlan) for value in content.values()):
         return _by_name(path, name, "state dict")
     for format, keys, counter in STEP_FORMATS:

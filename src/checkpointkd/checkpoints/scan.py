@@ -17,11 +17,12 @@ from ..models import read_config
 from .distributed import deepspeed_file, sharded_folder
 from .formats import UNKNOWN, FoundFile, recognize
 from .metadata import METADATA_DIR
-from .tensor_plans import DamagedFile
+from .tensor_plans import UnusableFile
 from .weights import EMA, ENDINGS, SHARDS, WHOLE, inside
 
 Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which files from before 2020 begin
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
 
 OTHER_FORMATS = {  # endings of files that are not read, and what to do
@@ -72,11 +73,11 @@ def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
         left_out += [f"{path.name}: does not match {pattern}" for path in paths if path.path not in numbers]
         paths = [path for path in paths if path.path in numbers]
     files = []
-    damaged: DamagedFile | None = None
+    damaged: UnusableFile | None = None
     for candidate in paths:
         try:
             file = recognize(candidate.path, candidate.name)
-        except DamagedFile as error:
+        except UnusableFile as error:
             damaged = damaged or error
             left_out.append(f"{candidate.name}: {without_path(error, candidate.path)}")
             continue
@@ -132,7 +133,7 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
     if not root.is_dir():
         if not root.is_file():
             raise UserError(f"{root} is not a regular file")
-        if not (_may_be_checkpoint(root) or _is_archive(root)):
+        if not (_may_be_checkpoint(root) or _is_torch_file(root)):
             raise UserError(f"{root} is not a file of weights, which ends in {', '.join(ENDINGS)}")
         return root.parent, [_Candidate(root, root.name)], []
     try:
@@ -152,7 +153,7 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
     found = [_Candidate(path, folder.name) for folder, path in checkpoints.items() if path and folder not in partial]
     left_out = [f"{folder.name}: saved in part, without trainer_state.json" for folder in partial]
     if not named and not found:
-        named = [entry for entry in entries if not entry.suffix and _is_archive(entry)]
+        named = [entry for entry in entries if _is_torch_file(entry)]
     regular = [entry for entry in named if os.path.isfile(inside(entry, root))]
     opened = [entry for entry in named if entry in regular or checkpoints.get(entry)]
     left_out += [f"{entry.name}: not a regular file" for entry in named if entry not in opened]
@@ -177,13 +178,14 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether a file without a known ending begins as a file of torch.save does."""
+def _is_torch_file(path: Path) -> bool:
+    """Whether a file without a known ending begins as files of torch.save do."""
     if path.name.startswith(".") or not path.is_file():
         return False
     try:
         with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
+            first = file.read(300)
+        return first.startswith(LEGACY) or (first.startswith(b"PK\x03\x04") and b"/data.pkl" in first)
     except OSError:
         return False
 

@@ -34,8 +34,8 @@ class TensorPlan:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class DamagedFile(UserError):  # noqa: N818 - reads well where it is raised and caught
-    """A file that is damaged or not a checkpoint; other files of its folder can still be used."""
+class UnusableFile(UserError):  # noqa: N818 - reads well where it is raised and caught
+    """A file that is damaged, refused or not a checkpoint; other files of its folder can still be used."""
 
 
 def ready(tensor: Tensor) -> TensorPlan:

@@ -21,7 +21,7 @@ from ..errors import UserError, first_line
 from ..records.base import open_regular
 from .inert_pickle import PickleError
 from .pickled_tensors import PickledTensors, Storage
-from .tensor_plans import DamagedFile, TensorPlan, filled
+from .tensor_plans import TensorPlan, UnusableFile, filled
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch before 1.6
 LARGEST_PICKLE = 200_000_000  # bytes of the pickle in an archive
@@ -60,7 +60,7 @@ def opened(path: Path) -> Iterator[Content]:
     except (PickleError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
-        raise UserError(f"Could not read {path}: {error.strerror or error}") from None
+        raise UnusableFile(f"Could not read {path}: {error.strerror or error}") from None
 
 
 def tensor_in(path: Path, file: BinaryIO) -> Tensor:
@@ -80,9 +80,9 @@ def _content(path: Path, file: BinaryIO) -> Content:
     if first == b"PK\x03\x04":
         return _read_archive(path, file)
     if not first:
-        raise DamagedFile(f"{path} is empty")
+        raise UnusableFile(f"{path} is empty")
     if first[:1] not in (b"\x80", b"(", b"}", b"c", b"]"):
-        raise DamagedFile(f"{path} is no file of torch.save: it begins with {_printable(first)}{_guess(first)}")
+        raise UnusableFile(f"{path} is no file of torch.save: it begins with {_printable(first)}{_guess(first)}")
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     storages = _Places(file)
@@ -104,17 +104,12 @@ def _read_archive(path: Path, file: BinaryIO) -> Content:
     archive = _checked(path, file)
     names = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
-    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-        raise DamagedFile(
-            f"{path} is a TorchScript program. Save the state dict of its network: "
-            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
-        )
     if len(pickles) != 1:
-        raise DamagedFile(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
+        raise UnusableFile(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     byteorder = names.get(f"{root}byteorder")
     if byteorder is not None and (byteorder.file_size > 10 or archive.read(byteorder) != b"little"):
-        raise UserError(f"{path} was written on a big-endian machine. Save it again on a usual one.")
+        raise UnusableFile(f"{path} was written on a big-endian machine. Save it again on a usual one.")
 
     pickled = names[pickles[0]]
     if pickled.file_size > LARGEST_PICKLE:
@@ -130,17 +125,22 @@ def _checked(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     record = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # the one that ZipFile uses
     directory = record[5] if record else 0
     if directory > LARGEST_DIRECTORY:
-        raise UserError(f"{path} is refused: the directory of its archive has {directory:,} bytes")
+        raise UnusableFile(f"{path} is refused: the directory of its archive has {directory:,} bytes")
     archive = zipfile.ZipFile(file)
     entries = archive.infolist()
+    if any("/code/" in entry.filename or entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise UnusableFile(
+            f"{path} is a TorchScript program. Save the state dict of its network: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+        )
     if not all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) or (
         sum(entry.file_size for entry in entries) > size
     ):
-        raise UserError(f"{path} is refused: it unpacks to more than its size, unlike files of torch.save")
+        raise UnusableFile(f"{path} is refused: it unpacks to more than its size, unlike files of torch.save")
     if len({entry.filename for entry in entries}) < len(entries):
-        raise UserError(f"{path} is refused: two entries have the same name")
+        raise UnusableFile(f"{path} is refused: two entries have the same name")
     if min((entry.header_offset for entry in entries), default=1) != 0:
-        raise UserError(f"{path} is refused: it has other bytes before the archive")
+        raise UnusableFile(f"{path} is refused: it has other bytes before the archive")
     return archive
 
 
@@ -217,5 +217,5 @@ def _guess(first: bytes) -> str:
     return kinds.get(first, "")
 
 
-def _damaged(path: Path, error: Exception) -> DamagedFile:
-    return DamagedFile(f"{path} is damaged, or is not a checkpoint: {first_line(error)[:160]}")
+def _damaged(path: Path, error: Exception) -> UnusableFile:
+    return UnusableFile(f"{path} is damaged, or is not a checkpoint: {first_line(error)[:160]}")

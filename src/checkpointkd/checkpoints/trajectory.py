@@ -62,8 +62,11 @@ class Checkpoint:
             UserError: If the file is damaged, does not fit the network, or has changed since it was registered.
         """
         network = build_from_run(self.run)
-        if isinstance(self.run, ExternalRecord):
-            stored = weights(self.path, network.body, key=self.run.state_dict_key, model=self.run.model)
+        run = self.run
+        if isinstance(run, ExternalRecord):
+            stored = weights(
+                self.path, network.body, key=run.state_dict_key, model=run.model, ignore=run.ignore_tensors
+            )
             network.body.load_state_dict(stored.tensors)
             if storage.content_hash(network.state_dict()) != self.sha256:
                 raise UserError(

@@ -8,9 +8,11 @@ Whatever the trainer, a file becomes a flat dict of named tensors. In nested dic
 from __future__ import annotations
 
 import collections
+import fnmatch
 import itertools
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +26,16 @@ from ..errors import UserError, check_exists, first_line
 from ..models.hugging_face import as_loaded, is_transformers
 from .distributed import sharded_folder, sharded_tensors
 from .inert_pickle import StandIn
-from .tensor_plans import DamagedFile, TensorPlan, ready
+from .tensor_plans import TensorPlan, UnusableFile, ready
 from .torch_files import opened
 
-ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")
+ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".th", ".pyth", ".pkl", ".pickle")
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
-DEEPEST = 50  # dicts in dicts
+CONTAINERS = (StandIn, Mapping, list, tuple)
+DEEPEST = 50  # containers in containers
 LONGEST_NAME = 1000
-MOST_VALUES = 2_000_000  # in the dicts of a file
+MOST_VALUES = 10_000_000  # in the containers of a file, counted where they are
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
 EMA = re.compile(r"(?<![a-z])ema(?![a-z])")
 LIGHTNING_SETS = {"state_dict": "averaged", "current_model_state": "as trained"}  # of its WeightAveraging
@@ -60,7 +63,7 @@ class StateDict(NamedTuple):
     others: tuple[str, ...]  # the sets that were not read, such as `state_dict_ema (averaged)`
 
 
-def weights(path: Path, body: nn.Module, *, key: str | None, model: str) -> StateDict:
+def weights(path: Path, body: nn.Module, *, key: str | None, model: str, ignore: Sequence[str] = ()) -> StateDict:
     """Return a network's tensors from a checkpoint, all of them and of the expected types, and where they were in it.
 
     Args:
@@ -69,6 +72,7 @@ def weights(path: Path, body: nn.Module, *, key: str | None, model: str) -> Stat
         key: Which set of weights, where there are several (`state_dict_ema`, `state_dict.student`). DataParallel,
             torch.compile and Lightning put a prefix before the names, which is found without it.
         model: The network's name, for messages.
+        ignore: Patterns of names that may be in the file and not in the network, such as `criterion.*`.
 
     Raises:
         UserError: If the file is damaged, does not fit, holds several sets, or holds NaN.
@@ -80,16 +84,15 @@ def weights(path: Path, body: nn.Module, *, key: str | None, model: str) -> Stat
             raise UserError(f"{path} has no key {key!r}. Its top-level keys are {', '.join(top[:8])}.")
         if key is None and is_transformers(body) and (path / "config.json").exists():
             return StateDict(_as_transformers_loads(path, flat, body, model), "", ())
-        prefix, flat, others = _prefix(path, flat, expected, key=key, model=model)
-        stored = {name.removeprefix(prefix): plan for name, plan in flat.items() if name.startswith(prefix)}
+        prefix, inner, flat, others = _prefix(path, flat, expected, key=key, model=model)
+        stored = {inner + name.removeprefix(prefix): plan for name, plan in flat.items() if name.startswith(prefix)}
+        stored = {name: plan for name, plan in stored.items() if name in expected or not _is_ignored(name, ignore)}
         # A counter that is missing is 0 as in a new network, never that of a file which was read before.
         counters = {name: ready(torch.zeros_like(tensor)) for name, tensor in expected.items() if _is_counter(name)}
         stored = counters | stored
         differing = differing_shapes(expected, stored)
         if differing:
-            problems = sorted({plan.problem for plan in flat.values() if plan.problem})
-            note = f". The file holds tensors that are {' and '.join(problems)}" if problems else ""
-            raise UserError(f"{path} does not fit {model}: {differing}{note}")
+            raise UserError(f"{path} does not fit {model}: {differing}{_way_out(expected, stored, flat)}")
         tensors = {name: _read_tensor(path, name, stored[name], wanted, model) for name, wanted in expected.items()}
     return StateDict(tensors, prefix.rstrip("."), others)
 
@@ -104,6 +107,21 @@ def _as_transformers_loads(path: Path, flat: dict[str, TensorPlan], body: nn.Mod
     return tensors
 
 
+def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a tensor may be left out: thop's counters, and what the user named."""
+    return name.endswith(("total_ops", "total_params")) or any(fnmatch.fnmatchcase(name, each) for each in patterns)
+
+
+def _way_out(expected: Mapping[str, Tensor], stored: Mapping[str, TensorPlan], flat: Mapping[str, TensorPlan]) -> str:
+    """Return what may explain that a file does not fit, and what to do."""
+    if not differing_shapes(expected, {name: plan for name, plan in stored.items() if name in expected}):
+        first = next(name for name in stored if name not in expected)
+        pattern = f"{first.rpartition('.')[0]}.*" if "." in first else first
+        return f". If the network works without these tensors, give --ignore-tensors '{pattern}'"
+    problems = sorted({plan.problem for plan in flat.values() if plan.problem})
+    return f". The file holds tensors that are {' and '.join(problems)}" if problems else ""
+
+
 def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor | None, model: str) -> Tensor:
     """Return a tensor with the type that the network has; with its own where `wanted` is None."""
     floating = plan.dtype.is_floating_point
@@ -111,24 +129,32 @@ def _read_tensor(path: Path, name: str, plan: TensorPlan, wanted: Tensor | None,
         raise UserError(f"{path} does not fit {model}: {name} is {plan.problem or f'of type {plan.dtype}'}")
     tensor = plan.read() if wanted is None else plan.read().to(wanted.dtype)
     if not tensor.isfinite().all():
-        raise DamagedFile(f"{path} is damaged: its tensor {name} has NaN or infinite values")
+        raise UnusableFile(f"{path} is damaged: its tensor {name} has NaN or infinite values")
     return tensor
 
 
 def _prefix(
     path: Path, flat: Mapping[str, TensorPlan], expected: dict[str, Tensor], *, key: str | None, model: str
-) -> tuple[str, Mapping[str, TensorPlan], tuple[str, ...]]:
-    """Return the prefix behind which a file holds most of a network's tensors, the tensors by name, and other sets."""
+) -> tuple[str, str, Mapping[str, TensorPlan], tuple[str, ...]]:
+    """Find the set of a network's tensors in a file.
+
+    Returns:
+        The prefix of their names in the file; the prefix of their names in the network, where the user wrapped it; all
+        tensors of the file by name; and the other sets in it.
+    """
     asked = "" if key is None else f"{key}."
     # A set with more than half of the tensors is meant to be complete: no other set must take its place.
     needed = sum(not _is_counter(name) for name in expected) / 2
-    fitting, sets = _fitting(flat, expected), list[str]()
-    for rename in (str, _without_data_parallel, _as_our_wide_resnet):
+    fitting, sets, inner = _fitting(flat, expected), list[str](), ""
+    wrapper = os.path.commonprefix([*expected]).rpartition(".")[0]  # noqa: RUF071 - cut at a dot
+    for own, rename in itertools.product(
+        dict.fromkeys(("", wrapper and f"{wrapper}.")), (str, _without_data_parallel, _as_our_wide_resnet)
+    ):
         if not sets:
             renamed = {rename(name): plan for name, plan in flat.items()}
-            counts = _fitting(renamed, expected)
+            counts = _fitting(renamed, {name.removeprefix(own): tensor for name, tensor in expected.items()})
             sets = [prefix for prefix, count in counts.items() if count > needed and prefix.startswith(asked)]
-            fitting, flat = (counts, renamed) if sets else (fitting, flat)
+            fitting, flat, inner = (counts, renamed, own) if sets else (fitting, flat, inner)
     described = {prefix: _described_set(prefix, flat) for prefix, count in fitting.items() if count > needed}
     if key is None and sets:
         sets = [prefix for prefix in sets if not EMA.search(prefix.lower())]
@@ -142,7 +168,7 @@ def _prefix(
         raise UserError(f"{path} holds the weights of {model} more than once: {keys}. Choose with --state-dict-key.")
     best = max((prefix for prefix in fitting if prefix.startswith(asked)), key=fitting.__getitem__, default=asked)
     prefix = sets[0] if sets else best
-    return prefix, flat, tuple(text for other, text in described.items() if other != prefix)
+    return prefix, inner, flat, tuple(text for other, text in described.items() if other != prefix)
 
 
 def _described_set(prefix: str, flat: Mapping[str, TensorPlan]) -> str:
@@ -300,33 +326,43 @@ def parts(path: Path) -> list[Path]:
 
 
 def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
-    """Return the tensors of nested dicts and networks, by dotted names without the prefixes of wrappers."""
+    """Return the tensors of nested dicts, lists and networks, by dotted names without the prefixes of wrappers."""
     flat: dict[str, TensorPlan] = {}
-    visits = itertools.count()
+    values = 0
     ancestors: set[int] = set()
 
     def visit(value: Any, name: str) -> None:
-        if len(ancestors) > DEEPEST or len(name) > LONGEST_NAME or next(visits) > MOST_VALUES:
-            raise UserError(f"{path} is refused: its content is nested too deeply for a network")
+        nonlocal values
+        if len(ancestors) > DEEPEST or len(name) > LONGEST_NAME or values > MOST_VALUES:
+            raise UnusableFile(f"{path} is refused: its content is nested too deeply for a network")
         if isinstance(value, TensorPlan):
             name = WRAPPERS.sub("", name) or "(tensor)"
             if name in flat:
-                raise UserError(f"{path} is refused: it holds two tensors named {name}")
+                raise UnusableFile(f"{path} is refused: it holds two tensors named {name}")
             flat[name] = value
-        elif isinstance(value, StandIn | Mapping) and id(value) not in ancestors:
+        elif id(value) not in ancestors:
             ancestors.add(id(value))
-            entries = _entries_of(value) if isinstance(value, StandIn) else value
-            for key, entry in entries.items():
+            entries = _entries_of(value)
+            values += 10 + len(entries)
+            for key, entry in entries:
                 is_setting = value is content and isinstance(value, Mapping) and key in SETTINGS
-                if isinstance(entry, TensorPlan) or not is_setting:
+                if isinstance(entry, TensorPlan) or (isinstance(entry, CONTAINERS) and not is_setting):
                     visit(entry, f"{name}.{key}" if name else str(key))
             ancestors.remove(id(value))
 
-    visit(content, "")
+    if isinstance(content, (TensorPlan, *CONTAINERS)):
+        visit(content, "")
     return flat
 
 
-def _entries_of(value: StandIn) -> Mapping[Any, Any]:
+def _entries_of(value: Any) -> Collection[tuple[Any, Any]]:
+    """Return the entries of a container, with their keys or numbers."""
+    if isinstance(value, list | tuple):
+        return [*enumerate(value)]
+    return (_entries_of_object(value) if isinstance(value, StandIn) else value).items()
+
+
+def _entries_of_object(value: StandIn) -> Mapping[Any, Any]:
     """Return the parameters, buffers and modules of a pickled network; the entries of any other object."""
     state = value.state
     if value.name.endswith(".OptimizedModule") and value.arguments:  # made by torch.compile
@@ -343,5 +379,5 @@ def _entries_of(value: StandIn) -> Mapping[Any, Any]:
     return content
 
 
-def _damaged(path: Path, error: Exception) -> DamagedFile:
-    return DamagedFile(f"{path} is damaged, or is not a checkpoint ({first_line(error)[:160]})")
+def _damaged(path: Path, error: Exception) -> UnusableFile:
+    return UnusableFile(f"{path} is damaged, or is not a checkpoint ({first_line(error)[:160]})")

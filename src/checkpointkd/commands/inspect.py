@@ -37,6 +37,9 @@ class InspectOptions(DataOptions, CommonOptions):
     state_dict_key: str | None = None
     """For files with several state dicts: the key of the weights, such as state_dict_ema or state_dict.student."""
 
+    ignore_tensors: list[str] | None = None
+    """For files with tensors that the network does not have: patterns of their names, such as 'criterion.*'."""
+
     mean: list[float] | None = None
     """For external checkpoints: the mean of each channel that images in [0, 1] were normalized with. Default: from the
     Hugging Face preprocessor or timm's model, otherwise the mean of the training images."""
@@ -46,7 +49,7 @@ class InspectOptions(DataOptions, CommonOptions):
 
     def given_for_external(self) -> list[str]:
         """List the given options that apply to external checkpoints only."""
-        names = ("data", "state_dict_key", "mean", "std", "select_on", "image_size", "flip")
+        names = ("data", "state_dict_key", "ignore_tensors", "mean", "std", "select_on", "image_size", "flip")
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
 
@@ -120,11 +123,12 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
     from ..data import load_data
 
     model, pattern, state_dict_key = options.model, options.pattern, options.state_dict_key
-    mean, std = options.mean, options.std
+    mean, std, ignored = options.mean, options.std, options.ignore_tensors
     if registered is not None and isinstance(registered.run, ExternalRecord):
         run = registered.run
         model, pattern, path = run.model, pattern or run.pattern, registered.source
         state_dict_key = state_dict_key or run.state_dict_key
+        ignored = list(run.ignore_tensors) if ignored is None else ignored
         if mean is None and std is None and run.normalized_as == GIVEN:
             mean, std = list(run.mean), list(run.std)
         data_config = options.config_like(run.data)
@@ -139,6 +143,7 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         data=data,
         pattern=pattern,
         state_dict_key=state_dict_key,
+        ignore_tensors=ignored or (),
         mean=mean,
         std=std,
         accuracy=_accuracy_on(data, options),

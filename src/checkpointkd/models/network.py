@@ -6,7 +6,7 @@ Letters in names: B batch, C channels, H W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Network(nn.Module):
     """Normalization followed by a body.
 
     The body is any unmodified module that maps images (B, C, H, W) to logits (B, K). It may also return an object with
-    `.logits`, as Hugging Face's models do.
+    `.logits`, as Hugging Face's models do, a dict with `logits`, or a tuple or list that begins with the logits.
 
     Args:
         body: The module.
@@ -36,4 +36,6 @@ class Network(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         output = self.body((images_BCHW - self.mean) / self.std)
-        return getattr(output, "logits", output)
+        if isinstance(output, Mapping):
+            return output["logits"] if "logits" in output else next(iter(output.values()))
+        return output[0] if type(output) in (tuple, list) else getattr(output, "logits", output)

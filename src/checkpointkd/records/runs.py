@@ -138,6 +138,7 @@ class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
     files: FileName | None  # the last part of PATH where that is a file or has a wildcard
     pattern: FileName | None  # --pattern
     state_dict_key: str | None  # --state-dict-key
+    ignore_tensors: tuple[str, ...] = ()  # --ignore-tensors
     weights_at: str  # the key of the weights in the files; "" for the top
     other_sets: tuple[str, ...] = ()  # keys of sets in the files that are not used
     normalized_as: str  # where mean and std are from
