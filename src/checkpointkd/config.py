@@ -33,6 +33,10 @@ OptimizerName = Literal["sgd", "adam"]
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 SelectOn = Literal["val", "test"]
+Resize = Literal["crop", "squash"]
+Interpolation = Literal["bilinear", "bicubic"]
+ChannelOrder = Literal["rgb", "bgr"]
+NamedOrder = Literal["names", "timm"]  # of classes
 TeacherSchedule = Literal["joint", "rco", "progressive"]
 SamplerName = Literal["grid", "tpe"]
 LrSchedule = Literal["cosine", "step", "constant"]
@@ -46,6 +50,16 @@ OnProgress = Callable[[str, int, int], None]  # receives the name of the work, t
 def cache_dir() -> Path:
     """Return the folder of data sets and caches: `CHECKPOINTKD_HOME`, otherwise the user's cache folder."""
     return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
+
+
+def check_choice(kind: str, value: str, choices: object) -> None:
+    """Check that the value is one of a Literal type's.
+
+    Raises:
+        UserError: If it is not; the message names the nearest.
+    """
+    if value not in get_args(choices):
+        raise unknown_name(kind, value, get_args(choices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +126,25 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """How images in files become squares when they are not augmented.
+
+    `crop` resizes the shorter side to image size / `crop_share` and takes the center. `squash` resizes both sides to
+    that, whatever the proportions, and takes the center. The defaults are ImageNet's practice.
+    """
+
+    resize: Resize = "crop"
+    crop_share: float = 224 / 256
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        check_choice("resize", self.resize, Resize)
+        check_choice("interpolation", self.interpolation, Interpolation)
+        if not 0.1 <= self.crop_share <= 1:
+            raise UserError(f"crop_share must be from 0.1 to 1, not {self.crop_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images that a run trains on, chooses with and is measured on.
 
@@ -123,6 +156,9 @@ class DataConfig:
         train_images: Train on a class-balanced subset of this many images.
         image_size: Width and height to which images from folders are resized and cropped.
         flip: Whether horizontal flips preserve the class, and so are used as augmentation.
+        eval_transform: How images from folders become squares when they are not augmented.
+        class_order: The names of the classes in the order of the network's logits; `names` for sorted names; or `timm`
+            for timm's order of folders, in which numbers count and case does not.
     """
 
     data: str = "digits"
@@ -132,6 +168,8 @@ class DataConfig:
     train_images: int | None = None
     image_size: int | None = None  # None: the data set's default, 224 for images from folders
     flip: bool | None = None  # None: the data set's default, true except for digits
+    eval_transform: EvalTransform = EvalTransform()
+    class_order: tuple[str, ...] | NamedOrder | None = None  # None: the data set's
 
     def __post_init__(self) -> None:
         check_choice("select_on", self.select_on, SelectOn)
@@ -355,16 +393,6 @@ class PilotConfig:
     def in_epochs(self) -> bool:
         """Whether the budget is a number of epochs."""
         return str(self.budget).isdecimal()
-
-
-def check_choice(kind: str, value: str, choices: object) -> None:
-    """Check that the value is one of a Literal type's.
-
-    Raises:
-        UserError: If it is not; the message names the nearest.
-    """
-    if value not in get_args(choices):
-        raise unknown_name(kind, value, get_args(choices))
 
 
 def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:

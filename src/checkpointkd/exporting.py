@@ -11,13 +11,14 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from . import storage
 from .checkpoints import Checkpoint, Trajectory, is_registered, open_trajectory, resolve
+from .config import ChannelOrder
 from .errors import UserError, first_line
 from .models import Network, build_network, names_code
 from .records.base import plain
@@ -61,6 +62,7 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
         "weights": weights,
         "sha256": checkpoint.sha256,
         "model": run.model,
+        **({} if run.channel_order == "rgb" else {"channel_order": run.channel_order}),
         **({} if run.network_config is None else {"network_config": run.network_config}),
         "classes": list(run.classes),
         "image_shape": list(run.data.shape),
@@ -134,6 +136,7 @@ def _load_export(folder: Path, model: str | None, device: torch.device | str) ->
         mean=config["mean"],
         std=config["std"],
         config=config.get("network_config"),
+        channel_order=config.get("channel_order", "rgb"),
     )
     try:
         network.load_state_dict(tensors)
@@ -287,6 +290,8 @@ def _check(config: Any, path: Path) -> None:
         and min(config["std"]) > 0
         and len(config["classes"]) > 0
         and all(type(name) is str for name in config["classes"])
+        and config.get("channel_order", "rgb") in get_args(ChannelOrder)
+        and isinstance(config.get("network_config", {}), dict)
     ):
         raise UserError(f"{path} is damaged: its classes or its normalization are invalid")
 

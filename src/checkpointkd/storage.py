@@ -144,7 +144,14 @@ def cache_key(identity: Mapping[str, Any]) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
     """Write a safetensors file with its content hash inside. Return the hash."""
-    on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    on_cpu, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:  # safetensors refuses shared memory
+            tensor = tensor.clone()
+        storages.add(storage.data_ptr())
+        on_cpu[name] = tensor
     sha256 = content_hash(on_cpu)
     # One entry, so that equal runs leave equal files: safetensors writes several entries in a varying order.
     entry = json.dumps({**(metadata or {}), "sha256": sha256}, sort_keys=True)
@@ -158,7 +165,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: If the file cannot be read, or if one bit of it has changed.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, largest=None)
     try:
         tensors = safetensors.torch.load(content)
         metadata = _own_metadata(_header(content).get("__metadata__", {}))

@@ -99,7 +99,10 @@ def test_a_config_of_timm_names_its_network(tmp_path: Path, digits: Data):
         net.pretrained_cfg |= {"mean": [0.25], "std": [0.5]}
         save_for_hf(net, tmp_path / f"epoch_{epoch}", model_config={"num_classes": 10})
     described = ckd.inspect(tmp_path, data="digits")
-    assert (described["model"], described["normalized_as"]) == ("timm:resnet10t", "stated in config.json")
+    assert (described["model"], described["normalized_as"]) == (
+        "timm:resnet10t?global_pool=avg",
+        "stated in config.json",
+    )
     assert (described["mean"], described["std"]) == ((0.25,), (0.5,))
     loaded = ckd.open_trajectory(tmp_path)[2].network().body
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
@@ -137,6 +140,17 @@ def test_weights_that_do_not_fit_a_config_are_refused(change: str, tmp_path: Pat
         ({"model_type": "vit", "hidden_size": 10**9}, "is refused: hidden_size"),
         ({"model_type": "vit", "hidden_size": 90_000, "num_attention_heads": 1}, "parameters"),
         ({"model_type": "vit", "hidden_size": "wide"}, "cannot build"),
+        ({"model_type": "vit", "hidden_size": int("9" * 4000)}, "is refused: hidden_size"),
+        ({"model_type": "resnet", "depths": [30_000, -30_000]}, "is refused: depths"),
+        ({"model_type": "swin", "window_size": 9000}, "fixed numbers"),
+        (
+            {
+                "model_type": "shieldgemma2",
+                "vision_config": {"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"},
+            },
+            "a network of another library",
+        ),
+        (json.loads('{"model_type": "vit", "a": ' + '{"a": ' * 900 + "1" + "}" * 900 + "}"), "nested too deeply"),
         ({"model_type": "vit", "hidden_size": -3}, "cannot build"),
         ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "Give --model timm:resnet18"),
     ],

@@ -6,6 +6,7 @@ from .metadata import metadata_dir
 from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
 from .run_dir import RunDir, refuse_inside_run
 from .scan import scan_folder
+from .stated import load_as_stated, stated_preprocessing
 from .trajectory import Checkpoint, Trajectory, build_from_run, open_trajectory
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "describe",
     "find_checkpoint",
     "is_registered",
+    "load_as_stated",
     "metadata_dir",
     "open_trajectory",
     "refresh_external",
@@ -26,5 +28,6 @@ __all__ = [
     "resolve",
     "resolve_ensemble",
     "scan_folder",
+    "stated_preprocessing",
     "warn_if_new_files",
 ]

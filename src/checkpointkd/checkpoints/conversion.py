@@ -63,7 +63,7 @@ def convert_folder(
             record = ConvertRecord(
                 unit=folder.unit,
                 state_dict_key=state_dict_key,
-                left_out=tuple(left_out),
+                left_out=tuple(map(printable, left_out)),
                 checkpoints={**done, **converted},
                 provenance=records.provenance(),
             )

@@ -47,6 +47,7 @@ def describe(path: Path | str, pattern: str | None = None) -> dict[str, Any]:
                 "bytes": checkpoint.bytes,
                 "sha256": checkpoint.sha256,
                 "val_accuracy": external.accuracy if external else val_accuracy.get(epoch),
+                "stated_accuracy": external.stated_accuracy if external else None,
                 "stood_in": external.stood_in if external else (),
             }
         )
@@ -67,7 +68,7 @@ def describe(path: Path | str, pattern: str | None = None) -> dict[str, Any]:
         "planned_epochs": trajectory.planned_epochs,
     }
     if isinstance(run, ExternalRecord):
-        stated = ("weights_at", "other_sets", "normalized_as", "unit", "left_out")
+        stated = ("weights_at", "channel_order", "other_sets", "normalized_as", "unit", "left_out")
         return description | {name: getattr(run, name) for name in stated}
     return description | {
         "seed": run.seed,
@@ -95,6 +96,7 @@ def _describe_unregistered(path: Path | str, pattern: str | None) -> dict[str, A
                 "bytes": file.bytes,
                 "sha256": None,
                 "val_accuracy": None,
+                "stated_accuracy": file.accuracy,
                 "stood_in": file.stood_in,
             }
             for epoch, file in folder.checkpoints.items()

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import records, storage
-from ..config import OnProgress
+from ..config import ChannelOrder, OnProgress
 from ..data import Data
 from ..errors import UserError, pluralize
 from ..models import Network, build_network, check_trainable, names_code, read_config
 from ..records.runs import ExternalCheckpoint, ExternalRecord
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, trust_marker
 from .scan import FoundFolder, candidate_files, scan_folder, without_path
+from .stated import Preprocessing, stated_preprocessing
 from .tensor_plans import UnusableFile
 from .trajectory import Trajectory, open_trajectory
 from .weights import weights
@@ -53,6 +54,7 @@ def register_external(
     ignore_tensors: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    channel_order: ChannelOrder | None = None,
     accuracy: Accuracy | None = None,
     on_progress: OnProgress | None = None,
 ) -> Trajectory:
@@ -67,9 +69,10 @@ def register_external(
         pattern: The form of the file names, such as `ckpt_{epoch}.pt`. See `scan_folder`.
         state_dict_key: The key of the weights in a file that holds several sets.
         ignore_tensors: Patterns of names that may be in the files and not in the network, such as `criterion.*`.
-        mean: The mean of each channel of images in [0, 1]. By default Hugging Face's preprocessor or timm's model
-            gives it, else it is measured on the training images.
+        mean: The mean of each channel of images in [0, 1]. By default as the checkpoint says, otherwise timm's
+            for the model, otherwise measured on the training images.
         std: The standard deviation of each channel, likewise.
+        channel_order: `bgr` if the network takes blue first. By default as the checkpoint says, otherwise `rgb`.
         accuracy: Measures each network; the result is recorded.
         on_progress: Called after each file.
 
@@ -81,10 +84,12 @@ def register_external(
         raise UserError(f"{path} is a run directory of checkpointkd. Leave out --model.")
     folder = scan_folder(path, pattern)
     measured_before = _measured_before(path)
-    normalization = _normalization(folder, model, data, mean, std)
+    stated = stated_preprocessing(folder.last)
+    normalization = _normalization(stated, model, data, mean, std)
+    channel_order = channel_order or stated.channel_order or "rgb"
 
     def build() -> Network:
-        return _build(model, data, normalization.mean, normalization.std)
+        return _build(model, data, normalization.mean, normalization.std, channel_order)
 
     if accuracy is not None:
         images_BCHW = data.train.subset(torch.arange(2)).to_float()
@@ -108,6 +113,7 @@ def register_external(
         mean=normalization.mean,
         std=normalization.std,
         network_config=read_config(model),
+        channel_order=channel_order,
         seed=0,
         precision="fp32",
         provenance=records.provenance(),
@@ -175,6 +181,7 @@ def _read_checkpoints(
             sha256=sha256,
             accuracy=stored_accuracy if accuracy is None else accuracy(network),
             stood_in=file.stood_in,
+            stated_accuracy=file.accuracy,
         )
         if on_progress is not None:
             on_progress(f"read {folder.path}", len(checkpoints), len(folder.checkpoints))
@@ -199,13 +206,18 @@ def refresh_external(
         ignore_tensors=run.ignore_tensors,
         mean=run.mean if given else None,
         std=run.std if given else None,
+        channel_order=run.channel_order,
         accuracy=accuracy,
         on_progress=on_progress,
     )
 
 
-def _build(model: str, data: Data, mean: Sequence[float], std: Sequence[float]) -> Network:
-    return build_network(model, num_classes=len(data.classes), in_channels=len(mean), mean=mean, std=std)
+def _build(
+    model: str, data: Data, mean: Sequence[float], std: Sequence[float], channel_order: ChannelOrder = "rgb"
+) -> Network:
+    return build_network(
+        model, num_classes=len(data.classes), in_channels=len(mean), mean=mean, std=std, channel_order=channel_order
+    )
 
 
 def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement, float | None]) -> Path:
@@ -257,7 +269,7 @@ def _measured_before(path: Path) -> dict[Measurement, float | None]:
 
 
 def _normalization(
-    folder: FoundFolder, model: str, data: Data, mean: Sequence[float] | None, std: Sequence[float] | None
+    stated: Preprocessing, model: str, data: Data, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> _Normalization:
     """Return the mean and deviation of each channel: the user's, the files', timm's, or the training images' own."""
     own_mean, own_std = data.train.channel_statistics()
@@ -271,16 +283,9 @@ def _normalization(
                 "--mean and --std are for images in [0, 1]: give finite numbers below 10, and --std above 0"
             )
         return _Normalization(mean, std, GIVEN)
-    first = next(iter(folder.checkpoints.values())).path
-    preprocessor = _json_object(first / "preprocessor_config.json")
-    timm_config = _json_object(first / "config.json").get("pretrained_cfg")
-    timm_config = timm_config if isinstance(timm_config, dict) else {}
-    header: dict[str, Any] = storage.read_metadata(first) if first.suffix == ".safetensors" else {}
     pretrained = getattr(_build(model, data, own_mean, own_std).body, "pretrained_cfg", {})
     for source, stated_mean, stated_std in (
-        (f"stated in {first.name}", header.get("mean"), header.get("std")),
-        ("stated in preprocessor_config.json", preprocessor.get("image_mean"), preprocessor.get("image_std")),
-        ("stated in config.json", timm_config.get("mean"), timm_config.get("std")),
+        (stated.source, stated.mean, stated.std),
         ("timm's default for this model", pretrained.get("mean"), pretrained.get("std")),
     ):
         if stated_mean is not None and stated_std is not None:
@@ -292,14 +297,6 @@ def _normalization(
                 channels,
             )
     return _Normalization(tuple(own_mean), tuple(own_std), "measured on the training images")
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; nothing where there is no such file."""
-    content = storage.read_json(path) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
-    return content
 
 
 def _usable(mean: Any, std: Any, channels: int) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .. import storage
 from ..errors import UserError
-from ..models.hugging_face import named_network
+from ..models.hugging_face import named_network, timm_network
 from .distributed import sharded_folder
 from .inert_pickle import StandIn
 from .tensor_plans import TensorPlan
@@ -63,6 +63,8 @@ class FoundFile:
     prefix: str = ""  # the name before its number, where the number is from the name
     network: str | None = None  # the name of the network, as `--model` takes it, where the file states it
     stood_in: tuple[str, ...] = ()  # classes in the file that are not weights, and were not imported
+    args: Mapping[str, Any] = field(default_factory=dict)  # plain options of the training that the file holds
+    accuracy: float | None = None  # from 0 to 1, as the file states it
 
     @property
     def bytes(self) -> int:
@@ -127,16 +129,43 @@ def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
             stated = f"epoch {epoch}{' counted from 0' if from_zero else ''}"
             network = _timm_network(content) if format == "timm" else None
             file = FoundFile(path, name, format, epoch + from_zero, "the file", stated, network=network)
+            file = replace(file, args=_args(content), accuracy=_accuracy(content.get("metric")))
             return _lightning(file, content) if format == "Lightning" else file
     return FoundFile(path, name, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
+
+
+def _args(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the options of the training that a file holds, those that are numbers, words, or lists of them."""
+    args = content.get("args", content.get("hyper_parameters"))
+    settings = args.state if isinstance(args, StandIn) else args
+    plain = (str, int, float, bool)
+    return {
+        key: value
+        for key, value in (settings.items() if isinstance(settings, Mapping) else ())
+        if isinstance(key, str)
+        and (
+            isinstance(value, plain)
+            or (isinstance(value, list | tuple) and len(value) < 10 and all(isinstance(each, plain) for each in value))
+        )
+    }
+
+
+def _accuracy(percent: Any) -> float | None:
+    """Return an accuracy that a file states in percent."""
+    is_number = isinstance(percent, TensorPlan) and percent.shape == () and percent.dtype.is_floating_point
+    value = percent.read().item() if is_number else percent
+    return value / 100 if isinstance(value, int | float) and 0 <= value <= 100 else None
 
 
 def _timm_network(content: Mapping[Any, Any]) -> str | None:
     """Return the network that timm's training script stores in its options."""
     args = content.get("args")
     settings = args.state if isinstance(args, StandIn) else args
-    model = settings.get("model") if isinstance(settings, Mapping) else None
-    return f"timm:{model}" if isinstance(model, str) and re.fullmatch(r"[\w.]{1,200}", model) else None
+    if not (isinstance(settings, Mapping) and isinstance(model := settings.get("model"), str)):
+        return None
+    more = settings.get("model_kwargs") or {}
+    named = {key: settings.get(option) for key, option in (("global_pool", "gp"), ("bn_eps", "bn_eps"))}
+    return timm_network(model, {**named, **more}) if isinstance(more, Mapping) else None
 
 
 def _sharded(path: Path, name: str) -> FoundFile:
@@ -173,10 +202,23 @@ def _hugging_face(path: Path, name: str) -> FoundFile:
     step = _whole_number(state.get("global_step")) if isinstance(state, dict) else None
     if step is None or isinstance(epoch, bool) or not isinstance(epoch, int | float) or not 0 <= epoch < 1e9:
         raise UserError(f"{state_path} is damaged: it holds no global_step and epoch")
+    logged = state.get("log_history")
+    rows = (
+        [row for row in logged if isinstance(row, dict) and row.get("step") == step] if isinstance(logged, list) else []
+    )
+    accuracy = next((row["eval_accuracy"] for row in rows if isinstance(row.get("eval_accuracy"), float)), None)
     within = abs(epoch - round(epoch)) > 1e-3
     number, stated = int(epoch) if within else round(epoch), f"step {step}, epoch {epoch:.3f}"
     return replace(
-        file, number=number, number_from="the file", stated=stated, step=step, within=within, exact=True, prefix=""
+        file,
+        number=number,
+        number_from="the file",
+        stated=stated,
+        step=step,
+        within=within,
+        exact=True,
+        prefix="",
+        accuracy=accuracy if accuracy is not None and 0 <= accuracy <= 1 else None,
     )
 
 

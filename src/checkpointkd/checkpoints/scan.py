@@ -22,6 +22,7 @@ from .weights import EMA, ENDINGS, SHARDS, WHOLE, inside
 
 Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
+CONFIGS = ("config.json", "preprocessor_config.json")  # of Hugging Face and timm
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which files from before 2020 begin
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
 
@@ -43,6 +44,11 @@ class FoundFolder:
     checkpoints: dict[int, FoundFile]
     left_out: list[str]
     unit: Unit  # "step" where checkpoints were saved within epochs
+
+    @property
+    def last(self) -> FoundFile:
+        """The last checkpoint."""
+        return self.checkpoints[max(self.checkpoints)]
 
     @property
     def network(self) -> str | None:
@@ -135,7 +141,9 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
             raise UserError(f"{root} is not a regular file")
         if not (_may_be_checkpoint(root) or _is_torch_file(root)):
             raise UserError(f"{root} is not a file of weights, which ends in {', '.join(ENDINGS)}")
-        return root.parent, [_Candidate(root, root.name)], []
+        # Hugging Face's file of weights is read with the configs beside it.
+        one = root.name in WHOLE and any((root.parent / name).is_file() for name in CONFIGS)
+        return root.parent, [_Candidate(root.parent if one else root, root.parent.name if one else root.name)], []
     try:
         entries = sorted(root.iterdir())
     except OSError as error:

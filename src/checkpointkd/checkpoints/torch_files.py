@@ -137,6 +137,8 @@ def _checked(path: Path, file: BinaryIO) -> zipfile.ZipFile:
         sum(entry.file_size for entry in entries) > size
     ):
         raise UnusableFile(f"{path} is refused: it unpacks to more than its size, unlike files of torch.save")
+    if any(entry.header_offset >= size for entry in entries):
+        raise UnusableFile(f"{path} is damaged: an entry of its archive begins behind its end")
     if len({entry.filename for entry in entries}) < len(entries):
         raise UnusableFile(f"{path} is refused: two entries have the same name")
     if min((entry.header_offset for entry in entries), default=1) != 0:

@@ -294,7 +294,8 @@ def _open_external(path: Path, run: ExternalRecord) -> Trajectory:
     folder = checkpoints_folder(path, run)
     files = {epoch: folder / checkpoint.file for epoch, checkpoint in run.checkpoints.items()}
     for file in files.values():
-        if not os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder), "")):
+        place, root = os.path.realpath(file), os.path.realpath(folder)
+        if not (place == root or place.startswith(os.path.join(root, ""))):
             raise UserError(
                 f"{path / 'run.json'} names {str(file)!r}, which is not in {folder}. Inspect the folder again."
             )
@@ -336,4 +337,5 @@ def build_from_run(run: AnyRun) -> Network:
         std=run.std,
         seed=run.seed,
         config=run.network_config,
+        channel_order=run.channel_order,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import fnmatch
 import itertools
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -35,7 +36,9 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 CONTAINERS = (StandIn, Mapping, list, tuple)
 DEEPEST = 50  # containers in containers
 LONGEST_NAME = 1000
-MOST_VALUES = 10_000_000  # in the containers of a file, counted where they are
+MOST_VALUES = 2_000_000  # in the containers of a file, counted where they are
+MOST_TENSORS = 200_000
+MOST_LETTERS = 50_000_000  # in the names of all tensors
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
 EMA = re.compile(r"(?<![a-z])ema(?![a-z])")
 LIGHTNING_SETS = {"state_dict": "averaged", "current_model_state": "as trained"}  # of its WeightAveraging
@@ -99,6 +102,11 @@ def weights(path: Path, body: nn.Module, *, key: str | None, model: str, ignore:
 
 def _as_transformers_loads(path: Path, flat: dict[str, TensorPlan], body: nn.Module, model: str) -> dict[str, Tensor]:
     """Return a network's tensors from a folder that transformers saved, with the names that it has in memory."""
+    held, needed = (
+        sum(math.prod(part.shape) for part in parts) for parts in (flat.values(), body.state_dict().values())
+    )
+    if held > 2 * needed + 1_000_000:
+        raise UserError(f"{path} does not fit {model}: it holds {held:,} numbers, and the network needs {needed:,}")
     tensors, differing = as_loaded(
         body, {name: _read_tensor(path, name, plan, None, model) for name, plan in flat.items()}
     )
@@ -200,9 +208,10 @@ def _as_our_wide_resnet(name: str) -> str:
 def _fitting(flat: Mapping[str, TensorPlan], expected: dict[str, Tensor]) -> collections.Counter[str]:
     """Return how many tensors fit the network, by prefix."""
     fitting: collections.Counter[str] = collections.Counter()
+    longest = max((name.count(".") for name in expected), default=0) + 1
     for name, plan in flat.items():
         segments = name.split(".")
-        for ending in (".".join(segments[start:]) for start in range(len(segments))):
+        for ending in (".".join(segments[start:]) for start in range(max(0, len(segments) - longest), len(segments))):
             if ending in expected and plan.shape == tuple(expected[ending].shape):
                 fitting[name.removesuffix(ending)] += not _is_counter(ending)
     return fitting
@@ -328,15 +337,18 @@ def parts(path: Path) -> list[Path]:
 def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
     """Return the tensors of nested dicts, lists and networks, by dotted names without the prefixes of wrappers."""
     flat: dict[str, TensorPlan] = {}
-    values = 0
+    values = letters = 0
     ancestors: set[int] = set()
 
     def visit(value: Any, name: str) -> None:
-        nonlocal values
+        nonlocal values, letters
         if len(ancestors) > DEEPEST or len(name) > LONGEST_NAME or values > MOST_VALUES:
             raise UnusableFile(f"{path} is refused: its content is nested too deeply for a network")
         if isinstance(value, TensorPlan):
             name = WRAPPERS.sub("", name) or "(tensor)"
+            letters += len(name)
+            if len(flat) >= MOST_TENSORS or letters > MOST_LETTERS:
+                raise UnusableFile(f"{path} is refused: it holds more tensors, or longer names, than a network has")
             if name in flat:
                 raise UnusableFile(f"{path} is refused: it holds two tensors named {name}")
             flat[name] = value

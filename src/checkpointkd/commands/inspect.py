@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import ChannelOrder
 from ..errors import UserError
 from ..records.runs import ExternalRecord
 from .checks import warn_if_saw_validation_images
@@ -47,9 +48,14 @@ class InspectOptions(DataOptions, CommonOptions):
     std: list[float] | None = None
     """For external checkpoints: the standard deviation of each channel. Default: as for --mean."""
 
+    channel_order: ChannelOrder | None = None
+    """For external checkpoints: bgr if their network takes the blue channel first. Default: as the checkpoint says,
+    otherwise rgb."""
+
     def given_for_external(self) -> list[str]:
         """List the given options that apply to external checkpoints only."""
-        names = ("data", "state_dict_key", "ignore_tensors", "mean", "std", "select_on", "image_size", "flip")
+        names = ("data", "state_dict_key", "ignore_tensors", "mean", "std", "select_on", "image_size")
+        names += ("resize", "class_order", "channel_order", "flip")
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
 
@@ -76,6 +82,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     """
     from ..checkpoints import describe, is_registered, open_trajectory, scan_folder
     from ..teachers.ensemble import chance_level
+    from .doubts import doubts
 
     given = options.given_for_external()
     if options.pattern is not None and is_registered(path):
@@ -86,6 +93,10 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
         if named is not None:
             log.info("The files name the network %s", named)
             options = replace(options, model=named)
+    if trajectory is None and options.model is None and options.data is not None:
+        raise UserError(
+            f"The files in {path} do not name their network, or do so in different ways. Add --model MODEL."
+        )
     if options.model is None:
         if given and (trajectory is None or not trajectory.external):
             raise UserError(f"{' and '.join(given)} can only be used for external checkpoints. Add --model")
@@ -96,6 +107,9 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     trajectory, data = _register(path, trajectory, options)
     warn_if_saw_validation_images(str(path), trajectory.run, data)
     description = describe(trajectory.path)
+    for advice in doubts(trajectory.last.network(options.torch_device), data):
+        log.warning("The images or the classes may be read otherwise than in training. %s", advice)
+    _compare_with_stated(description["checkpoints"], len(data.val))
     chance, threshold = chance_level(data.val.labels_N)
     if all(checkpoint["val_accuracy"] < threshold for checkpoint in description["checkpoints"]):
         log.warning(
@@ -119,7 +133,7 @@ def _refresh(trajectory: Trajectory, options: InspectOptions) -> None:
 
 def _register(path: Path | str, registered: Trajectory | None, options: InspectOptions) -> tuple[Trajectory, Data]:
     """Register the checkpoints with the given options. Options that are not given keep their registered values."""
-    from ..checkpoints import GIVEN, register_external
+    from ..checkpoints import GIVEN, load_as_stated, register_external, scan_folder, stated_preprocessing
     from ..data import load_data
 
     model, pattern, state_dict_key = options.model, options.pattern, options.state_dict_key
@@ -131,12 +145,15 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         ignored = list(run.ignore_tensors) if ignored is None else ignored
         if mean is None and std is None and run.normalized_as == GIVEN:
             mean, std = list(run.mean), list(run.std)
-        data_config = options.config_like(run.data)
+        channel_order = options.channel_order or run.channel_order
+        data = load_data(options.config_like(run.data), on_progress=options.on_progress)
     else:
         if model is None or options.data is None:
             raise UserError("--model needs --data, which defines the classes of the network")
-        data_config = options.config(options.data)
-    data = load_data(data_config, on_progress=options.on_progress)
+        stated = stated_preprocessing(scan_folder(path, pattern).last)
+        given = [name for name in ("image_size", "resize", "class_order") if getattr(options, name) is not None]
+        settings, channel_order = options.config(options.data), options.channel_order
+        data = load_as_stated(stated, settings, given=given, on_progress=options.on_progress)
     trajectory = register_external(
         path,
         model=model,
@@ -146,10 +163,26 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         ignore_tensors=ignored or (),
         mean=mean,
         std=std,
+        channel_order=channel_order,
         accuracy=_accuracy_on(data, options),
         on_progress=options.on_progress,
     )
     return trajectory, data
+
+
+def _compare_with_stated(checkpoints: Sequence[Mapping[str, Any]], images: int) -> None:
+    """Warn if the accuracy of the last checkpoint that states one is clearly lower here."""
+    stating = [checkpoint for checkpoint in checkpoints if checkpoint["stated_accuracy"] is not None]
+    for checkpoint in stating[-1:]:
+        stated, measured = checkpoint["stated_accuracy"], checkpoint["val_accuracy"]
+        if stated - measured > max(0.02, 4 * (max(stated * (1 - stated), 0.01) / images) ** 0.5):
+            log.warning(
+                "%s states an accuracy of %.1f%%, and %.1f%% is measured here. Its images were probably others, or "
+                "were read otherwise (--image-size, --resize, --mean, --std, --class-order).",
+                checkpoint["file"],
+                100 * stated,
+                100 * measured,
+            )
 
 
 def _accuracy_on(data: Data, options: InspectOptions) -> Callable[[Network], float]:

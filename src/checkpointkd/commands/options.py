@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from ..config import (
     LOGIT_CACHE_GB,
@@ -18,14 +18,17 @@ from ..config import (
     Device,
     DistillConfig,
     EnsembleAverage,
+    EvalTransform,
     KDConfig,
+    NamedOrder,
     OnProgress,
     PrecisionChoice,
     Recipe,
+    Resize,
     SelectOn,
     TeacherSchedule,
 )
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..recipes import recipe
 
 if TYPE_CHECKING:
@@ -77,6 +80,15 @@ class DataOptions(DataSetOptions):
     """For image folders: resize and crop images to squares of this side in pixels. Default: as in the given run or
     first teacher, otherwise 224."""
 
+    resize: Resize | None = None
+    """For image folders, without augmentation: crop takes the center square, squash ignores the proportions. Default:
+    as in the given run or first teacher, otherwise crop."""
+
+    class_order: str | None = None
+    """The order of the network's logits: FILE with one class name per line; timm for its order of folders, in which
+    numbers count and case does not; or names for the order of the names. Default: as in the given run, first teacher
+    or external checkpoint, otherwise the data set's."""
+
     flip: bool | None = None
     """Augment with horizontal flips. Default: as in the given run or first teacher, otherwise yes (no for digits)."""
 
@@ -88,13 +100,36 @@ class DataOptions(DataSetOptions):
             train_images=train_images,
             image_size=self.image_size,
             flip=self.flip,
+            eval_transform=EvalTransform(resize=self.resize or "crop"),
+            class_order=self._order(),
         )
 
     def config_like(self, record: DataRecord, train_images: int | None = None) -> DataConfig:
         """Return the settings of a run's data, with the given options in place of the run's."""
         from ..data import config_like
 
-        return config_like(record, self.data, self.select_on, train_images, self.image_size, self.flip)
+        return config_like(
+            record,
+            self.data,
+            self.select_on,
+            train_images,
+            self.image_size,
+            self.flip,
+            resize=self.resize,
+            class_order=self._order(),
+        )
+
+    def _order(self) -> tuple[str, ...] | NamedOrder | None:
+        if self.class_order is None or self.class_order in get_args(NamedOrder):
+            return cast(NamedOrder | None, self.class_order)
+        try:
+            lines = Path(self.class_order).read_text("utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--class-order {self.class_order} is neither {' nor '.join(get_args(NamedOrder))}, nor a file that "
+                f"can be read ({first_line(error)})"
+            ) from None
+        return tuple(line.strip() for line in lines if line.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

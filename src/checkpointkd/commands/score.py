@@ -99,14 +99,23 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
 
 def _open(run: Path | str, options: ScoreOptions) -> tuple[Trajectory, Data]:
     """Open the run and load its data. External checkpoints are registered first if they are new or have changed."""
-    from ..checkpoints import is_registered, open_trajectory, refresh_external, register_external
+    from ..checkpoints import (
+        is_registered,
+        load_as_stated,
+        open_trajectory,
+        refresh_external,
+        register_external,
+        scan_folder,
+        stated_preprocessing,
+    )
     from ..data import config_like, load_data
 
     trajectory = open_trajectory(run) if options.model is None or is_registered(run) else None
     if trajectory is None or options.model not in (None, trajectory.run.model):
         if options.data is None or options.model is None:
             raise UserError("--model is for external checkpoints and needs --data")
-        data = load_data(DataConfig(data=options.data), on_progress=options.on_progress)
+        stated = stated_preprocessing(scan_folder(run).last)
+        data = load_as_stated(stated, DataConfig(data=options.data), given=(), on_progress=options.on_progress)
         trajectory = register_external(run, model=options.model, data=data, on_progress=options.on_progress)
         return trajectory, data
     if trajectory.new_files():

@@ -89,6 +89,7 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
             torch.arange(len(labels)),
             settings.image_size or 224,
             flip=settings.flip is not False,
+            transform=settings.eval_transform,
         )
 
     return DataSet(

@@ -54,7 +54,9 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
         # Its name is its identity, beside the labels: reading the content of a large data set would take hours.
         name = str(Path(path).resolve()) if Path(path).exists() else path
         digest = f"{name} {split}"
-        return StreamingImages(encoded(split), digest, labels_N, torch.arange(len(labels_N)), side, flip=flip)
+        return StreamingImages(
+            encoded(split), digest, labels_N, torch.arange(len(labels_N)), side, flip, settings.eval_transform
+        )
 
     def small(split: str, size: tuple[int, int]) -> Images:
         def decode() -> Decoded:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import DataConfig, OnProgress, SelectOn
+import torch
+
+from ..config import DataConfig, NamedOrder, OnProgress, Resize, SelectOn
 from ..errors import UserError, unknown_name
 from ..records.base import DataRecord
 from .cifar import cifar10, cifar100
@@ -78,6 +81,8 @@ def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
         shape=official.shape,
         train_size=len(train),
         val_size=len(val),
+        eval_transform=settings.eval_transform,
+        class_order=dataset.classes if dataset.reordered else None,
     )
     return Data(dataset.classes, train, val, dataset.recipe, record)
 
@@ -100,6 +105,8 @@ def config_like(
     train_images: int | None = None,
     image_size: int | None = None,
     flip: bool | None = None,
+    resize: Resize | None = None,
+    class_order: tuple[str, ...] | NamedOrder | None = None,
 ) -> DataConfig:
     """Return the settings that recorded data were loaded with, changed where an argument is given."""
     settings = config_of(record)
@@ -110,8 +117,10 @@ def config_like(
         name = data.partition(":")[0]
         if name != record.name:  # another data set has its own defaults; images are resized to the network's size
             side = record.shape[1] if name in ("folder", "imagenet") else None
-            settings = replace(settings, val_fraction=None, flip=None, image_size=side)
-    changes = {"train_images": train_images, "image_size": image_size, "flip": flip}
+            settings = replace(settings, val_fraction=None, flip=None, image_size=side, class_order=None)
+    if resize is not None:
+        settings = replace(settings, eval_transform=replace(settings.eval_transform, resize=resize))
+    changes = {"train_images": train_images, "image_size": image_size, "flip": flip, "class_order": class_order}
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
@@ -123,7 +132,39 @@ def _open(settings: DataConfig, on_progress: OnProgress | None) -> DataSet:
         raise unknown_name("data set", name, DATASETS)
     if not path.isprintable():
         raise UserError(f"The path {path!r} must be printable UTF-8 on one line")
-    return DATASETS[name](path or None, settings, on_progress or (lambda task, done, total: None))
+    dataset = DATASETS[name](path or None, settings, on_progress or (lambda task, done, total: None))
+    order = settings.class_order
+    if isinstance(order, str):
+        order = tuple(sorted(dataset.classes, key=natural_key if order == "timm" else None))
+    return dataset if order in (None, dataset.classes) else _ordered(dataset, order)
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Return the key by which timm sorts folders of classes: case does not count, and numbers are numbers.
+
+    >>> sorted(["b", "10", "9", "A"], key=natural_key)
+    ['9', '10', 'A', 'b']
+    """
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _ordered(dataset: DataSet, order: tuple[str, ...]) -> DataSet:
+    """Return a data set whose classes are numbered in another order."""
+    if sorted(order) != sorted(dataset.classes):
+        other = next(iter(sorted(set(order) ^ set(dataset.classes))), "a name twice")
+        raise UserError(
+            f"The class order must name each of the {len(dataset.classes)} classes once. First difference: {other!r}"
+        )
+    number_K = torch.tensor([order.index(name) for name in dataset.classes])
+
+    def numbered(images: Images) -> Images:
+        return replace(images, labels_N=number_K[images.labels_N])  # type: ignore[type-var]
+
+    train, test = dataset.train, dataset.test
+    return replace(
+        dataset, classes=order, reordered=True, train=lambda: numbered(train()), test=lambda: numbered(test())
+    )
 
 
 def _parts(spec: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..config import EvalTransform
 from ..errors import UserError
 from ..seeding import generator
 from .image_io import EncodedImages, decode_rgb
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("checkpointkd")
 
+IMAGENET = EvalTransform()
 MEASURED = 1_000  # images on which mean and deviation of the channels are estimated
-CLEAN_MARGIN = 256 / 224  # the shorter side before the center crop, as a multiple of the crop: ImageNet's practice
 CROP_KEY = "part"  # a key of the random draw of crops: another word would change every result
 
 
@@ -50,6 +51,7 @@ class StreamingImages:
     index_N: Tensor
     size: int
     flip: bool = True
+    transform: EvalTransform = IMAGENET
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -165,24 +167,27 @@ def resized_crop(image: Image, size: int, left: int, top: int, width: int, heigh
     return image.crop((left, top, left + width, top + height)).resize((size, size), Resampling.BILINEAR)
 
 
-def resize_center_crop(image: Image, size: int) -> Image:
-    """Return the center of an image whose shorter side is resized to `CLEAN_MARGIN` · size.
+def resize_center_crop(image: Image, size: int, transform: EvalTransform = IMAGENET) -> Image:
+    """Return an image as a square of `size` pixels, without augmentation.
 
-    An image that is already a square of `size` pixels stays as it is.
+    With ImageNet's practice, the default, an image that is already such a square stays as it is.
     """
     from PIL.Image import Resampling
 
-    if image.size == (size, size):
+    resampling = Resampling[transform.interpolation.upper()]
+    if image.size == (size, size) and transform == IMAGENET:
         return image
-    if max(image.size) > 16 * min(image.size):  # such a strip would be resized to gigabytes
+    if transform.resize == "crop" and max(image.size) > 16 * min(
+        image.size
+    ):  # such a strip would be resized to gigabytes
         most = 16 * min(image.size)
         left, top = max(0, image.width - most) // 2, max(0, image.height - most) // 2
         image = image.crop((left, top, left + min(most, image.width), top + min(most, image.height)))
-    shorter, longer = round(size * CLEAN_MARGIN), max(image.size)
-    longer = int(shorter * longer / min(image.size))
+    shorter = round(size / transform.crop_share)
+    longer = shorter if transform.resize == "squash" else int(shorter * max(image.size) / min(image.size))
     width, height = (shorter, longer) if image.width <= image.height else (longer, shorter)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
 
 
 class _CroppedImages(Dataset):
@@ -198,7 +203,7 @@ class _CroppedImages(Dataset):
         except UserError as error:
             return error  # raised here, it would arrive wrapped in a worker's traceback
         if self.draw is None:
-            return np.asarray(resize_center_crop(image, size)), row
+            return np.asarray(resize_center_crop(image, size, self.images.transform)), row
         random = generator(CROP_KEY, *self.draw, number)
         pixels_HWC = np.asarray(resized_crop(image, size, *sample_crop_box(*image.size, random)))
         if self.images.flip and torch.rand((), generator=random) < 0.5:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..config import ChannelOrder
 from ..errors import UserError, first_line, unknown_name
 from ..seeding import derive_seed
 from .hooks import as_map, capture_activations, last_map_path, stage_paths, vector_path
 from .hugging_face import PREFIX as HUGGING_FACE
-from .hugging_face import build_from_config, read_config
+from .hugging_face import build_from_config, most_parameters, read_config
 from .mobilenet_v2 import MobileNetV2
 from .network import Network
 from .resnet import ResNet
@@ -46,6 +49,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2_W": MobileNetV2,
 }
 TIMM = "timm:"
+TIMM_REFUSED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes"}
+TIMM_REFUSED |= {"in_chans", "features_only", "out_indices", "scriptable", "exportable", "no_jit", "fork_feature"}
 _INTEGER = (r"[0-9]{1,4}", int)
 _PLACEHOLDERS: dict[str, tuple[str, Callable[[str], float]]] = {
     "D": _INTEGER,
@@ -63,19 +68,21 @@ def build_network(
     std: Sequence[float],
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    channel_order: ChannelOrder = "rgb",
 ) -> Network:
     """Build a network by name; its initial weights are a function of the seed.
 
     Args:
-        model: A name in `MODELS` with its numbers, `timm:NAME`, `hf:FOLDER`, or `package.module:callable`. FOLDER
-            holds the config.json of an image classifier of transformers. The callable takes `num_classes` and
-            `in_channels`, one of them or none, and returns an `nn.Module`.
+        model: A name in `MODELS` with its numbers, `timm:NAME`, `timm:NAME?argument=value&…`, `hf:FOLDER`, or
+            `package.module:callable`. FOLDER holds the config.json of an image classifier of transformers. The callable
+            takes `num_classes` and `in_channels`, one of them or none, and returns an `nn.Module`.
         num_classes: Number of logits.
         in_channels: Number of image channels.
         mean: Mean of each channel, for images in [0, 1].
         std: Standard deviation of each channel.
         seed: Seed of the initial weights.
         config: For `hf:FOLDER`, what `read_config` returned before. By default it is read now.
+        channel_order: `bgr` if the network takes the blue channel first.
 
     Raises:
         UserError: The name is unknown, or the user's module or callable fails.
@@ -87,7 +94,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
         body = _build_body(model, config, num_classes=num_classes, in_channels=in_channels)
-    return Network(body, mean=mean, std=std)
+    return Network(body, mean=mean, std=std, channel_order=channel_order)
 
 
 def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, model: str) -> None:
@@ -128,16 +135,34 @@ def _build_body(model: str, config: Mapping[str, Any] | None, *, num_classes: in
             numbers = [_PLACEHOLDERS[letter][1](text) for letter, text in zip(letters, match.groups(), strict=True)]
             return builder(*numbers, num_classes=num_classes, in_channels=in_channels)
     if model.startswith(TIMM):
-        return _build_timm(model.removeprefix(TIMM), num_classes=num_classes, in_channels=in_channels)
+        name, _, arguments = model.removeprefix(TIMM).partition("?")
+        return _build_timm(name, _timm_arguments(model, arguments), num_classes=num_classes, in_channels=in_channels)
     if model.startswith(HUGGING_FACE):
-        config = config or read_config(model) or {}
-        return build_from_config(config, num_classes=num_classes, in_channels=in_channels)
+        sizes = {"num_classes": num_classes, "in_channels": in_channels}
+        if config is not None:
+            return build_from_config(config, **sizes)
+        most = most_parameters(Path(model.removeprefix(HUGGING_FACE)))
+        return build_from_config(read_config(model) or {}, **sizes, most=most)
     if names_code(model):
         return _build_custom(model, num_classes=num_classes, in_channels=in_channels)
     raise unknown_name("model", model, [*MODELS, "timm:NAME", "hf:FOLDER", "package.module:callable"])
 
 
-def _build_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+def _timm_arguments(model: str, text: str) -> dict[str, Any]:
+    """Return the arguments in `timm:NAME?global_pool=max&bn_eps=0.001`. None of them may fetch weights or files."""
+    arguments: dict[str, Any] = {}
+    for part in text.split("&") if text else ():
+        key, _, value = part.partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not value or key in TIMM_REFUSED:
+            raise UserError(f"Model {model!r}: {part!r} is not an argument of a timm network, such as global_pool=max")
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments
+
+
+def _build_timm(name: str, arguments: Mapping[str, Any], *, num_classes: int, in_channels: int) -> nn.Module:
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit this PyTorch
@@ -149,7 +174,12 @@ def _build_timm(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
         raise unknown_name("timm model", name, close or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments)
+    except Exception as error:  # an argument may have any value
+        if not arguments:
+            raise
+        raise UserError(f"timm cannot build {name!r} with {dict(arguments)}: {first_line(error)}") from None
 
 
 def _build_custom(model: str, **sizes: int) -> nn.Module:

@@ -5,7 +5,8 @@ Nothing is downloaded, and no code that a config names is run: only numbers, wor
 
 from __future__ import annotations
 
-import math
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from ..errors import UserError, check_exists, first_line
 
 PREFIX = "hf:"
 MOST_PARAMETERS = 2_000_000_000
-MOST_BLOCKS = 1000
+MOST_BLOCKS = 300
 LARGEST = 100_000  # of a size in a config
+LARGEST_CONFIG = 10_000_000  # bytes of config.json; names of 20,000 classes have 2
+DEEPEST = 8  # containers in containers
+MOST_BUFFERS = 50_000_000
 # Not properties of the architecture: the classes are the data set's, and the rest may fetch weights or code.
 IGNORED = {"auto_map", "id2label", "label2id", "num_labels", "problem_type", "quantization_config", "dtype"}
 IGNORED |= {"torch_dtype", "attn_implementation", "experts_implementation", "backbone", "use_pretrained_backbone"}
@@ -37,12 +41,29 @@ def named_network(folder: Path) -> str | None:
     if not (folder / "config.json").is_file():
         return None
     content = _read(folder)
-    timm_name = content.get("architecture")
-    if isinstance(timm_name, str):
-        return f"timm:{timm_name}"
+    timm_name, arguments = content.get("architecture"), content.get("model_args") or {}
+    if isinstance(timm_name, str) and isinstance(arguments, dict):
+        pooling = content.get("global_pool")
+        return timm_network(timm_name, {**({"global_pool": pooling} if pooling else {}), **arguments})
     architectures = content.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     return f"{PREFIX}{folder}" if any("ForImageClassification" in str(name) for name in names) else None
+
+
+def timm_network(name: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return the name of a timm network with arguments, as `--model` takes it; None if it cannot be written so.
+
+    >>> timm_network("resnet18", {"global_pool": "max", "bn_eps": 0.001})
+    'timm:resnet18?global_pool=max&bn_eps=0.001'
+    """
+    words = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in arguments.items()
+        if value is not None and key not in ("num_classes", "in_chans")  # of the data set
+    ]
+    named = f"timm:{name}{'?' if words else ''}{'&'.join(words)}"
+    plain = all(_is_plain(value) for value in arguments.values() if value is not None)
+    return named if plain and re.fullmatch(r"timm:[\w./-]{1,200}(\?[\w.=&,\[\] -]{1,300})?", named) else None
 
 
 def read_config(model: str) -> dict[str, Any] | None:
@@ -61,8 +82,16 @@ def read_config(model: str) -> dict[str, Any] | None:
     return _architecture(_read(folder))
 
 
-def build_from_config(config: Mapping[str, Any], *, num_classes: int, in_channels: int) -> nn.Module:
+def build_from_config(
+    config: Mapping[str, Any], *, num_classes: int, in_channels: int, most: int = MOST_PARAMETERS
+) -> nn.Module:
     """Build the image classifier that a config describes.
+
+    Args:
+        config: The content of config.json.
+        num_classes: Number of logits.
+        in_channels: Number of image channels.
+        most: Refuse a network with more parameters.
 
     Raises:
         UserError: If transformers is missing, does not know the network, or cannot build it; or if it is too large.
@@ -83,8 +112,11 @@ def build_from_config(config: Mapping[str, Any], *, num_classes: int, in_channel
         with torch.device("meta"):
             outline = transformers.AutoModelForImageClassification.from_config(described, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in outline.parameters())
-        if parameters > MOST_PARAMETERS:
-            raise UserError(f"config.json describes {parameters:,} parameters; at most {MOST_PARAMETERS:,} are built")
+        buffers = sum(buffer.numel() for buffer in outline.buffers())
+        if buffers > MOST_BUFFERS:
+            raise UserError(f"config.json describes {buffers:,} fixed numbers; at most {MOST_BUFFERS:,} are built")
+        if parameters > most:
+            raise UserError(f"config.json describes {parameters:,} parameters; at most {most:,} are built")
         return transformers.AutoModelForImageClassification.from_config(described, trust_remote_code=False)
     except UserError:
         raise
@@ -111,8 +143,9 @@ def as_loaded(body: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     """
     import transformers
 
-    level = transformers.logging.get_verbosity()
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # its report of what differs; ours is an error
+    transformers.logging.disable_progress_bar()
     try:
         loaded, report = type(body).from_pretrained(
             None,
@@ -124,30 +157,44 @@ def as_loaded(body: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
         )
     finally:
         transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
     differing = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
     return loaded.state_dict(), sorted(str(name[0] if isinstance(name, tuple) else name) for name in differing)
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    content = storage.read_json(folder / "config.json")
+    path = folder / "config.json"
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise UserError(f"{path} is refused: it has {path.stat().st_size:,} bytes")
+    content = storage.read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{folder / 'config.json'} is damaged: it holds no JSON object")
     return content
 
 
-def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+def most_parameters(folder: Path) -> int:
+    """Return the most parameters that the weights in a folder can fill; the general limit where it holds none."""
+    endings = (".safetensors", ".bin")
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(endings) and file.is_file())
+    return min(size, MOST_PARAMETERS) or MOST_PARAMETERS
+
+
+def _architecture(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """Return the entries that describe an architecture: numbers, words, lists of them, and dicts of such entries."""
+    if depth > DEEPEST or (depth and config.get("model_type") == "timm_wrapper"):
+        raise UserError("config.json is refused: it is nested too deeply, or holds a network of another library")
     return {
-        key: _architecture(value) if isinstance(value, dict) else value
+        key: _architecture(value, depth + 1) if isinstance(value, dict) else value
         for key, value in config.items()
         if key not in IGNORED and not key.startswith("_") and (isinstance(value, dict) or _is_plain(value))
     }
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any, depth: int = 0) -> bool:
     """Whether this is a number, a word or a list of them."""
     if isinstance(value, list):
-        return len(value) <= MOST_BLOCKS and all(map(_is_plain, value))
+        return len(value) <= MOST_BLOCKS and depth < DEEPEST and all(_is_plain(entry, depth + 1) for entry in value)
     return isinstance(value, str | int | float | bool)
 
 
@@ -156,9 +203,12 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, dict):
             _check_sizes(value)
-        numbers = [number for number in _numbers(value) if math.isfinite(number)]
-        counts_blocks = any(word in key for word in ("layer", "depth", "block"))
-        if any(abs(number) > LARGEST for number in numbers) or (counts_blocks and sum(numbers) > MOST_BLOCKS):
+        numbers = _numbers(value)
+        blocks = any(word in key for word in ("layer", "depth", "blocks"))
+        listed = value if isinstance(value, list) else [value]
+        counts = [number for number in listed if isinstance(number, int)] if blocks else []
+        largest = 20 * LARGEST if "vocab" in key else LARGEST
+        if any(abs(number) > largest for number in numbers) or sum(counts) > MOST_BLOCKS or min(counts, default=0) < -1:
             raise UserError(f"config.json is refused: {key} is {str(value)[:60]}")
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..config import ChannelOrder
+
 
 class Network(nn.Module):
     """Normalization followed by a body.
@@ -22,19 +24,24 @@ class Network(nn.Module):
         body: The module.
         mean: Mean of each channel, for images in [0, 1].
         std: Standard deviation of each channel.
+        channel_order: `bgr` if the body takes blue first; `mean` and `std` are in its order. Images are RGB.
     """
 
     mean: Tensor
     std: Tensor
     classes: list[str] | None = None  # class names, set by `load` where they are known
 
-    def __init__(self, body: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, body: nn.Module, *, mean: Sequence[float], std: Sequence[float], channel_order: ChannelOrder = "rgb"
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1))
-        self.body = body
+        self.body, self.channel_order = body, channel_order
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        if self.channel_order == "bgr":
+            images_BCHW = images_BCHW.flip(1)
         output = self.body((images_BCHW - self.mean) / self.std)
         if isinstance(output, Mapping):
             return output["logits"] if "logits" in output else next(iter(output.values()))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import msgspec
 from msgspec import Meta
 
-from ..config import SelectOn
+from ..config import EvalTransform, SelectOn
 from ..errors import UserError
 
 LARGEST_FILE = 1 << 29  # bytes of a JSON file
@@ -41,7 +41,7 @@ class Provenance(Record, frozen=True):
     machine: str
 
 
-class DataRecord(Record, frozen=True):
+class DataRecord(Record, frozen=True, omit_defaults=True):
     """The data set of a run: the settings that chose its images, their content, and how many there are."""
 
     name: Name
@@ -56,6 +56,8 @@ class DataRecord(Record, frozen=True):
     shape: tuple[int, int, int]
     train_size: Count
     val_size: Count
+    eval_transform: EvalTransform = EvalTransform()
+    class_order: tuple[str, ...] | None = None
 
     @property
     def spec(self) -> str:
@@ -137,13 +139,17 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return a file's content. Raises UserError that names the file if it cannot be read."""
+def read_bytes(path: Path, *, largest: int | None = LARGEST_FILE) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        UserError: If the file cannot be read, or has more than `largest` bytes.
+    """
     try:
         with open_regular(path) as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes")
+            content = file.read() if largest is None else file.read(largest + 1)
+        if largest is not None and len(content) > largest:
+            raise UserError(f"{path} has more than {largest:,} bytes")
         return content
     except FileNotFoundError:
         raise UserError(f"There is no file {path}") from None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..config import CheckpointDtype, DistillConfig, KDConfig, Precision, Recipe, config_differences
+from ..config import ChannelOrder, CheckpointDtype, DistillConfig, KDConfig, Precision, Recipe, config_differences
 from ..errors import UserError
 from .base import (
     Count,
@@ -39,6 +39,7 @@ class RunRecord(Record, frozen=True, tag_field="kind", kw_only=True):
     seed: int
     precision: Precision
     provenance: Provenance
+    channel_order: ChannelOrder = "rgb"  # of the network; images are RGB
     network_config: dict[str, Any] | None = None  # of `hf:FOLDER`: what describes the architecture
 
     def __post_init__(self) -> None:
@@ -129,6 +130,7 @@ class ExternalCheckpoint(Record, frozen=True):
     sha256: str
     accuracy: Share | None
     stood_in: tuple[str, ...] = ()  # classes in the file that were read as data
+    stated_accuracy: float | None = None  # as the trainer measured it, on images of its own
 
 
 class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):

@@ -261,7 +261,13 @@ def checkpoints_table(result: Mapping[str, Any]) -> Table:
         for checkpoint in result["checkpoints"]
     ]
     unit, split = result.get("unit", "epoch"), result.get("select_on", "val")
-    return Table("", [unit, "file", f"{unit} read from", "kB", f"{split} accuracy, %", "sha256"], rows)
+    columns = [unit, "file", f"{unit} read from", "kB", f"{split} accuracy, %", "sha256"]
+    stated = [checkpoint["stated_accuracy"] for checkpoint in result["checkpoints"]]
+    if any(accuracy is not None for accuracy in stated):
+        columns.insert(5, "stated, %")
+        for row, accuracy in zip(rows, stated, strict=True):
+            row.insert(5, "" if accuracy is None else f"{100 * accuracy:.1f}")
+    return Table("", columns, rows)
 
 
 def cache_table(result: Mapping[str, Any]) -> Table:
