@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import json as json_module
 import logging
 import os
@@ -183,6 +184,9 @@ class _BarsHandler(logging.Handler):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal does not have are replaced
+            stream.reconfigure(errors="replace")
     _search_current_folder_last()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -214,7 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _search_current_folder_last() -> None:
     """Let users name their own modules without hiding installed ones: a folder `datasets` must not replace Hugging
     Face's. `python -m` puts the current folder first."""
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return
     if sys.path and sys.path[0] in ("", here):
         del sys.path[0]
     if here not in sys.path:

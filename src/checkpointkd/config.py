@@ -49,7 +49,13 @@ OnProgress = Callable[[str, int, int], None]  # receives the name of the work, t
 
 def cache_dir() -> Path:
     """Return the folder of data sets and caches: `CHECKPOINTKD_HOME`, otherwise the user's cache folder."""
-    return Path(os.environ.get("CHECKPOINTKD_HOME") or user_cache_path("checkpointkd"))
+    home = os.environ.get("CHECKPOINTKD_HOME")
+    try:
+        return Path(home) if home else user_cache_path("checkpointkd")
+    except RuntimeError:  # a user without a name and without HOME
+        raise UserError(
+            "There is no home folder for data sets and caches. Set CHECKPOINTKD_HOME to a writable folder."
+        ) from None
 
 
 def check_choice(kind: str, value: str, choices: object) -> None:

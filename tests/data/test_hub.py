@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,36 @@ def test_changed_images_beside_the_librarys_files_are_noticed(tmp_path: Path):
     target = folder / "train" / "class-0" / "3.png"
     digit(9, 0, size=(20, 20)).save(target)
     assert load_data(settings).record.sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["oak", "ash", "elm"], ("ash", "elm", "oak")),
+        ([2, 0, 1], ("0", "1", "2")),
+        ([5, 7, 9], "the labels 5 to 9 in 'label'; they must count from 0 on"),
+        ([None, "a", "b"], "that are missing, or are no classes"),
+    ],
+)
+def test_labels_may_be_words_or_numbers(values: list[Any], classes: Any, tmp_path: Path):
+    import datasets
+
+    for split in ("train", "test"):
+        images = [digit(row % 10, row, size=(12, 12)) for row in range(30)]
+        columns = {"image": images, "label": [values[row % 3] for row in range(30)]}
+        features = datasets.Features(
+            image=datasets.Image(), label=datasets.Value("string" if isinstance(values[1], str) else "int64")
+        )
+        (tmp_path / "set").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "set" / f"{split}.parquet")
+    settings = DataConfig(data=f"hf:{tmp_path / 'set'}", select_on="test")
+    if isinstance(classes, str):
+        with pytest.raises(UserError, match=classes):
+            load_data(settings)
+        return
+    data = load_data(settings)
+    assert data.classes == classes
+    assert data.train.labels_N.tolist() == [sorted(values).index(values[row % 3]) for row in range(30)]
 
 
 @pytest.mark.slow

@@ -244,18 +244,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _class_names(id2label: Any) -> tuple[str, ...] | None:
-    """Return the names in Hugging Face's `id2label`, in the order of the logits; None for its placeholders."""
+    """Return the names in Hugging Face's `id2label`, in the order of the logits."""
     if not isinstance(id2label, dict):
         return None
-    names = _names([id2label.get(str(number)) for number in range(len(id2label))])
-    return None if names is None or all(name.startswith("LABEL_") for name in names) else names
+    return _names([id2label.get(str(number)) for number in range(len(id2label))])
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
-    """Return a list of different names; None for anything else."""
+    """Return a list of different names; None for anything else, and for Hugging Face's placeholders."""
     if not (isinstance(value, list | tuple) and value and all(isinstance(name, str) and name for name in value)):
         return None
-    return tuple(value) if len(set(value)) == len(value) else None
+    placeholders = all(name.startswith("LABEL_") for name in value)
+    return tuple(value) if len(set(value)) == len(value) and not placeholders else None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

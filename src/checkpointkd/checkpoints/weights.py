@@ -37,7 +37,7 @@ CONTAINERS = (StandIn, Mapping, list, tuple)
 DEEPEST = 50  # containers in containers
 LONGEST_NAME = 1000
 MOST_VALUES = 2_000_000  # in the containers of a file, counted where they are
-MOST_TENSORS = 200_000
+MOST_TENSORS = 100_000
 MOST_LETTERS = 50_000_000  # in the names of all tensors
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
 EMA = re.compile(r"(?<![a-z])ema(?![a-z])")
@@ -354,8 +354,10 @@ def flattened(path: Path, content: Any) -> dict[str, TensorPlan]:
             flat[name] = value
         elif id(value) not in ancestors:
             ancestors.add(id(value))
+            values += 10 + (0 if isinstance(value, StandIn) else len(value))
+            if values > MOST_VALUES:
+                raise UnusableFile(f"{path} is refused: it holds more values than a network has")
             entries = _entries_of(value)
-            values += 10 + len(entries)
             for key, entry in entries:
                 is_setting = value is content and isinstance(value, Mapping) and key in SETTINGS
                 if isinstance(entry, TensorPlan) or (isinstance(entry, CONTAINERS) and not is_setting):

@@ -25,7 +25,7 @@ from .views import Views
 
 SMALL = 64  # the largest side, in pixels, of images that stay in memory
 TEST_SPLITS = ("test", "validation", "valid", "val")
-LABELS = ("fine_label", "label", "labels")  # preferred if there are several
+LABELS = ("fine_label", "label", "labels", "cls")  # preferred if there are several
 
 
 def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
@@ -37,6 +37,8 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
     splits = _load(datasets, path)
     if "train" not in splits:
         raise UserError(f"hf:{path} has no split train (splits: {', '.join(splits)})")
+    features = splits["train"].features
+    splits = _with_classes(datasets, splits, path)
     features = splits["train"].features
     image, label = _columns(datasets, features, path)
     classes = tuple(features[label].names)
@@ -143,6 +145,27 @@ def _load(datasets: Any, path: str) -> Any:
         raise UserError(f"Could not load hf:{path}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
+def _with_classes(datasets: Any, splits: Any, path: str) -> Any:
+    """Return the splits with a column of class labels where they have labels that are words or numbers from 0 on."""
+    features = splits["train"].features
+    kinds = [type(feature) for feature in features.values()]
+    if datasets.ClassLabel in kinds or datasets.Image not in kinds:
+        return splits
+    label = next((name for name in LABELS if isinstance(features.get(name), datasets.Value)), None)
+    if label is None:
+        return splits
+    labeled = [split for split in splits if label in splits[split].features]
+    values = sorted(
+        {value for split in labeled for value in splits[split].unique(label)}, key=lambda v: (str(type(v)), v)
+    )
+    if not values or any(value is None or isinstance(value, float) for value in values):
+        raise UserError(f"hf:{path} has labels in the column {label!r} that are missing, or are no classes")
+    if not isinstance(values[0], str) and values != list(range(len(values))):
+        raise UserError(f"hf:{path} has the labels {values[0]} to {values[-1]} in {label!r}; they must count from 0 on")
+    classes = datasets.ClassLabel(names=[str(value) for value in values])
+    return datasets.DatasetDict({split: splits[split].cast_column(label, classes) for split in labeled})
+
+
 def _columns(datasets: Any, features: Any, path: str) -> tuple[str, str]:
     """Return the names of the columns of images and of labels."""
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -151,7 +174,8 @@ def _columns(datasets: Any, features: Any, path: str) -> tuple[str, str]:
     if not (len(images) == 1 and len(label) == 1):
         raise UserError(
             f"hf:{path} must have one column of images and one of class labels (columns: "
-            f"{', '.join(f'{name}: {type(feature).__name__}' for name, feature in features.items())})"
+            f"{', '.join(f'{name}: {type(feature).__name__}' for name, feature in features.items())}). "
+            "Labels may also be words, or numbers from 0 on, in a column named label."
         )
     return images[0], label[0]
 

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -223,12 +223,25 @@ def _load(cropped: _CroppedImages, batches: Sequence[Tensor], *, pin: bool = Fal
             generator=torch.Generator(),  # its own, so that the global one does not change
         )
         iterator = iter(loader)
-    for loaded in iterator:
+    for loaded in _until_killed(iterator):
         if isinstance(loaded, UserError):
             raise loaded
         pixels_BHWC, rows = loaded
         pixels_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
         yield (pixels_BCHW.pin_memory() if pin else pixels_BCHW), torch.tensor(rows)
+
+
+def _until_killed(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yield what workers load; raise UserError if one of them was killed."""
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "A process that reads images was killed, probably for lack of memory. Repeat the command to continue; "
+            "CHECKPOINTKD_WORKERS=1 starts one such process only."
+        ) from None
 
 
 def _collate(items: list[tuple[np.ndarray, int] | UserError]) -> tuple[np.ndarray, list[int]] | UserError:

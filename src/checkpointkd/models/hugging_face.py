@@ -61,6 +61,7 @@ def timm_network(name: str, arguments: Mapping[str, Any]) -> str | None:
         for key, value in arguments.items()
         if value is not None and key not in ("num_classes", "in_chans")  # of the data set
     ]
+    name = re.sub(r"^((hf-hub|hf_hub):)?timm/", "", name)  # as the Hub names them
     named = f"timm:{name}{'?' if words else ''}{'&'.join(words)}"
     plain = all(_is_plain(value) for value in arguments.values() if value is not None)
     return named if plain and re.fullmatch(r"timm:[\w./-]{1,200}(\?[\w.=&,\[\] -]{1,300})?", named) else None

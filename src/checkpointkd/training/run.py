@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..config import (
     check_choice,
 )
 from ..data import Data, EpochLoader, Images, config_of, load_test
-from ..errors import Diverged, UserError, pluralize
+from ..errors import Diverged, UserError, first_line, pluralize
 from ..losses import Supervised
 from ..metrics import measure, predict
 from ..models import Network, build_network, check_trainable, read_config
@@ -124,6 +125,7 @@ def run_training(
     network = _build(spec, data)
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
+    _check_last_batch(network, spec, data, images_BCHW[:1])
     metadata = method.metadata()
     objective = method.objective(network)
     with locked(spec.out):
@@ -152,8 +154,35 @@ def run_training(
             batch_size=spec.recipe.batch_size, seed=spec.seed, device=spec.device, augment=spec.recipe.augment
         )
         batches = method.wrap_batches(batches, precision)
-        _train(spec, data, folder, state, batches, precision, on_row=on_row, on_progress=on_progress)
+        with _compiler_errors() if spec.compile else contextlib.nullcontext():
+            _train(spec, data, folder, state, batches, precision, on_row=on_row, on_progress=on_progress)
     return open_trajectory(spec.out)
+
+
+def _check_last_batch(network: Network, spec: RunSpec, data: Data, image_1CHW: Tensor) -> None:
+    """Raise UserError if each epoch ends in a batch of one image, and the network cannot be trained on one."""
+    if len(data.train) % spec.recipe.batch_size != 1:
+        return
+    try:
+        check_trainable(deepcopy(network), image_1CHW, classes=len(data.classes), model=spec.model)
+    except UserError as error:
+        raise UserError(
+            f"The last batch of each epoch has one image: {len(data.train):,} images in batches of "
+            f"{spec.recipe.batch_size}. Give another --batch-size or --train-images. {error}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """Raise UserError where torch.compile fails, as it does without a C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise UserError(
+            f"--compile failed: {first_line(error)[:200]}. Leave --compile out, or install a C++ compiler."
+        ) from None
 
 
 def _train(
