@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from platformdirs import user_cache_path
 
@@ -135,8 +135,7 @@ class Recipe:
 class EvalTransform:
     """How images in files become squares when they are not augmented.
 
-    `crop` resizes the shorter side to image size / `crop_share` and takes the center. `squash` resizes both sides to
-    that, whatever the proportions, and takes the center. The defaults are ImageNet's practice.
+    `crop` resizes the shorter side to image size / `crop_share`, `squash` both sides; then the center is taken.
     """
 
     resize: Resize = "crop"
@@ -399,19 +398,3 @@ class PilotConfig:
     def in_epochs(self) -> bool:
         """Whether the budget is a number of epochs."""
         return str(self.budget).isdecimal()
-
-
-def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """List how given settings differ from stored ones. The `source` of data, their place on disk, may differ.
-
-    >>> config_differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
-    ['recipe epochs 5 there, 3 here']
-    """
-    differences: list[str] = []
-    for name, value in given.items():
-        stored_value = stored.get(name)
-        if isinstance(value, dict) and isinstance(stored_value, dict):
-            differences += [f"{name} {difference}" for difference in config_differences(value, stored_value)]
-        elif name != "source" and stored_value != value:
-            differences.append(f"{name} {stored_value!r} there, {value!r} here")
-    return differences

@@ -243,7 +243,7 @@ MISFITS = [
         r"model_1\.safetensors has no key 'ema'\. Its top-level keys are blocks, head, stem",
     ),
     ({"model": NET, "data": None}, "--model needs --data"),
-    ({"model": None}, "--data can only be used for external checkpoints. Add --model"),
+    ({"model": None}, "do not name their network, or do so in different ways. Add --model MODEL"),
 ]
 
 

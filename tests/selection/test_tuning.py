@@ -85,7 +85,7 @@ def test_stopped_process_continues(teacher_run: Path, tmp_path: Path, stop: sign
         "--out",
         str(out),
         "--epochs",
-        "15",
+        "5",
         "--batch-size",
         "5",
         "--precision",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import records, storage
 from ..analysis.statistics import corrected
-from ..config import config_differences
 from ..errors import UserError, pluralize
+from ..records.base import config_differences
 from ..records.experiments import ExperimentRecord, PresetRecord, StoreRecord
 from ..reports.charts import to_plain
 from .catalog import get_experiment

@@ -155,3 +155,19 @@ def read_bytes(path: Path, *, largest: int | None = LARGEST_FILE) -> bytes:
         raise UserError(f"There is no file {path}") from None
     except OSError as error:
         raise UserError(f"Could not read {path}: {error.strerror}") from None
+
+
+def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """List how given settings differ from stored ones. The `source` of data, their place on disk, may differ.
+
+    >>> config_differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
+    ['recipe epochs 5 there, 3 here']
+    """
+    differences: list[str] = []
+    for name, value in given.items():
+        stored_value = stored.get(name)
+        if isinstance(value, dict) and isinstance(stored_value, dict):
+            differences += [f"{name} {difference}" for difference in config_differences(value, stored_value)]
+        elif name != "source" and stored_value != value:
+            differences.append(f"{name} {stored_value!r} there, {value!r} here")
+    return differences

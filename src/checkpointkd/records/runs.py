@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..config import ChannelOrder, CheckpointDtype, DistillConfig, KDConfig, Precision, Recipe, config_differences
+from ..config import ChannelOrder, CheckpointDtype, DistillConfig, KDConfig, Precision, Recipe
 from ..errors import UserError
 from .base import (
     Count,
@@ -20,6 +20,7 @@ from .base import (
     Record,
     Share,
     TeacherRecord,
+    config_differences,
     plain,
     read,
 )

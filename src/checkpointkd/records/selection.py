@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ..config import EstimatorConfig, Precision, PrecisionChoice, Recipe, config_differences
-from .base import DataRecord, FileName, Name, Provenance, Record, Share, TeacherRecord, plain
+from ..config import EstimatorConfig, Precision, PrecisionChoice, Recipe
+from .base import DataRecord, FileName, Name, Provenance, Record, Share, TeacherRecord, config_differences, plain
 
 
 class PlaneSettings(Record, frozen=True, kw_only=True):
