@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -303,6 +305,25 @@ def test_dicts_of_the_same_dicts_are_refused(tmp_path: Path):
     _dicts_of_dicts(tmp_path / "epoch_1.pt")
     with pytest.raises(UserError, match=r"epoch_1\.pt is refused: it holds more tensors, or longer names"):
         scan_folder(tmp_path)
+
+
+@pytest.mark.parametrize("count", [150_000, 3_000_000])
+def test_a_list_of_too_many_tensors_is_refused(count: int, tmp_path: Path):
+    """One tensor, named again and again."""
+    buffer = io.BytesIO()
+    torch.save([torch.ones(1)] * 3, buffer)
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(tmp_path / "epoch_1.pt", "w") as forged:
+        for entry in archive.infolist():
+            content = archive.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                again = re.search(rb"(h.)e\.$", content)
+                assert again is not None
+                content = content[: again.start()] + again[1] * count + b"e."
+            forged.writestr(entry.filename, content)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"is refused: it holds more (tensors|values)"):
+        scan_folder(tmp_path / "epoch_1.pt")
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("entry", ['{"epoch": 5}', '{"epoch": "\u00b2"}', '{"epoch": "' + "9" * 5000 + '"}'])
