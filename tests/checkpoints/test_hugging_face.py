@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import checkpointkd as ckd
-from checkpointkd.checkpoints import register_external
+from checkpointkd.checkpoints import register_external, resolve
 from checkpointkd.cli import main
 from checkpointkd.data import Data
 from checkpointkd.errors import UserError
 from checkpointkd.models import build_network
+from checkpointkd.teachers.logit_cache import manifests_of
 
 VISION = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL = {"num_channels": 1, "num_labels": 10, "image_size": 8, "patch_size": 2, "hidden_size": 12}
@@ -179,3 +180,39 @@ def test_nothing_that_a_config_names_is_run_or_fetched(tmp_path: Path, monkeypat
     network = build_network(f"hf:{tmp_path}", num_classes=10, in_channels=1, mean=[0.5], std=[0.5])
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert not canary.exists()
+
+
+def test_a_damaged_config_leaves_out_its_checkpoint_only(tmp_path: Path):
+    written(tmp_path / "run", "resnet", steps=(10, 20, 30))
+    (tmp_path / "run" / "checkpoint-20" / "config.json").write_text("{")
+    described = ckd.inspect(tmp_path / "run")
+    assert [checkpoint["epoch"] for checkpoint in described["checkpoints"]] == [10, 30]
+    assert "checkpoint-20" in described["left_out"][0]
+
+
+def test_surplus_tensors_of_a_folder_of_transformers_are_ignored_if_the_user_says_so(tmp_path: Path, digits: Data):
+    from safetensors.torch import load_file, save_file
+
+    written(tmp_path / "run", "vit", steps=(10,))
+    file = tmp_path / "run" / "checkpoint-10" / "model.safetensors"
+    save_file({**load_file(file), "criterion.weight": torch.ones(3)}, file)
+    model = f"hf:{tmp_path}/run/checkpoint-10"
+    with pytest.raises(UserError, match=r"criterion\.weight"):
+        register_external(tmp_path / "run", model=model, data=digits)
+    register_external(tmp_path / "run", model=model, data=digits, ignore_tensors=["criterion.*"])
+    assert ckd.load(f"{tmp_path}/run@last") is not None
+
+
+def test_logits_are_cached_for_a_config_and_not_for_its_place(tmp_path: Path, digits: Data):
+    """Another config of the same weights gives other logits."""
+    keys = []
+    for activation in ("gelu", "relu", "gelu"):
+        if not keys:
+            written(tmp_path / "run", "vit", steps=(10,))
+        config = tmp_path / "run" / "checkpoint-10" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": activation}))
+        ckd.inspect(tmp_path / "run", model=f"hf:{tmp_path}/run/checkpoint-10", data="digits")
+        member = resolve(f"{tmp_path}/run@last")
+        settings = {"views": None, "precision": "fp32", "device": torch.device("cpu"), "batch_size": 10}
+        keys.append(manifests_of([member], digits.val, **settings)[0])
+    assert keys[0] == keys[2] != keys[1]

@@ -266,3 +266,31 @@ def test_the_order_of_classes_is_part_of_the_data(tmp_path: Path):
         for name, order in (("a", None), ("b", names))
     }
     assert torch.equal(9 - test["a"].val.labels_N, test["b"].val.labels_N)
+
+
+def test_the_order_of_channels_is_part_of_a_networks_identity(pictures: Path, tmp_path: Path):
+    """Else the logit cache would serve the logits of the other order, and scores would be kept."""
+    torch.save(knowing(CLASSES), tmp_path / "epoch_1.pt")
+    hashes = set()
+    for order in ("rgb", "bgr"):
+        accuracy(tmp_path, data=f"folder:{pictures}", image_size=16, channel_order=order)
+        checkpoint = ckd.open_trajectory(tmp_path)[1]
+        assert checkpoint.network().channel_order == order
+        hashes.add(checkpoint.sha256)
+    assert len(hashes) == 2
+
+
+def test_the_processor_of_efficientnet_is_followed(tmp_path: Path):
+    """It may subtract 1 after rescaling, and normalizes twice."""
+    from transformers import EfficientNetImageProcessor
+
+    images = torch.rand(2, 3, 16, 16)
+    for number, options in enumerate(
+        ({}, {"include_top": False}, {"rescale_offset": True, "rescale_factor": 1 / 127.5})
+    ):
+        processor = EfficientNetImageProcessor(size={"height": 16, "width": 16}, do_resize=False, **options)
+        path = hugging_face(tmp_path / str(number), knowing(CLASSES), json.loads(processor.to_json_string()))
+        expected = processor([(255 * image).numpy() for image in images], return_tensors="pt")["pixel_values"]
+        said = stated_preprocessing(scan_folder(path).last)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (said.mean, said.std))
+        assert torch.allclose((images - mean) / std, expected, atol=1e-4), options

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..models.hugging_face import named_network, timm_network
 from .distributed import sharded_folder
 from .inert_pickle import StandIn
-from .tensor_plans import TensorPlan
+from .tensor_plans import TensorPlan, UnusableFile
 from .torch_files import opened
 from .weights import ENDINGS, flattened, parts, size
 
@@ -192,7 +192,11 @@ def _lightning(file: FoundFile, content: dict) -> FoundFile:
 
 def _hugging_face(path: Path, name: str) -> FoundFile:
     parts(path)  # raises if the weights cannot be read
-    file = replace(_by_name(path, name, "Hugging Face"), number_from="the folder's name", network=named_network(path))
+    try:
+        network = named_network(path)
+    except UserError as error:
+        raise UnusableFile(str(error)) from None
+    file = replace(_by_name(path, name, "Hugging Face"), number_from="the folder's name", network=network)
     state_path = path / "trainer_state.json"
     if not state_path.exists():
         match = re.fullmatch(r"checkpoint-([0-9]{1,9})", name)

@@ -17,6 +17,7 @@ from .. import storage
 from ..config import ChannelOrder, DataConfig, EvalTransform, Interpolation, NamedOrder, OnProgress
 from ..data import Data, load_data
 from ..errors import UserError
+from ..models.hugging_face import read_object
 from .formats import FoundFile
 
 log = logging.getLogger("checkpointkd")
@@ -129,7 +130,10 @@ def _own_writers(file: FoundFile) -> Preprocessing:
 
 
 def _hugging_face(folder: Path) -> Preprocessing:
-    config, stated = read_object(folder / "config.json"), read_object(folder / "preprocessor_config.json")
+    config, stated = (
+        read_object(folder / name) if (folder / name).exists() else {}
+        for name in ("config.json", "preprocessor_config.json")
+    )
     if "pretrained_cfg" in config:
         timm = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
         classes = _names(config.get("label_names"))
@@ -147,13 +151,18 @@ def _hugging_face(folder: Path) -> Preprocessing:
     # Processors that normalize say so; a file with nothing but numbers is taken to mean them.
     others = any(key.startswith("do_") for key in stated)
     if not stated.get("do_normalize", "image_mean" in stated and not others):
-        channels = config.get("num_channels", 3)
-        mean, std = (
-            ((value,) * min(max(int(channels), 1), 9) for value in (0.0, 1.0)) if _is_number(channels) else (mean, std)
-        )
+        channels = len(mean or ()) or (1 if config.get("num_channels") == 1 else 3)
+        mean, std = (0.0,) * channels, (1.0,) * channels
     unit = 255 * factor  # the network's number for a white pixel before normalization
+    if mean and std and stated.get("rescale_offset") is True:  # EfficientNet's: 1 is subtracted after rescaling
+        mean = tuple(value + 1 for value in mean)
     if mean and std and unit != 1:
         mean, std = tuple(value / unit for value in mean), tuple(value / unit for value in std)
+    divisor = _numbers(stated.get("image_std"))
+    if (
+        std and divisor and len(std) == len(divisor) and stated.get("include_top") is True
+    ):  # EfficientNet's: divided once more
+        std = tuple(value * again for value, again in zip(std, divisor, strict=True))
     return Preprocessing(
         source="stated in preprocessor_config.json",
         mean=mean,
@@ -229,18 +238,6 @@ def _torchvision(args: Mapping[str, Any]) -> Preprocessing:
         image_size=size,
         eval_transform=EvalTransform(crop_share=share, interpolation="bicubic" if bicubic else "bilinear"),
     )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; nothing where there is no such file.
-
-    Raises:
-        UserError: If it is damaged or holds no object.
-    """
-    content = storage.read_json(path) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
-    return content
 
 
 def _class_names(id2label: Any) -> tuple[str, ...] | None:

@@ -86,7 +86,8 @@ def weights(path: Path, body: nn.Module, *, key: str | None, model: str, ignore:
             top = sorted({name.partition(".")[0] for name in flat})
             raise UserError(f"{path} has no key {key!r}. Its top-level keys are {', '.join(top[:8])}.")
         if key is None and is_transformers(body) and (path / "config.json").exists():
-            return StateDict(_as_transformers_loads(path, flat, body, model), "", ())
+            kept = {name: plan for name, plan in flat.items() if not _is_ignored(name, ignore)}
+            return StateDict(_as_transformers_loads(path, kept, body, model), "", ())
         prefix, inner, flat, others = _prefix(path, flat, expected, key=key, model=model)
         stored = {inner + name.removeprefix(prefix): plan for name, plan in flat.items() if name.startswith(prefix)}
         stored = {name: plan for name, plan in stored.items() if name in expected or not _is_ignored(name, ignore)}

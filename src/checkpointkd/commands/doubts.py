@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..config import ChannelOrder
 from ..data import Data
 from ..metrics import predict
 from ..models import Network
@@ -63,9 +64,10 @@ def _other_readings(network: Network) -> Iterator[tuple[str, Network]]:
         other.std.fill_(std)
         yield f"--mean{f' {mean:g}' * channels} --std{f' {std:g}' * channels}", other
     if channels == 3:
-        other = deepcopy(network)
-        other.channel_order = "rgb" if network.channel_order == "bgr" else "bgr"
-        yield f"--channel-order {other.channel_order}", other
+        order: ChannelOrder = "rgb" if network.channel_order == "bgr" else "bgr"
+        mean, std = (tensor.flatten().tolist() for tensor in (network.mean, network.std))
+        other = Network(network.body, mean=mean, std=std, channel_order=order)
+        yield f"--channel-order {order}", other.to(network.mean.device).eval()
 
 
 def _best_order(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:

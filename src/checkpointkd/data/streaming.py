@@ -177,9 +177,8 @@ def resize_center_crop(image: Image, size: int, transform: EvalTransform = IMAGE
     resampling = Resampling[transform.interpolation.upper()]
     if image.size == (size, size) and transform == IMAGENET:
         return image
-    if transform.resize == "crop" and max(image.size) > 16 * min(
-        image.size
-    ):  # such a strip would be resized to gigabytes
+    is_strip = max(image.size) > 16 * min(image.size)
+    if is_strip and transform.resize == "crop":  # it would be resized to gigabytes
         most = 16 * min(image.size)
         left, top = max(0, image.width - most) // 2, max(0, image.height - most) // 2
         image = image.crop((left, top, left + min(most, image.width), top + min(most, image.height)))

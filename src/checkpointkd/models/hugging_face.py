@@ -40,7 +40,7 @@ def named_network(folder: Path) -> str | None:
     """
     if not (folder / "config.json").is_file():
         return None
-    content = _read(folder)
+    content = read_object(folder / "config.json")
     timm_name, arguments = content.get("architecture"), content.get("model_args") or {}
     if isinstance(timm_name, str) and isinstance(arguments, dict):
         pooling = content.get("global_pool")
@@ -80,7 +80,7 @@ def read_config(model: str) -> dict[str, Any] | None:
     named = named_network(folder)
     if named is not None and not named.startswith(PREFIX):
         raise UserError(f"{folder / 'config.json'} describes a network of timm. Give --model {named}.")
-    return _architecture(_read(folder))
+    return _architecture(read_object(folder / "config.json"))
 
 
 def build_from_config(
@@ -164,13 +164,17 @@ def as_loaded(body: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     return loaded.state_dict(), sorted(str(name[0] if isinstance(name, tuple) else name) for name in differing)
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if path.stat().st_size > LARGEST_CONFIG:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a checkpoint.
+
+    Raises:
+        UserError: If the file is damaged or very large, or holds no object.
+    """
+    if path.is_file() and path.stat().st_size > LARGEST_CONFIG:
         raise UserError(f"{path} is refused: it has {path.stat().st_size:,} bytes")
     content = storage.read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{folder / 'config.json'} is damaged: it holds no JSON object")
+        raise UserError(f"{path} is damaged: it holds no JSON object")
     return content
 
 

@@ -29,6 +29,7 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    channels: Tensor
     classes: list[str] | None = None  # class names, set by `load` where they are known
 
     def __init__(
@@ -37,11 +38,13 @@ class Network(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1))
+        if channel_order == "bgr":  # a buffer, so that it is part of the content hash
+            self.register_buffer("channels", torch.tensor([2, 1, 0]))
         self.body, self.channel_order = body, channel_order
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         if self.channel_order == "bgr":
-            images_BCHW = images_BCHW.flip(1)
+            images_BCHW = images_BCHW[:, self.channels]
         output = self.body((images_BCHW - self.mean) / self.std)
         if isinstance(output, Mapping):
             return output["logits"] if "logits" in output else next(iter(output.values()))

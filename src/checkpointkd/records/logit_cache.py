@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from ..config import Precision
 from .base import Count, Name, Record
@@ -15,7 +15,7 @@ class ViewsRecord(Record, frozen=True):
     flip: bool
 
 
-class LogitManifest(Record, frozen=True, kw_only=True):
+class LogitManifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     """manifest.json of an entry of the logit cache: all that one teacher's logits follow from. Its hash is the key."""
 
     format: Literal[1] = 1
@@ -29,3 +29,4 @@ class LogitManifest(Record, frozen=True, kw_only=True):
     device: str
     batch_size: Count  # images in one forward pass
     versions: dict[str, str]
+    network_config: dict[str, Any] | None = None  # of `hf:FOLDER`

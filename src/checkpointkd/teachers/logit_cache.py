@@ -108,6 +108,7 @@ def manifests_of(
             device=device.type,
             batch_size=batch_size,
             versions=_versions(member.checkpoint.run.model),
+            network_config=member.checkpoint.run.network_config,
         )
         for member in members
     ]
@@ -164,8 +165,8 @@ def size_of(rows: int, classes: int) -> int:
 
 def _versions(model: str) -> dict[str, str]:
     """The versions of the packages whose code computes a network's logits."""
-    packages = ["checkpointkd", "torch"] + (["timm"] if model.startswith("timm:") else [])
-    return {package: version(package) for package in packages}
+    builder = {"timm": "timm", "hf": "transformers"}.get(model.partition(":")[0])
+    return {package: version(package) for package in ("checkpointkd", "torch", builder) if package}
 
 
 def _folder() -> Path:
