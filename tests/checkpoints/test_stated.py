@@ -181,6 +181,7 @@ def test_names_of_classes_in_a_config_give_their_order(pictures: Path, tmp_path:
     names = {str(number): name for number, name in enumerate(order)}
     path = hugging_face(tmp_path / "run", knowing(order), {"do_normalize": False}, id2label=names)
     assert accuracy(path, data=f"folder:{pictures}", image_size=16) == 1.0
+    assert accuracy(path, data=f"folder:{pictures}", class_order="names") < 0.6, "the user's order wins"
     others = {str(number): f"n{number}" for number in range(4)}
     path = hugging_face(tmp_path / "other", knowing(CLASSES), {"do_normalize": False}, id2label=others)
     assert accuracy(path, data=f"folder:{pictures}", image_size=16) == 1.0
@@ -247,10 +248,20 @@ def test_timms_options_give_the_transform_and_the_network(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "argument", ["pretrained=true", "checkpoint_path=x.pt", "global_pool", "global_pool=none_such", "x=1"]
+    ("argument", "message"),
+    [
+        ("pretrained=true", "is not an argument"),
+        ("pretrained_cfg=x", "is not an argument"),
+        ("checkpoint_path=x.pt", "is not an argument"),
+        ("num_classes=3", "is not an argument"),
+        ("global_pool", "is not an argument"),
+        ("global_pool=none_such", "cannot build"),
+        ("x=1", "cannot build"),
+    ],
 )
-def test_wrong_arguments_of_timm_are_refused(argument: str):
-    with pytest.raises(UserError, match=r"is not an argument|cannot build"):
+def test_wrong_arguments_of_timm_are_refused(argument: str, message: str):
+    """None of them may fetch weights or open files."""
+    with pytest.raises(UserError, match=message):
         build_network(f"timm:resnet10t?{argument}", num_classes=10, in_channels=1, mean=[0.5], std=[0.5])
 
 
