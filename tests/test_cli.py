@@ -179,7 +179,7 @@ MISTAKES = [
     ([*TRAIN, "--epochs", "2.5"], '"2.5" is not a whole number'),
     (["train", "tests.test_cli:raises", *TRAIN[2:]], "no luck today"),
     (["train", "tests.test_cli:few_classes", *TRAIN[2:]], r"\(2, 3\)"),
-    ([*TRAIN, "--epochs", "0"], "epochs must be at least 1, not 0"),
+    ([*TRAIN, "--epochs", "0"], "epochs must be from 1 to 1,000,000, not 0"),
     (["train", "wrn_10_1", "--data", "digit", "--out", "{new}"], "Unknown data set 'digit'. Did you mean 'digits'"),
     (["train", "wrm_10_1", *TRAIN[2:]], "Unknown model 'wrm_10_1'. Did you mean 'wrn_D_K'"),
     (["train", "wrn_11_1", *TRAIN[2:]], r"6n \+ 4"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import json as json_module
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from .errors import UserError, printable
+from .errors import UserError, discard, first_line, print_message, printable
 
 if TYPE_CHECKING:
     from .progress import Bars
@@ -47,6 +46,8 @@ COMMANDS = {
     "cache": ("commands.cache", "cache"),
 }
 WITHOUT_TORCH = ("cache",)
+
+OUT_OF_MEMORY = "[Oo]ut of memory|[Cc](an't|annot) allocate memory"
 
 COMMON = "Common options"  # the last heading of each `--help`
 JSON = Annotated[bool, cyclopts.Parameter(help="Print one JSON object to standard output.")]
@@ -108,10 +109,7 @@ def _command(function: Callable[..., Any], renderer: str) -> Callable[..., None]
             if "on_progress" in signature.parameters:
                 options["on_progress"] = bars
             result = function(*arguments, **options)
-        if json:
-            print(json_module.dumps(console.plain(result), ensure_ascii=False, allow_nan=False))
-        else:
-            console.show(getattr(console, renderer)(result))
+        console.show_json(result) if json else console.show(getattr(console, renderer)(result))
 
     shown = [p for p in signature.parameters.values() if p.name != "on_progress" and not p.name.startswith("_")]
     parameters = [
@@ -161,14 +159,14 @@ def _loading_torch(*, needed: bool) -> Iterator[None]:
     shown = needed and "torch" not in sys.modules
     erase = shown and sys.stderr.isatty()
     if shown:
-        print(message, end="" if erase else "\n", file=sys.stderr, flush=True)
+        print_message(message, end="" if erase else "\n")
     try:
         if needed:
             import torch  # noqa: F401
         yield
     finally:
         if erase:
-            print("\r" + " " * len(message) + "\r", end="", file=sys.stderr, flush=True)
+            print_message("\r" + " " * len(message) + "\r", end="")
 
 
 class _BarsHandler(logging.Handler):
@@ -203,15 +201,18 @@ def main(arguments: list[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         return _fail(_usage_error(error))
     except KeyboardInterrupt as error:
-        print(
-            "\nStopped. Everything that is saved is kept; run the same command again to continue.",
-            file=sys.stderr,
-        )
+        print_message("\nStopped. Everything that is saved is kept; run the same command again to continue.")
         return 128 + (error.args[0] if error.args else signal.SIGINT)
-    except PermissionError as error:
-        return _fail(f"{error.filename}: {error.strerror}")
     except BrokenPipeError:  # the reader of standard output has ended, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        return _fail(f"There is not enough memory ({first_line(error)}). A smaller --batch-size needs less.")
     return 0
 
 
@@ -241,7 +242,7 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"checkpointkd: {message}", file=sys.stderr)
+    print_message(f"checkpointkd: {message}")
     return 2
 
 

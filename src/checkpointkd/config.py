@@ -77,7 +77,7 @@ class Recipe:
 
     >>> Recipe(epochs=0)
     Traceback (most recent call last):
-    checkpointkd.errors.UserError: epochs must be at least 1, not 0
+    checkpointkd.errors.UserError: epochs must be from 1 to 1,000,000, not 0
     """
 
     epochs: int = 200
@@ -94,8 +94,8 @@ class Recipe:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not self.epochs >= 1:
-            raise UserError(f"epochs must be at least 1, not {self.epochs}")
+        if not 1 <= self.epochs <= 10**6:
+            raise UserError(f"epochs must be from 1 to 1,000,000, not {self.epochs}")
         if not 1 <= self.batch_size < 10**9:
             raise UserError(f"The batch size must be from 1 to 10⁹, not {self.batch_size}")
         if not 0 < self.learning_rate <= 1e6:
@@ -104,8 +104,8 @@ class Recipe:
             raise UserError(f"The momentum must be in [0, 1), not {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"The weight decay must be finite and at least 0, not {self.weight_decay}")
-        if not self.step_every >= 1:
-            raise UserError(f"step_every must be at least 1 epoch, not {self.step_every}")
+        if not 1 <= self.step_every <= 10**6:
+            raise UserError(f"step_every must be from 1 to 1,000,000 epochs, not {self.step_every}")
         if not 0 < self.step_factor <= 1:
             raise UserError(f"step_factor must be above 0 and at most 1, not {self.step_factor}")
         check_choice("optimizer", self.optimizer, OptimizerName)

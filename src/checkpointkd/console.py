@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from rich.text import Text
 
 from . import records
 from .analysis.statistics import claim_from
-from .errors import format_bytes, pluralize, printable
+from .errors import UserError, discard, format_bytes, pluralize, printable
 from .records.base import Measured
 from .records.runs import DistillRecord
 from .records.selection import PilotResult
@@ -62,7 +65,36 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 def show(shown: RenderableType) -> None:
     """Print to standard output, 80 columns wide where there is no terminal."""
-    Console(highlight=False, markup=False).print(shown, crop=False)
+    console = Console(highlight=False, markup=False)
+    with _write_errors():
+        with console.capture() as capture:  # Rich would end the process at a closed pipe
+            console.print(shown, crop=False)
+        print(capture.get(), end="", flush=True)
+
+
+def show_json(result: Any) -> None:
+    """Print the result of a command to standard output as one JSON object on one line, without control characters."""
+    text = json.dumps(plain(result), ensure_ascii=False, allow_nan=False)
+    with _write_errors():
+        print("".join(c if c.isprintable() else _json_escape(c) for c in text), flush=True)
+
+
+def _json_escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if character < "\U00010000" else json.dumps(character)[1:-1]
+
+
+@contextlib.contextmanager
+def _write_errors() -> Iterator[None]:
+    """Turn an error of standard output into UserError; a pipe that nobody reads remains BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise UserError(
+            f"Could not write to standard output: {error.strerror}. The work is done; what the command saves is saved."
+        ) from None
 
 
 def plain(result: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -31,6 +34,20 @@ def printable(text: str) -> str:
     weights\x1b[2J
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def print_message(text: str, end: str = "\n") -> None:
+    """Print to standard error. A message that cannot be written, as on a full disk, does not stop the work."""
+    try:
+        if sys.stderr is not None:
+            print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: Any) -> None:
+    """Discard all further output of a standard stream, and what it still holds, which Python would write at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -183,7 +183,6 @@ def write_export(reference: str, *, out: Path, onnx: bool = False) -> dict[str, 
     written = [WEIGHTS, "README.md", CONFIG]
     content, difference = _onnx(network, config) if onnx else (b"", None)
     with storage.locked(out):
-        storage.remove_leftovers(out)
         storage.save_tensors(out / WEIGHTS, network.state_dict(), {"format": "pt"})
         if onnx:
             storage.atomic_write_bytes(out / ONNX, content)

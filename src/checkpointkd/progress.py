@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from .errors import print_message, printable
 
 LINE_SECONDS = (10.0, 300.0)  # between two lines without a terminal: at first, and at most
 SLOWDOWN = 1.3  # growth of that interval from line to line
@@ -62,6 +63,7 @@ class Bars:
 
     def __call__(self, task: str, done: int, total: int) -> None:
         """Show that `done` of `total` steps of a task are done. The bar goes when all are."""
+        task = printable(task)
         if self._stop_signal:
             raise KeyboardInterrupt(self._stop_signal)
         if self.console.is_terminal:
@@ -82,10 +84,13 @@ class Bars:
             self._last_line = time.monotonic()
             self._line_seconds = min(SLOWDOWN * self._line_seconds, LINE_SECONDS[1])
             line = ", ".join(f"{name}: {percent}%" for name, percent in self._percents.items())
-            print(line, file=sys.stderr, flush=True)
+            print_message(line)
         if done >= total:
             del self._percents[task]
 
     def say(self, text: str) -> None:
         """Print a line above the bars, as plain text without markup."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.console.is_terminal:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print_message(text)

@@ -21,7 +21,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .errors import UserError, first_line
-from .records.base import plain, read_bytes
+from .records.base import open_regular, plain, read_bytes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 METADATA = "checkpointkd"  # our entry in a safetensors header
 TMP_SUFFIX = ".unfinished"  # of a file that is still being written
@@ -61,11 +66,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _RawFile(io.FileIO):
-    """An unbuffered file whose failed writes name the path that the content is for."""
+    """A new unbuffered file, which is locked while it is open. Failed writes name the path that the content is for."""
 
     def __init__(self, aside: Path, path: Path) -> None:
-        super().__init__(aside, "wb")
+        aside.unlink(missing_ok=True)  # a leftover, or a link, which must not be followed
+        super().__init__(aside, "xb")
         self._final_path = path
+        _try_lock(self.fileno())
 
     def write(self, content: Any, /) -> int:
         with _write_errors(self._final_path):
@@ -97,10 +104,45 @@ def atomic_copy(source: Path, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the half-written files that killed processes left in this folder. Call it only while holding the lock."""
+    """Delete the half-written files that killed processes left in this folder. Files that are being written stay."""
     for leftover in folder.glob(f"*{TMP_SUFFIX}"):
         if re.fullmatch(rf".+\.\d+{re.escape(TMP_SUFFIX)}", leftover.name):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows refuses to delete an open file
+                if leftover.is_symlink() or not leftover.is_file() or _is_abandoned(leftover):
+                    leftover.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether no process has the lock on a half-written file."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return _try_lock(file)
+    finally:
+        os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    """Lock an open file until it is closed; return False if another process holds its lock."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: better a leftover than a file lost
+        return False
+    return True
+
+
+def own_subfolder(path: Path) -> Path:
+    """Return a folder that we write in, which need not exist.
+
+    Raises:
+        UserError: If it is a link. A folder from elsewhere must not make us write outside of it.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a link. Replace it by a folder, or choose another place.")
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -137,7 +179,7 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def cache_key(identity: Mapping[str, Any]) -> str:
+def cache_key(identity: Mapping[str, Any] | list[Any]) -> str:
     """Return a key for a result that follows from these values alone."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -168,8 +210,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = read_bytes(path, largest=None)
     try:
         tensors = safetensors.torch.load(content)
-        metadata = _own_metadata(_header(content).get("__metadata__", {}))
-    except (safetensors.SafetensorError, ValueError, RecursionError, struct.error) as error:
+        metadata = _own_metadata(_header(content).get("__metadata__") or {})
+    except (safetensors.SafetensorError, ValueError, KeyError, RecursionError, struct.error) as error:
         raise UserError(f"{path} is damaged ({first_line(error)}). {RESTORE}") from None
     if metadata.get("sha256") != content_hash(tensors):
         raise UserError(f"{path} is damaged (its checksum does not match its content). {RESTORE}")
@@ -179,9 +221,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file without reading its tensors."""
     try:
+        open_regular(path).close()  # safetensors would wait for ever at a pipe
         with safetensors.safe_open(path, framework="pt") as file:
             return _own_metadata(file.metadata() or {})
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is damaged ({first_line(error)}). {RESTORE}") from None
 
 
@@ -231,7 +274,10 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"Could not write in {folder}: {error.strerror}") from None
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            holder.write_text(f"process {os.getpid()}")
+            holder.unlink(missing_ok=True)  # it may be a link, which must not be followed
+            with open(holder, "x") as file:
+                file.write(f"process {os.getpid()}")
+        remove_leftovers(folder)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -242,8 +288,8 @@ def locked(folder: Path) -> Iterator[None]:
 def _start_of(path: Path) -> str:
     """The first characters of a text file; none if it cannot be read."""
     try:
-        return path.read_text()[:40]
-    except OSError:
+        return read_bytes(path)[:40].decode(errors="replace")
+    except UserError:
         return ""
 
 

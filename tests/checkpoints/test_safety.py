@@ -387,7 +387,7 @@ def test_a_downloaded_record_runs_no_code(all_written: dict[str, Written], tmp_p
     for command in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
         with pytest.raises(
             UserError,
-            match=r"names code, 'tests\.checkpoints\.network:build', and you did not register it on this machine",
+            match=r"names code, 'tests\.checkpoints\.network:build', which was not named on this machine",
         ):
             command()
     ckd.inspect(path, model=model, data="digits")

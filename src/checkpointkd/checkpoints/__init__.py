@@ -2,7 +2,7 @@
 
 from .describe import describe, is_registered
 from .external import GIVEN, refresh_external, register_external
-from .metadata import metadata_dir
+from .metadata import metadata_dir, trust_code
 from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
 from .run_dir import RunDir, refuse_inside_run
 from .scan import scan_folder
@@ -29,5 +29,6 @@ __all__ = [
     "resolve_ensemble",
     "scan_folder",
     "stated_preprocessing",
+    "trust_code",
     "warn_if_new_files",
 ]

@@ -48,7 +48,6 @@ def convert_folder(
     """
     folder = scan_folder(path, pattern)
     with storage.locked(out):
-        storage.remove_leftovers(out)
         done = _converted_before(out)
         converted: dict[int, ConvertedCheckpoint] = {}
         left_out = list(folder.left_out)

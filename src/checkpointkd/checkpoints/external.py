@@ -21,9 +21,9 @@ from .. import records, storage
 from ..config import ChannelOrder, OnProgress
 from ..data import Data
 from ..errors import UserError, pluralize
-from ..models import Network, build_network, check_trainable, names_code, read_config
+from ..models import Network, build_network, check_trainable, read_config
 from ..records.runs import ExternalCheckpoint, ExternalRecord
-from .metadata import file_fingerprint, metadata_dir, metadata_dirs, trust_marker
+from .metadata import file_fingerprint, metadata_dir, metadata_dirs, trust_code
 from .scan import FoundFolder, candidate_files, scan_folder, without_path
 from .stated import Preprocessing, stated_preprocessing
 from .tensor_plans import UnusableFile
@@ -225,8 +225,7 @@ def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement
     metadata = _first_writable(metadata_dirs(path))
     with storage.locked(metadata):
         storage.write_json(metadata / "run.json", record)
-        if names_code(record.model):
-            storage.atomic_write_bytes(trust_marker(record), b"")
+        trust_code(record)
         selection = metadata / "selection.json"
         if selection.exists() and not _measurements(record).keys() >= measured_before.keys():
             selection.unlink()

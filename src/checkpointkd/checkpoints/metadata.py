@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+from .. import records, storage
 from ..data import cache_dir
-from ..records.runs import ExternalRecord
+from ..errors import UserError
+from ..models import names_code
+from ..records.runs import AnyRun, ExternalRecord
+from ..storage import own_subfolder
 
 METADATA_DIR = "checkpointkd"  # in the folder of another trainer: holds run.json and what `score` and `select` write
 
+_trusted_here: set[Path] = set()  # the markers that this process has written, or could not write
+
 
 def metadata_dirs(path: Path | str) -> list[Path]:
-    """Return the directories where the record of a folder, wildcard or file may lie: beside it, and in the cache."""
+    """Return the directories where the record of a folder, wildcard or file may lie: beside it, and in the cache.
+
+    Raises:
+        UserError: If the one beside it is a link.
+    """
     path = Path(path)
     name = re.sub(r"[^\w.-]", "_", path.name)
     digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:12]
-    beside = path / METADATA_DIR if os.path.isdir(path) else path.parent / METADATA_DIR / f"{name}-{digest}"
+    is_folder = os.path.isdir(path)
+    beside = own_subfolder((path if is_folder else path.parent) / METADATA_DIR)
+    if not is_folder:
+        beside = own_subfolder(beside / f"{name}-{digest}")
     return [beside, cache_dir() / "external" / f"{name}-{digest}"]
 
 
@@ -45,11 +58,30 @@ def file_fingerprint(path: Path) -> tuple[int, ...] | None:
         return None
 
 
-def trust_marker(run: ExternalRecord) -> Path:
-    """Return the file whose presence says that this user named this network for these weights.
+def trust_code(run: AnyRun) -> None:
+    """Note that the user has named the network of this run, so that later commands may import its code."""
+    if names_code(run.model):
+        _trusted_here.add(_trust_marker(run))
+        storage.atomic_write_bytes(_trust_marker(run), b"")
 
-    A record that came with downloaded checkpoints may name any code. Only code that this user named is imported.
+
+def check_trusted(run: AnyRun, *, remedy: str) -> None:
+    """Check that the user has named the network of this run if it is code. A record from elsewhere may name any code.
+
+    Raises:
+        UserError: If the user has not named the code; `remedy` is the command that names it.
     """
-    hashes = [checkpoint.sha256 for checkpoint in run.checkpoints.values()]
-    identity = [run.model, run.state_dict_key, run.mean, run.std, hashes]
-    return cache_dir() / "trusted" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    if names_code(run.model) and _trust_marker(run) not in _trusted_here and not _trust_marker(run).exists():
+        raise UserError(
+            f"The record of this run names code, {run.model!r}, which was not named on this machine. If you trust it, "
+            f"run `{remedy}`"
+        )
+
+
+def _trust_marker(run: AnyRun) -> Path:
+    """Return the file whose presence says that this user named this network for these weights, or for this run."""
+    identity: Any = records.plain(run)
+    if isinstance(run, ExternalRecord):
+        hashes = [checkpoint.sha256 for checkpoint in run.checkpoints.values()]
+        identity = [run.model, run.state_dict_key, run.mean, run.std, hashes]
+    return cache_dir() / "trusted" / storage.cache_key(identity)

@@ -145,7 +145,7 @@ def find_checkpoint(trajectory: Trajectory, which: str) -> Checkpoint:
         return trajectory.midpoint
     if which == "best":
         return trajectory[_selected(trajectory)[0]]
-    if which.isdigit():
+    if which.isdecimal():
         return trajectory[int(which)]
     return trajectory.at(float(which))
 

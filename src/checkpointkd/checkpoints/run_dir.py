@@ -11,6 +11,7 @@ student.safetensors, config.json   an exported student, see `export`
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch import Tensor
 from .. import records, storage
 from ..config import Precision
 from ..errors import UserError
-from ..records.runs import MetricsRow, RunRecord, RunResult
+from ..records.runs import AnyRun, MetricsRow, RunResult
+from .metadata import trust_code
 
 CHECKPOINT = re.compile(r"epoch-(\d+)\.safetensors")
 START_ANEW = "Remove the run directory to start anew."
@@ -38,7 +40,7 @@ class RunDir:
         """Whether the final measurement exists."""
         return (self.path / "result.json").exists()
 
-    def record(self) -> RunRecord | None:
+    def record(self) -> AnyRun | None:
         """Return the record of the run in this directory, or None."""
         path = self.path / "run.json"
         return records.read_run(path) if path.exists() else None
@@ -48,7 +50,7 @@ class RunDir:
         stored = self.record()
         return None if stored is None else stored.precision
 
-    def open(self, record: RunRecord) -> dict[str, Any] | None:
+    def open(self, record: AnyRun) -> dict[str, Any] | None:
         """Start the run in this directory, or open it to continue.
 
         Returns:
@@ -72,8 +74,9 @@ class RunDir:
                     f"{self.path} already holds other files ({', '.join(sorted(entries)[:3])}). Choose another --out."
                 )
             storage.write_json(path, record)
-        for folder in (self.path, self.path / "checkpoints"):
-            storage.remove_leftovers(folder)
+        with contextlib.suppress(UserError):  # a cache that cannot be written to; a later command asks again
+            trust_code(record)
+        storage.remove_leftovers(storage.own_subfolder(self.path / "checkpoints"))
         state = self.path / "state.bin"
         return storage.load_state(state) if state.exists() else None
 

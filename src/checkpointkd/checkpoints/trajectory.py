@@ -14,10 +14,10 @@ import torch
 
 from .. import records, storage
 from ..errors import NoSuchEpoch, UserError, check_exists
-from ..models import Network, build_network, names_code
+from ..models import Network, build_network
 from ..records.runs import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult
 from ..records.selection import SelectionRecord
-from .metadata import checkpoints_folder, file_fingerprint, metadata_dir, trust_marker
+from .metadata import check_trusted, checkpoints_folder, file_fingerprint, metadata_dir
 from .run_dir import CHECKPOINT, read_metrics
 from .scan import candidate_files, scan_folder
 from .weights import differing_shapes, size, weights
@@ -305,12 +305,7 @@ def _open_external(path: Path, run: ExternalRecord) -> Trajectory:
             f"None of the checkpoints that were inspected in {folder} exists any more. "
             "Inspect it again with --model and --data."
         )
-    if names_code(run.model) and not os.path.exists(trust_marker(run)):
-        raise UserError(
-            f"The record in {path} names code, {run.model!r}, and you did not register it on this machine. If "
-            f"you trust "
-            f"this code, run `checkpointkd inspect {folder} --model {run.model} --data DATA`."
-        )
+    check_trusted(run, remedy=f"checkpointkd inspect {folder} --model {run.model} --data DATA")
     return Trajectory(path, run, present)
 
 
@@ -328,7 +323,12 @@ def _not_registered(path: Path) -> UserError:
 
 
 def build_from_run(run: AnyRun) -> Network:
-    """Return the network that a run trains, as it was at its start."""
+    """Return the network that a run trains, as it was at its start.
+
+    Raises:
+        UserError: If the network is code that the user has not named on this machine, or if it cannot be built.
+    """
+    check_trusted(run, remedy=f"checkpointkd inspect RUN --model {run.model}")
     return build_network(
         run.model,
         num_classes=len(run.classes),

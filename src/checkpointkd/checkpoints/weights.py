@@ -279,7 +279,7 @@ def _opened_file(file: Path) -> Iterator[Any]:
         try:
             tensors = stack.enter_context(safetensors.safe_open(file, framework="pt"))
             plans = {name: _safetensors_plan(tensors, name) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:
             raise _damaged(file, error) from None
         yield plans
 

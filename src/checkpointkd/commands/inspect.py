@@ -80,10 +80,16 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     Raises:
         UserError: If there is no run and no checkpoint, or if a file is damaged, refused or does not fit the network.
     """
-    from ..checkpoints import describe, is_registered, open_trajectory, scan_folder
+    from ..checkpoints import RunDir, describe, is_registered, open_trajectory, scan_folder, trust_code
     from ..teachers.ensemble import chance_level
     from .doubts import doubts
 
+    own_run = RunDir(Path(path)).record()
+    if options.model is not None and own_run is not None:
+        if options.model != own_run.model:
+            raise UserError(f"{path} is a run of {own_run.model}, not of {options.model}")
+        trust_code(own_run)
+        return describe(path)
     given = options.given_for_external()
     if options.pattern is not None and is_registered(path):
         given.append("--pattern")

@@ -44,7 +44,6 @@ def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:
     decoded = decode()
     try:
         with storage.locked(folder):  # another process that decodes the same continues with its own copy
-            storage.remove_leftovers(folder)
             (folder / DIGEST).unlink(missing_ok=True)
             for name, tensor in zip(ARRAYS, decoded, strict=True):
                 with storage.atomic_write(folder / name) as file:

@@ -146,7 +146,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     ['9', '10', 'A', 'b']
     """
     parts = re.split(r"([0-9]+)", name.lower())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _ordered(dataset: DataSet, order: tuple[str, ...]) -> DataSet:

@@ -71,7 +71,6 @@ def open_search(search: PilotSearch) -> PilotSearchRecord:
         UserError: If the directory holds another search or other files, or if pilot_search.json is damaged.
     """
     path, record = search.out / SEARCH, search.record
-    storage.remove_leftovers(search.out)
     if path.exists():
         started = any((search.out / PILOT_RUNS).glob("*/metrics.jsonl"))
         if started:  # a search without any trained epoch may be replaced

@@ -261,6 +261,8 @@ def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | Non
     kind = method.record.__struct_config__.tag
     identity = {"kind": kind} | {name: value for name, value in asked.items() if name not in records.METADATA}
     folder.refuse_another(run_differences(records.plain(identity), records.identity_of(stored)))
+    with contextlib.suppress(OSError):  # killed between the last two steps of `RunDir.finish`
+        (spec.out / "state.bin").unlink(missing_ok=True)
     run = open_trajectory(spec.out)
     result = run.result()
     if spec.evaluate_test and (result is None or result.test is None):

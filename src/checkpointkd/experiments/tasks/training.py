@@ -209,7 +209,7 @@ class CheckpointChoice:
 
     @property
     def by_rule(self) -> bool:
-        return self.which not in ("midpoint", "last") and not self.which[0].isdigit()
+        return self.which not in ("midpoint", "last") and not self.which[0].isdecimal()
 
     def requires(self) -> list[Task]:
         return [self.training, ScoreTask(self.training)] if self.by_rule else [self.training]
