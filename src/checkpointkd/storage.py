@@ -42,11 +42,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         UserError: If the file cannot be written. What was at the path before is intact.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}{TMP_SUFFIX}") if path.name else path
+    aside = path_aside(path)
     try:
         with _write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = io.BufferedWriter(_RawFile(aside, path))
+            file = io.BufferedWriter(UnfinishedFile(aside, path))
         with file:
             yield file
             file.flush()
@@ -65,7 +65,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
 
 
-class _RawFile(io.FileIO):
+def path_aside(path: Path) -> Path:
+    """Return where this process writes a file before it is renamed to the path."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TMP_SUFFIX}") if path.name else path
+
+
+class UnfinishedFile(io.FileIO):
     """A new unbuffered file, which is locked while it is open. Failed writes name the path that the content is for."""
 
     def __init__(self, aside: Path, path: Path) -> None:
@@ -103,13 +108,14 @@ def atomic_copy(source: Path, path: Path) -> None:
         shutil.copyfileobj(content, file)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, prefix: str = "") -> None:
     """Delete the half-written files that killed processes left in this folder. Files that are being written stay."""
-    for leftover in folder.glob(f"*{TMP_SUFFIX}"):
-        if re.fullmatch(rf".+\.\d+{re.escape(TMP_SUFFIX)}", leftover.name):
-            with contextlib.suppress(OSError):  # Windows refuses to delete an open file
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(prefix) and re.search(rf".\.\d+{re.escape(TMP_SUFFIX)}$", name):
+                leftover = folder / name
                 if leftover.is_symlink() or not leftover.is_file() or _is_abandoned(leftover):
-                    leftover.unlink()
+                    leftover.unlink()  # Windows refuses to delete an open file
 
 
 def _is_abandoned(path: Path) -> bool:

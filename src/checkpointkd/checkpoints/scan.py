@@ -6,6 +6,7 @@ Where neither a file's content nor its name tells the epoch, the user gives `--p
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
 CONFIGS = ("config.json", "preprocessor_config.json")  # of Hugging Face and timm
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which files from before 2020 begin
+SEARCHED_FOLDERS = 10_000  # for a hint where checkpoints are
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
 
 OTHER_FORMATS = {  # endings of files that are not read, and what to do
@@ -205,7 +207,10 @@ def _may_be_checkpoint(path: Path) -> bool:
 
 def _nothing_found(path: Path | str, root: Path, left_out: list[str]) -> UserError:
     reasons = f" ({'; '.join(left_out[:3])})" if left_out else ""
-    folders = {file.parent for file in root.rglob("*") if file.suffix in ENDINGS} if root.is_dir() else set()
+    folders: set[Path] = set()
+    for parent, _, names in itertools.islice(os.walk(root), SEARCHED_FOLDERS):
+        if any(name.endswith(ENDINGS) for name in names):
+            folders.add(Path(parent))
     nearest = sorted(folders, key=lambda folder: (len(folder.parts), folder))[:3]
     hint = f". Checkpoints are in {', '.join(map(str, nearest))}." if nearest and not left_out else ""
     other = _other_format(root)

@@ -7,8 +7,10 @@ PATH/val/CLASS/anything.jpg         the test images (or: valid, validation, test
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from ..errors import UserError, check_exists
 from .cache import cache_dir
 from .datasets import DataSet
 from .image_io import require_pillow
-from .streaming import StreamingImages
+from .streaming import StreamingImages, sample_digest
+
+log = logging.getLogger("checkpointkd")
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_FOLDERS = ("val", "valid", "validation", "test")
@@ -60,9 +64,11 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
             f"{root} must hold a folder train and a folder val (or {', '.join(TEST_FOLDERS[1:])}), each with a folder "
             "per class"
         )
-    classes, test_classes = _classes(train), _classes(test)
-    if classes != test_classes:
-        only_train, only_test = sorted(set(classes) - set(test_classes)), sorted(set(test_classes) - set(classes))
+    class_folders = {split: _class_folders(split) for split in (train, test)}
+    classes = tuple(class_folders[train])
+    if class_folders[train].keys() != class_folders[test].keys():
+        names = {split: set(class_folders[split]) for split in (train, test)}
+        only_train, only_test = sorted(names[train] - names[test]), sorted(names[test] - names[train])
         only = [
             f"only in {split.name}: {_some(names)}"
             for split, names in ((train, only_train), (test, only_test))
@@ -71,19 +77,21 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
         raise UserError(f"The classes in {train} and {test} differ ({'; '.join(only)})")
 
     for name in classes:  # so that an error in the test folder precedes the training
-        _image_names(test / name)
+        _image_names(test / class_folders[test][name])
 
     def images(split: Path) -> StreamingImages:
         names, labels = [], []
         for label, class_name in enumerate(classes):
-            names_of_class = [f"{class_name}/{name}" for name in _image_names(split / class_name)]
+            class_folder = class_folders[split][class_name]
+            names_of_class = [f"{class_folder}/{name}" for name in _image_names(split / class_folder)]
             names += names_of_class
             labels += [label] * len(names_of_class)
-        encoded = [os.fsencode(name) for name in names]
-        # The identity is the names, not the content: reading ImageNet takes hours.
-        digest = hashlib.sha256(b"\0".join(encoded)).hexdigest()
+        encoded = FolderImages(split, np.array([os.fsencode(name) for name in names]))
+        # The identity is the names and a sample of the content: reading ImageNet takes hours.
+        normalized = b"\0".join(os.fsencode(unicodedata.normalize("NFC", name)) for name in names)
+        digest = hashlib.sha256(normalized).hexdigest() + sample_digest(encoded, len(names))
         return StreamingImages(
-            FolderImages(split, np.array(encoded)),
+            encoded,
             digest,
             torch.tensor(labels),
             torch.arange(len(labels)),
@@ -119,12 +127,20 @@ class FolderImages:
         return str(self.root / os.fsdecode(self.names_N[number]))
 
 
-def _classes(split: Path) -> tuple[str, ...]:
+def _class_folders(split: Path) -> dict[str, str]:
+    """Return the folder of each class, in the order of the folders' names.
+
+    Names of classes are in the Unicode normalization NFC, because copies between systems change that of file names.
+    """
     try:
         names = os.listdir(split)
     except OSError as error:
         raise UserError(f"Could not list the folder {split}: {error.strerror}") from None
-    return tuple(sorted(name for name in names if name[0] != "." and os.path.isdir(split / name)))
+    folders: dict[str, str] = {}
+    for name in sorted(name for name in names if name[0] != "." and os.path.isdir(split / name)):
+        if folders.setdefault(unicodedata.normalize("NFC", name), name) != name:
+            raise UserError(f"Two folders in {split} have names that look the same, {name!r}. Join them.")
+    return folders
 
 
 def _image_names(class_folder: Path) -> list[str]:
@@ -144,7 +160,10 @@ def _image_names(class_folder: Path) -> list[str]:
             folders.clear()
             continue
         visited.add((state.st_dev, state.st_ino))
-        folders.sort()
+        hidden = sorted(name for name in folders if name[0] == ".")
+        if hidden:
+            log.warning("The hidden folder %s is ignored", os.path.join(parent, hidden[0]))
+        folders[:] = sorted(set(folders) - set(hidden))
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and name[0] != ".":
                 path = Path(parent, name)

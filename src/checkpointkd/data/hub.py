@@ -6,21 +6,24 @@ Small images of one size are decoded once and stay in memory. Larger images are 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import DataConfig, OnProgress
 from ..errors import UserError
+from ..records.base import read_bytes
 from .cache import Decoded, cached_decode, content_key
 from .datasets import DataSet
 from .image_io import decode_all, require_pillow
 from .images import Images
 from .in_memory import in_memory
-from .streaming import StreamingImages
+from .streaming import StreamingImages, sample_digest
 from .views import Views
 
 SMALL = 64  # the largest side, in pixels, of images that stay in memory
@@ -44,31 +47,25 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
     classes = tuple(features[label].names)
     side, flip = settings.image_size or 224, settings.flip is not False
     test = _test_split(splits, label, path)
+    labels = {split: _checked_labels(splits, split, label, path) for split in ("train", test)}
+    roots = _readable_folders(path)
 
     def encoded(split: str) -> HubImages:
-        return HubImages(f"hf:{path}", split, splits[split].cast_column(image, datasets.Image(decode=False)), image)
+        rows = splits[split].cast_column(image, datasets.Image(decode=False))
+        return HubImages(f"hf:{path}", split, rows, image, roots)
 
     def streamed(split: str) -> Images:
-        labels_N = torch.tensor(splits[split][label][:])
-        bad = int((labels_N < 0).sum())
-        if bad:
-            raise UserError(f"{bad} labels in hf:{path}, split {split}, are missing")
-        # Its name is its identity, beside the labels: reading the content of a large data set would take hours.
-        name = str(Path(path).resolve()) if Path(path).exists() else path
-        digest = f"{name} {split}"
-        return StreamingImages(
-            encoded(split), digest, labels_N, torch.arange(len(labels_N)), side, flip, settings.eval_transform
-        )
+        digest, numbers_N = sample_digest(encoded(split), len(labels[split])), torch.arange(len(labels[split]))
+        return StreamingImages(encoded(split), digest, labels[split], numbers_N, side, flip, settings.eval_transform)
 
     def small(split: str, size: tuple[int, int]) -> Images:
         def decode() -> Decoded:
-            labels_N = torch.tensor(splits[split][label][:])
             task = f"decode {split} images"
             remedy = ". Give --image-size N, which resizes images and streams them."
             pixels_NCHW = decode_all(
-                encoded(split), len(labels_N), size=size, task=task, on_progress=on_progress, remedy=remedy
+                encoded(split), len(labels[split]), size=size, task=task, on_progress=on_progress, remedy=remedy
             )
-            return pixels_NCHW, labels_N
+            return pixels_NCHW, labels[split]
 
         sources = [Path(file["filename"]) for file in splits[split].cache_files]
         version = f"hf 1 {split} {image} {label}"
@@ -99,16 +96,17 @@ class HubImages:
     split: str
     rows: Any  # a datasets.Dataset
     column: str
+    roots: tuple[str, ...]  # folders in which images may lie
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image."""
         entry = self.rows[number][self.column] or {}
         if entry.get("bytes") or not entry.get("path"):
             return entry.get("bytes") or b""
-        try:
-            return Path(entry["path"]).read_bytes()
-        except OSError as error:
-            raise UserError(f"Could not read {self.name(number)} at {entry['path']}: {error.strerror}") from None
+        path = os.path.abspath(entry["path"])
+        if not any(path.startswith(os.path.join(root, "")) for root in self.roots):
+            raise UserError(f"{self.name(number)} names the file {path}, which is not in the data set's own folder")
+        return read_bytes(Path(path))
 
     def embedded(self) -> bool:
         """Return whether the library's own files hold the images, and not paths to them."""
@@ -129,11 +127,36 @@ def _library() -> Any:
     return datasets
 
 
+def _readable_folders(path: str) -> tuple[str, ...]:
+    """Return the folders in which a data set's images may lie: its own, and the libraries' caches."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+    own = path.partition(":")[0]
+    return tuple(os.path.abspath(folder) for folder in (*caches, *([own] if os.path.exists(own) else [])))
+
+
+def _checked_labels(splits: Any, split: str, label: str, path: str) -> Tensor:
+    """Return the labels of a split; raise UserError if one is missing or not among the classes."""
+    names = splits["train"].features[label].names
+    values = splits[split][label][:]
+    bad = sum(value is None or not 0 <= value < len(names) for value in values)
+    if bad:
+        raise UserError(
+            f"{bad} labels in hf:{path}, split {split}, are missing or not among the {len(names)} classes, numbered "
+            "from 0"
+        )
+    return torch.tensor(values)
+
+
 def _test_split(splits: Any, label: str, path: str) -> str:
     """Return the name of the first split to test on that has labels."""
     for split in TEST_SPLITS:
-        if split in splits and label in splits[split].features and min(splits[split][label][:], default=-1) >= 0:
-            return split
+        if split in splits and label in splits[split].features:
+            values = splits[split][label][:]
+            if values and all(value is not None and value >= 0 for value in values):
+                return split
     raise UserError(f"hf:{path} has no labeled split {', '.join(TEST_SPLITS)} to test on (splits: {', '.join(splits)})")
 
 

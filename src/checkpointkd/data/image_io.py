@@ -44,14 +44,13 @@ def decode_rgb(content: bytes, *, name: str) -> Image:
         raise UserError(f"{name} is empty. Replace it by an intact copy.")
     try:
         image = Image.open(io.BytesIO(content))
-        if image.mode == "F":
-            raise ValueError("its pixels are floats; save it with 8 bits")
-        if image.mode.startswith("I"):  # 16 bits, or 32 of which 16 are used
-            levels = np.asarray(image).astype(np.int64)
-            image = Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).clip(0, 255).astype(np.uint8))
+        if image.mode[0] in "IF":  # Pillow, and so every loader on top of it, clips them to the lowest 256 levels
+            raise UserError(f"{name} has more than 8 bits per channel (mode {image.mode}). Save it with 8 bits.")
         if "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(
             f"{name} is not an image in a format that Pillow reads. Replace it by an intact copy."

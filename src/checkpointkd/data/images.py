@@ -82,8 +82,13 @@ class Images(Protocol):
         ...
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation of each channel, of pixels in [0, 1]."""
+        """Return mean and standard deviation of each channel, of pixels in [0, 1]; 1 for a channel that is constant."""
         ...
+
+
+def deviation_or_one(deviation: float) -> float:
+    """Return a channel's standard deviation, or 1 if the channel is constant: dividing by 0 would give NaN."""
+    return deviation if deviation > 1e-6 else 1.0
 
 
 def eval_batch_size(images: Images, device: torch.device | str = "cpu") -> int:

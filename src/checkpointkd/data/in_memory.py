@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .images import Batch, epoch_order
+from .images import Batch, deviation_or_one, epoch_order
 from .views import Views
 
 
@@ -83,7 +83,7 @@ class InMemoryImages:
             frequency = channel_NHW.flatten().bincount(minlength=256).double() / channel_NHW.numel()
             mean = (frequency * level).sum()
             means.append(mean.item())
-            deviations.append((frequency * (level - mean) ** 2).sum().sqrt().item())
+            deviations.append(deviation_or_one((frequency * (level - mean) ** 2).sum().sqrt().item()))
         return means, deviations
 
 

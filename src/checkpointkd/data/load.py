@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,8 @@ def _open(settings: DataConfig, on_progress: OnProgress | None) -> DataSet:
     order = settings.class_order
     if isinstance(order, str):
         order = tuple(sorted(dataset.classes, key=natural_key if order == "timm" else None))
+    if order is not None:
+        order = tuple(unicodedata.normalize("NFC", name) for name in order)
     return dataset if order in (None, dataset.classes) else _ordered(dataset, order)
 
 

@@ -229,6 +229,10 @@ class RunResult(Record, frozen=True, omit_defaults=True, kw_only=True):
     test_images: Count | None = None
     best_of_last_ten: BestEpoch | None = None
 
+    def __post_init__(self) -> None:
+        if (self.test is None) != (self.test_images is None):
+            raise ValueError("test and test_images must be there both, or neither")
+
 
 class _Versioned(Record, frozen=True, kw_only=True):
     format: int = 1

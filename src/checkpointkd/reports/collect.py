@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,7 @@ from .variants import Variant, group_variants
 # Experiments, in the paper's order.
 ORDER = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
 
+FILES = ("run.json", "tune.json", "pilot.json", "pilot_search.json", "experiment.json")
 REMEDY = "Run the command that wrote it again."
 
 T = TypeVar("T")
@@ -90,19 +92,20 @@ def collect(folder: Path) -> Collected:
     """Read every run and every result below a folder; raises UserError if there is none."""
     check_exists(folder, "folder")
     notes: list[str] = []
-    experiments = list(_read_all(folder, "experiment.json", _read_experiment, notes).values())
+    files = _result_files(folder)
+    experiments = list(_read_all(folder, files["experiment.json"], _read_experiment, notes).values())
     names_in_order = [*ORDER, *(experiment.record.experiment for experiment in experiments)]
     experiments.sort(key=lambda experiment: names_in_order.index(experiment.record.experiment))
-    tunings = _read_all(folder, "tune.json", lambda path: records.read(path, TuneRecord, remedy=REMEDY), notes)
-    pilots = _read_all(folder, "pilot.json", lambda path: records.read(path, PilotRecord, remedy=REMEDY), notes)
-    runs = _read_runs(folder, notes)
+    tunings = _read_all(folder, files["tune.json"], lambda path: records.read(path, TuneRecord, remedy=REMEDY), notes)
+    pilots = _read_all(folder, files["pilot.json"], lambda path: records.read(path, PilotRecord, remedy=REMEDY), notes)
+    runs = _read_runs(files, notes)
     if (folder / "experiments.json").exists() and not experiments:
         notes.append("Not finished: no experiment here has results yet. Run the same `checkpointkd reproduce` again.")
     if not (runs or tunings or pilots or experiments):
         reason = f" ({notes[0]})" if notes else ""
         raise UserError(f"No run to report on in {folder} or below{reason}")
     names = {run.path: _run_name(run, folder) for run in runs}
-    notes += _unfinished(folder, names, runs, tunings)
+    notes += _unfinished(folder, files["pilot_search.json"], names, runs, tunings)
     scored = [
         Scored(names[run.path], run, _plane_of_choice(planes, run.selection()), run.selection())
         for run in runs
@@ -118,10 +121,20 @@ def collect(folder: Path) -> Collected:
     return Collected(folder, scored, variants, tunings, pilots, experiments, notes + duplicates, provenance)
 
 
-def _read_all(folder: Path, file_name: str, read: Callable[[Path], T], notes: list[str]) -> dict[str, T]:
-    """Return the results in files of one name, by the name of their folder; a note says which cannot be read."""
+def _result_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of runs and results below a folder, by file name, in order. Links are not followed."""
+    found: dict[str, list[Path]] = {name: [] for name in FILES}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "checkpoints"]
+        for name in found.keys() & set(names):
+            found[name].append(Path(parent, name))
+    return {name: sorted(paths) for name, paths in found.items()}
+
+
+def _read_all(folder: Path, files: list[Path], read: Callable[[Path], T], notes: list[str]) -> dict[str, T]:
+    """Return the results in these files, by the name of their folder; a note says which cannot be read."""
     results = {}
-    for path in sorted(folder.rglob(file_name)):
+    for path in files:
         try:
             results[_name(path.parent, folder)] = read(path)
         except UserError as error:
@@ -129,18 +142,19 @@ def _read_all(folder: Path, file_name: str, read: Callable[[Path], T], notes: li
     return results
 
 
-def _read_runs(folder: Path, notes: list[str]) -> list[Trajectory]:
+def _read_runs(files: Mapping[str, list[Path]], notes: list[str]) -> list[Trajectory]:
     """Return the runs, without the trials of `tune` and the pilot runs; a note says which cannot be read."""
-    parts = [path.parent / "trials" for path in folder.rglob("tune.json")]
-    parts += [path.parent / "pilot_runs" for path in folder.rglob("pilot_search.json")]
+    parts = [path.parent / "trials" for path in files["tune.json"]]
+    parts += [path.parent / "pilot_runs" for path in files["pilot_search.json"]]
     runs = []
-    for path in sorted(folder.rglob("run.json")):
+    for path in files["run.json"]:
         if any(part in path.parents for part in parts):
             continue
         try:
             run = open_trajectory(path.parent)
+            _ = run.result(), run.selection(), run.rows(), load_planes(run)  # these raise UserError if damaged
             for checkpoint in run.values():
-                _ = checkpoint.sha256  # raises UserError if the file is damaged
+                _ = checkpoint.sha256
             runs.append(run)
         except UserError as error:
             notes.append(f"Left out: {error}")
@@ -148,12 +162,16 @@ def _read_runs(folder: Path, notes: list[str]) -> list[Trajectory]:
 
 
 def _unfinished(
-    folder: Path, names: dict[Path, str], runs: list[Trajectory], tunings: dict[str, TuneRecord]
+    folder: Path,
+    pilot_searches: list[Path],
+    names: dict[Path, str],
+    runs: list[Trajectory],
+    tunings: dict[str, TuneRecord],
 ) -> list[str]:
     """Return a note on each pilot search, tune search and run that is not finished."""
     notes = [
         f"Not finished: pilot search {_name(path.parent, folder)}"
-        for path in sorted(folder.rglob("pilot_search.json"))
+        for path in pilot_searches
         if not (path.parent / "pilot.json").exists()
     ]
     notes += [

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,7 @@ def write_page(page: Page, *, out: Path) -> Path:
         "unbroken": lambda text: text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
     }
     text = environment.get_template("page.html.jinja").render(page=page)
+    storage.remove_leftovers(out.parent, f"{out.name}.")
     storage.atomic_write_bytes(out, text.lstrip().encode())
     _write_files(folder, out.name, _files(page, [files for _, files in drawn]))
     return out
@@ -94,9 +96,14 @@ def refuse_others(out: Path) -> Path:
         raise UserError(f"Cannot write {str(out)[:80]}: {error.strerror}") from None
     if page_exists and not (out.is_file() and GENERATOR in out.read_bytes()[:1000]):
         raise UserError(f"{out} exists and was not written by checkpointkd. Choose another --out")
-    if folder_exists and _read_mark(folder)[:1] != [out.name]:
+    if folder_exists and _read_mark(folder)[:1] != [out.name] and not _is_unmarked(folder):
         raise UserError(f"{folder} exists and does not belong to {out.name}. Choose another --out")
     return folder
+
+
+def _is_unmarked(folder: Path) -> bool:
+    """Whether a killed process may have left a folder before it wrote the mark: nothing whole is in it."""
+    return folder.is_dir() and all(name.endswith(storage.TMP_SUFFIX) for name in os.listdir(folder))
 
 
 def _read_mark(folder: Path) -> list[str]:
@@ -130,6 +137,7 @@ def _write_files(folder: Path, page_name: str, files: Mapping[str, bytes]) -> No
     for name in _read_mark(folder)[1:]:
         if Path(name).name == name and (folder / name).is_file():
             (folder / name).unlink()
+    storage.remove_leftovers(folder)
     storage.atomic_write_bytes(folder / MARK, "\n".join([page_name, *files]).encode())
     for name, content in files.items():
         storage.atomic_write_bytes(folder / name, content)

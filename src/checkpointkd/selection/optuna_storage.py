@@ -6,7 +6,7 @@ import contextlib
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +95,9 @@ def open_study(
             f"The Optuna study {name!r} in {without_password(url)} has other teachers, data, settings or "
             f"hyper-parameters. Choose another --out{' or --study-name' if shared else ''}."
         )
-    if not shared:  # the directory is locked, so a trial that is still running was killed
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:
+    if not shared and settings.sampler == "grid":
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if VALUES not in trial.user_attrs:  # not a point of the grid
                 study.tell(trial.number, state=TrialState.FAIL)
     return study
 
@@ -126,14 +126,17 @@ def _pruner(task: TuneTask, settings: TuneConfig) -> optuna.pruners.BasePruner:
 def enqueue_next(study: optuna.Study, settings: TuneConfig, fingerprint: str, *, shared: bool) -> bool:
     """Prepare the next trial, and return whether there is one.
 
-    Trials that started and failed are repeated first. A grid is tried in an order that follows from the fingerprint.
+    Trials that were interrupted are continued first. A grid is tried in an order that follows from the fingerprint.
     The seed of TPE follows from the fingerprint and the number of trials, so a stopped search continues as it would
     have. Machines that share a study must not try the same values, so there the order and the seed are random.
     """
     trials = study.get_trials(deepcopy=False)
-    if any(trial.state == TrialState.WAITING for trial in trials):
+    prepared = {TrialState.WAITING} if shared else {TrialState.WAITING, TrialState.RUNNING}
+    taken = [values_of(trial) for trial in trials if trial.state not in {TrialState.FAIL, *prepared}]
+    if settings.sampler == "tpe":
+        study.sampler = optuna.samplers.TPESampler(seed=None if shared else int(fingerprint[:7], 16) + len(taken))
+    if any(trial.state in prepared for trial in trials):
         return True
-    taken = [values_of(trial) for trial in trials if trial.state != TrialState.FAIL]
     if settings.sampler == "tpe" and len(taken) >= settings.planned:
         return False  # other machines run the last ones
     if settings.sampler == "grid":
@@ -144,7 +147,6 @@ def enqueue_next(study: optuna.Study, settings: TuneConfig, fingerprint: str, *,
             random.shuffle(candidates)
     else:
         candidates = [dict(trial.params) for trial in trials if trial.params.keys() == settings.space.keys()]
-        study.sampler = optuna.samplers.TPESampler(seed=None if shared else int(fingerprint[:7], 16) + len(taken))
     for values in candidates:
         if values not in taken:
             study.enqueue_trial(values, user_attrs={VALUES: values})
@@ -152,6 +154,39 @@ def enqueue_next(study: optuna.Study, settings: TuneConfig, fingerprint: str, *,
     return settings.sampler == "tpe"
 
 
+def run_trial(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], float],
+    callback: Callable[[optuna.Study, FrozenTrial], None],
+    *,
+    shared: bool,
+) -> None:
+    """Run the next trial, or in a study that is not shared continue the one that a stopped process left.
+
+    A continued trial keeps its number: Hyperband's brackets depend on it, so another number would prune other trials.
+    `Study.optimize` gives a stopped trial up. It is used for shared studies, because it sends heartbeats.
+    """
+    if shared:
+        study.optimize(objective, n_trials=1, callbacks=[callback])
+        return
+    interrupted = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
+    trial = optuna.Trial(study, interrupted[0]._trial_id) if interrupted else study.ask()
+    try:
+        ended = study.tell(trial, objective(trial))
+    except optuna.TrialPruned:
+        ended = study.tell(trial, state=TrialState.PRUNED)
+    callback(study, ended)
+
+
 def values_of(trial: FrozenTrial) -> dict[str, Any]:
     """Return the values of a trial, also of an enqueued one that has not started."""
     return dict(trial.params or trial.user_attrs.get(VALUES, {}))
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """Return how a trial ended, for a log message."""
+    if trial.value is not None and trial.state.name == "COMPLETE":
+        return f"{100 * trial.value:.1f}%"
+    if "failed" in trial.user_attrs:
+        return "diverged"
+    return f"pruned after epoch {trial.last_step}"

@@ -158,7 +158,7 @@ def run_tuning(
             study, settings, fingerprint, shared=shared
         ):
             with optuna_storage.storage_errors(url):
-                study.optimize(runner.objective, n_trials=1, callbacks=[runner.log_trial])
+                optuna_storage.run_trial(study, runner.objective, runner.log_trial, shared=shared)
             result = runner.write_result()
     if result.best is None:
         raise UserError(f"All trials in {out} were stopped. {out / RESULT} has the reasons.")
@@ -207,13 +207,17 @@ class _Runner:
         """Train one student of a trial, or continue it. Raises `optuna.TrialPruned` if it is pruned or diverges."""
         import optuna
 
-        reported = set()
+        before = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values  # of an interrupted trial
+        reported = set(before)
 
         def on_row(row: Row) -> None:
-            if not prune or "val_accuracy" not in row or row["epoch"] in reported or row["epoch"] >= run.recipe.epochs:
+            if not prune or "val_accuracy" not in row or row["epoch"] >= run.recipe.epochs:
                 return
-            reported.add(row["epoch"])
-            trial.report(row["val_accuracy"], row["epoch"])
+            if row["epoch"] not in reported:
+                reported.add(row["epoch"])
+                trial.report(row["val_accuracy"], row["epoch"])
+            elif row["epoch"] != max(before, default=None):  # the last one may not have been judged
+                return
             if trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -257,6 +261,8 @@ class _Runner:
 
     def log_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Log the outcome of a trial and the best trial so far."""
+        from . import optuna_storage
+
         result = self.write_result()
         best = result.best
         log.info(
@@ -264,7 +270,7 @@ class _Runner:
             _ended(result, self.settings),
             self.settings.planned,
             _describe(_shown_values(trial, self.settings)),
-            _outcome(trial),
+            optuna_storage.outcome(trial),
             f"; best so far: {100 * best.accuracy:.1f}% with {_describe(best.values)}" if best else "",
         )
 
@@ -390,11 +396,3 @@ def _ended(result: TuneRecord, settings: TuneConfig) -> int:
 
 def _describe(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {format_number(value)}" for name, value in values.items())
-
-
-def _outcome(trial: FrozenTrial) -> str:
-    if trial.value is not None and trial.state.name == "COMPLETE":
-        return f"{100 * trial.value:.1f}%"
-    if "failed" in trial.user_attrs:
-        return "diverged"
-    return f"pruned after epoch {trial.last_step}"

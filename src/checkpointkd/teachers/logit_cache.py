@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -61,12 +62,16 @@ class LogitFile:
         if not path.exists():
             _reserve(path, size)
         os.utime(path)  # the time of last use, for `_make_room`
+        self._size, self._file = size, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         self._rows_MW = torch.from_file(str(path), shared=True, size=rows * (self.words + 1), dtype=torch.int64).view(
             rows, self.words + 1
         )
 
     def read(self, row_M: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of these rows, float16 (M, K), and which of the rows are valid, bool (M,)."""
+        if self._is_cut():
+            return torch.zeros(len(row_M), self.classes, dtype=torch.float16), torch.zeros(len(row_M), dtype=torch.bool)
         rows_MW = self._rows_MW[row_M]
         values_MW, checksum_M = rows_MW[:, :-1], rows_MW[:, -1]
         logits_MK = values_MW.contiguous().view(torch.float16)[:, : self.classes]
@@ -74,10 +79,16 @@ class LogitFile:
 
     def write(self, row_M: Tensor, logits_MK: Tensor) -> None:
         """Store the logits of these rows."""
+        if self._is_cut():
+            return
         padded_MK = torch.zeros(len(row_M), 4 * self.words, dtype=torch.float16)
         padded_MK[:, : self.classes] = logits_MK
         values_MW = padded_MK.view(torch.int64)
         self._rows_MW[row_M] = torch.cat([values_MW, _checksum(values_MW, row_M)[:, None]], 1)
+
+    def _is_cut(self) -> bool:
+        """Whether another program has shortened the file: reading what is mapped would end the process."""
+        return os.fstat(self._file).st_size != self._size
 
 
 def manifests_of(
@@ -224,6 +235,7 @@ def _make_room(wanted: Mapping[str, int], limit: int) -> None:
 def _entries() -> Iterator[tuple[float, int, Path]]:
     """Yield the time of last use, the size in bytes and the folder of each entry."""
     for folder in _folder().glob("*"):
+        storage.remove_leftovers(folder)
         with contextlib.suppress(OSError):  # another process has removed it meanwhile
             status = {file.name: file.stat() for file in folder.iterdir()}
             size = sum(file.st_size for name, file in status.items() if name != MANIFEST)
@@ -248,9 +260,9 @@ def _checksum(values_MW: Tensor, row_M: Tensor) -> Tensor:
 def _reserve(path: Path, size: int) -> None:
     """Create a file of zeros and reserve its space: writing to a mapped file on a full disk kills the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}{storage.TMP_SUFFIX}")
+    aside = storage.path_aside(path)
     try:
-        with open(aside, "wb") as file:
+        with storage.UnfinishedFile(aside, path) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
