@@ -47,7 +47,7 @@ COMMANDS = {
 }
 WITHOUT_TORCH = ("cache",)
 
-OUT_OF_MEMORY = "[Oo]ut of memory|[Cc](an't|annot) allocate memory"
+OUT_OF_MEMORY = "[Oo]ut of memory|[Cc](an.t|annot) allocate memory|could not create a (primitive|memory)"
 
 COMMON = "Common options"  # the last heading of each `--help`
 JSON = Annotated[bool, cyclopts.Parameter(help="Print one JSON object to standard output.")]

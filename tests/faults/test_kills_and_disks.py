@@ -252,7 +252,7 @@ def test_a_read_only_disk_can_be_read(small_disk: Path, tmp_path: Path):
 
 
 def test_external_checkpoints_on_a_read_only_disk_can_be_used(small_disk: Path):
-    from .checkpoints.network import build
+    from ..checkpoints.network import build
 
     for epoch in (1, 2):
         torch.save(build(10, 1).state_dict(), small_disk / f"epoch_{epoch}.pt")
