@@ -13,7 +13,7 @@ define install
 		grep -v 'Location .* is ignored' .venv/pip.log >&2; exit $$status
 endef
 
-.PHONY: demo test test-slow test-all check bench format clean
+.PHONY: demo test test-slow test-all test-faults check bench format clean
 
 demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
@@ -25,6 +25,11 @@ test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 test-all: test test-slow
+
+# Damaged and hostile inputs, killed processes and full disks, with every command. `make test` has a part of it.
+test-faults: .venv/installed
+	$(BIN)/python -m pytest tests/faults tests/checkpoints/test_safety.py tests/checkpoints/test_inert_pickle.py \
+		tests/test_machines.py tests/test_storage.py $(PARALLEL)
 
 check: .venv/installed
 	$(BIN)/ruff format --check

@@ -139,3 +139,41 @@ def test_a_killed_reader_of_images_is_named(tmp_path: Path):
     assert process.returncode == 2, errors
     assert "A process that reads images was killed" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_full_output_is_an_error_in_one_sentence(words: tuple[str, ...], teacher_run: Path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "inspect", str(teacher_run), *words], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert b"Could not write to standard output: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_messages_that_cannot_be_written_do_not_stop_a_training(tmp_path: Path):
+    with open("/dev/full", "w") as full:
+        words = [
+            "train",
+            "wrn_10_1",
+            "--data",
+            "digits",
+            "--train-images",
+            "60",
+            "--epochs",
+            "1",
+            "--out",
+            str(tmp_path / "run"),
+        ]
+        done = subprocess.run([*COMMAND, *words], stdout=subprocess.PIPE, stderr=full)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_closed_pipe_is_no_error(teacher_run: Path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, "inspect", str(teacher_run)], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)

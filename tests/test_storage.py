@@ -128,6 +128,25 @@ def test_only_leftovers_of_this_package_are_removed(tmp_path: Path):
     assert sorted(file.name for file in tmp_path.rglob("*.unfinished")) == ["b.123.unfinished", "my.unfinished"]
 
 
+def test_a_file_that_is_being_written_is_no_leftover(tmp_path: Path):
+    with storage.atomic_write(tmp_path / "a") as file:
+        file.write(b"content")
+        storage.remove_leftovers(tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"content"
+
+
+def test_links_where_we_write_are_not_followed(tmp_path: Path):
+    private = tmp_path / "private"
+    private.write_text("private")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock.holder").symlink_to(private)
+    (tmp_path / "run" / f"a.{os.getpid()}.unfinished").symlink_to(private)
+    with storage.locked(tmp_path / "run"):
+        storage.atomic_write_bytes(tmp_path / "run" / "a", b"content")
+    assert private.read_text() == "private"
+    assert (tmp_path / "run" / "a").read_bytes() == b"content"
+
+
 def test_an_error_inside_the_block_is_not_a_failed_write(tmp_path: Path):
     (tmp_path / "x").write_text("before")
     with pytest.raises(FileNotFoundError), storage.atomic_write(tmp_path / "x"):

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from checkpointkd.data import DataConfig, InMemoryImages, StreamingImages, load_data, load_test
+from checkpointkd.data.hub import HubImages
 from checkpointkd.errors import UserError
 
 from .image_files import digit, folder_of_digits
@@ -156,3 +159,21 @@ def test_errors_of_the_library_are_reported_in_one_line(tmp_path: Path):
     (only_test / "test" / "zero").mkdir(parents=True)
     digit(0, 0).save(only_test / "test" / "zero" / "a.png")
     refused(only_test, r"has no split train \(splits: test\)")
+
+
+def test_labels_and_paths_that_lead_elsewhere_are_refused_before_the_training(tmp_path: Path):
+    private = tmp_path / "private.png"
+    digit(9, 0, size=(70, 70)).save(private)
+    (tmp_path / "labels").mkdir()
+    for name, labels in (("train", [0, 1, 1] * 4), ("test", [0, 1])):
+        path = tmp_path / "labels" / f"{name}-00000.parquet"
+        _table(path, labels)
+        table = parquet.read_table(path)  # the library itself refuses to write such labels
+        changed = pyarrow.array([4 if number % 3 == 2 else label for number, label in enumerate(labels)])
+        position = table.schema.get_field_index("label")
+        parquet.write_table(table.set_column(position, "label", changed).cast(table.schema), path)
+    with pytest.raises(UserError, match=r"4 labels in hf:.*, split train, are missing or not among the 2 classes"):
+        load_data(DataConfig(data=f"hf:{tmp_path / 'labels'}", select_on="test"))
+    images = HubImages("hf:x", "train", [{"image": {"path": str(private)}}], "image", (str(tmp_path / "own"),))
+    with pytest.raises(UserError, match=r"image 0 in train of hf:x names the file .*, which is not in the data set's"):
+        images.read(0)

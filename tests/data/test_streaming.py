@@ -421,3 +421,50 @@ def test_images_of_the_right_size_stay_as_they_are():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     assert np.array_equal(np.asarray(resize_center_crop(image, 16)), np.asarray(image))
     assert resize_center_crop(image, 15).size == (15, 15)
+
+
+def test_classes_whose_names_differ_in_unicode_normalization_are_one(folder: Path):
+    (folder / "train" / "class-0").rename(folder / "train" / "e\N{COMBINING ACUTE ACCENT}")
+    (folder / "val" / "class-0").rename(folder / "val" / "\N{LATIN SMALL LETTER E WITH ACUTE}")
+    data = load_data(_settings(folder))
+    assert "\N{LATIN SMALL LETTER E WITH ACUTE}" in data.classes
+    assert len(load_test(_settings(folder))) == 12
+    (folder / "train" / "\N{LATIN SMALL LETTER E WITH ACUTE}").mkdir()
+    with pytest.raises(UserError, match=r"Two folders in .* have names that look the same"):
+        load_data(_settings(folder))
+
+
+def test_images_in_hidden_folders_are_ignored_and_named(folder: Path, caplog: pytest.LogCaptureFixture):
+    before = load_data(_settings(folder)).record
+    shutil.copytree(folder / "train" / "class-1", folder / "train" / "class-0" / ".thumbnails")
+    assert load_data(_settings(folder)).record == before
+    assert f"The hidden folder {folder / 'train' / 'class-0' / '.thumbnails'} is ignored" in caplog.text
+
+
+def test_other_content_under_the_same_names_is_other_data(folder: Path):
+    before = load_data(_settings(folder)).record.sha256
+    target = next((folder / "train" / "class-0").glob("*.jpg"))
+    target.write_bytes(encoded(digit(9, 0), "JPEG"))
+    assert load_data(_settings(folder)).record.sha256 != before
+
+
+def test_a_constant_channel_does_not_spoil_the_training(tmp_path: Path):
+    for split, count in (("train", 6), ("val", 2)):
+        for label in range(2):
+            class_folder = tmp_path / "red" / split / str(label)
+            class_folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.zeros((16, 16, 3), np.uint8)
+                pixels[..., 0] = np.random.default_rng(number).integers(0, 255, (16, 16))
+                Image.fromarray(pixels).save(class_folder / f"{number}.png")
+    run = ckd.train(
+        "wrn_10_1",
+        data=f"folder:{tmp_path / 'red'}",
+        image_size=16,
+        epochs=1,
+        batch_size=4,
+        select_on="test",
+        precision="fp32",
+        out=tmp_path / "run",
+    )
+    assert run.run.std[1:] == (1.0, 1.0)

@@ -63,16 +63,8 @@ COMMANDS = {
     "select": lambda run: ["select", run, "--estimator", "ridge"],
     "midpoint": lambda run: ["select", run, "--rule", "midpoint"],
     "train": lambda run: [
-        "train",
-        "wrn_10_1",
-        "--train-images",
-        "60",
-        "--epochs",
-        "2",
-        "--save-every",
-        "1",
-        "--out",
-        run,
+        *("train", "wrn_10_1", "--data", "digits", "--train-images", "60", "--epochs", "2", "--save-every", "1"),
+        *("--precision", "fp32", "--out", run),
     ],
     "distill": lambda run: [
         *("distill", "resnet_8", "--teachers", f"{run}@last", "--allow-weak-teacher", "--epochs", "1"),
