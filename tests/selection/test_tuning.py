@@ -403,3 +403,29 @@ def test_cifar100_is_tuned_on_its_validation_set(cifar100: Path, tmp_path: Path)
     )
     assert result["images"] == 5000
     assert len(result["trials"]) == 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_prunes_and_finds_what_an_undisturbed_one_does(teacher_run: Path, tmp_path: Path):
+    options = {"epochs": 9, "alpha": [0.1, 0.5, 0.9], "tau": [1.0, 16.0], "prune": True}
+
+    def outcome(result: dict) -> dict:
+        return {tuple(trial["values"].values()): (trial["accuracy"], trial["stopped"]) for trial in result["trials"]}
+
+    whole = _tune(teacher_run, tmp_path / "whole", **options)
+    for interrupted in (1, 2, 4):  # the trial, from 1
+        started = []
+
+        def stop(
+            task: str, done: int, total: int, interrupted: int = interrupted, started: list[int] = started
+        ) -> None:
+            if task == "this trial" and done == 1:
+                started.append(total)
+            if len(started) == interrupted and task == "this trial" and done > total // 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            _tune(teacher_run, tmp_path / str(interrupted), **options, on_progress=stop)
+        result = _tune(teacher_run, tmp_path / str(interrupted), **options)
+        assert outcome(result) == outcome(whole)
+        assert result["best"]["values"] == whole["best"]["values"]
