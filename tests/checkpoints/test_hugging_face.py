@@ -216,3 +216,17 @@ def test_logits_are_cached_for_a_config_and_not_for_its_place(tmp_path: Path, di
         settings = {"views": None, "precision": "fp32", "device": torch.device("cpu"), "batch_size": 10}
         keys.append(manifests_of([member], digits.val, **settings)[0])
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_scores_and_accuracies_of_another_config_are_not_kept(tmp_path: Path):
+    """Equal weights in another architecture have another accuracy and other information."""
+    written(tmp_path / "run", "resnet")
+    first = ckd.inspect(tmp_path / "run", data="digits")
+    ckd.score(tmp_path / "run", estimator="ridge")
+    ckd.inspect(tmp_path / "run", data="digits")
+    assert (tmp_path / "run" / "checkpointkd" / "plane.json").exists()
+    for config in (tmp_path / "run").glob("checkpoint-*/config.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "sigmoid"}))
+    second = ckd.inspect(tmp_path / "run", data="digits", model=f"hf:{tmp_path}/run/checkpoint-20")
+    assert [row["sha256"] for row in first["checkpoints"]] == [row["sha256"] for row in second["checkpoints"]]
+    assert not (tmp_path / "run" / "checkpointkd" / "plane.json").exists()

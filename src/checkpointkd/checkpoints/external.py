@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ log = logging.getLogger("checkpointkd")
 GIVEN = "as given"
 
 Accuracy = Callable[[Network], float]
-Measurement = tuple[str, str, str]  # the hashes of network and data, and which images were measured
+Measurement = tuple[str, str, str, str]  # network, hashes of weights and data, and which images were measured
 
 
 class _Normalization(NamedTuple):
@@ -171,7 +171,8 @@ def _read_checkpoints(
         other_sets |= dict.fromkeys(stored.others)
         network.body.load_state_dict(stored.tensors)
         sha256 = storage.content_hash(network.state_dict())
-        stored_accuracy = measured_before.get((sha256, data.record.sha256, data.record.select_on))
+        key = (_network_key(model, read_config(model)), sha256, data.record.sha256, data.record.select_on)
+        stored_accuracy = measured_before.get(key)
         checkpoints[epoch] = ExternalCheckpoint(
             file=os.path.relpath(file.path, folder.path),
             format=file.format,
@@ -221,7 +222,7 @@ def _build(
 
 
 def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement, float | None]) -> Path:
-    """Write the record; remove a selection that was made among other networks or on other images."""
+    """Write the record; remove scores of another architecture, and a selection among other networks or images."""
     metadata = _first_writable(metadata_dirs(path))
     with storage.locked(metadata):
         storage.write_json(metadata / "run.json", record)
@@ -229,6 +230,8 @@ def _write(record: ExternalRecord, path: Path, measured_before: dict[Measurement
         selection = metadata / "selection.json"
         if selection.exists() and not _measurements(record).keys() >= measured_before.keys():
             selection.unlink()
+        if any(network != _network_key(record.model, record.network_config) for network, *_ in measured_before):
+            (metadata / "plane.json").unlink(missing_ok=True)
     return metadata
 
 
@@ -252,9 +255,15 @@ def _log(record: ExternalRecord, path: Path) -> None:
 def _measurements(record: ExternalRecord) -> dict[Measurement, float | None]:
     """Return the recorded accuracies, by network, data and validation images."""
     return {
-        (checkpoint.sha256, record.data.sha256, record.data.select_on): checkpoint.accuracy
+        (network, checkpoint.sha256, record.data.sha256, record.data.select_on): checkpoint.accuracy
+        for network in [_network_key(record.model, record.network_config)]
         for checkpoint in record.checkpoints.values()
     }
+
+
+def _network_key(model: str, config: Mapping[str, Any] | None) -> str:
+    """Return what identifies an architecture: two configs may have tensors of the same names and shapes."""
+    return model if config is None else storage.cache_key(config)
 
 
 def _measured_before(path: Path) -> dict[Measurement, float | None]:
