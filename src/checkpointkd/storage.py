@@ -146,7 +146,7 @@ def own_subfolder(path: Path) -> Path:
     Raises:
         UserError: If it is a link. A folder from elsewhere must not make us write outside of it.
     """
-    if path.is_symlink():
+    if os.path.islink(path):
         raise UserError(f"{path} is a link. Replace it by a folder, or choose another place.")
     return path
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import checkpointkd as ckd
+from checkpointkd.records.runs import DistillRecord, TrainRecord
 from checkpointkd.reports.build import conclusions
 from checkpointkd.reports.collect import collect
 from checkpointkd.reports.figures import students_charts
-from checkpointkd.reports.variants import Variant, difference
+from checkpointkd.reports.variants import FAMILY, TEACHING, Variant, difference
 
 BOTH = "epoch 2 (midpoint) and epoch 4 (last, chosen by rule best-accuracy)"
 
@@ -193,3 +194,11 @@ def test_variants_with_the_same_label_get_the_settings_that_differ(teacher_run: 
         "epoch 1 (last, midpoint); from other",
         "epoch 4 (last) and epoch 1 (last, midpoint); from teacher, other",
     }
+
+
+def test_each_setting_of_a_run_tells_variants_apart():
+    """A new field of the records must be added to one of the two, or here if it does not change the student."""
+    fields = {*TrainRecord.__struct_fields__, *DistillRecord.__struct_fields__}
+    without_effect = {"format", "provenance", "device", "save_every", "best_of_last_ten", "teacher_refs"}
+    follows_from_others = {"classes", "mean", "std", "taught_by", "teachers_measured", "teachers_cost"}
+    assert fields - {*FAMILY, *TEACHING} == {"seed", *without_effect, *follows_from_others}

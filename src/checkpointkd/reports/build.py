@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from .tables import (
     tune_table,
 )
 from .variants import difference, rule_name
+
+log = logging.getLogger("checkpointkd")
 
 ABOUT = (
     "Which checkpoint of a network's training is the best teacher for a smaller network? Each checkpoint has two "
@@ -57,6 +60,9 @@ def write_report(folder: Path, *, out: Path) -> Path:
         UserError: there is nothing to report on, or `out` exists and is not a report.
     """
     collected = collect(folder)
+    for note in collected.notes:
+        if note.startswith("Left out"):
+            log.warning("%s", note)
     page = _experiments_page(collected) if collected.experiments else _runs_page(collected)
     return write_page(page, out=out)
 

@@ -16,7 +16,8 @@ from ..errors import pluralize
 from ..records.base import plain
 from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 
-FAMILY = ("model", "data", "recipe", "precision", "checkpoint_dtype")  # students of one family can be compared
+# Students of one family can be compared.
+FAMILY = ("model", "network_config", "channel_order", "data", "recipe", "precision", "checkpoint_dtype")
 TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these
 BY_PILOT = "chosen by pilot runs"
 
