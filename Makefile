@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and not faults" $(PARALLEL)
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(PARALLEL)

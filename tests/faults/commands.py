@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-LONGEST, LARGEST = 20.0, 2000  # seconds, and megabytes of resident memory
+LONGEST, LARGEST = 60.0, 2000  # seconds, and megabytes of resident memory
 MAPPED = 16 << 30  # bytes of address space: a command that asks for more gets an error
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(

@@ -128,7 +128,7 @@ def test_a_damaged_run_ends_in_one_sentence(number: int, finished: Path, tmp_pat
     _check(CASES[number], [names[number % len(names)]], finished, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("case", CASES)
 def test_a_damaged_run_ends_in_one_sentence_with_every_command(case: str, finished: Path, tmp_path: Path):
     _check(case, list(COMMANDS), finished, tmp_path)
