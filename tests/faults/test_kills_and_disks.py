@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -26,11 +25,9 @@ from checkpointkd import storage
 from checkpointkd.errors import UserError
 from checkpointkd.teachers.logit_cache import LogitFile
 
+from .commands import processes
+
 SMALL: dict[str, Any] = {"data": "digits", "train_images": 60, "batch_size": 20, "precision": "fp32"}
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    ["tests.conftest", "checkpointkd.cli", "checkpointkd.teachers.cached_batches", "checkpointkd.experiments.demo"]
-)
 
 
 def train(out: Path, epochs: int = 8) -> None:

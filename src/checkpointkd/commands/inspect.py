@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,8 +85,8 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     from ..teachers.ensemble import chance_level
     from .doubts import doubts
 
-    own_run = RunDir(Path(path)).record()
-    if options.model is not None and own_run is not None:
+    own_run = RunDir(Path(path)).record() if options.model is not None and os.path.exists(path) else None
+    if own_run is not None:
         if options.model != own_run.model:
             raise UserError(f"{path} is a run of {own_run.model}, not of {options.model}")
         trust_code(own_run)
