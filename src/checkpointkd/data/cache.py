@@ -1,4 +1,4 @@
-"""Where data sets lie, how they are downloaded, and decoded images: decoded once, then mapped into memory."""
+"""Where data sets lie, how they are downloaded, and decoded images, which are decoded once."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ _hashes: dict[tuple, str] = {}  # hashes of files that this process has computed
 def cached_decode(key: str, decode: Callable[[], Decoded]) -> Decoded:
     """Return the result of `decode`, stored under a key that identifies the content of its sources.
 
-    The arrays are mapped from disk. Damaged arrays are decoded again. A folder that cannot be written to costs time on
-    the next call, nothing else.
+    Damaged arrays are decoded again. A folder that cannot be written to costs time on the next call, nothing else.
     """
     folder = cache_dir() / "decoded" / key
     try:
@@ -59,14 +58,14 @@ def _stored(folder: Path) -> Decoded | None:
     """Return the arrays; None if one is missing or damaged."""
     try:
         expected = (folder / DIGEST).read_text()
-        # Copy on write: torch wants writable memory, and the file must stay as it is.
-        pixels, labels = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in ARRAYS)
+        # Not mapped: a file that another program shortens would end the process.
+        pixels, labels = (torch.from_numpy(np.load(folder / name)) for name in ARRAYS)
         files = [folder / name for name in ARRAYS]
         if _once("decoded", files, lambda: _digest((pixels, labels))) == expected:
             return pixels, labels
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError, TypeError, OSError):
+    except (ValueError, EOFError, TypeError, OSError, MemoryError):
         pass
     log.warning("The decoded images in %s are damaged, so they are decoded again", folder)
     return None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from ..errors import UserError, first_line
 
@@ -108,11 +110,17 @@ def _storage(url: str, *, shared: bool) -> optuna.storages.RDBStorage:
         return optuna.storages.RDBStorage(url)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.storages.RDBStorage(
+        open_storage = partial(
+            optuna.storages.RDBStorage,
             url,
             heartbeat_interval=HEARTBEAT_SECONDS,
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
         )
+        try:
+            return open_storage()
+        except DatabaseError:  # perhaps another process was creating the same tables
+            time.sleep(1)
+            return open_storage()
 
 
 def _pruner(task: TuneTask, settings: TuneConfig) -> optuna.pruners.BasePruner:
