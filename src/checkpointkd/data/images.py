@@ -82,7 +82,7 @@ class Images(Protocol):
         ...
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation of each channel, of pixels in [0, 1]; 1 for a channel that is constant."""
+        """Return each channel's mean and standard deviation, of pixels in [0, 1]. For a constant channel, it is 1."""
         ...
 
 
