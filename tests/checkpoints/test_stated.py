@@ -1,4 +1,4 @@
-"""The preprocessing that a checkpoint states is used, and `inspect` warns if other preprocessing fits clearly better."""
+"""The preprocessing that a checkpoint states is used; `inspect` warns if other preprocessing is clearly better."""
 
 from __future__ import annotations
 
