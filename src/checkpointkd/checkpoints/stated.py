@@ -147,8 +147,8 @@ def _hugging_face(folder: Path) -> Preprocessing:
     factor = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0
     if not (_is_number(factor) and 0 < factor <= 1):
         raise UserError(
-            f"{folder / 'preprocessor_config.json'} is damaged: rescale_factor is {factor!r}, and must be above 0 and at "
-            "most 1"
+            f"{folder / 'preprocessor_config.json'} is damaged: rescale_factor is {factor!r}. "
+            "The factor must be above 0 and at most 1."
         )
     mean, std = _numbers(stated.get("image_mean")), _numbers(stated.get("image_std"))
     # Processors set do_normalize. A file without any do_ key means normalization if image_mean is there.
