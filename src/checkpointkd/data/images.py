@@ -82,7 +82,10 @@ class Images(Protocol):
         ...
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Return each channel's mean and standard deviation, of pixels in [0, 1]. A constant channel has 1."""
+        """Return each channel's mean and standard deviation, of pixels in [0, 1].
+
+        The standard deviation of a constant channel is 1.
+        """
         ...
 
 
