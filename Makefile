@@ -26,7 +26,7 @@ test-slow: .venv/installed
 
 test-all: test test-slow
 
-# Damaged and hostile inputs, killed processes and full disks, with every command. `make test` has a part of it.
+# Damaged and hostile inputs, killed processes and full disks, with every command. `make test` runs some of these tests.
 test-faults: .venv/installed
 	$(BIN)/python -m pytest tests/faults tests/checkpoints/test_safety.py tests/checkpoints/test_inert_pickle.py \
 		tests/test_machines.py tests/test_storage.py $(PARALLEL)

@@ -22,7 +22,7 @@ for _name in ("nms", "qnms"):
 torch.set_num_threads(1)  # faster and steadier than two threads for networks this small
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
-    # A shell that starts the tests in the background ignores Ctrl-C, and their processes would inherit that.
+    # Tests that a shell starts in the background ignore Ctrl-C, and the processes of the tests would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = {"data": "digits", "train_images": 100, "epochs": 4, "save_every": 1, "batch_size": 10, "precision": "fp32"}

@@ -1,4 +1,4 @@
-"""Terminals, users and machines that are not like the developers'."""
+"""Terminals, users and machines that differ from the developers'."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: 
         ckd.config.cache_dir()
 
 
-def test_a_current_folder_that_was_deleted_is_no_traceback(tmp_path: Path):
+def test_a_current_folder_that_was_deleted_gives_no_traceback(tmp_path: Path):
     script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m checkpointkd.cli cache list"
     done = subprocess.run(script, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "FileNotFoundError" not in done.stderr
@@ -56,7 +56,7 @@ def test_a_current_folder_that_was_deleted_is_no_traceback(tmp_path: Path):
 
 
 class Pooled(nn.Module):
-    """A network with batch norm behind the pooling, which cannot be trained on one image."""
+    """A network with batch norm after the pooling, which cannot be trained on one image."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_a_killed_reader_of_images_is_named(tmp_path: Path):
     random = np.random.default_rng(0)
     for split, count in (("train", 150), ("val", 3)):
         for name in ("ash", "elm"):
-            folder = tmp_path / "pictures" / split / name
+            folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.fromarray(random.integers(0, 255, (96, 96, 3), np.uint8)).save(folder / f"{number}.png")
@@ -108,7 +108,7 @@ def test_a_killed_reader_of_images_is_named(tmp_path: Path):
         "train",
         "wrn_10_1",
         "--data",
-        "folder:pictures",
+        "folder:images",
         "--image-size",
         "96",
         "--epochs",

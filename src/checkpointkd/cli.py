@@ -183,7 +183,7 @@ class _BarsHandler(logging.Handler):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal does not have are replaced
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal does not have are replaced
             stream.reconfigure(errors="replace")
     _search_current_folder_last()
     log.setLevel(logging.INFO)
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
-        return _fail(f"There is not enough memory ({first_line(error)}). A smaller --batch-size needs less.")
+        return _fail(f"There is not enough memory ({first_line(error)}). A smaller --batch-size needs less memory.")
     return 0
 
 

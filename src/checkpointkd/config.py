@@ -62,7 +62,7 @@ def check_choice(kind: str, value: str, choices: object) -> None:
     """Check that the value is one of a Literal type's.
 
     Raises:
-        UserError: If it is not; the message names the nearest.
+        UserError: If the value is not; the message names the nearest choice.
     """
     if value not in get_args(choices):
         raise unknown_name(kind, value, get_args(choices))
@@ -135,7 +135,7 @@ class Recipe:
 class EvalTransform:
     """How images in files become squares when they are not augmented.
 
-    `crop` resizes the shorter side to image size / `crop_share`, `squash` both sides; then the center is taken.
+    `crop` resizes the shorter side to image size / `crop_share`; `squash` resizes both. Then the center is cropped.
     """
 
     resize: Resize = "crop"
@@ -162,8 +162,8 @@ class DataConfig:
         image_size: Width and height to which images from folders are resized and cropped.
         flip: Whether horizontal flips preserve the class, and so are used as augmentation.
         eval_transform: How images from folders become squares when they are not augmented.
-        class_order: The names of the classes in the order of the network's logits; `names` for sorted names; or `timm`
-            for timm's order of folders, in which numbers count and case does not.
+        class_order: The class names in the order of the network's logits. `names` sorts the names. `timm` is timm's
+            order of folders, which ignores case and sorts numbers by value.
     """
 
     data: str = "digits"

@@ -93,7 +93,7 @@ def _write_errors() -> Iterator[None]:
     except OSError as error:
         discard(sys.stdout)
         raise UserError(
-            f"Could not write to standard output: {error.strerror}. The work is done; what the command saves is saved."
+            f"Could not write to standard output: {error.strerror}. The command has finished, and its files are saved."
         ) from None
 
 

@@ -46,7 +46,7 @@ def print_message(text: str, end: str = "\n") -> None:
 
 
 def discard(stream: Any) -> None:
-    """Discard all further output of a standard stream, and what it still holds, which Python would write at exit."""
+    """Discard all further output of a standard stream, and its buffer, which Python would write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

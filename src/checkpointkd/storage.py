@@ -66,7 +66,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def path_aside(path: Path) -> Path:
-    """Return where this process writes a file before it is renamed to the path."""
+    """Return the path at which this process writes a file before renaming the file to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}{TMP_SUFFIX}") if path.name else path
 
 
@@ -135,16 +135,16 @@ def _try_lock(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: better a leftover than a file lost
+    except OSError:  # a file system without locks: a leftover is better than a lost file
         return False
     return True
 
 
 def own_subfolder(path: Path) -> Path:
-    """Return a folder that we write in, which need not exist.
+    """Return the path of a folder that we write in. The folder need not exist.
 
     Raises:
-        UserError: If it is a link. A folder from elsewhere must not make us write outside of it.
+        UserError: If the path is a link. A downloaded folder must not make us write outside of it.
     """
     if os.path.islink(path):
         raise UserError(f"{path} is a link. Replace it by a folder, or choose another place.")
@@ -227,7 +227,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file without reading its tensors."""
     try:
-        open_regular(path).close()  # safetensors would wait for ever at a pipe
+        open_regular(path).close()  # safetensors would wait forever at a pipe
         with safetensors.safe_open(path, framework="pt") as file:
             return _own_metadata(file.metadata() or {})
     except (OSError, ValueError, RecursionError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:

@@ -243,7 +243,7 @@ MISFITS = [
         r"model_1\.safetensors has no key 'ema'\. Its top-level keys are blocks, head, stem",
     ),
     ({"model": NET, "data": None}, "--model needs --data"),
-    ({"model": None}, "do not name their network, or do so in different ways. Add --model MODEL"),
+    ({"model": None}, "name no network, or different networks. Add --model MODEL"),
 ]
 
 
@@ -692,7 +692,7 @@ def test_a_tuple_or_list_with_a_state_dict_is_read(tmp_path: Path, digits: Data)
     ))  # fmt: skip
 
 
-def test_surplus_tensors_are_used_only_if_the_user_says_so(tmp_path: Path, digits: Data):
+def test_surplus_tensors_are_refused_unless_the_user_ignores_them(tmp_path: Path, digits: Data):
     state = users.build(10, 1).state_dict()
     counters = {f"{part}{what}": torch.zeros(1) for part in ("", "head.") for what in ("total_ops", "total_params")}
     torch.save(state | counters, tmp_path / "epoch_1.pt")
@@ -711,7 +711,7 @@ def test_surplus_tensors_are_used_only_if_the_user_says_so(tmp_path: Path, digit
         register_external(tmp_path, model=NET, data=digits)
 
 
-def test_a_network_that_the_user_wrapped_takes_the_weights_of_the_inner_one(tmp_path: Path, digits: Data):
+def test_a_network_that_the_user_wrapped_takes_the_weights_of_the_inner_network(tmp_path: Path, digits: Data):
     """The classifier returns a tuple, a list or a dict; or a wrapper returns the logits."""
     state = users.build(10, 1).state_dict()
     torch.save(

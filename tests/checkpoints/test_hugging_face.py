@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit_a_config_are_refused(change: str, tmp_path: Pat
         ({"model_type": "vit", "hidden_size": "wide"}, "cannot build"),
         ({"model_type": "vit", "hidden_size": int("9" * 4000)}, "is refused: hidden_size"),
         ({"model_type": "resnet", "depths": [30_000, -30_000]}, "is refused: depths"),
-        ({"model_type": "swin", "window_size": 9000}, "fixed numbers"),
+        ({"model_type": "swin", "window_size": 9000}, "values in buffers"),
         (
             {
                 "model_type": "shieldgemma2",
@@ -190,7 +190,9 @@ def test_a_damaged_config_leaves_out_its_checkpoint_only(tmp_path: Path):
     assert "checkpoint-20" in described["left_out"][0]
 
 
-def test_surplus_tensors_of_a_folder_of_transformers_are_ignored_if_the_user_says_so(tmp_path: Path, digits: Data):
+def test_surplus_tensors_of_a_folder_of_transformers_are_refused_unless_the_user_ignores_them(
+    tmp_path: Path, digits: Data
+):
     from safetensors.torch import load_file, save_file
 
     written(tmp_path / "run", "vit", steps=(10,))

@@ -309,7 +309,7 @@ def test_dicts_of_the_same_dicts_are_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("count", [150_000, 3_000_000])
 def test_a_list_of_too_many_tensors_is_refused(count: int, tmp_path: Path):
-    """One tensor, named again and again."""
+    """The list repeats one tensor."""
     buffer = io.BytesIO()
     torch.save([torch.ones(1)] * 3, buffer)
     with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(tmp_path / "epoch_1.pt", "w") as forged:
@@ -387,7 +387,7 @@ def test_a_downloaded_record_runs_no_code(all_written: dict[str, Written], tmp_p
     for command in (lambda: ckd.evaluate(f"{path}@2"), lambda: ckd.score(path), lambda: ckd.inspect(path)):
         with pytest.raises(
             UserError,
-            match=r"names code, 'tests\.checkpoints\.network:build', which was not named on this machine",
+            match=r"names code, 'tests\.checkpoints\.network:build', which you have not named on this machine",
         ):
             command()
     ckd.inspect(path, model=model, data="digits")

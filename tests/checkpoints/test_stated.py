@@ -1,4 +1,4 @@
-"""What a checkpoint says of its images is done, or the user is told; what contradicts it is found."""
+"""The preprocessing that a checkpoint states is used; `inspect` warns if other preprocessing is clearly better."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ CLASSES = ["Elm", "ash", "shot_10", "shot_9"]  # in the order of names; timm's i
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each class is a color, with noise."""
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    root, random = tmp_path_factory.mktemp("image_folder"), np.random.default_rng(0)
     for number, name in enumerate(CLASSES):
         color = np.array([(number * 67) % 256, (number * 131 + 40) % 256, (number * 193 + 90) % 256])
         for split, count in (("train", 30), ("val", 12)):
@@ -40,7 +40,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class ByColor(torch.nn.Module):
-    """A network that knows the colors: its logits are near the class whose color is nearest, in a given order."""
+    """A network that classifies by mean color: the largest logit is that of the class with the nearest color."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def by_color(num_classes: int) -> torch.nn.Module:
 
 
 def knowing(order: list[str], mean: float = 0.0, std: float = 1.0, flip: bool = False) -> dict[str, torch.Tensor]:
-    """Return the weights of a network that classifies the pictures in this order, with images normalized so."""
+    """Return the weights of a network that classifies the images, for this order of classes and normalization."""
     numbers = [CLASSES.index(name) for name in order]
     colors = torch.tensor([[(n * 67) % 256, (n * 131 + 40) % 256, (n * 193 + 90) % 256] for n in numbers]) / 255
     colors = ((colors.flip(1) if flip else colors) - mean) / std
@@ -83,28 +83,28 @@ def timm_file(folder: Path, state: dict[str, torch.Tensor], **args: Any) -> Path
     return folder
 
 
-def test_timms_order_of_classes_is_used(pictures: Path, tmp_path: Path):
+def test_timms_order_of_classes_is_used(image_folder: Path, tmp_path: Path):
     timm_order = sorted(CLASSES, key=natural_key)
     assert timm_order == ["ash", "Elm", "shot_9", "shot_10"]
     path = timm_file(tmp_path / "run", knowing(timm_order), mean=[0.0] * 3, std=[1.0] * 3)
-    assert accuracy(path, data=f"folder:{pictures}", image_size=16) == 1.0
+    assert accuracy(path, data=f"folder:{image_folder}", image_size=16) == 1.0
     run = ckd.open_trajectory(path).run
     assert (list(run.classes), run.normalized_as) == (timm_order, "stated by timm")
     student = ckd.distill("wrn_10_1", teachers=[f"{path}@last"], epochs=1, out=tmp_path / "student")
     assert list(ckd.load(student.path).classes or []) == timm_order, "students take the order of their teacher"
 
 
-def test_an_order_can_be_given_and_wins(pictures: Path, tmp_path: Path, caplog):
+def test_a_given_order_of_classes_overrides_the_stated_order(image_folder: Path, tmp_path: Path, caplog):
     caplog.set_level("INFO")
     order = [CLASSES[number] for number in (2, 0, 3, 1)]
     path = timm_file(tmp_path / "run", knowing(order), mean=[0.0] * 3, std=[1.0] * 3)
-    data = {"data": f"folder:{pictures}", "image_size": 16}
+    data = {"data": f"folder:{image_folder}", "image_size": 16}
     assert accuracy(path, **data) < 0.6
     assert "the accuracy would be 100.0% instead of" in caplog.text
     (tmp_path / "order.txt").write_text("\n".join(order) + "\n")
     assert accuracy(path, **data, class_order=str(tmp_path / "order.txt")) == 1.0
-    assert "--class-order wins over the checkpoint's timm" in caplog.text
-    assert ckd.inspect(path)["checkpoints"][-1]["val_accuracy"] == 1.0, "it is kept"
+    assert "--class-order overrides the checkpoint's timm" in caplog.text
+    assert ckd.inspect(path)["checkpoints"][-1]["val_accuracy"] == 1.0, "the order is kept"
     for content, message in (
         ("a\nb\n", "must name each of the 4 classes once. First difference: 'Elm'"),
         (None, "neither"),
@@ -116,28 +116,28 @@ def test_an_order_can_be_given_and_wins(pictures: Path, tmp_path: Path, caplog):
             accuracy(path, **data, class_order=str(tmp_path / "order.txt"))
 
 
-def test_two_swapped_classes_are_named(pictures: Path, tmp_path: Path, caplog):
+def test_two_swapped_classes_are_named(image_folder: Path, tmp_path: Path, caplog):
     order = [CLASSES[number] for number in (1, 0, 2, 3)]
     torch.save(knowing(order), tmp_path / "epoch_1.pt")
     zero_one = {"mean": [0.0] * 3, "std": [1.0] * 3}
-    accuracy(tmp_path, data=f"folder:{pictures}", image_size=16, **zero_one)
+    accuracy(tmp_path, data=f"folder:{image_folder}", image_size=16, **zero_one)
     assert "If 'Elm' and 'ash' were swapped, the accuracy would be 100.0% instead of 50.0%" in caplog.text
 
 
-def test_a_normalization_that_is_not_the_trained_one_is_found(pictures: Path, tmp_path: Path, caplog):
+def test_a_normalization_that_differs_from_training_is_reported(image_folder: Path, tmp_path: Path, caplog):
     torch.save(knowing(CLASSES), tmp_path / "epoch_1.pt")
-    accuracy(tmp_path, data=f"folder:{pictures}", image_size=16, mean=[5.0] * 3, std=[1.0] * 3)
+    accuracy(tmp_path, data=f"folder:{image_folder}", image_size=16, mean=[5.0] * 3, std=[1.0] * 3)
     assert "With --mean 0 0 0 --std 1 1 1, the accuracy would be 100.0%" in caplog.text
     caplog.clear()
-    accuracy(tmp_path, data=f"folder:{pictures}", image_size=16, mean=[0.0] * 3, std=[1.0] * 3)
+    accuracy(tmp_path, data=f"folder:{image_folder}", image_size=16, mean=[0.0] * 3, std=[1.0] * 3)
     assert "accuracy would be" not in caplog.text
 
 
-def test_an_accuracy_that_the_file_states_stands_beside_ours(pictures: Path, tmp_path: Path, capsys):
+def test_a_stated_accuracy_is_shown_beside_the_measured_accuracy(image_folder: Path, tmp_path: Path, capsys):
     path = timm_file(tmp_path / "run", knowing(CLASSES[::-1]), mean=[0.0] * 3, std=[1.0] * 3, metric=77.5)
     from checkpointkd.cli import main
 
-    main(["inspect", str(path), "--model", NET, "--data", f"folder:{pictures}", "--image-size", "16"])
+    main(["inspect", str(path), "--model", NET, "--data", f"folder:{image_folder}", "--image-size", "16"])
     printed = capsys.readouterr()
     assert "stated," in printed.out
     assert ckd.inspect(path)["checkpoints"][0]["stated_accuracy"] == 0.775
@@ -169,27 +169,27 @@ def hugging_face(folder: Path, state: dict[str, torch.Tensor], preprocessor: dic
         ({"do_flip_channel_order": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {"flip": True}),
     ],
 )
-def test_what_a_preprocessor_says_is_done(
-    stated: dict[str, Any], weights: dict[str, Any], pictures: Path, tmp_path: Path
+def test_the_settings_of_a_preprocessor_are_used(
+    stated: dict[str, Any], weights: dict[str, Any], image_folder: Path, tmp_path: Path
 ):
     path = hugging_face(tmp_path / "run", knowing(CLASSES, **weights), stated)
-    assert accuracy(path, data=f"folder:{pictures}", image_size=16) == 1.0
+    assert accuracy(path, data=f"folder:{image_folder}", image_size=16) == 1.0
 
 
-def test_names_of_classes_in_a_config_give_their_order(pictures: Path, tmp_path: Path, caplog):
+def test_names_of_classes_in_a_config_give_their_order(image_folder: Path, tmp_path: Path, caplog):
     order = [CLASSES[number] for number in (3, 1, 0, 2)]
     names = {str(number): name for number, name in enumerate(order)}
     path = hugging_face(tmp_path / "run", knowing(order), {"do_normalize": False}, id2label=names)
-    assert accuracy(path, data=f"folder:{pictures}", image_size=16) == 1.0
-    assert accuracy(path, data=f"folder:{pictures}", class_order="names") < 0.6, "the user's order wins"
+    assert accuracy(path, data=f"folder:{image_folder}", image_size=16) == 1.0
+    assert accuracy(path, data=f"folder:{image_folder}", class_order="names") < 0.6, "the user's order wins"
     others = {str(number): f"n{number}" for number in range(4)}
     path = hugging_face(tmp_path / "other", knowing(CLASSES), {"do_normalize": False}, id2label=others)
-    assert accuracy(path, data=f"folder:{pictures}", image_size=16) == 1.0
-    assert "The checkpoint names its classes n0, n1, …; the data set Elm, ash, …" in caplog.text
+    assert accuracy(path, data=f"folder:{image_folder}", image_size=16) == 1.0
+    assert "The checkpoint names its classes n0, n1, …; the data set names them Elm, ash, …" in caplog.text
     caplog.clear()
     unnamed = {str(number): f"LABEL_{number}" for number in range(4)}
     path = hugging_face(tmp_path / "unnamed", knowing(CLASSES), {"do_normalize": False}, id2label=unnamed)
-    accuracy(path, data=f"folder:{pictures}", image_size=16)
+    accuracy(path, data=f"folder:{image_folder}", image_size=16)
     assert "names its classes" not in caplog.text
 
 
@@ -213,21 +213,23 @@ def test_the_size_of_a_preprocessor_is_used(
     assert (said.image_size, said.eval_transform) == (size, transform)
 
 
-def test_images_are_resized_as_the_checkpoint_says(pictures: Path, tmp_path: Path, caplog):
+def test_images_are_resized_as_the_checkpoint_says(image_folder: Path, tmp_path: Path, caplog):
     caplog.set_level("INFO")
     path = hugging_face(
         tmp_path / "run", knowing(CLASSES), {"size": {"height": 24, "width": 24}, "do_normalize": False}
     )
     said = stated_preprocessing(scan_folder(path).last)
-    data = load_as_stated(said, DataConfig(data=f"folder:{pictures}"), given=())
-    first = Image.open(next((pictures / "train" / CLASSES[0]).iterdir()))
+    data = load_as_stated(said, DataConfig(data=f"folder:{image_folder}"), given=())
+    first = Image.open(next((image_folder / "train" / CLASSES[0]).iterdir()))
     assert data.train.shape == (3, 24, 24)
     expected = np.asarray(first.resize((24, 24), Image.Resampling.BILINEAR))
     shown = np.asarray(resize_center_crop(first, 24, said.eval_transform or EvalTransform()))
     assert np.array_equal(shown, expected), "40 by 32 pixels become 24 by 24"
-    assert load_as_stated(said, DataConfig(data="digits"), given=()).train.shape == (1, 8, 8), "images in memory stay"
-    accuracy(path, data=f"folder:{pictures}", image_size=16, resize="crop")
-    assert "--image-size wins over the checkpoint's 24" in caplog.text
+    assert load_as_stated(said, DataConfig(data="digits"), given=()).train.shape == (1, 8, 8), (
+        "images in memory keep their size"
+    )
+    accuracy(path, data=f"folder:{image_folder}", image_size=16, resize="crop")
+    assert "--image-size overrides the checkpoint's 24" in caplog.text
     run = ckd.open_trajectory(path).run
     assert (run.data.image_size, run.data.eval_transform) == (16, EvalTransform())
 
@@ -250,17 +252,17 @@ def test_timms_options_give_the_transform_and_the_network(tmp_path: Path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("pretrained=true", "is not an argument"),
-        ("pretrained_cfg=x", "is not an argument"),
-        ("checkpoint_path=x.pt", "is not an argument"),
-        ("num_classes=3", "is not an argument"),
-        ("global_pool", "is not an argument"),
+        ("pretrained=true", "is not allowed"),
+        ("pretrained_cfg=x", "is not allowed"),
+        ("checkpoint_path=x.pt", "is not allowed"),
+        ("num_classes=3", "is not allowed"),
+        ("global_pool", "is not allowed"),
         ("global_pool=none_such", "cannot build"),
         ("x=1", "cannot build"),
     ],
 )
 def test_wrong_arguments_of_timm_are_refused(argument: str, message: str):
-    """None of them may fetch weights or open files."""
+    """No argument may fetch weights or open files."""
     with pytest.raises(UserError, match=message):
         build_network(f"timm:resnet10t?{argument}", num_classes=10, in_channels=1, mean=[0.5], std=[0.5])
 
@@ -279,12 +281,12 @@ def test_the_order_of_classes_is_part_of_the_data(tmp_path: Path):
     assert torch.equal(9 - test["a"].val.labels_N, test["b"].val.labels_N)
 
 
-def test_the_order_of_channels_is_part_of_a_networks_identity(pictures: Path, tmp_path: Path):
-    """Else the logit cache would serve the logits of the other order, and scores would be kept."""
+def test_the_order_of_channels_is_part_of_a_networks_identity(image_folder: Path, tmp_path: Path):
+    """Otherwise the logit cache would return logits of the other channel order, and scores would be kept."""
     torch.save(knowing(CLASSES), tmp_path / "epoch_1.pt")
     hashes = set()
     for order in ("rgb", "bgr"):
-        accuracy(tmp_path, data=f"folder:{pictures}", image_size=16, channel_order=order)
+        accuracy(tmp_path, data=f"folder:{image_folder}", image_size=16, channel_order=order)
         checkpoint = ckd.open_trajectory(tmp_path)[1]
         assert checkpoint.network().channel_order == order
         hashes.add(checkpoint.sha256)
@@ -292,7 +294,7 @@ def test_the_order_of_channels_is_part_of_a_networks_identity(pictures: Path, tm
 
 
 def test_the_processor_of_efficientnet_is_followed(tmp_path: Path):
-    """It may subtract 1 after rescaling, and normalizes twice."""
+    """The processor may subtract 1 after rescaling, and it may normalize twice."""
     from transformers import EfficientNetImageProcessor
 
     images = torch.rand(2, 3, 16, 16)

@@ -89,7 +89,7 @@ def test_a_test_split_without_labels_is_skipped(tmp_path: Path):
         load_data(settings)
 
 
-def test_streamed_data_sets_are_the_same_if_their_content_is(tmp_path: Path):
+def test_streamed_data_sets_with_equal_content_are_the_same(tmp_path: Path):
     cats, dogs = (_squares(tmp_path / name, 70) for name in ("cats", "dogs"))
     digit(9, 0, size=(70, 70)).save(dogs / "train" / "class-0" / "3.png")
 
@@ -114,8 +114,8 @@ def test_changed_images_beside_the_librarys_files_are_noticed(tmp_path: Path):
     [
         (["oak", "ash", "elm"], ("ash", "elm", "oak")),
         ([2, 0, 1], ("0", "1", "2")),
-        ([5, 7, 9], "the labels 5 to 9 in 'label'; they must count from 0 on"),
-        ([None, "a", "b"], "that are missing, or are no classes"),
+        ([5, 7, 9], r"the labels 5 to 9 in 'label'\. Renumber them from 0 on"),
+        ([None, "a", "b"], r"that are missing or not whole\. Labels must be words"),
     ],
 )
 def test_labels_may_be_words_or_numbers(values: list[Any], classes: Any, tmp_path: Path):
@@ -161,7 +161,7 @@ def test_errors_of_the_library_are_reported_in_one_line(tmp_path: Path):
     refused(only_test, r"has no split train \(splits: test\)")
 
 
-def test_labels_and_paths_that_lead_elsewhere_are_refused_before_the_training(tmp_path: Path):
+def test_invalid_labels_and_paths_outside_of_the_data_set_are_refused(tmp_path: Path):
     private = tmp_path / "private.png"
     digit(9, 0, size=(70, 70)).save(private)
     (tmp_path / "labels").mkdir()

@@ -312,7 +312,7 @@ ckd.train("wrn_10_1", data="folder:{folder}", image_size=512, epochs=1, batch_si
 
 @pytest.mark.parametrize(("mode", "kind"), [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
 def test_images_with_more_than_8_bits_are_refused(mode: str, kind: type):
-    """torchvision and timm read them through Pillow, which turns all levels above 255 into white."""
+    """torchvision and timm read such images with Pillow, which turns all levels above 255 into white."""
     content = encoded(Image.fromarray(np.full((8, 8), 300, kind)), "TIFF")
     assert Image.open(io.BytesIO(content)).mode == mode
     with pytest.raises(UserError, match=rf"x has more than 8 bits per channel \(mode {mode}\)\. Save it with 8 bits"):
@@ -423,7 +423,7 @@ def test_images_of_the_right_size_stay_as_they_are():
     assert resize_center_crop(image, 15).size == (15, 15)
 
 
-def test_classes_whose_names_differ_in_unicode_normalization_are_one(folder: Path):
+def test_classes_whose_names_differ_in_unicode_normalization_are_one_class(folder: Path):
     (folder / "train" / "class-0").rename(folder / "train" / "e\N{COMBINING ACUTE ACCENT}")
     (folder / "val" / "class-0").rename(folder / "val" / "\N{LATIN SMALL LETTER E WITH ACUTE}")
     data = load_data(_settings(folder))
@@ -441,7 +441,7 @@ def test_images_in_hidden_folders_are_ignored_and_named(folder: Path, caplog: py
     assert f"The hidden folder {folder / 'train' / 'class-0' / '.thumbnails'} is ignored" in caplog.text
 
 
-def test_other_content_under_the_same_names_is_other_data(folder: Path):
+def test_changed_content_under_the_same_names_changes_the_identity(folder: Path):
     before = load_data(_settings(folder)).record.sha256
     target = next((folder / "train" / "class-0").glob("*.jpg"))
     target.write_bytes(encoded(digit(9, 0), "JPEG"))

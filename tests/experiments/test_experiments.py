@@ -199,7 +199,7 @@ def test_a_damaged_result_is_named(smoke: Path, tmp_path: Path, kind: str, conte
     name = {"measured": "table2", "correlated": "figure5", "runs": "table2"}[kind]
     out = copied(smoke, tmp_path / "out")
     file = "result.json" if kind == "runs" else f"{kind}.json"
-    part = {"measured": "+", "correlated": "", "runs": "-teacher-"}[kind]  # of the folder's name: one that is needed
+    part = {"measured": "+", "correlated": "", "runs": "-teacher-"}[kind]  # of the name of a folder that is needed
     path = next(path for path in sorted(out.glob(f"{kind}/*/{file}")) if part in path.parent.name)
     path.write_text(content)
     expected = 0 if kind == "runs" else 2  # the numbers of a finished run are stored elsewhere, too

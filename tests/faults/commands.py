@@ -1,4 +1,4 @@
-"""Run commands in processes of their own, and check how they end: what every fault must end in."""
+"""Run each command in its own process, and check how the command ends."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _run(words: list[str], folder: str) -> None:
 
 
 def complaints(words: list[str], folder: Path) -> list[str]:
-    """Return what is wrong with the way in which a command ends; an empty list if it does its work or says why not.
+    """Run a command, and list the faults in how it ends; none if it succeeds or prints an error in one line.
 
-    Its current folder is `here` in the folder, its cache is `home`, and its output is stored in `output`.
+    In `folder`, the command's current folder is `here`, its cache is `home`, and its output is stored in `output`.
     """
     process = processes.Process(target=_run, args=(words, str(folder)))
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Run directories from elsewhere, with one file replaced or edited: each command does its work, or says why not."""
+"""Run directories with one replaced or edited file: each command succeeds, or ends with an error in one line."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ EDITED: dict[str, tuple[str, str, Any]] = {
     "model of code": ("run.json", "model", "planted:build"),
     "model of Python's own code": ("run.json", "model", "os:abort"),
     "model too large to build": ("run.json", "model", "wrn_9994_9999"),
-    "no end of epochs": ("run.json", "recipe.epochs", 10**400),
-    "seed without end": ("run.json", "seed", 10**400),
-    "a deviation of nothing": ("run.json", "std", [0.0]),
+    "too many epochs": ("run.json", "recipe.epochs", 10**400),
+    "seed too large": ("run.json", "seed", 10**400),
+    "standard deviation of 0": ("run.json", "std", [0.0]),
     "100,000 channels": ("run.json", "mean", [0.5] * 100_000),
     "classes with escapes": ("run.json", "classes", [f"{number}{ESCAPES}" for number in range(10)]),
-    "data elsewhere": ("run.json", "data.source", "/etc"),
-    "data of escapes": ("run.json", "data.name", ESCAPES),
-    "accuracy of text": ("result.json", "test", {"accuracy": "high"}),
+    "data outside of the run": ("run.json", "data.source", "/etc"),
+    "data with escapes": ("run.json", "data.name", ESCAPES),
+    "accuracy that is text": ("result.json", "test", {"accuracy": "high"}),
     "no number of images": ("result.json", "test_images", None),
-    "epoch of escapes": ("result.json", "epoch", ESCAPES),
-    "reason of escapes": ("selection.json", "reason", ESCAPES),
-    "rule of escapes": ("selection.json", "rule", ESCAPES),
-    "epochs without end": ("selection.json", "epochs", [10**400]),
-    "no epochs": ("selection.json", "epochs", []),
+    "epoch with escapes": ("result.json", "epoch", ESCAPES),
+    "reason with escapes": ("selection.json", "reason", ESCAPES),
+    "rule with escapes": ("selection.json", "rule", ESCAPES),
+    "selected epoch too large": ("selection.json", "epochs", [10**400]),
+    "no selected epochs": ("selection.json", "epochs", []),
 }
 COMMANDS = {
     "inspect": lambda run: ["inspect", run],
@@ -115,15 +115,15 @@ def _check(case: str, commands: list[str], finished: Path, place: Path) -> None:
         _change(run, case)
         found += [f"{command}: {complaint}" for complaint in complaints(COMMANDS[command](str(run)), folder)]
         if (folder / "private").read_text() != "private":
-            found.append(f"{command}: a file elsewhere was overwritten")
+            found.append(f"{command}: a file outside of the run was overwritten")
         if (folder / "here" / "imported").exists():
-            found.append(f"{command}: code of the folder was run")
+            found.append(f"{command}: code in the current folder was run")
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=CASES)
 def test_a_damaged_run_ends_in_one_sentence(number: int, finished: Path, tmp_path: Path):
-    """Each case with one of the commands in turn; `make test-faults` tries all of them."""
+    """Run each case with one command, in turn. `make test-faults` runs each case with every command."""
     names = list(COMMANDS)
     _check(CASES[number], [names[number % len(names)]], finished, tmp_path)
 

@@ -60,7 +60,7 @@ class FunctionalPooling(nn.Module):
 
 
 class TenGrayClasses(nn.Module):
-    """A class that takes no sizes."""
+    """A network whose class takes no sizes."""
 
     def __init__(self) -> None:
         super().__init__()

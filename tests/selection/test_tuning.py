@@ -405,7 +405,7 @@ def test_cifar100_is_tuned_on_its_validation_set(cifar100: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_prunes_and_finds_what_an_undisturbed_one_does(teacher_run: Path, tmp_path: Path):
+def test_an_interrupted_search_prunes_and_finds_the_same_as_an_uninterrupted_search(teacher_run: Path, tmp_path: Path):
     options = {"epochs": 9, "alpha": [0.1, 0.5, 0.9], "tau": [1.0, 16.0], "prune": True}
 
     def outcome(result: dict) -> dict:

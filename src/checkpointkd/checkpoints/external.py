@@ -68,11 +68,12 @@ def register_external(
         data: The images that the network classifies.
         pattern: The form of the file names, such as `ckpt_{epoch}.pt`. See `scan_folder`.
         state_dict_key: The key of the weights in a file that holds several sets.
-        ignore_tensors: Patterns of names that may be in the files and not in the network, such as `criterion.*`.
-        mean: The mean of each channel of images in [0, 1]. By default as the checkpoint says, otherwise timm's
-            for the model, otherwise measured on the training images.
+        ignore_tensors: Patterns of names of tensors to ignore if the network lacks them, such as `criterion.*`.
+        mean: The mean of each channel of images in [0, 1]. By default the mean that the checkpoint states, otherwise
+            timm's for the model, otherwise that of the training images.
         std: The standard deviation of each channel, likewise.
-        channel_order: `bgr` if the network takes blue first. By default as the checkpoint says, otherwise `rgb`.
+        channel_order: `bgr` if the network takes the blue channel first. By default as the checkpoint states,
+            otherwise `rgb`.
         accuracy: Measures each network; the result is recorded.
         on_progress: Called after each file.
 
@@ -262,7 +263,7 @@ def _measurements(record: ExternalRecord) -> dict[Measurement, float | None]:
 
 
 def _network_key(model: str, config: Mapping[str, Any] | None) -> str:
-    """Return what identifies an architecture: two configs may have tensors of the same names and shapes."""
+    """Return a key of the architecture. Two configs may have tensors of the same names and shapes."""
     return model if config is None else storage.cache_key(config)
 
 

@@ -135,7 +135,7 @@ def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
 
 
 def _args(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the options of the training that a file holds, those that are numbers, words, or lists of them."""
+    """Return the training options in a file that are numbers, words, or lists of them."""
     args = content.get("args", content.get("hyper_parameters"))
     settings = args.state if isinstance(args, StandIn) else args
     plain = (str, int, float, bool)
@@ -151,7 +151,7 @@ def _args(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _accuracy(percent: Any) -> float | None:
-    """Return an accuracy that a file states in percent."""
+    """Return, as a value from 0 to 1, the accuracy that a file states in percent."""
     is_number = isinstance(percent, TensorPlan) and percent.shape == () and percent.dtype.is_floating_point
     value = percent.read().item() if is_number else percent
     return value / 100 if isinstance(value, int | float) and 0 <= value <= 100 else None

@@ -24,7 +24,7 @@ def metadata_dirs(path: Path | str) -> list[Path]:
     """Return the directories where the record of a folder, wildcard or file may lie: beside it, and in the cache.
 
     Raises:
-        UserError: If the one beside it is a link.
+        UserError: If the directory beside it is a link.
     """
     path = Path(path)
     name = re.sub(r"[^\w.-]", "_", path.name)
@@ -59,22 +59,22 @@ def file_fingerprint(path: Path) -> tuple[int, ...] | None:
 
 
 def trust_code(run: AnyRun) -> None:
-    """Note that the user has named the network of this run, so that later commands may import its code."""
+    """Record that the user has named the network of this run. Later commands may then import its code."""
     if names_code(run.model):
         _trusted_here.add(_trust_marker(run))
         storage.atomic_write_bytes(_trust_marker(run), b"")
 
 
 def check_trusted(run: AnyRun, *, remedy: str) -> None:
-    """Check that the user has named the network of this run if it is code. A record from elsewhere may name any code.
+    """Check that the user has named the network of this run if it is code. A downloaded record may name any code.
 
     Raises:
-        UserError: If the user has not named the code; `remedy` is the command that names it.
+        UserError: If the user has not named the code. The message gives `remedy`, the command that names the code.
     """
     if names_code(run.model) and _trust_marker(run) not in _trusted_here and not _trust_marker(run).exists():
         raise UserError(
-            f"The record of this run names code, {run.model!r}, which was not named on this machine. If you trust it, "
-            f"run `{remedy}`"
+            f"The record of this run names code, {run.model!r}, which you have not named on this machine. "
+            f"If you trust this code, run `{remedy}`"
         )
 
 

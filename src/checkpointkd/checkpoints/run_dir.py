@@ -74,7 +74,7 @@ class RunDir:
                     f"{self.path} already holds other files ({', '.join(sorted(entries)[:3])}). Choose another --out."
                 )
             storage.write_json(path, record)
-        with contextlib.suppress(UserError):  # a cache that cannot be written to; a later command asks again
+        with contextlib.suppress(UserError):  # the cache cannot be written to: a later command asks again
             trust_code(record)
         storage.remove_leftovers(storage.own_subfolder(self.path / "checkpoints"))
         state = self.path / "state.bin"

@@ -25,7 +25,7 @@ Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
 CONFIGS = ("config.json", "preprocessor_config.json")  # of Hugging Face and timm
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which files from before 2020 begin
-SEARCHED_FOLDERS = 10_000  # for a hint where checkpoints are
+SEARCHED_FOLDERS = 10_000  # at most, for a hint about where checkpoints are
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
 
 OTHER_FORMATS = {  # endings of files that are not read, and what to do

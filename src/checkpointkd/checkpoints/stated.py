@@ -1,7 +1,7 @@
-"""What a checkpoint says of the images that its network was trained on: sizes, normalization, channels, classes.
+"""Read the preprocessing that a checkpoint states: image size, normalization, channel order, order of classes.
 
-The sources are Hugging Face's preprocessor_config.json and config.json, the options that timm's and torchvision's
-scripts store, and timm's own settings of a model.
+The sources are Hugging Face's preprocessor_config.json and config.json, and the options that timm's, torchvision's and
+Lightning's checkpoints hold. For timm's models, timm's own settings are a source, too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PILLOW_FILTERS: dict[Any, Interpolation] = {2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a checkpoint says of its images. None where it says nothing.
+    """The preprocessing and the classes that a checkpoint states. A value that is not stated is None.
 
-    `mean` and `std` are of images in [0, 1], in the network's order of channels.
+    `mean` and `std` are for images in [0, 1], in the network's channel order.
     """
 
     source: str = ""
@@ -43,11 +43,11 @@ class Preprocessing:
     class_order: NamedOrder | None = None
 
     def text(self) -> str:
-        """Return what is stated beside mean and std, for a message."""
+        """Return the stated values except mean and std, as text for a message."""
         transform = self.eval_transform
         parts = [
             self.image_size and f"{self.image_size} pixels",
-            transform and f"{transform.resize} to {transform.crop_share:.3g}, {transform.interpolation}",
+            transform and f"{transform.resize} with crop share {transform.crop_share:.3g}, {transform.interpolation}",
             self.channel_order == "bgr" and "channels in the order blue, green, red",
             self.class_order and f"{self.class_order}'s order of classes",
         ]
@@ -57,10 +57,10 @@ class Preprocessing:
 def load_as_stated(
     stated: Preprocessing, settings: DataConfig, *, given: Collection[str], on_progress: OnProgress | None = None
 ) -> Data:
-    """Load the data set as a checkpoint's network expects it, except for what the user gave.
+    """Load the data set with the preprocessing that a checkpoint states. Options of the user override it.
 
     Args:
-        stated: What the checkpoint says.
+        stated: The preprocessing that the checkpoint states.
         settings: The data set with the user's options.
         given: The options that the user gave: `image_size`, `resize`, `class_order`.
         on_progress: As for `load_data`.
@@ -78,12 +78,12 @@ def load_as_stated(
     for key in [key for key in changes if named.get(key, key) in given]:
         stated_value = changes.pop(key)
         if stated_value != getattr(settings, key):
-            log.info("--%s wins over the checkpoint's %s", named.get(key, key).replace("_", "-"), stated_value)
+            log.info("--%s overrides the checkpoint's %s", named.get(key, key).replace("_", "-"), stated_value)
     applied = replace(
         stated, classes=None, **{key: changes.get(key) for key in ("image_size", "eval_transform", "class_order")}
     )
     if applied.text():
-        log.info("The images are read as %s: %s", stated.source, applied.text())
+        log.info("Images get the preprocessing %s: %s", stated.source, applied.text())
     data = load_data(replace(settings, **changes), on_progress=on_progress)
     names = stated.classes
     if names is None or names == data.classes or "class_order" in given:
@@ -92,7 +92,7 @@ def load_as_stated(
         log.info("The classes are in the checkpoint's order (%s)", stated.source)
         return load_data(replace(settings, **changes, class_order=names), on_progress=on_progress)
     log.warning(
-        "The checkpoint names its classes %s, …; the data set %s, …. They are taken to be the same, in the same order. "
+        "The checkpoint names its classes %s, …; the data set names them %s, …. Their order is assumed to be the same. "
         "Give --class-order FILE if the order differs.",
         ", ".join(names[:2]),
         ", ".join(data.classes[:2]),
@@ -101,7 +101,7 @@ def load_as_stated(
 
 
 def stated_preprocessing(file: FoundFile) -> Preprocessing:
-    """Return what a checkpoint says of its images.
+    """Return the preprocessing that a checkpoint states.
 
     Raises:
         UserError: If a file beside the checkpoint is damaged.
@@ -146,22 +146,24 @@ def _hugging_face(folder: Path) -> Preprocessing:
     size, transform = _hugging_face_size(stated)
     factor = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0
     if not (_is_number(factor) and 0 < factor <= 1):
-        raise UserError(f"{folder / 'preprocessor_config.json'} is damaged: rescale_factor is {factor!r}")
+        raise UserError(
+            f"{folder / 'preprocessor_config.json'} is damaged: rescale_factor is {factor!r}. "
+            "The factor must be above 0 and at most 1."
+        )
     mean, std = _numbers(stated.get("image_mean")), _numbers(stated.get("image_std"))
-    # Processors that normalize say so; a file with nothing but numbers is taken to mean them.
+    # Processors set do_normalize. A file without any do_ key means normalization if image_mean is there.
     others = any(key.startswith("do_") for key in stated)
     if not stated.get("do_normalize", "image_mean" in stated and not others):
         channels = len(mean or ()) or (1 if config.get("num_channels") == 1 else 3)
         mean, std = (0.0,) * channels, (1.0,) * channels
-    unit = 255 * factor  # the network's number for a white pixel before normalization
-    if mean and std and stated.get("rescale_offset") is True:  # EfficientNet's: 1 is subtracted after rescaling
+    unit = 255 * factor  # the value of a white pixel before normalization
+    if mean and std and stated.get("rescale_offset") is True:  # EfficientNet's processor subtracts 1 after rescaling
         mean = tuple(value + 1 for value in mean)
     if mean and std and unit != 1:
         mean, std = tuple(value / unit for value in mean), tuple(value / unit for value in std)
     divisor = _numbers(stated.get("image_std"))
-    if (
-        std and divisor and len(std) == len(divisor) and stated.get("include_top") is True
-    ):  # EfficientNet's: divided once more
+    # EfficientNet's processor divides by the standard deviation twice.
+    if std and divisor and len(std) == len(divisor) and stated.get("include_top") is True:
         std = tuple(value * again for value, again in zip(std, divisor, strict=True))
     return Preprocessing(
         source="stated in preprocessor_config.json",
@@ -175,7 +177,7 @@ def _hugging_face(folder: Path) -> Preprocessing:
 
 
 def _hugging_face_size(stated: Mapping[str, Any]) -> tuple[int | None, EvalTransform | None]:
-    """Return the side of the images, and how they are resized to it."""
+    """Return the side of the images in pixels, and the transform that resizes them."""
     asked = stated.get("size") if stated.get("do_resize", True) else None
     crop = _size(stated.get("crop_size")) if stated.get("do_center_crop") else None
     interpolation = PILLOW_FILTERS.get(stated.get("resample"), "bilinear")
@@ -184,7 +186,7 @@ def _hugging_face_size(stated: Mapping[str, Any]) -> tuple[int | None, EvalTrans
     if resized is None:
         return crop, None
     share = stated.get("crop_pct")
-    if shortest and crop is None and _is_number(share) and 0.1 <= share < 1 and resized < 384:  # ConvNeXt's
+    if shortest and crop is None and _is_number(share) and 0.1 <= share < 1 and resized < 384:  # ConvNeXt's processor
         return resized, EvalTransform(crop_share=share, interpolation=interpolation)
     size = min(crop or resized, resized)
     resize = "crop" if shortest and not (_is_number(share) and resized >= 384) else "squash"
@@ -192,7 +194,7 @@ def _hugging_face_size(stated: Mapping[str, Any]) -> tuple[int | None, EvalTrans
 
 
 def _timm(network: str | None, args: Mapping[str, Any]) -> Preprocessing:
-    """Return what timm's training script measured with: its options, else its settings of the model."""
+    """Return the preprocessing with which timm's script evaluates: its options, otherwise timm's for the model."""
     name = (network or "").removeprefix("timm:").partition("?")[0]
     try:
         import timm
@@ -203,7 +205,7 @@ def _timm(network: str | None, args: Mapping[str, Any]) -> Preprocessing:
         used = {key: value for key, value in args.items() if value is not None}
         settings = resolve_data_config(used, pretrained_cfg=settings)
     except (ImportError, RuntimeError, AttributeError, ValueError, TypeError, AssertionError):
-        settings = dict(args)  # without timm, or with options that it does not take
+        settings = dict(args)  # timm is missing or refuses an option
     by_file = bool(args.get("class_map"))
     return replace(_of_timm_settings(settings), source="stated by timm", class_order=None if by_file else "timm")
 
@@ -227,7 +229,7 @@ def _of_timm_settings(settings: Mapping[str, Any]) -> Preprocessing:
 
 
 def _torchvision(args: Mapping[str, Any]) -> Preprocessing:
-    """Return what torchvision's reference script for classification measures with."""
+    """Return the preprocessing with which torchvision's reference script for classification evaluates."""
     size, resized = _size(args.get("val_crop_size")) or 224, _size(args.get("val_resize_size")) or 256
     bicubic = args.get("interpolation") == "bicubic"
     share = min(1.0, max(0.1, size / resized))
@@ -262,7 +264,7 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
 
 
 def _size(value: Any) -> int | None:
-    """Return the side of a square: of 224, [224], [224, 224] or {"height": 224, "width": 224}; None for others."""
+    """Return the side of a square: of 224, [224], [224, 224] or {"height": 224, "width": 224}; otherwise None."""
     if isinstance(value, dict):
         value = [value.get("height"), value.get("width")]
     if isinstance(value, list | tuple) and value and all(side == value[-1] for side in value):

@@ -109,7 +109,7 @@ def _read_archive(path: Path, file: BinaryIO) -> Content:
     root = pickles[0].removesuffix("data.pkl")
     byteorder = names.get(f"{root}byteorder")
     if byteorder is not None and (byteorder.file_size > 10 or archive.read(byteorder) != b"little"):
-        raise UnusableFile(f"{path} was written on a big-endian machine. Save it again on a usual one.")
+        raise UnusableFile(f"{path} was written on a big-endian machine. Save it again on a little-endian machine.")
 
     pickled = names[pickles[0]]
     if pickled.file_size > LARGEST_PICKLE:
@@ -138,7 +138,7 @@ def _checked(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     ):
         raise UnusableFile(f"{path} is refused: it unpacks to more than its size, unlike files of torch.save")
     if any(entry.header_offset >= size for entry in entries):
-        raise UnusableFile(f"{path} is damaged: an entry of its archive begins behind its end")
+        raise UnusableFile(f"{path} is damaged: an entry of its archive begins after the end of the file")
     if len({entry.filename for entry in entries}) < len(entries):
         raise UnusableFile(f"{path} is refused: two entries have the same name")
     if min((entry.header_offset for entry in entries), default=1) != 0:

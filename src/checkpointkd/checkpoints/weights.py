@@ -36,7 +36,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 CONTAINERS = (StandIn, Mapping, list, tuple)
 DEEPEST = 50  # containers in containers
 LONGEST_NAME = 1000
-MOST_VALUES = 2_000_000  # in the containers of a file, counted where they are
+MOST_VALUES = 2_000_000  # in the containers of a file; a shared container counts at each of its places
 MOST_TENSORS = 100_000
 MOST_LETTERS = 50_000_000  # in the names of all tensors
 SETTINGS = ("hyper_parameters", "hparams", "args", "config", "cfg")  # keys whose networks are not the trained one
@@ -75,7 +75,7 @@ def weights(path: Path, body: nn.Module, *, key: str | None, model: str, ignore:
         key: Which set of weights, where there are several (`state_dict_ema`, `state_dict.student`). DataParallel,
             torch.compile and Lightning put a prefix before the names, which is found without it.
         model: The network's name, for messages.
-        ignore: Patterns of names that may be in the file and not in the network, such as `criterion.*`.
+        ignore: Patterns of names of tensors to ignore if the network lacks them, such as `criterion.*`.
 
     Raises:
         UserError: If the file is damaged, does not fit, holds several sets, or holds NaN.
@@ -107,7 +107,7 @@ def _as_transformers_loads(path: Path, flat: dict[str, TensorPlan], body: nn.Mod
         sum(math.prod(part.shape) for part in parts) for parts in (flat.values(), body.state_dict().values())
     )
     if held > 2 * needed + 1_000_000:
-        raise UserError(f"{path} does not fit {model}: it holds {held:,} numbers, and the network needs {needed:,}")
+        raise UserError(f"{path} does not fit {model}: it holds {held:,} values, and the network has {needed:,}")
     tensors, differing = as_loaded(
         body, {name: _read_tensor(path, name, plan, None, model) for name, plan in flat.items()}
     )
@@ -117,12 +117,12 @@ def _as_transformers_loads(path: Path, flat: dict[str, TensorPlan], body: nn.Mod
 
 
 def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor may be left out: thop's counters, and what the user named."""
+    """Whether a tensor is ignored: a counter of thop, or a name that matches a pattern of the user."""
     return name.endswith(("total_ops", "total_params")) or any(fnmatch.fnmatchcase(name, each) for each in patterns)
 
 
 def _way_out(expected: Mapping[str, Tensor], stored: Mapping[str, TensorPlan], flat: Mapping[str, TensorPlan]) -> str:
-    """Return what may explain that a file does not fit, and what to do."""
+    """Return the probable reason why a file does not fit, and the remedy if there is one."""
     if not differing_shapes(expected, {name: plan for name, plan in stored.items() if name in expected}):
         first = next(name for name in stored if name not in expected)
         pattern = f"{first.rpartition('.')[0]}.*" if "." in first else first
@@ -148,8 +148,8 @@ def _prefix(
     """Find the set of a network's tensors in a file.
 
     Returns:
-        The prefix of their names in the file; the prefix of their names in the network, where the user wrapped it; all
-        tensors of the file by name; and the other sets in it.
+        The prefix of the tensors' names in the file, and the prefix in a network that the user wrapped. Then all
+        tensors of the file by name, and the other sets in the file.
     """
     asked = "" if key is None else f"{key}."
     # A set with more than half of the tensors is meant to be complete: no other set must take its place.

@@ -1,6 +1,6 @@
-"""Does a network classify clearly better when its images or its classes are read another way?
+"""Find preprocessing, or an order of classes, that would clearly raise a network's accuracy.
 
-Preprocessing and the order of classes are often stated nowhere. A wrong one gives a wrong accuracy, and no error.
+Checkpoints often do not state their preprocessing or order of classes. A wrong guess lowers the accuracy silently.
 Letters in names: N images, K classes.
 """
 
@@ -24,7 +24,7 @@ STANDARD_ERRORS = 5
 
 
 def doubts(network: Network, data: Data) -> list[str]:
-    """Return what would raise the accuracy clearly, each with the option that does it.
+    """Return a sentence for each change that would clearly raise the accuracy, with the option to give.
 
     The order of classes is fitted on one half of the images and measured on the other.
 
@@ -56,7 +56,7 @@ def doubts(network: Network, data: Data) -> list[str]:
 
 
 def _other_readings(network: Network) -> Iterator[tuple[str, Network]]:
-    """Yield copies of a network that normalize otherwise, and the options that choose this."""
+    """Yield options, and a copy of the network with the normalization or channel order that they choose."""
     channels = network.mean.numel()
     for mean, std in ((0.0, 1.0), (0.5, 0.5)):
         other = deepcopy(network)
@@ -71,7 +71,7 @@ def _other_readings(network: Network) -> Iterator[tuple[str, Network]]:
 
 
 def _best_order(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:
-    """Return the logit of each class that fits the first half of the images best, and the accuracy on the second."""
+    """Return the best logit for each class, fitted on half of the images, and the accuracy on the other half."""
     classes = logits_NK.shape[1]
     first_N = torch.arange(len(labels_N)) % 2 == 0
     predicted_N = logits_NK.argmax(1)

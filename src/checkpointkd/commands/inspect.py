@@ -50,8 +50,8 @@ class InspectOptions(DataOptions, CommonOptions):
     """For external checkpoints: the standard deviation of each channel. Default: as for --mean."""
 
     channel_order: ChannelOrder | None = None
-    """For external checkpoints: bgr if their network takes the blue channel first. Default: as the checkpoint says,
-    otherwise rgb."""
+    """For external checkpoints: bgr if their network takes the blue channel first. Default: as the checkpoint
+    states, otherwise rgb."""
 
     def given_for_external(self) -> list[str]:
         """List the given options that apply to external checkpoints only."""
@@ -88,7 +88,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     own_run = RunDir(Path(path)).record() if options.model is not None and os.path.exists(path) else None
     if own_run is not None:
         if options.model != own_run.model:
-            raise UserError(f"{path} is a run of {own_run.model}, not of {options.model}")
+            raise UserError(f"{path} is a run of {own_run.model}, not of {options.model}. Leave out --model.")
         trust_code(own_run)
         return describe(path)
     given = options.given_for_external()
@@ -101,9 +101,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
             log.info("The files name the network %s", named)
             options = replace(options, model=named)
     if trajectory is None and options.model is None and options.data is not None:
-        raise UserError(
-            f"The files in {path} do not name their network, or do so in different ways. Add --model MODEL."
-        )
+        raise UserError(f"The files in {path} name no network, or different networks. Add --model MODEL.")
     if options.model is None:
         if given and (trajectory is None or not trajectory.external):
             raise UserError(f"{' and '.join(given)} can only be used for external checkpoints. Add --model")
@@ -115,7 +113,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     warn_if_saw_validation_images(str(path), trajectory.run, data)
     description = describe(trajectory.path)
     for advice in doubts(trajectory.last.network(options.torch_device), data):
-        log.warning("The images or the classes may be read otherwise than in training. %s", advice)
+        log.warning("The preprocessing or the order of classes may differ from training. %s", advice)
     _compare_with_stated(description["checkpoints"], len(data.val))
     chance, threshold = chance_level(data.val.labels_N)
     if all(checkpoint["val_accuracy"] < threshold for checkpoint in description["checkpoints"]):
@@ -178,14 +176,14 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
 
 
 def _compare_with_stated(checkpoints: Sequence[Mapping[str, Any]], images: int) -> None:
-    """Warn if the accuracy of the last checkpoint that states one is clearly lower here."""
+    """Warn if the last checkpoint that states an accuracy is clearly less accurate here."""
     stating = [checkpoint for checkpoint in checkpoints if checkpoint["stated_accuracy"] is not None]
     for checkpoint in stating[-1:]:
         stated, measured = checkpoint["stated_accuracy"], checkpoint["val_accuracy"]
         if stated - measured > max(0.02, 4 * (max(stated * (1 - stated), 0.01) / images) ** 0.5):
             log.warning(
-                "%s states an accuracy of %.1f%%, and %.1f%% is measured here. Its images were probably others, or "
-                "were read otherwise (--image-size, --resize, --mean, --std, --class-order).",
+                "%s states an accuracy of %.1f%%, but the measured accuracy is %.1f%%. Its trainer probably used other "
+                "images or other preprocessing (--image-size, --resize, --mean, --std, --class-order).",
                 checkpoint["file"],
                 100 * stated,
                 100 * measured,

@@ -81,13 +81,13 @@ class DataOptions(DataSetOptions):
     first teacher, otherwise 224."""
 
     resize: Resize | None = None
-    """For image folders, without augmentation: crop takes the center square, squash ignores the proportions. Default:
-    as in the given run or first teacher, otherwise crop."""
+    """For images from folders that are not augmented: crop takes the center square, squash ignores the aspect ratio.
+    Default: as in the given run or first teacher, otherwise crop."""
 
     class_order: str | None = None
-    """The order of the network's logits: FILE with one class name per line; timm for its order of folders, in which
-    numbers count and case does not; or names for the order of the names. Default: as in the given run, first teacher
-    or external checkpoint, otherwise the data set's."""
+    """The order of classes in the network's logits: a FILE with one class name per line, timm or names. timm is timm's
+    order of folders, which ignores case and sorts numbers by value; names sorts the names. Default: as in the given
+    run, first teacher or external checkpoint, otherwise the data set's order."""
 
     flip: bool | None = None
     """Augment with horizontal flips. Default: as in the given run or first teacher, otherwise yes (no for digits)."""
@@ -127,7 +127,7 @@ class DataOptions(DataSetOptions):
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--class-order {self.class_order} is neither {' nor '.join(get_args(NamedOrder))}, nor a file that "
-                f"can be read ({first_line(error)})"
+                f"can be read ({first_line(error)}). Give a file with one class name per line."
             ) from None
         return tuple(line.strip() for line in lines if line.strip())
 

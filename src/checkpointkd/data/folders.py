@@ -87,7 +87,7 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
             names += names_of_class
             labels += [label] * len(names_of_class)
         encoded = FolderImages(split, np.array([os.fsencode(name) for name in names]))
-        # The identity is the names and a sample of the content: reading ImageNet takes hours.
+        # The identity is the names and a sample of the content: reading all of ImageNet takes hours.
         normalized = b"\0".join(os.fsencode(unicodedata.normalize("NFC", name)) for name in names)
         digest = hashlib.sha256(normalized).hexdigest() + sample_digest(encoded, len(names))
         return StreamingImages(
@@ -130,7 +130,7 @@ class FolderImages:
 def _class_folders(split: Path) -> dict[str, str]:
     """Return the folder of each class, in the order of the folders' names.
 
-    Names of classes are in the Unicode normalization NFC, because copies between systems change that of file names.
+    Class names have the Unicode normalization NFC, because copies between systems change the normalization of names.
     """
     try:
         names = os.listdir(split)
@@ -139,7 +139,7 @@ def _class_folders(split: Path) -> dict[str, str]:
     folders: dict[str, str] = {}
     for name in sorted(name for name in names if name[0] != "." and os.path.isdir(split / name)):
         if folders.setdefault(unicodedata.normalize("NFC", name), name) != name:
-            raise UserError(f"Two folders in {split} have names that look the same, {name!r}. Join them.")
+            raise UserError(f"Two folders in {split} have names that look the same, {name!r}. Merge them.")
     return folders
 
 

@@ -144,8 +144,8 @@ def _checked_labels(splits: Any, split: str, label: str, path: str) -> Tensor:
     bad = sum(value is None or not 0 <= value < len(names) for value in values)
     if bad:
         raise UserError(
-            f"{bad} labels in hf:{path}, split {split}, are missing or not among the {len(names)} classes, numbered "
-            "from 0"
+            f"{bad} labels in hf:{path}, split {split}, are missing or not among the {len(names)} classes, which are "
+            "numbered from 0. Correct these labels, or remove their rows."
         )
     return torch.tensor(values)
 
@@ -169,7 +169,7 @@ def _load(datasets: Any, path: str) -> Any:
 
 
 def _with_classes(datasets: Any, splits: Any, path: str) -> Any:
-    """Return the splits with a column of class labels where they have labels that are words or numbers from 0 on."""
+    """Return the splits with class labels; labels that are words, or numbers from 0 on, are converted."""
     features = splits["train"].features
     kinds = [type(feature) for feature in features.values()]
     if datasets.ClassLabel in kinds or datasets.Image not in kinds:
@@ -182,9 +182,14 @@ def _with_classes(datasets: Any, splits: Any, path: str) -> Any:
         {value for split in labeled for value in splits[split].unique(label)}, key=lambda v: (str(type(v)), v)
     )
     if not values or any(value is None or isinstance(value, float) for value in values):
-        raise UserError(f"hf:{path} has labels in the column {label!r} that are missing, or are no classes")
+        raise UserError(
+            f"hf:{path} has labels in the column {label!r} that are missing or not whole. Labels must be words, or "
+            "whole numbers from 0 on."
+        )
     if not isinstance(values[0], str) and values != list(range(len(values))):
-        raise UserError(f"hf:{path} has the labels {values[0]} to {values[-1]} in {label!r}; they must count from 0 on")
+        raise UserError(
+            f"hf:{path} has the labels {values[0]} to {values[-1]} in {label!r}. Renumber them from 0 on, without gaps."
+        )
     classes = datasets.ClassLabel(names=[str(value) for value in values])
     return datasets.DatasetDict({split: splits[split].cast_column(label, classes) for split in labeled})
 

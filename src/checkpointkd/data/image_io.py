@@ -44,7 +44,7 @@ def decode_rgb(content: bytes, *, name: str) -> Image:
         raise UserError(f"{name} is empty. Replace it by an intact copy.")
     try:
         image = Image.open(io.BytesIO(content))
-        if image.mode[0] in "IF":  # Pillow, and so every loader on top of it, clips them to the lowest 256 levels
+        if image.mode[0] in "IF":  # Pillow, and each loader that uses Pillow, clips such pixels at 255
             raise UserError(f"{name} has more than 8 bits per channel (mode {image.mode}). Save it with 8 bits.")
         if "transparency" in image.info:
             image = image.convert("RGBA")

@@ -82,7 +82,10 @@ class Images(Protocol):
         ...
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation of each channel, of pixels in [0, 1]; 1 for a channel that is constant."""
+        """Return each channel's mean and standard deviation, of pixels in [0, 1].
+
+        The standard deviation of a constant channel is 1.
+        """
         ...
 
 

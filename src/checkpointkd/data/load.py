@@ -143,7 +143,7 @@ def _open(settings: DataConfig, on_progress: OnProgress | None) -> DataSet:
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Return the key by which timm sorts folders of classes: case does not count, and numbers are numbers.
+    """Return the key by which timm sorts folders of classes: case is ignored, and numbers are sorted by value.
 
     >>> sorted(["b", "10", "9", "A"], key=natural_key)
     ['9', '10', 'A', 'b']

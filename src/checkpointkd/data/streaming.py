@@ -180,7 +180,7 @@ def resized_crop(image: Image, size: int, left: int, top: int, width: int, heigh
 def resize_center_crop(image: Image, size: int, transform: EvalTransform = IMAGENET) -> Image:
     """Return an image as a square of `size` pixels, without augmentation.
 
-    With ImageNet's practice, the default, an image that is already such a square stays as it is.
+    With the default transform, an image that is already such a square stays as it is.
     """
     from PIL.Image import Resampling
 
@@ -241,15 +241,15 @@ def _load(cropped: _CroppedImages, batches: Sequence[Tensor], *, pin: bool = Fal
 
 
 def _until_killed(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Yield what workers load; raise UserError if one of them was killed."""
+    """Yield the batches that workers load; raise UserError if a worker was killed."""
     try:
         yield from iterator
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "A process that reads images was killed, probably for lack of memory. Repeat the command to continue; "
-            "CHECKPOINTKD_WORKERS=1 starts one such process only."
+            "A process that reads images was killed, probably for lack of memory. Repeat the command to continue. "
+            "With CHECKPOINTKD_WORKERS=1, only one process reads images."
         ) from None
 
 

@@ -149,12 +149,12 @@ def _build_body(model: str, config: Mapping[str, Any] | None, *, num_classes: in
 
 
 def _timm_arguments(model: str, text: str) -> dict[str, Any]:
-    """Return the arguments in `timm:NAME?global_pool=max&bn_eps=0.001`. None of them may fetch weights or files."""
+    """Return the arguments in `timm:NAME?global_pool=max&bn_eps=0.001`. Arguments that fetch files are refused."""
     arguments: dict[str, Any] = {}
     for part in text.split("&") if text else ():
         key, _, value = part.partition("=")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not value or key in TIMM_REFUSED:
-            raise UserError(f"Model {model!r}: {part!r} is not an argument of a timm network, such as global_pool=max")
+            raise UserError(f"Model {model!r}: {part!r} is not allowed. Give arguments such as global_pool=max.")
         try:
             arguments[key] = json.loads(value)
         except ValueError:

@@ -21,7 +21,7 @@ PREFIX = "hf:"
 MOST_PARAMETERS = 2_000_000_000
 MOST_BLOCKS = 300
 LARGEST = 100_000  # of a size in a config
-LARGEST_CONFIG = 10_000_000  # bytes of config.json; names of 20,000 classes have 2
+LARGEST_CONFIG = 10_000_000  # bytes of config.json; names of 20,000 classes take 2,000,000
 DEEPEST = 8  # containers in containers
 MOST_BUFFERS = 50_000_000
 # Not properties of the architecture: the classes are the data set's, and the rest may fetch weights or code.
@@ -95,7 +95,7 @@ def build_from_config(
         most: Refuse a network with more parameters.
 
     Raises:
-        UserError: If transformers is missing, does not know the network, or cannot build it; or if it is too large.
+        UserError: If transformers is missing or cannot build the network, or if the network is too large.
     """
     try:
         import transformers
@@ -115,9 +115,11 @@ def build_from_config(
         parameters = sum(parameter.numel() for parameter in outline.parameters())
         buffers = sum(buffer.numel() for buffer in outline.buffers())
         if buffers > MOST_BUFFERS:
-            raise UserError(f"config.json describes {buffers:,} fixed numbers; at most {MOST_BUFFERS:,} are built")
+            raise UserError(
+                f"config.json describes {buffers:,} values in buffers; at most {MOST_BUFFERS:,} are allowed"
+            )
         if parameters > most:
-            raise UserError(f"config.json describes {parameters:,} parameters; at most {most:,} are built")
+            raise UserError(f"config.json describes {parameters:,} parameters; at most {most:,} are allowed")
         return transformers.AutoModelForImageClassification.from_config(described, trust_remote_code=False)
     except UserError:
         raise
@@ -171,7 +173,7 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: If the file is damaged or very large, or holds no object.
     """
     if path.is_file() and path.stat().st_size > LARGEST_CONFIG:
-        raise UserError(f"{path} is refused: it has {path.stat().st_size:,} bytes")
+        raise UserError(f"{path} is refused: it has {path.stat().st_size:,} bytes, more than {LARGEST_CONFIG:,}")
     content = storage.read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")
@@ -179,7 +181,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def most_parameters(folder: Path) -> int:
-    """Return the most parameters that the weights in a folder can fill; the general limit where it holds none."""
+    """Return the most parameters that the weights in a folder can fill; without weights, the general limit."""
     endings = (".safetensors", ".bin")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(endings) and file.is_file())
     return min(size, MOST_PARAMETERS) or MOST_PARAMETERS

@@ -24,7 +24,8 @@ class Network(nn.Module):
         body: The module.
         mean: Mean of each channel, for images in [0, 1].
         std: Standard deviation of each channel.
-        channel_order: `bgr` if the body takes blue first; `mean` and `std` are in its order. Images are RGB.
+        channel_order: `bgr` if the body takes the blue channel first; `mean` and `std` follow this order. Images are
+            RGB.
     """
 
     mean: Tensor

@@ -131,7 +131,7 @@ class ExternalCheckpoint(Record, frozen=True):
     sha256: str
     accuracy: Share | None
     stood_in: tuple[str, ...] = ()  # classes in the file that were read as data
-    stated_accuracy: float | None = None  # as the trainer measured it, on images of its own
+    stated_accuracy: float | None = None  # as the trainer measured it, on its own images
 
 
 class ExternalRecord(RunRecord, frozen=True, tag="external", kw_only=True):
@@ -231,7 +231,7 @@ class RunResult(Record, frozen=True, omit_defaults=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.test is None) != (self.test_images is None):
-            raise ValueError("test and test_images must be there both, or neither")
+            raise ValueError("test and test_images must be given together")
 
 
 class _Versioned(Record, frozen=True, kw_only=True):

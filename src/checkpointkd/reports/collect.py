@@ -132,7 +132,7 @@ def _result_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read_all(folder: Path, files: list[Path], read: Callable[[Path], T], notes: list[str]) -> dict[str, T]:
-    """Return the results in these files, by the name of their folder; a note says which cannot be read."""
+    """Return the results in these files, by the name of their folder; a note names each damaged file."""
     results = {}
     for path in files:
         try:
@@ -143,7 +143,7 @@ def _read_all(folder: Path, files: list[Path], read: Callable[[Path], T], notes:
 
 
 def _read_runs(files: Mapping[str, list[Path]], notes: list[str]) -> list[Trajectory]:
-    """Return the runs, without the trials of `tune` and the pilot runs; a note says which cannot be read."""
+    """Return the runs, without the trials of `tune` and the pilot runs; a note names each damaged run."""
     parts = [path.parent / "trials" for path in files["tune.json"]]
     parts += [path.parent / "pilot_runs" for path in files["pilot_search.json"]]
     runs = []

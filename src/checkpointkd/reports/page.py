@@ -102,7 +102,7 @@ def refuse_others(out: Path) -> Path:
 
 
 def _is_unmarked(folder: Path) -> bool:
-    """Whether a killed process may have left a folder before it wrote the mark: nothing whole is in it."""
+    """Whether a folder holds only half-written files: a process may have been killed before it wrote the mark."""
     return folder.is_dir() and all(name.endswith(storage.TMP_SUFFIX) for name in os.listdir(folder))
 
 

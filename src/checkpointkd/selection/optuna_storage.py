@@ -169,10 +169,10 @@ def run_trial(
     *,
     shared: bool,
 ) -> None:
-    """Run the next trial, or in a study that is not shared continue the one that a stopped process left.
+    """Run the next trial. In a study that is not shared, first continue a trial that a stopped process left.
 
-    A continued trial keeps its number: Hyperband's brackets depend on it, so another number would prune other trials.
-    `Study.optimize` gives a stopped trial up. It is used for shared studies, because it sends heartbeats.
+    A continued trial keeps its number: Hyperband's brackets depend on the number, and so does the pruning.
+    `Study.optimize` abandons a stopped trial. Shared studies use `Study.optimize`, because it sends heartbeats.
     """
     if shared:
         study.optimize(objective, n_trials=1, callbacks=[callback])

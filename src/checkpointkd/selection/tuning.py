@@ -216,7 +216,7 @@ class _Runner:
             if row["epoch"] not in reported:
                 reported.add(row["epoch"])
                 trial.report(row["val_accuracy"], row["epoch"])
-            elif row["epoch"] != max(before, default=None):  # the last one may not have been judged
+            elif row["epoch"] != max(before, default=None):  # the last report may not have been judged
                 return
             if trial.should_prune():
                 raise optuna.TrialPruned

@@ -87,7 +87,7 @@ class LogitFile:
         self._rows_MW[row_M] = torch.cat([values_MW, _checksum(values_MW, row_M)[:, None]], 1)
 
     def _is_cut(self) -> bool:
-        """Whether another program has shortened the file: reading what is mapped would end the process."""
+        """Whether another program has shortened the file: reading the lost part would kill the process."""
         return os.fstat(self._file).st_size != self._size
 
 

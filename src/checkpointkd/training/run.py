@@ -160,7 +160,7 @@ def run_training(
 
 
 def _check_last_batch(network: Network, spec: RunSpec, data: Data, image_1CHW: Tensor) -> None:
-    """Raise UserError if each epoch ends in a batch of one image, and the network cannot be trained on one."""
+    """Raise UserError if each epoch ends in a batch of one image, and the network cannot be trained on one image."""
     if len(data.train) % spec.recipe.batch_size != 1:
         return
     try:
