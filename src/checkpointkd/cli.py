@@ -212,7 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
-        return _fail(f"There is not enough memory ({first_line(error)}). A smaller --batch-size needs less memory.")
+        return _fail(
+            f"There is not enough memory ({first_line(error)}). Use smaller batches, fewer images or a smaller network."
+        )
     return 0
 
 

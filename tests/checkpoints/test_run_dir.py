@@ -26,11 +26,11 @@ def test_the_same_command_again_changes_nothing(teacher_run: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 5}, "recipe epochs 4 there, 5 here"),
-        ({"seed": 1}, "seed 0 there, 1 here"),
-        ({"train_images": 90}, "data train_images 100 there, 90 here"),
-        ({"select_on": "test"}, "data select_on 'val' there, 'test' here"),
-        ({"save_every": 2}, "save_every 1 there, 2 here"),
+        ({"epochs": 5}, "recipe epochs 4 stored, 5 given"),
+        ({"seed": 1}, "seed 0 stored, 1 given"),
+        ({"train_images": 90}, "data train_images 100 stored, 90 given"),
+        ({"select_on": "test"}, "data select_on 'val' stored, 'test' given"),
+        ({"save_every": 2}, "save_every 1 stored, 2 given"),
     ],
 )
 def test_another_run_in_the_directory_is_refused_with_the_difference(teacher_run: Path, change: dict, message: str):
@@ -38,7 +38,7 @@ def test_another_run_in_the_directory_is_refused_with_the_difference(teacher_run
     with pytest.raises(UserError, match="already holds another run") as caught:
         ckd.train("wrn_10_1", out=teacher_run, **(AGAIN | change))
     assert message in str(caught.value)
-    with pytest.raises(UserError, match="model 'wrn_10_1' there, 'wrn_16_1' here"):
+    with pytest.raises(UserError, match="model 'wrn_10_1' stored, 'wrn_16_1' given"):
         ckd.train("wrn_16_1", out=teacher_run, **AGAIN)
     assert _snapshot(teacher_run) == before
 

@@ -438,7 +438,7 @@ def test_images_in_hidden_folders_are_ignored_and_named(folder: Path, caplog: py
     before = load_data(_settings(folder)).record
     shutil.copytree(folder / "train" / "class-1", folder / "train" / "class-0" / ".thumbnails")
     assert load_data(_settings(folder)).record == before
-    assert f"The hidden folder {folder / 'train' / 'class-0' / '.thumbnails'} is ignored" in caplog.text
+    assert f"Ignoring the hidden folder {folder / 'train' / 'class-0' / '.thumbnails'}" in caplog.text
 
 
 def test_changed_content_under_the_same_names_changes_the_identity(folder: Path):

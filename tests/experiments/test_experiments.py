@@ -239,7 +239,7 @@ def test_replaced_results_give_a_warning(smoke: Path, tmp_path: Path, caplog):
     out = copied(smoke, tmp_path / "out", "figure7")
     ckd.reproduce("figure7", preset="smoke", out=out, seeds=1)
     assert f"The results of figure7 in {out} are replaced" in caplog.text
-    assert "seeds 2 there, 1 here" in caplog.text
+    assert "seeds 2 stored, 1 given" in caplog.text
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_best_of_last_ten_is_recorded_beside_the_last(tmp_path: Path):
 def test_another_method_weight_is_another_run(teacher_run: Path, tmp_path: Path):
     options = {"teachers": [str(teacher_run)], "out": tmp_path / "s", **SHORT}
     ckd.distill("wrn_10_1", **options)
-    with pytest.raises(UserError, match=r"another run \(distill_config method_weight None there, 0.3 here"):
+    with pytest.raises(UserError, match=r"another run \(distill_config method_weight None stored, 0.3 given"):
         ckd.distill("wrn_10_1", method_weight=0.3, **options)
 
 

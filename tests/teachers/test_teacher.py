@@ -93,9 +93,9 @@ def test_a_students_record_names_its_teachers(teacher_run: Path, tmp_path: Path)
 
 def test_other_teachers_are_another_run(teacher_run: Path, tmp_path: Path):
     ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], epochs=1, out=tmp_path / "s")
-    with pytest.raises(UserError, match=r"another run \(teachers 'epoch 2 \(\w{8}\)' there, 'epoch 4"):
+    with pytest.raises(UserError, match=r"another run \(teachers 'epoch 2 \(\w{8}\)' stored, 'epoch 4"):
         ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@4"], epochs=1, out=tmp_path / "s")
-    with pytest.raises(UserError, match=r"already holds another run \(kd alpha 0\.5 there, 0\.9 here\)"):
+    with pytest.raises(UserError, match=r"already holds another run \(kd alpha 0\.5 stored, 0\.9 given\)"):
         ckd.distill("wrn_10_1", teachers=[f"{teacher_run}@2"], alpha=0.9, epochs=1, out=tmp_path / "s")
 
 

@@ -27,7 +27,7 @@ def test_the_measured_precision_is_kept_when_a_run_continues(tmp_path: Path, mon
     assert all(tensor.dtype != torch.bfloat16 for tensor in first.last.network().state_dict().values())
     monkeypatch.setattr(run_module, "benchmark_precision", lambda *_: pytest.fail("the precision was measured again"))
     assert ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL).last.sha256 == first.last.sha256
-    with pytest.raises(UserError, match="precision 'bf16' there, 'fp32' here"):
+    with pytest.raises(UserError, match="precision 'bf16' stored, 'fp32' given"):
         ckd.train("wrn_10_1", out=tmp_path / "run", precision="fp32", **SMALL)
     with pytest.raises(UserError, match=r"Unknown precision 'fp16'. Did you mean"):
         ckd.train("wrn_10_1", out=tmp_path / "other", precision="fp16", **SMALL)  # type: ignore[arg-type]

@@ -78,7 +78,8 @@ def load_as_stated(
     for key in [key for key in changes if named.get(key, key) in given]:
         stated_value = changes.pop(key)
         if stated_value != getattr(settings, key):
-            log.info("--%s overrides the checkpoint's %s", named.get(key, key).replace("_", "-"), stated_value)
+            shown = getattr(stated_value, "resize", stated_value)
+            log.info("--%s overrides the checkpoint's %s", named.get(key, key).replace("_", "-"), shown)
     applied = replace(
         stated, classes=None, **{key: changes.get(key) for key in ("image_size", "eval_transform", "class_order")}
     )

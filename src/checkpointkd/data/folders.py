@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..config import DataConfig, OnProgress
-from ..errors import UserError, check_exists
+from ..errors import UserError, check_exists, pluralize
 from .cache import cache_dir
 from .datasets import DataSet
 from .image_io import require_pillow
@@ -162,7 +162,8 @@ def _image_names(class_folder: Path) -> list[str]:
         visited.add((state.st_dev, state.st_ino))
         hidden = sorted(name for name in folders if name[0] == ".")
         if hidden:
-            log.warning("The hidden folder %s is ignored", os.path.join(parent, hidden[0]))
+            more = f" and {pluralize(len(hidden) - 1, 'more hidden folder')}" if len(hidden) > 1 else ""
+            log.warning("Ignoring the hidden folder %s%s", os.path.join(parent, hidden[0]), more)
         folders[:] = sorted(set(folders) - set(hidden))
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and name[0] != ".":

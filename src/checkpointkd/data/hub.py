@@ -105,7 +105,10 @@ class HubImages:
             return entry.get("bytes") or b""
         path = os.path.abspath(entry["path"])
         if not any(path.startswith(os.path.join(root, "")) for root in self.roots):
-            raise UserError(f"{self.name(number)} names the file {path}, which is not in the data set's own folder")
+            raise UserError(
+                f"{self.name(number)} names the file {path}, which is not in the data set's own "
+                "folder. Copy the file there."
+            )
         return read_bytes(Path(path))
 
     def embedded(self) -> bool:

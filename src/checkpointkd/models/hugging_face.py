@@ -119,7 +119,11 @@ def build_from_config(
                 f"config.json describes {buffers:,} values in buffers; at most {MOST_BUFFERS:,} are allowed"
             )
         if parameters > most:
-            raise UserError(f"config.json describes {parameters:,} parameters; at most {most:,} are allowed")
+            raise UserError(
+                f"config.json describes {parameters:,} parameters, but the weights in its folder have {most:,} bytes"
+                if most < MOST_PARAMETERS
+                else f"config.json describes {parameters:,} parameters; at most {most:,} are allowed"
+            )
         return transformers.AutoModelForImageClassification.from_config(described, trust_remote_code=False)
     except UserError:
         raise
@@ -189,8 +193,10 @@ def most_parameters(folder: Path) -> int:
 
 def _architecture(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """Return the entries that describe an architecture: numbers, words, lists of them, and dicts of such entries."""
-    if depth > DEEPEST or (depth and config.get("model_type") == "timm_wrapper"):
-        raise UserError("config.json is refused: it is nested too deeply, or holds a network of another library")
+    if depth > DEEPEST:
+        raise UserError("config.json is refused: it is nested too deeply")
+    if depth and config.get("model_type") == "timm_wrapper":
+        raise UserError("config.json is refused: a timm_wrapper lies inside another network")
     return {
         key: _architecture(value, depth + 1) if isinstance(value, dict) else value
         for key, value in config.items()

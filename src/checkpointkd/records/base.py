@@ -161,7 +161,7 @@ def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[st
     """List how given settings differ from stored ones. The `source` of data, their place on disk, may differ.
 
     >>> config_differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
-    ['recipe epochs 5 there, 3 here']
+    ['recipe epochs 5 stored, 3 given']
     """
     differences: list[str] = []
     for name, value in given.items():
@@ -169,5 +169,5 @@ def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[st
         if isinstance(value, dict) and isinstance(stored_value, dict):
             differences += [f"{name} {difference}" for difference in config_differences(value, stored_value)]
         elif name != "source" and stored_value != value:
-            differences.append(f"{name} {stored_value!r} there, {value!r} here")
+            differences.append(f"{name} {stored_value!r} stored, {value!r} given")
     return differences
