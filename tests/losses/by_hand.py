@@ -72,6 +72,77 @@ def dist(students: Sequence[Vector], teachers: Sequence[Sequence[Vector]], tau: 
     return [tau**2 * (value + intra) for value in inter]
 
 
+def wttm(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
+    powers = [value ** (1 / tau) for value in ensemble(teachers, 1.0)]
+    return sum(powers) * kl([value / sum(powers) for value in powers], softmax(student))
+
+
+def mlkd(
+    students: Sequence[Vector], teachers: Sequence[Sequence[Vector]], tau: float, *, standardized: bool
+) -> list[float]:
+    """Return one value per example; `teachers` is indexed by example, then by teacher."""
+    instance = lskd if standardized else kd
+    examples = range(len(students))
+    total = [0.0] * len(students)
+    for factor in (0.5, 0.75, 1.0, 1.25, 1.5):
+        p = [softmax(z, factor * tau) for z in students]
+        q = [ensemble(z, factor * tau) for z in teachers]
+        p_columns, q_columns = list(zip(*p, strict=True)), list(zip(*q, strict=True))
+        classes = range(len(p_columns))
+        class_term = sum(
+            (dot(p_columns[i], p_columns[j]) - dot(q_columns[i], q_columns[j])) ** 2 for i in classes for j in classes
+        ) / len(p_columns)
+        for i in examples:
+            batch_term = sum((dot(p[i], p[j]) - dot(q[i], q[j])) ** 2 for j in examples)
+            total[i] += instance(students[i], teachers[i], factor * tau) + batch_term + class_term
+    return total
+
+
+def adapter(m: Map, weight: Sequence[Map], means: Vector, variances: Vector) -> list[list[list[float]]]:
+    """A convolution that keeps the size, and batch norm with running statistics."""
+    height, width, half = len(m[0]), len(m[0][0]), len(weight[0][0]) // 2
+
+    def value(kernel: Map, i: int, j: int) -> float:
+        return sum(
+            kernel[c][a][b] * m[c][i + a - half][j + b - half]
+            for c in range(len(m))
+            for a in range(len(kernel[0]))
+            for b in range(len(kernel[0][0]))
+            if 0 <= i + a - half < height and 0 <= j + b - half < width
+        )
+
+    return [
+        [[(value(kernel, i, j) - m_) / math.sqrt(v + 1e-5) for j in range(width)] for i in range(height)]
+        for kernel, m_, v in zip(weight, means, variances, strict=True)
+    ]
+
+
+def nearest(m: Map, side: int) -> list[list[list[float]]]:
+    size = len(m[0])
+    return [[[channel[i * size // side][j * size // side] for j in range(side)] for i in range(side)] for channel in m]
+
+
+def hcl(student: Map, teacher: Map) -> float:
+    """For maps of 2×2 and of 1×1, whose only coarser level is the mean."""
+    total = mean([(a - b) ** 2 for a, b in zip(flat(student), flat(teacher), strict=True)])
+    if len(student[0]) == 1:
+        return total
+    coarse = mean([(a - b) ** 2 for a, b in zip(pooled(student), pooled(teacher), strict=True)])
+    return (total + 0.5 * coarse) / 1.5
+
+
+def fused(m: Map, later: Map, weight: Sequence[Vector], bias: Vector) -> list[list[list[float]]]:
+    """Attention-based fusion of two maps of one size."""
+    output = [[[0.0] * len(m[0][0]) for _ in m[0]] for _ in m]
+    for i in range(len(m[0])):
+        for j in range(len(m[0][0])):
+            x, y = [channel[i][j] for channel in m], [channel[i][j] for channel in later]
+            own, others = (1 / (1 + math.exp(-z)) for z in linear(weight, bias, [*x, *y]))
+            for c in range(len(m)):
+                output[c][i][j] = own * x[c] + others * y[c]
+    return output
+
+
 def positions(m: Map) -> list[list[float]]:
     """Return a map's channel vectors, position by position."""
     return [[channel[i][j] for channel in m] for i in range(len(m[0])) for j in range(len(m[0][0]))]

@@ -20,7 +20,7 @@ RELATIONAL = ["sp", "cc", "rkd", "pkt"]  # compare examples with each other, so 
 
 
 def test_the_exam_covers_both_kinds_of_methods():
-    assert LOGIT_METHODS == ["kd", "lskd", "dkd", "dist"]
+    assert LOGIT_METHODS == ["kd", "lskd", "dkd", "dist", "wttm", "mlkd", "mlkd-ls"]
     assert len(FEATURE_METHODS) == len(METHODS) - len(LOGIT_METHODS) > 0
 
 
@@ -31,6 +31,8 @@ def test_logit_methods_match_their_equations(name: str):
     student_rows, teacher_rows = student.tolist(), teachers.transpose(0, 1).tolist()
     if name == "dist":
         expected = by_hand.dist(student_rows, teacher_rows, 2.5)
+    elif name.startswith("mlkd"):
+        expected = by_hand.mlkd(student_rows, teacher_rows, 2.5, standardized=name == "mlkd-ls")
     elif name == "dkd":
         expected = [by_hand.dkd(student_rows[b], teacher_rows[b], int(LABELS[b]), 2.5) for b in range(B)]
     else:
@@ -55,12 +57,33 @@ def _expected(name: str, method: Any, student: list[Tensor], teacher: list[Tenso
         return torch.tensor(
             [sum(by_hand.vid(s[n][b], t[n][b], weights[n], scales[n]) for n in stages) for b in range(B)]
         )
+    if name == "reviewkd":
+        return torch.tensor([_reviewkd(method, [s[n][b] for n in stages], [t[n][b] for n in stages]) for b in range(B)])
     if name == "fsp":
         return torch.tensor([by_hand.fsp([s[n][b] for n in stages], [t[n][b] for n in stages]) for b in range(B)])
     if name == "sp":
         return torch.tensor(by_hand.sp(s[0], t[0]))
     student_vectors, teacher_vectors = ([by_hand.pooled(m) for m in maps] for maps in (s[0], t[0]))
     return torch.tensor(getattr(by_hand, name)(student_vectors, teacher_vectors))
+
+
+def _reviewkd(method: Any, student: list[by_hand.Map], teacher: list[by_hand.Map]) -> float:
+    """Return ReviewKD's term of one example."""
+
+    def adapted(adapter: Any, m: by_hand.Map) -> list[list[list[float]]]:
+        norm = adapter.norm
+        return by_hand.adapter(m, adapter.conv.weight.tolist(), norm.running_mean.tolist(), norm.running_var.tolist())
+
+    last = [[[[value]] for value in by_hand.pooled(maps[-1])] for maps in (student, teacher)]
+    total, residual = 0.0, None
+    for fusion, m, target in reversed(list(zip(method.fusions, [*student, last[0]], [*teacher, last[1]], strict=True))):
+        reduced = adapted(fusion.reduce, m)
+        if residual is not None:
+            weight, bias = fusion.attention.weight[:, :, 0, 0].tolist(), fusion.attention.bias.tolist()
+            reduced = by_hand.fused(reduced, by_hand.nearest(residual, len(m[0])), weight, bias)
+        residual = by_hand.nearest(reduced, len(target[0]))
+        total += by_hand.hcl(adapted(fusion.expand, residual), target)
+    return total
 
 
 @pytest.mark.parametrize("name", [name for name in FEATURE_METHODS if name != "crd"])
@@ -77,15 +100,18 @@ def test_feature_methods_match_their_equations(name: str):
 
 @pytest.mark.parametrize("name", LOGIT_METHODS)
 def test_loss_and_gradient_are_zero_for_the_teachers_logits(name: str):
+    """In WTTM the student has no temperature, so its logits are those of the teacher over τ."""
     teacher = random(B, K)
-    student = teacher.clone().requires_grad_()
+    student = (teacher / 3.0 if name == "wttm" else teacher.clone()).requires_grad_()
     loss = METHODS[name]()(student, teacher[None], LABELS, KDConfig(tau=3.0), None)
     loss.sum().backward()
     torch.testing.assert_close(loss, torch.zeros(B).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(student.grad, torch.zeros(B, K).double(), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in FEATURE_METHODS if name not in ("fitnets", "vid", "crd")])
+@pytest.mark.parametrize(
+    "name", [name for name in FEATURE_METHODS if name not in ("fitnets", "vid", "crd", "reviewkd")]
+)
 def test_loss_is_zero_for_the_teachers_features(name: str):
     """The excluded methods put layers of their own between student and teacher."""
     _, teacher = random_features(name)

@@ -172,7 +172,7 @@ def test_several_teachers_give_the_weighted_mean_of_their_terms(name: str, teach
         for method in objective.methods[1:]:  # equal layers, so that only the teachers differ
             method.load_state_dict(objective.methods[0].state_dict())
         torch.manual_seed(0)
-        return objective(student, batch, 0.0)[0].detach()
+        return objective(student, batch, 0.5)[0].detach()
 
     difference = loss([4], (1.0,), alpha=1.0) - loss([4], alpha=1.0)
     torch.testing.assert_close(difference, torch.zeros(20), atol=1e-5, rtol=0)
@@ -186,12 +186,38 @@ def test_several_teachers_give_the_weighted_mean_of_their_terms(name: str, teach
     assert not torch.allclose(loss([4], alpha=0.5), second), "α < 1 must add the teachers' predictions"
 
 
+@pytest.mark.parametrize("name", ["dkd", "reviewkd"])
+def test_the_weight_grows_over_the_warm_up(name: str, teacher_run: Path):
+    images, batch = _digits()
+    student, network = _student().eval(), resolve(str(teacher_run)).checkpoint.network()
+    teacher = Teacher([resolve(str(teacher_run))], device=torch.device("cpu"))
+    objective = distillation(
+        name,
+        teacher,
+        KDConfig(alpha=1.0),
+        DistillConfig(),
+        student=student,
+        teachers=[("t", network)],
+        images=images,
+        seed=0,
+    ).eval()
+
+    def term(train_fraction: float) -> Tensor:
+        loss, logits = objective(student, batch, train_fraction)
+        return (loss - cross_entropy(logits, batch.labels_B)).detach()
+
+    whole = term(20 / 240)
+    assert whole.abs().max() > 1e-3
+    for share in (0.0, 0.25, 1.0):
+        torch.testing.assert_close(term(share * 20 / 240), share * whole, rtol=1e-4, atol=1e-5)
+
+
 def test_feature_methods_compute_in_float32_under_autocast(teacher_run: Path):
     """Gram matrices and exponentials lose too much in bfloat16."""
     dtypes = []
 
     class DtypeSpy(nn.Module):
-        alpha, weight, feature_kind = 1.0, 1.0, "vector"
+        alpha, weight, warm_up, feature_kind = 1.0, 1.0, 0.0, "vector"
 
         def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
             gram = student[0].flatten(1) @ student[0].flatten(1).T

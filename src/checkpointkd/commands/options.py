@@ -265,8 +265,9 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     or RUN@best. RUN alone is its last checkpoint."""
 
     method: str = "kd"
-    """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist. From their
-    features: fitnets, at, sp, cc, vid, rkd, fsp, pkt, crd."""
+    """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, mlkd
+    (several levels), mlkd-ls (with standardized logits). From their features: fitnets, at, sp, cc, vid, rkd, fsp, pkt,
+    crd, reviewkd."""
 
     tau_squared: bool = KDConfig.tau_squared
     """Multiply the distillation loss by the squared temperature, as is common and as the authors' code does. The

@@ -51,11 +51,13 @@ class FeatureSpec:
 class FeatureMethod(nn.Module, ABC):
     """Interface of all feature methods: the defaults, the constructor and the call.
 
-    `alpha` is the default weight of the labels and `weight` that of the method's term. `feature_kind` selects the
-    default features: the maps of all stages, of the middle stage, the last map, or the vector before the classifier.
+    `alpha` is the default weight of the labels and `weight` that of the method's term, which grows linearly from 0
+    over the first `warm_up` of the training. `feature_kind` selects the default features: the maps of all stages, of
+    the middle stage, the last map, or the vector before the classifier.
     """
 
     alpha: ClassVar[float] = 1.0
+    warm_up: ClassVar[float] = 0.0
     weight: ClassVar[float]
     feature_kind: ClassVar[FeatureKind]
 
@@ -273,14 +275,15 @@ def _sum(terms: Iterable[Tensor]) -> Tensor:
 
 
 class Adapter(nn.Module):
-    """A trained map from C channels to D: a 1×1 convolution and batch norm.
+    """A trained map from C channels to D: a convolution, by default 1×1, and batch norm.
 
     A batch with a single value per channel has no variance, so the running statistics normalize it.
     """
 
-    def __init__(self, C: int, D: int) -> None:
+    def __init__(self, C: int, D: int, *, kernel_size: int = 1) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(C, D, 1, bias=False), nn.BatchNorm2d(D)
+        self.conv = nn.Conv2d(C, D, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(D)
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         map_BDhw = self.conv(map_BChw)

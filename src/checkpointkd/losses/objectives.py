@@ -25,12 +25,16 @@ from . import features, logits
 from .crd import CRD
 from .distillation_loss import cross_entropy, label_smoothing, soft_loss
 from .matching import FeaturePaths, channels_first_map, match_features
+from .review import ReviewKD
 
 METHODS: dict[str, Any] = {
     "kd": logits.KD,
     "lskd": logits.StandardizedKD,
     "dkd": logits.DKD,
     "dist": logits.DIST,
+    "wttm": logits.WTTM,
+    "mlkd": logits.MLKD,
+    "mlkd-ls": logits.StandardizedMLKD,
     "fitnets": features.FitNets,
     "at": features.AT,
     "sp": features.SP,
@@ -40,6 +44,7 @@ METHODS: dict[str, Any] = {
     "fsp": features.FSP,
     "pkt": features.PKT,
     "crd": CRD,
+    "reviewkd": ReviewKD,
 }
 
 _DEFAULT_CONFIG = DistillConfig()
@@ -114,8 +119,7 @@ class LogitDistillation(nn.Module):
         else:
             teacher_TBK = batch.teacher_TBK[active]
         active_weights = None if weights is None else [weights[member] for member in active]
-        warm_up = self.method.warm_up
-        weight = self.weight if train_fraction >= warm_up else self.weight * train_fraction / warm_up
+        weight = _weight_at(train_fraction, self.weight, self.method.warm_up)
         hard_B = cross_entropy(student_BK, batch.labels_B)
         soft_B = self.method(student_BK, teacher_TBK, batch.labels_B, kd_config, active_weights)
         return kd_config.alpha * hard_B + weight * soft_B, logits_BK
@@ -160,6 +164,7 @@ class FeatureDistillation(nn.Module):
             if not activations[path].requires_grad:
                 raise UserError(f"The student's {path!r} has no gradient and cannot learn. Name another module.")
         kd_config = _config_at(train_fraction, self.kd_config, self.distill_config)
+        weight = _weight_at(train_fraction, self.weight, self.methods[0].warm_up)
         count = len(self.pairs)
         weights = self.distill_config.weights_at(train_fraction, count) or (1 / count,) * count
         active = [member for member in range(count) if weights[member] > 0]
@@ -178,7 +183,7 @@ class FeatureDistillation(nn.Module):
                 ]
                 teacher_maps = [channels_first_map(feature, images_BCHW) for feature in teacher_features]
                 term_B = self.methods[member](student_maps, teacher_maps, batch)
-                loss_B = loss_B + self.weight * weights[member] * term_B
+                loss_B = loss_B + weight * weights[member] * term_B
         return loss_B, logits_BK
 
 
@@ -249,6 +254,11 @@ def _method_weight(method: Any, kd_config: KDConfig, distill_config: DistillConf
     if distill_config.method_weight is not None:
         return distill_config.method_weight
     return method.weight if method.weight is not None else 1 - kd_config.alpha
+
+
+def _weight_at(train_fraction: float, weight: float, warm_up: float) -> float:
+    """Return the weight of the method's term, which grows linearly from 0 while this share of the training warms up."""
+    return weight if train_fraction >= warm_up else weight * train_fraction / warm_up
 
 
 def _config_at(train_fraction: float, kd_config: KDConfig, distill_config: DistillConfig) -> KDConfig:
