@@ -48,11 +48,21 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: 
         ckd.config.cache_dir()
 
 
-def test_a_current_folder_that_was_deleted_gives_no_traceback(tmp_path: Path):
+def test_a_current_folder_that_was_deleted_is_named(tmp_path: Path):
     script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m checkpointkd.cli cache list"
     done = subprocess.run(script, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "FileNotFoundError" not in done.stderr
-    assert done.returncode in (0, 2)
+    assert "checkpointkd: The current folder was deleted. Go to another folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_closed_standard_streams_do_not_stop_a_command(teacher_run: Path, tmp_path: Path, closed: str):
+    """The next file that is opened must not take their place."""
+    script = f"{sys.executable} -m checkpointkd.cli export {teacher_run} --out student {closed}"
+    done = subprocess.run(script, shell=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "student" / "config.json").exists()
 
 
 class Pooled(nn.Module):

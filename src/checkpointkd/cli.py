@@ -182,10 +182,16 @@ class _BarsHandler(logging.Handler):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: the next file that is opened would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal does not have are replaced
             stream.reconfigure(errors="replace")
-    _search_current_folder_last()
+    try:
+        _search_current_folder_last()
+    except FileNotFoundError:  # without a current folder, PyTorch's libraries end the process
+        return _fail("The current folder was deleted. Go to another folder, and run the command again")
     log.setLevel(logging.INFO)
     log.propagate = False
     words = sys.argv[1:] if arguments is None else arguments
@@ -221,10 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _search_current_folder_last() -> None:
     """Let users name their own modules without hiding installed ones: a folder `datasets` must not replace Hugging
     Face's. `python -m` puts the current folder first."""
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:  # the current folder was deleted
-        return
+    here = os.getcwd()
     if sys.path and sys.path[0] in ("", here):
         del sys.path[0]
     if here not in sys.path:

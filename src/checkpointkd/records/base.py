@@ -105,7 +105,7 @@ def decode(content: bytes, kind: type[T], *, path: Path, remedy: str) -> T:
     """The record that a file's content holds; raises UserError that names the file, the field and the remedy."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. {remedy}") from None
 
 
