@@ -56,6 +56,25 @@ def test_a_current_folder_that_was_deleted_is_named(tmp_path: Path):
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "checkpointkd"], [str(Path(sys.executable).parent / "checkpointkd")]]
+)
+def test_no_file_in_the_current_folder_is_imported(teacher_run: Path, tmp_path: Path, command: list[str]):
+    """Neither in place of an installed package, nor where an optional package of a library is missing."""
+    names = ("cyclopts", "torch", "timm", "lz4", "numexpr", "zstandard", "dill")
+    for name in (*names, "planted"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name}.imported', 'w')\nraise SystemExit(7)\n")
+    for arguments in (["--help"], ["inspect", str(teacher_run)], ["inspect", str(teacher_run), "--model", "timm:a"]):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 2), done.stderr
+    assert not list(tmp_path.glob("*.imported"))
+    done = subprocess.run(
+        [*command, "train", "planted:Net", "--data", "digits", "--out", "run"], cwd=tmp_path, check=False
+    )
+    assert done.returncode == 7
+    assert [path.name for path in tmp_path.glob("*.imported")] == ["planted.imported"]
+
+
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
 def test_closed_standard_streams_do_not_stop_a_command(teacher_run: Path, tmp_path: Path, closed: str):
     """The next file that is opened must not take their place."""

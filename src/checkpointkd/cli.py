@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal does not have are replaced
             stream.reconfigure(errors="replace")
     try:
-        _search_current_folder_last()
+        if sys.path[0] in ("", os.getcwd()):  # `python -m` puts the current folder before the installed packages
+            del sys.path[0]
     except FileNotFoundError:  # without a current folder, PyTorch's libraries end the process
         return _fail("The current folder was deleted. Go to another folder, and run the command again")
     log.setLevel(logging.INFO)
@@ -222,16 +223,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"There is not enough memory ({first_line(error)}). Use smaller batches, fewer images or a smaller network."
         )
     return 0
-
-
-def _search_current_folder_last() -> None:
-    """Let users name their own modules without hiding installed ones: a folder `datasets` must not replace Hugging
-    Face's. `python -m` puts the current folder first."""
-    here = os.getcwd()
-    if sys.path and sys.path[0] in ("", here):
-        del sys.path[0]
-    if here not in sys.path:
-        sys.path.append(here)
 
 
 def _usage_error(error: cyclopts.CycloptsError) -> str:

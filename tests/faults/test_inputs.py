@@ -31,7 +31,6 @@ REPLACED: dict[str, Callable[[Path], Any]] = {
     "empty": Path.touch,
     "null": lambda path: path.write_text("null"),
     "deep": lambda path: path.write_text("[" * 1_000_000),
-    "latin-1": lambda path: path.write_bytes(b'{"model": "wrn_\xff"}'),
     "noise": lambda path: path.write_bytes(bytes(range(256)) * 20),
     "sparse": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 6 << 30),
 }
