@@ -64,7 +64,8 @@ def test_no_file_in_the_current_folder_is_imported(teacher_run: Path, tmp_path: 
     names = ("cyclopts", "torch", "timm", "lz4", "numexpr", "zstandard", "dill")
     for name in (*names, "planted"):
         (tmp_path / f"{name}.py").write_text(f"open('{name}.imported', 'w')\nraise SystemExit(7)\n")
-    for arguments in (["--help"], ["inspect", str(teacher_run)], ["inspect", str(teacher_run), "--model", "timm:a"]):
+    hub = ["train", "wrn_10_1", "--data", f"hf:{tmp_path}", "--out", "run"]
+    for arguments in (["--help"], ["inspect", str(teacher_run)], ["train", "timm:a", *hub[2:]], hub):
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 2), done.stderr
     assert not list(tmp_path.glob("*.imported"))
