@@ -168,7 +168,7 @@ def test_a_failed_write_names_the_path_and_leaves_the_previous_file(tmp_path: Pa
             lambda: storage.atomic_write_bytes(path, bytes(100_000)),
             lambda: storage.atomic_copy(tmp_path / "large", path),
         ):
-            with pytest.raises(UserError, match=r"Could not write .*/x: File too large\. The previous content"):
+            with pytest.raises(UserError, match=r"Could not write .*/x: File too large\. Previous content"):
                 write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

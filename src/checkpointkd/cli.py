@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from .errors import UserError, discard, first_line, print_message, printable
+from .errors import READER_KILLED, UserError, discard, first_line, print_message, printable
 
 if TYPE_CHECKING:
     from .progress import Bars
@@ -217,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # PyTorch's signal handler raises wherever the main thread is
+            return _fail(READER_KILLED)
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         return _fail(

@@ -93,7 +93,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Could not write {path}: {error.strerror or error}. The previous content is intact.") from None
+        raise UserError(f"Could not write {path}: {error.strerror or error}. Previous content is intact.") from None
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:

@@ -30,6 +30,7 @@ from ..config import (
 )
 from ..errors import UserError, first_line
 from ..recipes import recipe
+from ..records.base import read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +124,7 @@ class DataOptions(DataSetOptions):
         if self.class_order is None or self.class_order in get_args(NamedOrder):
             return cast(NamedOrder | None, self.class_order)
         try:
-            lines = Path(self.class_order).read_text("utf-8").splitlines()
+            lines = read_bytes(Path(self.class_order)).decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--class-order {self.class_order} is neither {' nor '.join(get_args(NamedOrder))}, nor a file that "

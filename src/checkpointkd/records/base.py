@@ -155,6 +155,8 @@ def read_bytes(path: Path, *, largest: int | None = LARGEST_FILE) -> bytes:
         raise UserError(f"There is no file {path}") from None
     except OSError as error:
         raise UserError(f"Could not read {path}: {error.strerror}") from None
+    except ValueError as error:  # a name that no file can have
+        raise error if isinstance(error, UserError) else UserError(f"Could not read {path}: {error}") from None
 
 
 def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:
