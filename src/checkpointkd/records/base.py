@@ -71,10 +71,11 @@ class DataRecord(Record, frozen=True, omit_defaults=True):
 
 
 class TeacherRecord(Record, frozen=True):
-    """One teacher of a student: its epoch, and the hash of its weights."""
+    """One teacher of a student: its epoch, the hash of its weights, and of what they are an average, if they are."""
 
     epoch: int
     sha256: str
+    average: str | None = None
 
 
 class Measured(Record, frozen=True):

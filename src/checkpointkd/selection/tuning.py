@@ -27,7 +27,7 @@ from ..config import OnProgress, Recipe, SamplerName, check_choice
 from ..data import Data
 from ..errors import Diverged, UserError, pluralize
 from ..losses import METHODS, takes_features
-from ..records.base import TeacherRecord, plain, provenance
+from ..records.base import plain, provenance
 from ..records.tuning import BestTrialRecord, TrialRecord, TuneRecord, TuneSettings
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
@@ -290,9 +290,7 @@ def _tune_settings(task: TuneTask, settings: TuneConfig) -> TuneSettings:
         method=task.spec.method,
         average=task.spec.kd.average,
         tau_squared=task.spec.kd.tau_squared,
-        teachers=tuple(
-            TeacherRecord(epoch=ref.checkpoint.epoch, sha256=ref.checkpoint.sha256) for ref in task.spec.refs
-        ),
+        teachers=tuple(ref.checkpoint.record for ref in task.spec.refs),
         distill_config=task.spec.config,
         data=task.data.record,
         recipe=task.run.recipe,
