@@ -14,7 +14,9 @@ from ..errors import UserError
 from ..models import names_code
 from ..records.runs import AnyRun, ExternalRecord
 from ..storage import own_subfolder
+from .weights import parts
 
+STATED = ("config.json", "preprocessor_config.json", "trainer_state.json")  # read beside the weights of a folder
 METADATA_DIR = "checkpointkd"  # in the folder of another trainer: holds run.json and what `score` and `select` write
 
 _trusted_here: set[Path] = set()  # the markers that this process has written, or could not write
@@ -50,11 +52,13 @@ def checkpoints_folder(metadata: Path, run: ExternalRecord) -> Path:
 
 
 def file_fingerprint(path: Path) -> tuple[int, ...] | None:
-    """Return sizes and modification times of a checkpoint's files; None if it does not exist."""
+    """Return sizes and modification times of a checkpoint's files; None if they do not exist."""
     try:
-        files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
-        return tuple(number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns))
-    except OSError:
+        stated = [path / name for name in STATED if (path / name).is_file()]
+        return tuple(
+            number for file in [*parts(path), *stated] for number in (file.stat().st_size, file.stat().st_mtime_ns)
+        )
+    except (OSError, UserError):
         return None
 
 
