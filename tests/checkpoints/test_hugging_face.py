@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit_a_config_are_refused(change: str, tmp_path: Pat
                 "model_type": "shieldgemma2",
                 "vision_config": {"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"},
             },
-            "a network of another library",
+            "a timm_wrapper lies inside another network",
         ),
         (json.loads('{"model_type": "vit", "a": ' + '{"a": ' * 900 + "1" + "}" * 900 + "}"), "nested too deeply"),
         ({"model_type": "vit", "hidden_size": -3}, "cannot build"),

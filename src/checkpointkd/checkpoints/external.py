@@ -171,7 +171,7 @@ def _read_checkpoints(
             damaged = damaged or error
             folder.left_out.append(f"{file.name}: {without_path(error, file.path)}")
             continue
-        if weights_at not in (None, stored.key):
+        if weights_at is not None and _without_wrapper(weights_at) != _without_wrapper(stored.key):
             raise UserError(
                 f"{file.path} has the weights of {model} at {stored.key or 'its top'!r}, but earlier files have them "
                 f"at {weights_at or 'their top'!r}. Give --state-dict-key KEY, or select some files with a wildcard."
@@ -198,6 +198,11 @@ def _read_checkpoints(
     if damaged is not None and not checkpoints:
         raise damaged
     return checkpoints, weights_at or "", tuple(other_sets)
+
+
+def _without_wrapper(key: str) -> str:
+    """Return a key without the parts of DataParallel: a run may continue on another number of devices."""
+    return ".".join(part for part in key.split(".") if part != "module")
 
 
 def refresh_external(

@@ -29,13 +29,19 @@ def metadata_dirs(path: Path | str) -> list[Path]:
         UserError: If the directory beside it is a link.
     """
     path = Path(path)
-    name = re.sub(r"[^\w.-]", "_", path.name)
-    digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:12]
     is_folder = os.path.isdir(path)
     beside = own_subfolder((path if is_folder else path.parent) / METADATA_DIR)
     if not is_folder:
-        beside = own_subfolder(beside / f"{name}-{digest}")
-    return [beside, cache_dir() / "external" / f"{name}-{digest}"]
+        beside = own_subfolder(beside / _named_after(path.name))  # it moves with its folder
+    place = os.path.realpath(path) if is_folder else os.path.join(os.path.realpath(path.parent), path.name)
+    return [beside, cache_dir() / "external" / _named_after(place)]
+
+
+def _named_after(path: str) -> str:
+    """Return a folder's name for a path: letters of its last part, and a hash of the path."""
+    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]", "_", os.path.basename(path))
+    return f"{name[:100]}-{digest}"
 
 
 def metadata_dir(path: Path | str) -> Path | None:

@@ -168,18 +168,14 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
     if any(entry.is_file() for entry in named):  # a folder beside files is a checkpoint only if it is called like one
         folders = [folder for folder in folders if folder in named]
     checkpoints, refused = _checkpoints_of(folders)
+    left_out = [f"{name}: {without_path(error, root / name)}" for name, error in refused.items()]
     if whole is not None and not any(checkpoints.values()):
-        return (
-            root,
-            [_Candidate(whole, root.name)],
-            [f"{name}: {without_path(error, root / name)}" for name, error in refused.items()],
-        )
+        return root, [_Candidate(whole, root.name)], left_out + _deeper(entries)
     if refused and not any(checkpoints.values()) and not named:
         raise next(iter(refused.values()))
     steps = [folder for folder in folders if (folder / "trainer_state.json").exists()]  # written last by the trainer
     partial = [folder for folder in folders if steps and folder not in steps]
     found = [_Candidate(path, folder.name) for folder, path in checkpoints.items() if path and folder not in partial]
-    left_out = [f"{name}: {without_path(error, root / name)}" for name, error in refused.items()]
     left_out += [f"{folder.name}: saved in part, without trainer_state.json" for folder in partial]
     if not named and not found:
         named = [entry for entry in entries if _is_torch_file(entry)]
@@ -212,6 +208,16 @@ def _checkpoints_of(folders: list[Path]) -> tuple[dict[Path, Path | None], dict[
         except UserError as error:
             refused[folder.name] = error
     return checkpoints, refused
+
+
+def _deeper(entries: list[Path]) -> list[str]:
+    """Return why folders of checkpoints beside a network are left out, such as `checkpoints` of Accelerate."""
+    folders = [entry for entry in entries if re.match("checkpoints|ckpts", entry.name) and entry.is_dir()]
+    return [
+        f"{folder.name}: holds folders of checkpoints. To use them, name {folder}"
+        for folder in folders
+        if any(SAVED.fullmatch(inner.name) for inner in folder.iterdir())
+    ]
 
 
 def _beside(root: Path, candidates: list[_Candidate]) -> list[str]:
