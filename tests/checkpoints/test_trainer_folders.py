@@ -208,3 +208,45 @@ def test_a_folder_changes_only_with_the_files_of_its_checkpoint(all_written, tmp
     (folder / "trainer_state.json").write_text(json.dumps(state | {"epoch": 7.0}))
     assert open_trajectory(folder).new_files() == ["."]
     assert [checkpoint["epoch"] for checkpoint in ckd.inspect(folder)["checkpoints"]] == [7]
+
+
+@pytest.mark.parametrize(
+    ("file", "left_out"),
+    [
+        ("final.pth", ["final.pth: its name tells no epoch"]),
+        ("best_epoch_2.pth", ["best_epoch_2.pth: the same epoch as epoch_2"]),
+        ("ema.pt", ["ema.pt: averaged weights beside plain ones"]),
+        ("optimizer.pt", []),
+    ],
+)
+def test_a_file_without_an_epoch_does_not_hide_folders_of_checkpoints(file: str, left_out: list[str], tmp_path: Path):
+    state = users.build(10, 1).state_dict()
+    for folder in ("epoch_1", "epoch_2"):
+        (tmp_path / folder).mkdir()
+        torch.save(state, tmp_path / folder / "model.pt")
+    torch.save(state, tmp_path / file)
+    assert (_names(tmp_path), scan_folder(tmp_path).left_out) == (["epoch_1", "epoch_2"], left_out)
+
+
+def test_folders_beside_a_trajectory_of_files_are_named(tmp_path: Path):
+    state = users.build(10, 1).state_dict()
+    (tmp_path / "checkpoint-10").mkdir()
+    for file in ("epoch_1.pth", "epoch_2.pth", "checkpoint-10/model.pt"):
+        torch.save(state, tmp_path / file)
+    assert _names(tmp_path) == ["epoch_1.pth", "epoch_2.pth"]
+    reason = "checkpoint-10: lies beside files that tell their epochs. To use it, name it"
+    assert scan_folder(tmp_path).left_out == [reason]
+
+
+def test_a_wildcard_may_match_folders_of_one_file(tmp_path: Path, digits: Data):
+    state = users.build(10, 1).state_dict()
+    for folder in ("epoch_1", "epoch_2", "epoch_logs"):
+        (tmp_path / folder).mkdir()
+        if "logs" not in folder:
+            torch.save(state, tmp_path / folder / "model.pt")
+    (tmp_path / "epoch_3").symlink_to("nowhere")
+    folder = scan_folder(tmp_path / "epoch_*")
+    assert (list(folder.checkpoints), len(folder.left_out)) == ([1, 2], 2)
+    assert list(register_external(tmp_path / "epoch_*", model=NET, data=digits)) == [1, 2]
+    with pytest.raises(UserError, match="epoch_logs: holds no weights"):
+        scan_folder(tmp_path / "epoch_l*")

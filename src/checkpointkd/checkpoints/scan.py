@@ -18,7 +18,7 @@ from ..errors import UserError, check_exists
 from ..models import read_config
 from ..models.hugging_face import same_architecture
 from .distributed import deepspeed_file, sharded_folder
-from .formats import UNKNOWN, FoundFile, recognize
+from .formats import COPY, COUNT, EPOCH, STEP, UNKNOWN, FoundFile, recognize
 from .metadata import METADATA_DIR
 from .tensor_plans import UnusableFile
 from .weights import EMA, ENDINGS, SHARDS, WHOLE, inside
@@ -143,7 +143,13 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
         )
         if not paths:
             raise UserError(f"No file matches {path}")
-        return paths[0].parent, [_Candidate(inside(match, paths[0].parent), match.name) for match in paths], []
+        checkpoints, refused = _checkpoints_of([inside(match, match.parent) for match in paths if match.is_dir()])
+        left_out = [f"{name}: {without_path(error, paths[0].parent / name)}" for name, error in refused.items()]
+        left_out += [f"{folder.name}: holds no weights" for folder, content in checkpoints.items() if content is None]
+        opened = [
+            (inside(match, match.parent) if match.is_file() else checkpoints.get(match), match) for match in paths
+        ]
+        return paths[0].parent, [_Candidate(each, match.name) for each, match in opened if each], left_out
     root = check_exists(Path(path), "file or folder")
     if not root.is_dir():
         if not root.is_file():
@@ -165,9 +171,15 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
         folders = [folder for folder in folders if SAVED.fullmatch(folder.name)]
         if [folder.name[:6] for folder in folders] == ["global"]:  # DeepSpeed's part of this one checkpoint
             folders = []
-    if any(entry.is_file() for entry in named):  # a folder beside files is a checkpoint only if it is called like one
-        folders = [folder for folder in folders if folder in named]
+    files = [entry for entry in named if entry.is_file()]
+    if files:  # a folder beside files is a checkpoint only if it is called like one
+        folders = [folder for folder in folders if folder in named or SAVED.fullmatch(folder.name)]
     checkpoints, refused = _checkpoints_of(folders)
+    if any(_tells_epoch(file.name) for file in files):
+        beside = [folder for folder, path in checkpoints.items() if path and folder not in named]
+        reason = UserError("lies beside files that tell their epochs. To use it, name it")
+        refused |= {folder.name: reason for folder in beside}
+        checkpoints = {folder: path for folder, path in checkpoints.items() if folder not in beside}
     left_out = [f"{name}: {without_path(error, root / name)}" for name, error in refused.items()]
     if whole is not None and not any(checkpoints.values()):
         return root, [_Candidate(whole, root.name)], left_out + _deeper(entries)
@@ -196,6 +208,14 @@ def _one_checkpoint(folder: Path, entries: list[Path]) -> Path | None:
         return inside(file, folder)
     files = [entry for entry in entries if _may_be_checkpoint(entry) and entry.is_file()]
     return inside(files[0], folder) if len(files) == 1 else None
+
+
+def _tells_epoch(name: str) -> bool:
+    """Whether a file's name has an epoch or a step, and is not that of a copy."""
+    stem = name.lower()
+    while stem.endswith(ENDINGS):
+        stem = stem.rpartition(".")[0]
+    return not COPY.search(name.lower()) and any(form.search(stem) for form in (EPOCH, STEP, COUNT))
 
 
 def _checkpoints_of(folders: list[Path]) -> tuple[dict[Path, Path | None], dict[str, UserError]]:
