@@ -145,10 +145,11 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
             raise UserError(f"No file matches {path}")
         checkpoints, refused = _checkpoints_of([inside(match, match.parent) for match in paths if match.is_dir()])
         left_out = [f"{name}: {without_path(error, paths[0].parent / name)}" for name, error in refused.items()]
-        left_out += [f"{folder.name}: holds no weights" for folder, content in checkpoints.items() if content is None]
         opened = [
             (inside(match, match.parent) if match.is_file() else checkpoints.get(match), match) for match in paths
         ]
+        nothing = [match.name for each, match in opened if each is None and match.name not in refused]
+        left_out += [f"{name}: holds no weights" for name in nothing]
         return paths[0].parent, [_Candidate(each, match.name) for each, match in opened if each], left_out
     root = check_exists(Path(path), "file or folder")
     if not root.is_dir():
