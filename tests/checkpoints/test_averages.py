@@ -79,8 +79,8 @@ def test_every_command_takes_an_average(teacher_run: Path, tmp_path: Path):
     network = ckd.load(tmp_path / "exported")
     images_BCHW = load_data(config_of(student.run.data)).val.subset(torch.arange(8)).to_float()
     torch.testing.assert_close(network(images_BCHW), resolve(ref).checkpoint.network()(images_BCHW))
-    ckd.report(tmp_path, out=tmp_path / "report")
-    assert "mean:0.5-1.0" in (tmp_path / "report" / "index.html").read_text()
+    ckd.report(tmp_path, out=tmp_path / "report.html")
+    assert "mean:0.5-1.0" in (tmp_path / "report.html").read_text()
 
 
 def test_an_average_of_external_checkpoints(teacher_run: Path, tmp_path: Path):
