@@ -263,7 +263,8 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
 
     teachers: list[str]
     """One or more checkpoint references: RUN@160 (epoch 160), RUN@0.5 (half of the training), RUN@midpoint, RUN@last
-    or RUN@best. RUN alone is its last checkpoint."""
+    or RUN@best. RUN alone is its last checkpoint. RUN@mean:0.7-1.0 averages the weights of checkpoints,
+    RUN@decay-mean:0.9 those of all with decay."""
 
     method: str = "kd"
     """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, mlkd
