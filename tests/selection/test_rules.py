@@ -67,6 +67,12 @@ def _choose(rule: str, plane: Plane = RISE_AND_FALL, planned: int = 50):
     return choose(Candidates(plane.epochs, planned, plane), rule=rule)
 
 
+def test_transition_by_hand():
+    choice = _choose("transition", _plane([0.1] * 4, [0.1, 0.2, 0.5, 0.9], epochs=[2, 4, 6, 20]), planned=20)
+    assert list(choice.scores.values()) == pytest.approx([0.0, 0.05, 0.15, 0.4 / 14])
+    assert (choice.epoch, choice.reason) == (6, "the steepest rise of accuracy, 15.00% per epoch")
+
+
 def test_algorithm1_index_by_hand():
     """I(X;F) = −excess: 0, .75, 1, .75, .5; I(Y;F) = accuracy: 0, 1/2, 2/3, 5/6, 1."""
     choice = _choose("algorithm1")

@@ -60,9 +60,9 @@ class SelectOptions(PilotOptions, CommonOptions):
     """Options of `select`."""
 
     rule: str | None = None
-    """The rule: algorithm1; midpoint, last, random, best-accuracy; lowest-nll, lowest-brier, lowest-calibration-error;
-    mcmi, the largest conditional mutual information; wrong-class-variance. Default: pilot runs with --student,
-    otherwise algorithm1."""
+    """The rule: algorithm1; midpoint, last, random, best-accuracy; transition, the steepest rise of accuracy;
+    lowest-nll, lowest-brier, lowest-calibration-error; mcmi, the largest conditional mutual information;
+    wrong-class-variance. Default: pilot runs with --student, otherwise algorithm1."""
 
     estimator: EstimatorName = EstimatorConfig.estimator
     """The estimator of I(X;F) whose scores the rule uses: decoder or ridge."""

@@ -121,6 +121,24 @@ def best_accuracy(candidates: Candidates) -> Choice:
     return _highest_score("best-accuracy", candidates, accuracy_A, reason, resampled_RA)
 
 
+def transition(candidates: Candidates) -> Choice:
+    """The checkpoint after the steepest rise of I(Y;F), the phase transition of the training.
+
+    Panigrahi et al. (ICLR 2025) distill from a checkpoint inside this phase, then from the last one. Accuracy stands
+    for I(Y;F), as in Algorithm 1. The rise before the first saved checkpoint is not known and counts as 0.
+    """
+    accuracy_A = np.array([point.accuracy for point in candidates.scored.points])
+    correct_AN = candidates.scored.images["correct"]
+    resampled_RA = resamples(correct_AN.shape[1]) @ correct_AN.T
+    gap_A = np.diff(candidates.epochs, prepend=candidates.epochs[0] - 1)
+
+    def rise(accuracy_A: np.ndarray) -> np.ndarray:
+        return np.diff(accuracy_A, axis=-1, prepend=accuracy_A[..., :1]) / gap_A
+
+    reason = f"the steepest rise of accuracy, {rise(accuracy_A).max():.2%} per {candidates.unit}"
+    return _highest_score("transition", candidates, rise(accuracy_A), reason, rise(resampled_RA))
+
+
 def lowest_nll(candidates: Candidates) -> Choice:
     """The checkpoint with the lowest negative log-likelihood, a proper score of the predicted probabilities."""
     return _best_mean("lowest-nll", candidates, "nll", -1, "the lowest NLL, {:.3f} nats")
@@ -197,6 +215,7 @@ RULES: dict[str, Rule] = {
     "last": last,
     "random": random,
     "best-accuracy": best_accuracy,
+    "transition": transition,
     "lowest-nll": lowest_nll,
     "lowest-brier": lowest_brier,
     "lowest-calibration-error": lowest_calibration_error,
