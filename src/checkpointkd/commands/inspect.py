@@ -114,7 +114,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     description = describe(trajectory.path)
     for advice in doubts(trajectory.last.network(options.torch_device), data):
         log.warning("The preprocessing or the order of classes may differ from training. %s", advice)
-    _compare_with_stated(description["checkpoints"], len(data.val))
+    _compare_with_stated(description, len(data.val))
     chance, threshold = chance_level(data.val.labels_N)
     if all(checkpoint["val_accuracy"] < threshold for checkpoint in description["checkpoints"]):
         log.warning(
@@ -156,7 +156,8 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         if model is None or options.data is None:
             raise UserError("--model needs --data, which defines the classes of the network")
         stated = stated_preprocessing(scan_folder(path, pattern).last)
-        given = [name for name in ("image_size", "resize", "class_order") if getattr(options, name) is not None]
+        named = ("image_size", "resize", "class_order", "mean")
+        given = [name for name in named if getattr(options, name) is not None]
         settings, channel_order = options.config(options.data), options.channel_order
         data = load_as_stated(stated, settings, given=given, on_progress=options.on_progress)
     trajectory = register_external(
@@ -175,18 +176,23 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
     return trajectory, data
 
 
-def _compare_with_stated(checkpoints: Sequence[Mapping[str, Any]], images: int) -> None:
+def _compare_with_stated(description: Mapping[str, Any], images: int) -> None:
     """Warn if the last checkpoint that states an accuracy is clearly less accurate here."""
-    stating = [checkpoint for checkpoint in checkpoints if checkpoint["stated_accuracy"] is not None]
+    stating = [checkpoint for checkpoint in description["checkpoints"] if checkpoint["stated_accuracy"] is not None]
+    averaged = next((key for key in description.get("other_sets", ()) if key.endswith("_ema")), None)
+    reason = "Its trainer probably used other images or other preprocessing (--image-size, --resize, --mean, --std, "
+    reason += "--class-order)."
+    if averaged is not None:  # timm measures the averaged weights if there are any
+        reason = f"The stated accuracy is that of the averaged weights. Give --state-dict-key {averaged} to use them."
     for checkpoint in stating[-1:]:
         stated, measured = checkpoint["stated_accuracy"], checkpoint["val_accuracy"]
         if stated - measured > max(0.02, 4 * (max(stated * (1 - stated), 0.01) / images) ** 0.5):
             log.warning(
-                "%s states an accuracy of %.1f%%, but the measured accuracy is %.1f%%. Its trainer probably used other "
-                "images or other preprocessing (--image-size, --resize, --mean, --std, --class-order).",
+                "%s states an accuracy of %.1f%%, but the measured accuracy is %.1f%%. %s",
                 checkpoint["file"],
                 100 * stated,
                 100 * measured,
+                reason,
             )
 
 
