@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,8 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
 def _compare_with_stated(description: Mapping[str, Any], images: int) -> None:
     """Warn if the last checkpoint that states an accuracy is clearly less accurate here."""
     stating = [checkpoint for checkpoint in description["checkpoints"] if checkpoint["stated_accuracy"] is not None]
-    averaged = next((key for key in description.get("other_sets", ()) if key.endswith("_ema")), None)
+    others = [name.removesuffix(" (averaged)") for name in description.get("other_sets", ())]
+    averaged = next((name for name in others if name == "state_dict_ema"), None)
     reason = "Its trainer probably used other images or other preprocessing (--image-size, --resize, --mean, --std, "
     reason += "--class-order)."
     if averaged is not None:  # timm measures the averaged weights if there are any

@@ -81,8 +81,9 @@ class DataOptions(DataSetOptions):
     first teacher, otherwise 224."""
 
     resize: Resize | None = None
-    """For images from folders that are not augmented: crop takes the center square. squash ignores the aspect ratio, and
-    crops nothing unless a checkpoint states a crop. Default: as in the given run or first teacher, otherwise crop."""
+    """For images from folders that are not augmented: crop takes the center square, squash ignores the aspect ratio.
+    squash crops nothing, unless a checkpoint states a crop. Default: as in the given run or first teacher, otherwise
+    crop."""
 
     class_order: str | None = None
     """The order of classes in the network's logits: a FILE with one class name per line, timm or names. timm is timm's
