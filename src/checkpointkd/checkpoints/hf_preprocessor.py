@@ -96,6 +96,7 @@ def hf_preprocessing(folder: Path, config: Mapping[str, Any]) -> Preprocessing:
         )
     channels = 1 if config.get("num_channels") == 1 else 3
     mean, std = (numbers(stated.get(key), channels=channels) for key in ("image_mean", "image_std"))
+    divisor = std
     # Processors set do_normalize. A file without any do_ key means normalization if image_mean is there.
     others = any(key.startswith("do_") for key in stated)
     if not stated.get("do_normalize", "image_mean" in stated and not others):
@@ -105,14 +106,13 @@ def hf_preprocessing(folder: Path, config: Mapping[str, Any]) -> Preprocessing:
         present, absent = ("image_mean", "image_std") if std is None else ("image_std", "image_mean")
         sentence = f"{FILE} has {present} without a usable {absent}, so both are ignored. Give --mean and --std."
         resized = replace(resized, notes=(*resized.notes, ("mean", sentence)))
-    divisor = std
     unit = 255 * factor  # the value of a white pixel before normalization
     if mean and std and stated.get("rescale_offset") is True:  # EfficientNet's processor subtracts 1 after rescaling
         mean = tuple(value + 1 for value in mean)
     if mean and std and unit != 1:
         mean, std = tuple(value / unit for value in mean), tuple(value / unit for value in std)
     # EfficientNet's processor divides by the standard deviation twice.
-    if std and divisor and stated.get("include_top") is True:
+    if std and divisor and stated.get("include_top", kind == "efficientnet") is True:
         std = tuple(value * again for value, again in zip(std, divisor, strict=True))
     if kind == "pplcnet" and mean and std:  # it normalizes, then reverses the channels
         mean, std = mean[::-1], std[::-1]
