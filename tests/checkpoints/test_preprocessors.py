@@ -34,6 +34,8 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
                                     "resample": 3, "size": 384}, "convnext"),
     "convnext, 0.95": (IMAGENET | {"crop_pct": 0.95, "image_processor_type": "ConvNextImageProcessor",
                                    "size": {"shortest_edge": 224}}, "convnext"),
+    "convnext without a share": (IMAGENET | {"image_processor_type": "ConvNextImageProcessor", "resample": 3,
+                                             "size": {"shortest_edge": 232}}, "convnext"),
     "vit": (HALF | {"size": 224}, "vit"),
     "vit, one number": (HALF | {"size": 224, "image_mean": 0.4, "image_std": 0.3}, "vit"),
     "deit": (IMAGENET | {"do_center_crop": True, "crop_size": 224, "feature_extractor_type": "DeiTFeatureExtractor",
@@ -191,7 +193,7 @@ def test_options_tell_which_script_wrote_a_file(tmp_path: Path):
         ("resnet18", {"img_size": 64, "crop_pct": 0.9}),
         ("resnet18", {"interpolation": "nearest"}),
         ("resnet18", {"interpolation": "lanczos"}),
-        ("vit_base_patch16_siglip_224", {}),
+        ("dm_nfnet_f0", {}),
         ("resnet18", {"img_size": 64, "crop_pct": 0.9, "crop_mode": "squash"}),
     ],
 )

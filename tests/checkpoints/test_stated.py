@@ -374,37 +374,3 @@ def test_the_processor_of_efficientnet_is_followed(tmp_path: Path):
         said = stated_preprocessing(scan_folder(path).last)
         mean, std = (torch.tensor(values)[:, None, None] for values in (said.mean, said.std))
         assert torch.allclose((images - mean) / std, expected, atol=1e-4), options
-
-
-class Gray(torch.nn.Module):
-    """A network for images with one channel."""
-
-    def __init__(self, num_classes: int, in_channels: int = 1) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(in_channels, 4, 3)
-        self.head = torch.nn.Linear(4, num_classes)
-
-    def forward(self, x):
-        return self.head(self.conv(x).relu().mean((2, 3)))
-
-
-@pytest.mark.parametrize("arguments", [("num_classes",), ("num_classes", "in_channels")])
-def test_a_network_with_one_channel_works_on_images_in_three(
-    arguments: tuple[str, ...], image_folder: Path, tmp_path: Path, monkeypatch
-):
-    factory = (lambda num_classes: Gray(num_classes)) if len(arguments) == 1 else Gray
-    monkeypatch.setitem(globals(), "gray", factory)
-    net = Gray(4)
-    torch.save(net.state_dict(), tmp_path / "epoch_1.pt")
-    options = {"model": f"{__name__}:gray", "data": f"folder:{image_folder}", "image_size": 16, "select_on": "test"}
-    with pytest.raises(UserError, match=r"give `checkpointkd inspect` --mean M --std S with one number each"):
-        ckd.inspect(tmp_path, **options)
-    with pytest.raises(UserError, match="gets the images in gray if each option has one number"):
-        ckd.inspect(tmp_path, **options, mean=[0.5, 0.5], std=[0.2, 0.2])
-    ckd.inspect(tmp_path, **options, mean=[0.5], std=[0.2])
-    images = torch.rand(3, 1, 16, 16)
-    loaded = ckd.load(f"{tmp_path}@last", model=options["model"])
-    assert torch.allclose(loaded(images.expand(3, 3, 16, 16)), net((images - 0.5) / 0.2), atol=1e-5)
-    assert ckd.score(tmp_path, estimator="ridge").points
-    options = {"method": "fitnets", "epochs": 1, "allow_weak_teacher": True, "precision": "fp32"}
-    assert ckd.distill("wrn_10_1", teachers=[str(tmp_path)], out=tmp_path / "student", **options).complete
