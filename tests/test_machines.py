@@ -48,11 +48,41 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: 
         ckd.config.cache_dir()
 
 
-def test_a_current_folder_that_was_deleted_gives_no_traceback(tmp_path: Path):
+def test_a_current_folder_that_was_deleted_is_named(tmp_path: Path):
     script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m checkpointkd.cli cache list"
     done = subprocess.run(script, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "FileNotFoundError" not in done.stderr
-    assert done.returncode in (0, 2)
+    assert "checkpointkd: The current folder was deleted. Go to another folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "checkpointkd"], [str(Path(sys.executable).parent / "checkpointkd")]]
+)
+def test_no_file_in_the_current_folder_is_imported(teacher_run: Path, tmp_path: Path, command: list[str]):
+    """Neither in place of an installed package, nor where an optional package of a library is missing."""
+    names = ("cyclopts", "torch", "timm", "lz4", "numexpr", "zstandard", "dill")
+    for name in (*names, "planted"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name}.imported', 'w')\nraise SystemExit(7)\n")
+    hub = ["train", "wrn_10_1", "--data", f"hf:{tmp_path}", "--out", "run"]
+    for arguments in (["--help"], ["inspect", str(teacher_run)], ["train", "timm:a", *hub[2:]], hub):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 2), done.stderr
+    assert not list(tmp_path.glob("*.imported"))
+    done = subprocess.run(
+        [*command, "train", "planted:Net", "--data", "digits", "--out", "run"], cwd=tmp_path, check=False
+    )
+    assert done.returncode == 7
+    assert [path.name for path in tmp_path.glob("*.imported")] == ["planted.imported"]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_closed_standard_streams_do_not_stop_a_command(teacher_run: Path, tmp_path: Path, closed: str):
+    """The next file that is opened must not take their place."""
+    script = f"{sys.executable} -m checkpointkd.cli export {teacher_run} --out student {closed}"
+    done = subprocess.run(script, shell=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "student" / "config.json").exists()
 
 
 class Pooled(nn.Module):

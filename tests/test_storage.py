@@ -168,7 +168,7 @@ def test_a_failed_write_names_the_path_and_leaves_the_previous_file(tmp_path: Pa
             lambda: storage.atomic_write_bytes(path, bytes(100_000)),
             lambda: storage.atomic_copy(tmp_path / "large", path),
         ):
-            with pytest.raises(UserError, match=r"Could not write .*/x: File too large\. The previous content"):
+            with pytest.raises(UserError, match=r"Could not write .*/x: File too large\. Previous content"):
                 write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -182,3 +182,22 @@ def test_json_is_never_written_with_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         storage.write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_keeps_its_nesting_and_its_numbers(tmp_path: Path):
+    state = {"epoch": 3, "groups": [{"lr": 0.1 + 0.2, "params": [0, 1], "name": None}], "of": {0: torch.ones(2, 3)}}
+    storage.save_state(tmp_path / "state.bin", state)
+    loaded = storage.load_state(tmp_path / "state.bin")
+    assert torch.equal(loaded["of"].pop(0), state["of"].pop(0))
+    assert loaded == state
+
+
+@pytest.mark.parametrize(
+    "nesting", ['{"tensor": "7"}', '{"pairs": 3}', '{"pairs": [[[], 1]]}', "{}", "[" * 10**5, "\xff", "NaN-"]
+)
+def test_a_state_from_elsewhere_is_data(nesting: str, tmp_path: Path):
+    """A file with a right checksum, whose content is wrong."""
+    content = torch.frombuffer(bytearray(nesting.encode("latin-1")), dtype=torch.uint8)
+    storage.save_tensors(tmp_path / "state.bin", {storage.NESTING: content})
+    with pytest.raises(UserError, match=r"state\.bin is damaged .* Remove the run directory"):
+        storage.load_state(tmp_path / "state.bin")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
-from .errors import UserError, discard, first_line, print_message, printable
+from .errors import READER_KILLED, UserError, discard, first_line, print_message, printable
 
 if TYPE_CHECKING:
     from .progress import Bars
@@ -182,10 +182,17 @@ class _BarsHandler(logging.Handler):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: the next file that is opened would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal does not have are replaced
             stream.reconfigure(errors="replace")
-    _search_current_folder_last()
+    try:
+        if sys.path[0] in ("", os.getcwd()):  # `python -m` puts the current folder before the installed packages
+            del sys.path[0]
+    except FileNotFoundError:  # without a current folder, PyTorch's libraries end the process
+        return _fail("The current folder was deleted. Go to another folder, and run the command again")
     log.setLevel(logging.INFO)
     log.propagate = False
     words = sys.argv[1:] if arguments is None else arguments
@@ -210,25 +217,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # PyTorch's signal handler raises wherever the main thread is
+            return _fail(READER_KILLED)
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         return _fail(
             f"There is not enough memory ({first_line(error)}). Use smaller batches, fewer images or a smaller network."
         )
     return 0
-
-
-def _search_current_folder_last() -> None:
-    """Let users name their own modules without hiding installed ones: a folder `datasets` must not replace Hugging
-    Face's. `python -m` puts the current folder first."""
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:  # the current folder was deleted
-        return
-    if sys.path and sys.path[0] in ("", here):
-        del sys.path[0]
-    if here not in sys.path:
-        sys.path.append(here)
 
 
 def _usage_error(error: cyclopts.CycloptsError) -> str:

@@ -9,6 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+READER_KILLED = (
+    "A process that reads images was killed, probably for lack of memory. Repeat the command to continue. With "
+    "CHECKPOINTKD_WORKERS=1, only one process reads images."
+)
+
 
 class UserError(ValueError):
     """A mistake that the user can correct. The command line prints it in one line and exits with code 2."""

@@ -69,10 +69,11 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
         "mean": list(run.mean),
         "std": list(run.std),
         "epoch": checkpoint.epoch,
+        **({"average": checkpoint.average} if checkpoint.average else {}),
         "data": {name: getattr(run.data, name) for name in ("name", "sha256", "select_on", "train_size")},
         "accuracy": None,
     }
-    if result is not None and result.epoch == checkpoint.epoch:
+    if result is not None and result.epoch == checkpoint.epoch and not checkpoint.average:
         config["accuracy"] = {"val": result.val.accuracy} | ({"test": result.test.accuracy} if result.test else {})
     if isinstance(run, DistillRecord):
         config |= {"method": run.method, "kd": plain(run.kd), "distill_config": plain(run.distill_config)}
@@ -178,7 +179,7 @@ def write_export(reference: str, *, out: Path, onnx: bool = False) -> dict[str, 
         if not (same and begun and there <= ours):
             raise UserError(f"{out} already holds other files ({', '.join(sorted(there)[:3])}). Choose another --out.")
     network = checkpoint.network()
-    result = None if isinstance(run, ExternalRecord) else open_trajectory(checkpoint.path.parents[1]).result()
+    result = None if isinstance(run, ExternalRecord) else open_trajectory(checkpoint.saved_path.parents[1]).result()
     config = config_of(checkpoint, result=result, weights=WEIGHTS)
     written = [WEIGHTS, "README.md", CONFIG]
     content, difference = _onnx(network, config) if onnx else (b"", None)

@@ -29,6 +29,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 METADATA = "checkpointkd"  # our entry in a safetensors header
+NESTING = "nesting"  # the tensor of a state that says where its other tensors belong
 TMP_SUFFIX = ".unfinished"  # of a file that is still being written
 RESTORE = "Restore it from a copy, or create it again."
 
@@ -52,8 +53,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             with _write_errors(path):
                 os.fsync(file.fileno())
+                if fcntl is not None:  # while it is locked: other processes remove half-written files without a lock
+                    os.replace(aside, path)
         with _write_errors(path):
-            os.replace(aside, path)
+            if fcntl is None:  # Windows cannot rename an open file
+                os.replace(aside, path)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -89,7 +93,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Could not write {path}: {error.strerror or error}. The previous content is intact.") from None
+        raise UserError(f"Could not write {path}: {error.strerror or error}. Previous content is intact.") from None
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -207,7 +211,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     return sha256
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path, *, remedy: str = RESTORE) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a file that `save_tensors` wrote.
 
     Raises:
@@ -218,9 +222,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = safetensors.torch.load(content)
         metadata = _own_metadata(_header(content).get("__metadata__") or {})
     except (safetensors.SafetensorError, ValueError, KeyError, RecursionError, struct.error) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}). {RESTORE}") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}). {remedy}") from None
     if metadata.get("sha256") != content_hash(tensors):
-        raise UserError(f"{path} is damaged (its checksum does not match its content). {RESTORE}")
+        raise UserError(f"{path} is damaged (its checksum does not match its content). {remedy}")
     return tensors, metadata
 
 
@@ -228,6 +232,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file without reading its tensors."""
     try:
         open_regular(path).close()  # safetensors would wait forever at a pipe
+    except OSError as error:
+        raise UserError(f"Could not read {path}: {error.strerror}") from None
+    try:
         with safetensors.safe_open(path, framework="pt") as file:
             return _own_metadata(file.metadata() or {})
     except (OSError, ValueError, RecursionError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:
@@ -235,22 +242,38 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def save_state(path: Path, state: Any) -> None:
-    """Write what resuming needs, nested dicts and lists of tensors and plain values, behind a checksum."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    atomic_write_bytes(path, hashlib.sha256(content).digest() + content)
+    """Write what resuming needs, nested dicts and lists of tensors and plain values, as a safetensors file.
+
+    The tensors are numbered. One more tensor holds the nesting and the plain values as JSON.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def encoded(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[str(len(tensors))] = value
+            return {"tensor": str(len(tensors) - 1)}
+        if isinstance(value, Mapping):  # as pairs: in JSON, all keys would become text
+            return {"pairs": [[key, encoded(entry)] for key, entry in value.items()]}
+        return [encoded(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    nesting = json.dumps(encoded(state)).encode()
+    save_tensors(path, {**tensors, NESTING: torch.frombuffer(bytearray(nesting), dtype=torch.uint8)})
 
 
 def load_state(path: Path) -> Any:
-    """Return what `save_state` wrote, read with `weights_only=True`. Raises UserError if it is damaged."""
-    content = read_bytes(path)
-    if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise UserError(
-            f"{path} is damaged (its checksum does not match its content). Remove the run directory "
-            f"{path.parent} to start again."
-        )
-    return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    """Return what `save_state` wrote; tuples are lists. Raises UserError if it is damaged."""
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return tensors[value["tensor"]] if "tensor" in value else {key: decoded(v) for key, v in value["pairs"]}
+        return [decoded(entry) for entry in value] if isinstance(value, list) else value
+
+    remedy = f"Remove the run directory {path.parent} to start again."
+    tensors, _ = load_tensors(path, remedy=remedy)
+    try:
+        return decoded(json.loads(bytes(tensors[NESTING].tolist())))
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}). {remedy}") from None
 
 
 @contextlib.contextmanager

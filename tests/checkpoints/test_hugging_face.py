@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit_a_config_are_refused(change: str, tmp_path: Pat
                 "model_type": "shieldgemma2",
                 "vision_config": {"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"},
             },
-            "a network of another library",
+            "a timm_wrapper lies inside another network",
         ),
         (json.loads('{"model_type": "vit", "a": ' + '{"a": ' * 900 + "1" + "}" * 900 + "}"), "nested too deeply"),
         ({"model_type": "vit", "hidden_size": -3}, "cannot build"),
@@ -232,3 +232,37 @@ def test_scores_and_accuracies_of_another_config_are_not_kept(tmp_path: Path):
     second = ckd.inspect(tmp_path / "run", data="digits", model=f"hf:{tmp_path}/run/checkpoint-20")
     assert [row["sha256"] for row in first["checkpoints"]] == [row["sha256"] for row in second["checkpoints"]]
     assert not (tmp_path / "run" / "checkpointkd" / "plane.json").exists()
+
+
+def test_a_registered_config_is_used_from_another_folder_and_after_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written(tmp_path / "run", "resnet", steps=(10,))
+    (tmp_path / "run" / "checkpoint-10").rename(tmp_path / "net")
+    monkeypatch.chdir(tmp_path)
+    first = ckd.inspect("net", data="digits", mean=[0.3], std=[0.4])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (tmp_path / "net", tmp_path / "moved"):
+        if not folder.exists():
+            (tmp_path / "net").rename(folder)
+        (folder / "model.safetensors").touch()  # registers again
+        assert ckd.open_trajectory(folder).new_files() == ["."]
+        assert ckd.score(folder, estimator="ridge").epochs == [1]
+        on_test = ckd.inspect(folder, select_on="test")
+        assert on_test["checkpoints"][0]["sha256"] == first["checkpoints"][0]["sha256"]
+        assert len(ckd.evaluate(f"{folder}@last")["members"]) == 1
+
+
+def test_a_config_that_changed_since_it_was_registered_is_named(tmp_path: Path, caplog):
+    written(tmp_path / "run", "vit")
+    for config in (tmp_path / "run").glob("checkpoint-*/config.json"):
+        content = json.loads(config.read_text())
+        config.write_text(json.dumps({**content, "transformers_version": f"4.5{config.parent.name[-2]}"}))
+    assert ckd.inspect(tmp_path / "run", data="digits")["model"] == f"hf:{tmp_path}/run/checkpoint-20", "of the last"
+    ckd.inspect(tmp_path / "run", select_on="test")
+    assert "another network than the registered config" not in caplog.text
+    for config in (tmp_path / "run").glob("checkpoint-*/config.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "relu"}))
+    ckd.inspect(tmp_path / "run", select_on="val")
+    assert f"To use config.json, give --model hf:{tmp_path}/run/checkpoint-20 and --data" in caplog.text

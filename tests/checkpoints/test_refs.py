@@ -76,6 +76,10 @@ def test_a_path_without_a_run_is_explained(tmp_path: Path, teacher_run: Path):
         ckd.open_trajectory(tmp_path / "other")
     with pytest.raises(UserError, match="is not a file of weights, which ends in "):
         ckd.open_trajectory(tmp_path / "other" / "notes.txt")
+    record = (teacher_run / "run.json").read_bytes()
+    (teacher_run / "run.json").write_bytes(record.replace(b'"wrn_10_1"', b'"wrn_\xff"'))
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        ckd.open_trajectory(teacher_run)
     (teacher_run / "run.json").write_text('{"model": ')
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         ckd.open_trajectory(teacher_run)

@@ -175,6 +175,8 @@ def test_errors_of_the_library_are_reported_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="Give the data set's name on the Hugging Face Hub: hf:NAME"):
         load_data(DataConfig(data="hf"))
     refused("nobody/nothing", "Could not load hf:nobody/nothing: ")
+    for path in ("./nope", "nope/", "/nope", "../a/b", "a/b/c"):
+        refused(path, f"There is no folder {path}. A data set of the Hub has a name such as")
     mixed = tmp_path / "mixed"
     folder_of_digits(mixed)
     refused(mixed, r"image \d+ in train of hf:.* is \d+×\d+, not \d+×\d+\. Give --image-size N")
@@ -185,6 +187,18 @@ def test_errors_of_the_library_are_reported_in_one_line(tmp_path: Path):
     (only_test / "test" / "zero").mkdir(parents=True)
     digit(0, 0).save(only_test / "test" / "zero" / "a.png")
     refused(only_test, r"has no split train \(splits: test\)")
+
+
+def test_words_that_differ_in_unicode_normalization_only_are_refused(tmp_path: Path):
+    import datasets
+
+    words = ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    for split in ("train", "test"):
+        values = {"image": [digit(0, number) for number in range(4)], "label": words * 2}
+        datasets.Dataset.from_dict(values, features=features).to_parquet(tmp_path / f"{split}-00000.parquet")
+    with pytest.raises(UserError, match=r"has two spellings of the class 'caf.*' in 'label'"):
+        load_data(DataConfig(data=f"hf:{tmp_path}", select_on="test"))
 
 
 def test_invalid_labels_and_paths_outside_of_the_data_set_are_refused(tmp_path: Path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import msgspec
@@ -449,6 +450,22 @@ def test_classes_whose_names_differ_in_unicode_normalization_are_one_class(folde
     (folder / "train" / "\N{LATIN SMALL LETTER E WITH ACUTE}").mkdir()
     with pytest.raises(UserError, match=r"Two folders in .* have names that look the same"):
         load_data(_settings(folder))
+
+
+def test_copies_with_other_unicode_normalization_have_the_same_classes(tmp_path: Path, caplog):
+    records = []
+    for form in ("NFC", "NFD"):
+        root = tmp_path / form
+        folder_of_digits(root)
+        for split in ("train", "val"):
+            for number, name in enumerate(sorted(path.name for path in (root / split).iterdir())):
+                new = ["\N{LATIN CAPITAL LETTER A WITH DIAERESIS}pfel", "banane", "Zwetschge"][number % 3] + str(number)
+                (root / split / name).rename(root / split / unicodedata.normalize(form, new))
+        caplog.clear()
+        records.append(load_data(_settings(root)))
+        assert ("Other libraries order the classes" in caplog.text) == (form == "NFD")
+    assert records[0].classes == records[1].classes
+    assert records[0].record.identity == records[1].record.identity
 
 
 def test_images_in_hidden_folders_are_ignored_and_named(folder: Path, caplog: pytest.LogCaptureFixture):

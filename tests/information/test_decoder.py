@@ -387,17 +387,44 @@ def test_renamed_checkpoint_is_refused(teacher_run: Path):
         ckd.evaluate(f"{teacher_run}@2")
 
 
+SIGN = 1
+
+
+def scaled_pool(num_classes: int, in_channels: int) -> nn.Module:
+    """A network of the user, whose code the test edits."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(in_channels, 8, 3), nn.Linear(8, num_classes)
+
+        def forward(self, x):
+            return SIGN * self.head(self.conv(x).relu().mean((2, 3)))
+
+    return Net()
+
+
+def test_edited_code_of_a_network_is_scored_again(tmp_path: Path, monkeypatch):
+    run = tmp_path / "run"
+    ckd.train(f"{__name__}:scaled_pool", data="digits", train_images=200, epochs=2, precision="fp32", out=run)
+    before = ckd.score(run, estimator="ridge")
+    monkeypatch.setattr(f"{__name__}.SIGN", -1)
+    after = ckd.score(run, estimator="ridge")
+    assert [point.nll for point in before.points] != [point.nll for point in after.points]
+    assert load_planes(ckd.open_trajectory(run)).keys() == {"ridge"}
+
+
 def test_plane_is_read_again_if_it_is_replaced_meanwhile(teacher_run: Path, monkeypatch):
     """Another process replaces the arrays that the reader is about to open."""
     ckd.score(teacher_run, decoder_steps=4)
     real, opened = storage.load_tensors, []
 
-    def load(path: Path) -> Any:
+    def load(path: Path, **options: Any) -> Any:
         if path.name.startswith("plane-") and not opened:
             opened.append(path)
             monkeypatch.setattr(storage, "load_tensors", real)
             ckd.score(teacher_run, decoder_steps=5)
-        return real(path)
+        return real(path, **options)
 
     monkeypatch.setattr(storage, "load_tensors", load)
     planes = load_planes(ckd.open_trajectory(teacher_run))

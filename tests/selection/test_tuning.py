@@ -15,7 +15,7 @@ import pytest
 
 import checkpointkd as ckd
 from checkpointkd.errors import UserError
-from checkpointkd.selection.optuna_storage import enqueue_next, values_of
+from checkpointkd.selection.optuna_storage import enqueue_next, should_prune, values_of
 from checkpointkd.selection.tuning import TuneConfig, default_space
 from checkpointkd.training import run as run_module
 
@@ -294,6 +294,32 @@ def test_grid_points_of_started_trials_are_taken():
         started.append(values_of(study.trials[study.ask().number]))
     assert not enqueue_next(study, settings, "fingerprint", shared=True)
     assert sorted(started, key=str) == sorted(settings.grid(), key=str)
+
+
+def test_a_trial_that_was_stopped_while_it_was_judged_is_judged_alike():
+    """The pruner marks a report as passed before it says whether the trial is pruned."""
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.HyperbandPruner(1, 9, 3))
+    for accuracy in (0.9, 0.8, 0.7, 0.9, 0.8, 0.7, 0.9, 0.8):
+        good = study.ask()
+        for epoch in range(1, 9):
+            good.report(accuracy, epoch)
+            good.should_prune()
+        study.tell(good, accuracy)
+    pruned = 0
+    for _ in range(8):
+        trial = study.ask()
+        trial.report(0.1, 1)
+        expected = trial.should_prune()
+        assert should_prune(study, trial, again=True) == expected
+        pruned += expected and not trial.should_prune()
+        study.tell(trial, 0.1)
+    assert pruned, "Optuna itself lets a trial pass that it has judged before"
+
+
+def test_all_values_of_a_trial_are_stored_together():
+    settings, study = TuneConfig(space={"alpha": (0.1, 0.9), "tau": (2.0, 4.0)}, sampler="tpe"), optuna.create_study()
+    assert enqueue_next(study, settings, "fedcba9876543210", shared=False)
+    assert study.trials[0].user_attrs["values"].keys() == {"alpha", "tau"}
 
 
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])

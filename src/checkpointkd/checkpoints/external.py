@@ -22,6 +22,7 @@ from ..config import ChannelOrder, OnProgress
 from ..data import Data
 from ..errors import UserError, pluralize
 from ..models import Network, build_network, check_trainable, read_config
+from ..models.hugging_face import same_architecture
 from ..records.runs import ExternalCheckpoint, ExternalRecord
 from .metadata import file_fingerprint, metadata_dir, metadata_dirs, trust_code
 from .scan import FoundFolder, candidate_files, scan_folder, without_path
@@ -49,6 +50,7 @@ def register_external(
     *,
     model: str,
     data: Data,
+    network_config: Mapping[str, Any] | None = None,
     pattern: str | None = None,
     state_dict_key: str | None = None,
     ignore_tensors: Sequence[str] = (),
@@ -66,6 +68,7 @@ def register_external(
         path: A folder, a file, or a wildcard such as `output/run1_*.pth`.
         model: The network, as `build_network` takes it.
         data: The images that the network classifies.
+        network_config: For `hf:FOLDER`, the config that was recorded before. By default FOLDER's config is read.
         pattern: The form of the file names, such as `ckpt_{epoch}.pt`. See `scan_folder`.
         state_dict_key: The key of the weights in a file that holds several sets.
         ignore_tensors: Patterns of names of tensors to ignore if the network lacks them, such as `criterion.*`.
@@ -84,13 +87,16 @@ def register_external(
     if os.path.exists(path / "run.json"):
         raise UserError(f"{path} is a run directory of checkpointkd. Leave out --model.")
     folder = scan_folder(path, pattern)
+    config = read_config(model) if network_config is None else dict(network_config)
+    if network_config is not None:
+        _warn_if_config_changed(folder, network_config)
     measured_before = _measured_before(path)
     stated = stated_preprocessing(folder.last)
-    normalization = _normalization(stated, model, data, mean, std)
+    normalization = _normalization(stated, model, network_config, data, mean, std)
     channel_order = channel_order or stated.channel_order or "rgb"
 
     def build() -> Network:
-        return _build(model, data, normalization.mean, normalization.std, channel_order)
+        return _build(model, network_config, data, normalization.mean, normalization.std, channel_order)
 
     if accuracy is not None:
         images_BCHW = data.train.subset(torch.arange(2)).to_float()
@@ -99,6 +105,7 @@ def register_external(
         folder,
         build().eval(),
         model=model,
+        config=config,
         data=data,
         state_dict_key=state_dict_key,
         ignore_tensors=ignore_tensors,
@@ -113,7 +120,7 @@ def register_external(
         data=data.record,
         mean=normalization.mean,
         std=normalization.std,
-        network_config=read_config(model),
+        network_config=config,
         channel_order=channel_order,
         seed=0,
         precision="fp32",
@@ -141,6 +148,7 @@ def _read_checkpoints(
     network: Network,
     *,
     model: str,
+    config: Mapping[str, Any] | None,
     data: Data,
     state_dict_key: str | None,
     ignore_tensors: Sequence[str],
@@ -163,7 +171,7 @@ def _read_checkpoints(
             damaged = damaged or error
             folder.left_out.append(f"{file.name}: {without_path(error, file.path)}")
             continue
-        if weights_at not in (None, stored.key):
+        if weights_at is not None and _without_wrapper(weights_at) != _without_wrapper(stored.key):
             raise UserError(
                 f"{file.path} has the weights of {model} at {stored.key or 'its top'!r}, but earlier files have them "
                 f"at {weights_at or 'their top'!r}. Give --state-dict-key KEY, or select some files with a wildcard."
@@ -172,7 +180,7 @@ def _read_checkpoints(
         other_sets |= dict.fromkeys(stored.others)
         network.body.load_state_dict(stored.tensors)
         sha256 = storage.content_hash(network.state_dict())
-        key = (_network_key(model, read_config(model)), sha256, data.record.sha256, data.record.select_on)
+        key = (_network_key(model, config), sha256, data.record.sha256, data.record.select_on)
         stored_accuracy = measured_before.get(key)
         checkpoints[epoch] = ExternalCheckpoint(
             file=os.path.relpath(file.path, folder.path),
@@ -183,13 +191,18 @@ def _read_checkpoints(
             sha256=sha256,
             accuracy=stored_accuracy if accuracy is None else accuracy(network),
             stood_in=file.stood_in,
-            stated_accuracy=file.accuracy,
+            stated_accuracy=file.accuracy if file.accuracy_of in (None, stored.key) else None,
         )
         if on_progress is not None:
             on_progress(f"read {folder.path}", len(checkpoints), len(folder.checkpoints))
     if damaged is not None and not checkpoints:
         raise damaged
     return checkpoints, weights_at or "", tuple(other_sets)
+
+
+def _without_wrapper(key: str) -> str:
+    """Return a key without the parts of DataParallel: a run may continue on another number of devices."""
+    return ".".join(part for part in key.split(".") if part != "module")
 
 
 def refresh_external(
@@ -203,6 +216,7 @@ def refresh_external(
         trajectory.source,
         model=run.model,
         data=data,
+        network_config=run.network_config,
         pattern=run.pattern,
         state_dict_key=run.state_dict_key,
         ignore_tensors=run.ignore_tensors,
@@ -214,11 +228,34 @@ def refresh_external(
     )
 
 
+def _warn_if_config_changed(folder: FoundFolder, config: Mapping[str, Any]) -> None:
+    """Warn if config.json in a folder describes another network than the one that is registered."""
+    named = folder.network
+    if named is not None and not same_architecture(read_config(named), config):
+        log.warning(
+            "config.json in %s describes another network than the registered config. The registered config is used. To "
+            "use config.json, give --model %s and --data.",
+            folder.last.path,
+            named,
+        )
+
+
 def _build(
-    model: str, data: Data, mean: Sequence[float], std: Sequence[float], channel_order: ChannelOrder = "rgb"
+    model: str,
+    network_config: Mapping[str, Any] | None,
+    data: Data,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channel_order: ChannelOrder = "rgb",
 ) -> Network:
     return build_network(
-        model, num_classes=len(data.classes), in_channels=len(mean), mean=mean, std=std, channel_order=channel_order
+        model,
+        num_classes=len(data.classes),
+        in_channels=len(mean),
+        mean=mean,
+        std=std,
+        config=network_config,
+        channel_order=channel_order,
     )
 
 
@@ -278,7 +315,12 @@ def _measured_before(path: Path) -> dict[Measurement, float | None]:
 
 
 def _normalization(
-    stated: Preprocessing, model: str, data: Data, mean: Sequence[float] | None, std: Sequence[float] | None
+    stated: Preprocessing,
+    model: str,
+    network_config: Mapping[str, Any] | None,
+    data: Data,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> _Normalization:
     """Return the mean and deviation of each channel: the user's, the files', timm's, or the training images' own."""
     own_mean, own_std = data.train.channel_statistics()
@@ -295,7 +337,7 @@ def _normalization(
                 "--mean and --std are for images in [0, 1]: give finite numbers below 10, and --std above 0"
             )
         return _Normalization(mean, std, GIVEN)
-    pretrained = getattr(_build(model, data, own_mean, own_std).body, "pretrained_cfg", {})
+    pretrained = getattr(_build(model, network_config, data, own_mean, own_std).body, "pretrained_cfg", {})
     for source, stated_mean, stated_std in (
         (stated.source, stated.mean, stated.std),
         ("timm's default for this model", pretrained.get("mean"), pretrained.get("std")),

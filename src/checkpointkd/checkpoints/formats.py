@@ -65,6 +65,7 @@ class FoundFile:
     stood_in: tuple[str, ...] = ()  # classes in the file that are not weights, and were not imported
     args: Mapping[str, Any] = field(default_factory=dict)  # plain options of the training that the file holds
     accuracy: float | None = None  # from 0 to 1, as the file states it
+    accuracy_of: str | None = None  # the key of the weights with this accuracy; None for any
 
     @property
     def bytes(self) -> int:
@@ -129,7 +130,15 @@ def _recognize(path: Path, name: str, content: Any) -> FoundFile | None:
             stated = f"epoch {epoch}{' counted from 0' if from_zero else ''}"
             network = _timm_network(content) if format == "timm" else None
             file = FoundFile(path, name, format, epoch + from_zero, "the file", stated, network=network)
-            file = replace(file, args=_args(content), accuracy=_accuracy(content.get("metric")))
+            args = _args(content)
+            top1 = args.get("eval_metric", "top1") == "top1"
+            averaged = "state_dict_ema" in content and not args.get("model_ema_force_cpu")
+            file = replace(
+                file,
+                args=args,
+                accuracy=_accuracy(content.get("metric")) if top1 else None,
+                accuracy_of="state_dict_ema" if averaged else None,
+            )
             return _lightning(file, content) if format == "Lightning" else file
     return FoundFile(path, name, "dict of weights", epoch, "the file", f"epoch {epoch}", exact=False)
 

@@ -14,7 +14,9 @@ from ..errors import UserError
 from ..models import names_code
 from ..records.runs import AnyRun, ExternalRecord
 from ..storage import own_subfolder
+from .weights import parts
 
+STATED = ("config.json", "preprocessor_config.json", "trainer_state.json")  # read beside the weights of a folder
 METADATA_DIR = "checkpointkd"  # in the folder of another trainer: holds run.json and what `score` and `select` write
 
 _trusted_here: set[Path] = set()  # the markers that this process has written, or could not write
@@ -27,13 +29,19 @@ def metadata_dirs(path: Path | str) -> list[Path]:
         UserError: If the directory beside it is a link.
     """
     path = Path(path)
-    name = re.sub(r"[^\w.-]", "_", path.name)
-    digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:12]
     is_folder = os.path.isdir(path)
     beside = own_subfolder((path if is_folder else path.parent) / METADATA_DIR)
     if not is_folder:
-        beside = own_subfolder(beside / f"{name}-{digest}")
-    return [beside, cache_dir() / "external" / f"{name}-{digest}"]
+        beside = own_subfolder(beside / _named_after(path.name))  # it moves with its folder
+    place = os.path.realpath(path) if is_folder else os.path.join(os.path.realpath(path.parent), path.name)
+    return [beside, cache_dir() / "external" / _named_after(place)]
+
+
+def _named_after(path: str) -> str:
+    """Return a folder's name for a path: letters of its last part, and a hash of the path."""
+    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]", "_", os.path.basename(path))
+    return f"{name[:100]}-{digest}"
 
 
 def metadata_dir(path: Path | str) -> Path | None:
@@ -50,11 +58,13 @@ def checkpoints_folder(metadata: Path, run: ExternalRecord) -> Path:
 
 
 def file_fingerprint(path: Path) -> tuple[int, ...] | None:
-    """Return sizes and modification times of a checkpoint's files; None if it does not exist."""
+    """Return sizes and modification times of a checkpoint's files; None if they do not exist."""
     try:
-        files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
-        return tuple(number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns))
-    except OSError:
+        stated = [path / name for name in STATED if (path / name).is_file()]
+        return tuple(
+            number for file in [*parts(path), *stated] for number in (file.stat().st_size, file.stat().st_mtime_ns)
+        )
+    except (OSError, UserError):
         return None
 
 

@@ -1,7 +1,7 @@
 """Resolve checkpoint references: `runs/teacher@160`, `@0.5`, `@midpoint`, `@last`, `@best`.
 
 An integer is an epoch. A decimal in (0, 1] is a fraction of the planned epochs, and stands for the nearest saved epoch.
-A run directory alone stands for `@last`.
+A run directory alone stands for `@last`. `@mean:0.7-1.0` and `@decay-mean:0.9` are weight averages.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NoSuchEpoch, UserError, pluralize, unknown_name
+from .averages import FORMS, average, names_average
 from .trajectory import Checkpoint, Trajectory, open_trajectory
 
 log = logging.getLogger("checkpointkd")
@@ -54,10 +55,14 @@ def resolve_all(ref: str) -> list[CheckpointRef]:
     path, at, which = ref.rpartition("@")
     if not at or _exists(ref):  # a folder's name may hold an @
         path, which = ref, "last"
+    if names_average(which):
+        trajectory = open_trajectory(Path(path))
+        warn_if_new_files(trajectory)
+        return [CheckpointRef(ref, average(trajectory, which))]
     if which not in WORDS and not re.fullmatch(r"[0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9}", which):
         raise UserError(
             f"{ref!r} is not a checkpoint reference. After @ comes an epoch (160), a fraction of the planned epochs "
-            f"(0.5), or one of {', '.join(WORDS)}."
+            f"(0.5), one of {', '.join(WORDS)}, or a weight average: {FORMS}."
         )
     trajectory = open_trajectory(Path(path))
     warn_if_new_files(trajectory)

@@ -5,6 +5,7 @@ Where neither a file's content nor its name tells the epoch, the user gives `--p
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import itertools
 import os
@@ -15,8 +16,9 @@ from typing import Literal, NamedTuple
 
 from ..errors import UserError, check_exists
 from ..models import read_config
+from ..models.hugging_face import same_architecture
 from .distributed import deepspeed_file, sharded_folder
-from .formats import UNKNOWN, FoundFile, recognize
+from .formats import COPY, COUNT, EPOCH, STEP, UNKNOWN, FoundFile, recognize
 from .metadata import METADATA_DIR
 from .tensor_plans import UnusableFile
 from .weights import EMA, ENDINGS, SHARDS, WHOLE, inside
@@ -24,6 +26,7 @@ from .weights import EMA, ENDINGS, SHARDS, WHOLE, inside
 Unit = Literal["epoch", "step"]
 NO_NETWORK = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)")  # Hugging Face's
 CONFIGS = ("config.json", "preprocessor_config.json")  # of Hugging Face and timm
+SAVED = re.compile(r"(checkpoint|epoch|step|global_step)[-_]?[0-9]{1,9}")  # a trainer's folders beside its last network
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which files from before 2020 begin
 SEARCHED_FOLDERS = 10_000  # at most, for a hint about where checkpoints are
 NUMBERED = re.compile(r"\d|best|last|latest|final|\.ckpt$")  # names of folders that may hold one checkpoint
@@ -55,11 +58,13 @@ class FoundFolder:
     @property
     def network(self) -> str | None:
         """The network that all files name, as `--model` takes it; None where they name none."""
-        names = {file.network for file in self.checkpoints.values()}
-        if None in names:
+        last = self.last.network
+        names = {file.network for file in self.checkpoints.values()} - {last}
+        if last is None or None in names:
             return None
-        configs = [read_config(name) or name for name in names if name is not None]
-        return names.pop() if all(config == configs[0] for config in configs) else None
+        config = read_config(last)
+        same = all(config is not None and same_architecture(read_config(name), config) for name in names if name)
+        return last if same else None
 
 
 def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
@@ -75,6 +80,8 @@ def scan_folder(path: Path | str, pattern: str | None = None) -> FoundFolder:
             the same epoch.
     """
     root, paths, left_out = _candidates(str(path))
+    if Path(path) == root:
+        left_out += _beside(root, paths)
     numbers: dict[Path, int] = {}
     if pattern is not None:
         numbers = _numbers_by_pattern(pattern, root, paths)
@@ -136,32 +143,53 @@ def _candidates(path: str) -> tuple[Path, list[_Candidate], list[str]]:
         )
         if not paths:
             raise UserError(f"No file matches {path}")
-        return paths[0].parent, [_Candidate(inside(match, paths[0].parent), match.name) for match in paths], []
+        checkpoints, refused = _checkpoints_of([inside(match, match.parent) for match in paths if match.is_dir()])
+        left_out = [f"{name}: {without_path(error, paths[0].parent / name)}" for name, error in refused.items()]
+        opened = [
+            (inside(match, match.parent) if match.is_file() else checkpoints.get(match), match) for match in paths
+        ]
+        nothing = [match.name for each, match in opened if each is None and match.name not in refused]
+        left_out += [f"{name}: holds no weights" for name in nothing]
+        return paths[0].parent, [_Candidate(each, match.name) for each, match in opened if each], left_out
     root = check_exists(Path(path), "file or folder")
     if not root.is_dir():
         if not root.is_file():
             raise UserError(f"{root} is not a regular file")
-        if not (_may_be_checkpoint(root) or _is_torch_file(root)):
+        if not (_may_be_checkpoint(root) or _is_torch_file(root) or root.name in SHARDS):
             raise UserError(f"{root} is not a file of weights, which ends in {', '.join(ENDINGS)}")
         # Hugging Face's file of weights is read with the configs beside it.
-        one = root.name in WHOLE and any((root.parent / name).is_file() for name in CONFIGS)
+        one = root.name in SHARDS
+        one |= root.name in WHOLE and any((root.parent / name).is_file() for name in CONFIGS)
         return root.parent, [_Candidate(root.parent if one else root, root.parent.name if one else root.name)], []
     try:
         entries = sorted(root.iterdir())
     except OSError as error:
         raise UserError(f"Could not list {root}: {error.strerror}") from None
     whole = _one_checkpoint(root, entries=[])
-    if whole is not None:
-        return root, [_Candidate(whole, root.name)], []
-    named = [entry for entry in entries if _may_be_checkpoint(entry)]
+    named = [entry for entry in entries if _may_be_checkpoint(entry)] if whole is None else []
     folders = [entry for entry in entries if NUMBERED.search(entry.name) and entry.is_dir() and inside(entry, root)]
-    if any(entry.is_file() for entry in named):  # a folder beside files is a checkpoint only if it is called like one
-        folders = [folder for folder in folders if folder in named]
-    checkpoints = {folder: _one_checkpoint(folder, entries=sorted(folder.iterdir())) for folder in folders}
+    if whole is not None:  # a trainer's last network lies beside its checkpoint-N
+        folders = [folder for folder in folders if SAVED.fullmatch(folder.name)]
+        if [folder.name[:6] for folder in folders] == ["global"]:  # DeepSpeed's part of this one checkpoint
+            folders = []
+    files = [entry for entry in named if entry.is_file()]
+    if files:  # a folder beside files is a checkpoint only if it is called like one
+        folders = [folder for folder in folders if folder in named or SAVED.fullmatch(folder.name)]
+    checkpoints, refused = _checkpoints_of(folders)
+    if any(_tells_epoch(file.name) for file in files):
+        beside = [folder for folder, path in checkpoints.items() if path and folder not in named]
+        reason = UserError("lies beside files that tell their epochs. To use it, name it")
+        refused |= {folder.name: reason for folder in beside}
+        checkpoints = {folder: path for folder, path in checkpoints.items() if folder not in beside}
+    left_out = [f"{name}: {without_path(error, root / name)}" for name, error in refused.items()]
+    if whole is not None and not any(checkpoints.values()):
+        return root, [_Candidate(whole, root.name)], left_out + _deeper(entries)
+    if refused and not any(checkpoints.values()) and not named:
+        raise next(iter(refused.values()))
     steps = [folder for folder in folders if (folder / "trainer_state.json").exists()]  # written last by the trainer
     partial = [folder for folder in folders if steps and folder not in steps]
     found = [_Candidate(path, folder.name) for folder, path in checkpoints.items() if path and folder not in partial]
-    left_out = [f"{folder.name}: saved in part, without trainer_state.json" for folder in partial]
+    left_out += [f"{folder.name}: saved in part, without trainer_state.json" for folder in partial]
     if not named and not found:
         named = [entry for entry in entries if _is_torch_file(entry)]
     regular = [entry for entry in named if os.path.isfile(inside(entry, root))]
@@ -181,6 +209,56 @@ def _one_checkpoint(folder: Path, entries: list[Path]) -> Path | None:
         return inside(file, folder)
     files = [entry for entry in entries if _may_be_checkpoint(entry) and entry.is_file()]
     return inside(files[0], folder) if len(files) == 1 else None
+
+
+def _tells_epoch(name: str) -> bool:
+    """Whether a file's name has an epoch or a step, and is not that of a copy."""
+    stem = name.lower()
+    while stem.endswith(ENDINGS):
+        stem = stem.rpartition(".")[0]
+    return not COPY.search(name.lower()) and any(form.search(stem) for form in (EPOCH, STEP, COUNT))
+
+
+def _checkpoints_of(folders: list[Path]) -> tuple[dict[Path, Path | None], dict[str, UserError]]:
+    """Return what to open of each folder, as `_one_checkpoint` does, and the names of refused folders with errors."""
+    checkpoints: dict[Path, Path | None] = {}
+    refused: dict[str, UserError] = {}
+    for folder in folders:
+        try:
+            checkpoints[folder] = _one_checkpoint(folder, entries=sorted(folder.iterdir()))
+        except UserError as error:
+            refused[folder.name] = error
+    return checkpoints, refused
+
+
+def _deeper(entries: list[Path]) -> list[str]:
+    """Return why folders of checkpoints beside a network are left out, such as `checkpoints` of Accelerate."""
+    folders = [entry for entry in entries if re.match("checkpoints|ckpts", entry.name) and entry.is_dir()]
+    return [
+        f"{folder.name}: holds folders of checkpoints. To use them, name {folder}"
+        for folder in folders
+        if any(SAVED.fullmatch(inner.name) for inner in folder.iterdir())
+    ]
+
+
+def _beside(root: Path, candidates: list[_Candidate]) -> list[str]:
+    """Return why the weights in a folder are left out, if its checkpoints are folders in it."""
+    folders = [candidate for candidate in candidates if candidate.path.parent == root and candidate.path.is_dir()]
+    file = next((root / name for name in (*WHOLE, *SHARDS) if (root / name).is_file()), None)
+    if file is None or not folders or file.is_symlink():
+        return []
+    for folder in reversed(folders):
+        other = folder.path / file.name
+        if file.name in WHOLE and other.is_file() and _are_equal(file, inside(other, root)):
+            return [f"{file.name}: a copy of {folder.name}"]
+    return [f"{file.name}: lies beside the folders of checkpoints. To use it, name the file"]
+
+
+def _are_equal(first: Path, second: Path) -> bool:
+    try:
+        return filecmp.cmp(first, second, shallow=False)
+    except OSError:
+        return False
 
 
 def _is_special(path: Path) -> bool:

@@ -15,6 +15,7 @@ import torch
 from .. import records, storage
 from ..errors import NoSuchEpoch, UserError, check_exists
 from ..models import Network, build_network
+from ..records.base import TeacherRecord
 from ..records.runs import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult
 from ..records.selection import SelectionRecord
 from .metadata import check_trusted, checkpoints_folder, file_fingerprint, metadata_dir
@@ -25,11 +26,27 @@ from .weights import differing_shapes, size, weights
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved network of a run: the file, its epoch, and how to load it."""
+    """One saved network of a run: the file, its epoch, and how to load it.
+
+    A weight average is a checkpoint, too: `average` says of what, as in `mean:0.7-1.0`, and `averaged_from` is the file
+    of its last checkpoint.
+    """
 
     path: Path
     epoch: int
     run: AnyRun = field(repr=False)
+    average: str | None = None
+    averaged_from: Path | None = field(default=None, repr=False)
+
+    @property
+    def saved_path(self) -> Path:
+        """The file that the training wrote; of an average, its last checkpoint's."""
+        return self.averaged_from or self.path
+
+    @property
+    def record(self) -> TeacherRecord:
+        """The identity of the checkpoint as a teacher."""
+        return TeacherRecord(epoch=self.epoch, sha256=self.sha256, average=self.average)
 
     @property
     def bytes(self) -> int:
@@ -48,8 +65,8 @@ class Checkpoint:
 
     @property
     def _registered(self) -> ExternalCheckpoint | None:
-        """The record of another trainer's checkpoint; None for ours."""
-        return self.run.checkpoints[self.epoch] if isinstance(self.run, ExternalRecord) else None
+        """The record of another trainer's checkpoint; None for ours, and for averages, which we write."""
+        return self.run.checkpoints[self.epoch] if isinstance(self.run, ExternalRecord) and not self.average else None
 
     def _check_epoch(self, metadata: dict[str, str]) -> None:
         if metadata.get("epoch") != str(self.epoch):
@@ -63,7 +80,7 @@ class Checkpoint:
         """
         network = build_from_run(self.run)
         run = self.run
-        if isinstance(run, ExternalRecord):
+        if isinstance(run, ExternalRecord) and not self.average:
             stored = weights(
                 self.path, network.body, key=run.state_dict_key, model=run.model, ignore=run.ignore_tensors
             )

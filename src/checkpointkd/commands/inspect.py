@@ -143,9 +143,11 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
 
     model, pattern, state_dict_key = options.model, options.pattern, options.state_dict_key
     mean, std, ignored = options.mean, options.std, options.ignore_tensors
+    network_config = None
     if registered is not None and isinstance(registered.run, ExternalRecord):
         run = registered.run
-        model, pattern, path = run.model, pattern or run.pattern, registered.source
+        model, network_config, path = run.model, run.network_config, registered.source
+        pattern = pattern or run.pattern
         state_dict_key = state_dict_key or run.state_dict_key
         ignored = list(run.ignore_tensors) if ignored is None else ignored
         if mean is None and std is None and run.normalized_as == GIVEN:
@@ -164,6 +166,7 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         path,
         model=model,
         data=data,
+        network_config=network_config,
         pattern=pattern,
         state_dict_key=state_dict_key,
         ignore_tensors=ignored or (),

@@ -30,6 +30,7 @@ from ..config import (
 )
 from ..errors import UserError, first_line
 from ..recipes import recipe
+from ..records.base import read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,7 @@ class DataOptions(DataSetOptions):
         if self.class_order is None or self.class_order in get_args(NamedOrder):
             return cast(NamedOrder | None, self.class_order)
         try:
-            lines = Path(self.class_order).read_text("utf-8").splitlines()
+            lines = read_bytes(Path(self.class_order)).decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--class-order {self.class_order} is neither {' nor '.join(get_args(NamedOrder))}, nor a file that "
@@ -273,7 +274,8 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
 
     teachers: list[str]
     """One or more checkpoint references: RUN@160 (epoch 160), RUN@0.5 (half of the training), RUN@midpoint, RUN@last
-    or RUN@best. RUN alone is its last checkpoint."""
+    or RUN@best. RUN alone is its last checkpoint. RUN@mean:0.7-1.0 averages the weights of checkpoints,
+    RUN@decay-mean:0.9 those of all with decay."""
 
     method: str = "kd"
     """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, mlkd

@@ -128,7 +128,7 @@ class FolderImages:
 
 
 def _class_folders(split: Path) -> dict[str, str]:
-    """Return the folder of each class, in the order of the folders' names.
+    """Return the folder of each class, in the order of the class names.
 
     Class names have the Unicode normalization NFC, because copies between systems change the normalization of names.
     """
@@ -136,10 +136,17 @@ def _class_folders(split: Path) -> dict[str, str]:
         names = os.listdir(split)
     except OSError as error:
         raise UserError(f"Could not list the folder {split}: {error.strerror}") from None
+    raw = sorted(name for name in names if name[0] != "." and os.path.isdir(split / name))
     folders: dict[str, str] = {}
-    for name in sorted(name for name in names if name[0] != "." and os.path.isdir(split / name)):
+    for name in sorted(raw, key=lambda name: unicodedata.normalize("NFC", name)):
         if folders.setdefault(unicodedata.normalize("NFC", name), name) != name:
             raise UserError(f"Two folders in {split} have names that look the same, {name!r}. Merge them.")
+    if list(folders.values()) != raw:
+        log.warning(
+            "Other libraries order the classes in %s differently: accents in the folders' names are separate "
+            "characters. Give a teacher from such a library its order with --class-order",
+            split,
+        )
     return folders
 
 

@@ -6,8 +6,11 @@ Small images of one size are decoded once and stay in memory. Larger images are 
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import re
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -167,6 +170,8 @@ def _test_split(splits: Any, label: str, path: str) -> str:
 
 def _load(datasets: Any, path: str) -> Any:
     name, _, configuration = path.partition(":")
+    if not os.path.exists(name) and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise UserError(f"There is no folder {name}. A data set of the Hub has a name such as uoft-cs/cifar10.")
     try:
         return datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the library raises many kinds
@@ -183,19 +188,24 @@ def _with_classes(datasets: Any, splits: Any, path: str) -> Any:
     if label is None:
         return splits
     labeled = [split for split in splits if label in splits[split].features]
-    values = sorted(
-        {value for split in labeled for value in splits[split].unique(label)}, key=lambda v: (str(type(v)), v)
-    )
-    if not values or any(value is None or isinstance(value, float) for value in values):
+    values = {value for split in labeled for value in splits[split].unique(label)}
+    if not values or {type(value) for value in values} not in ({str}, {int}):
         raise UserError(
             f"hf:{path} has labels in the column {label!r} that are missing or not whole. Labels must be words, or "
             "whole numbers from 0 on."
         )
-    if not isinstance(values[0], str) and values != list(range(len(values))):
+    names = sorted(values, key=lambda value: unicodedata.normalize("NFC", value) if isinstance(value, str) else value)
+    for first, second in itertools.pairwise(names):
+        if isinstance(first, str) and unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second):
+            raise UserError(
+                f"hf:{path} has two spellings of the class {first!r} in {label!r}, which differ only in "
+                "Unicode normalization. Give all labels one spelling."
+            )
+    if not isinstance(names[0], str) and names != list(range(len(names))):
         raise UserError(
-            f"hf:{path} has the labels {values[0]} to {values[-1]} in {label!r}. Renumber them from 0 on, without gaps."
+            f"hf:{path} has the labels {names[0]} to {names[-1]} in {label!r}. Renumber them from 0 on, without gaps."
         )
-    classes = datasets.ClassLabel(names=[str(value) for value in values])
+    classes = datasets.ClassLabel(names=[str(value) for value in names])
     return datasets.DatasetDict({split: splits[split].cast_column(label, classes) for split in labeled})
 
 

@@ -33,7 +33,12 @@ def stratified(labels_N: Tensor, count: int, *, seed: int, purpose: str) -> Tens
     if count > len(labels_N):
         raise UserError(f"Cannot take {count} {name} images: there are only {len(labels_N)}")
     if count < classes:
-        raise UserError(f"{count} {name} images are too few for {classes} classes. Take at least {classes}.")
+        more = (
+            "Add training images, or choose with --select-on test"
+            if name == "validation"
+            else f"Take at least {classes}"
+        )
+        raise UserError(f"{count} {name} images are too few for {classes} classes. {more}.")
     share_K = labels_N.bincount().double() * count / len(labels_N)
     quota_K = share_K.floor().long()
     most_short = (share_K - quota_K).argsort(descending=True, stable=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import EvalTransform
-from ..errors import UserError
+from ..errors import READER_KILLED, UserError
 from ..seeding import generator
 from .image_io import EncodedImages, decode_number
 from .images import Batch, deviation_or_one, epoch_order, eval_batch_size
@@ -248,10 +248,7 @@ def _until_killed(iterator: Iterator[Any]) -> Iterator[Any]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError(
-            "A process that reads images was killed, probably for lack of memory. Repeat the command to continue. "
-            "With CHECKPOINTKD_WORKERS=1, only one process reads images."
-        ) from None
+        raise UserError(READER_KILLED) from None
 
 
 def _collate(items: list[tuple[np.ndarray, int] | UserError]) -> tuple[np.ndarray, list[int]] | UserError:

@@ -21,7 +21,7 @@ from ..checkpoints import Checkpoint, Trajectory
 from ..config import EstimatorConfig, OnProgress
 from ..data import Data, Images, eval_batch_size, stratified
 from ..errors import UserError
-from ..models import Network, as_map, capture_activations, last_map_path
+from ..models import Network, as_map, capture_activations, last_map_path, names_code
 from ..records.selection import PlanePoint, PlaneRecord, PlaneSettings
 from ..training.loop import OnStep
 from .decoder import decoder_information
@@ -157,6 +157,9 @@ def _stored_scores(trajectory: Trajectory, settings: PlaneSettings) -> tuple[str
     Scores with other settings stay under the estimator's key until the new ones are complete.
     """
     stored = load_planes(trajectory).get(settings.estimator)
+    if stored is not None and names_code(trajectory.run.model):
+        log.info("The code of %s may have changed, so all checkpoints are scored again", trajectory.run.model)
+        return settings.estimator + UNFINISHED, stored, {}
     if stored is None or stored.settings == settings:
         return settings.estimator, stored, _valid_scores(stored, trajectory, settings)
     log.warning(
@@ -247,10 +250,7 @@ def _remedy(trajectory: Trajectory) -> str:
 def _with_arrays(trajectory: Trajectory, record: PlaneRecord) -> Plane:
     """Return the plane of a record and of the arrays that it names."""
     path = trajectory.path / record.arrays
-    try:
-        tensors, _ = storage.load_tensors(path)
-    except UserError as error:
-        raise UserError(f"{error}. {_remedy(trajectory)}") from None
+    tensors, _ = storage.load_tensors(path, remedy=_remedy(trajectory))
     information_ASN = tensors.pop("information_ASN", torch.zeros(0)).numpy()
     shape = (len(record.points), information_ASN.shape[-1])
     if information_ASN.ndim != 3 or any(tensor.shape != shape for tensor in tensors.values()) or not tensors:

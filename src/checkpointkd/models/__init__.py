@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +188,33 @@ def _build_timm(name: str, arguments: Mapping[str, Any], *, num_classes: int, in
 
 def _build_custom(model: str, **sizes: int) -> nn.Module:
     module_name, _, attribute = model.partition(":")
+    with _current_folder_last():
+        try:
+            factory = getattr(importlib.import_module(module_name), attribute)
+        except Exception as error:  # the user's module may raise anything
+            raise UserError(
+                f"Model {model!r} cannot be imported: {first_line(error)}. Python searches its import path, then the "
+                "current folder."
+            ) from None
+        return _call_factory(model, factory, sizes)
+
+
+@contextlib.contextmanager
+def _current_folder_last() -> Iterator[None]:
+    """Search the current folder after the import path. Outside of this context, no module comes from that folder."""
+    here = os.getcwd()
+    if here in sys.path:
+        yield
+        return
+    sys.path.append(here)
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(
-            f"Model {model!r} cannot be imported: {first_line(error)}. Python searches the current folder and "
-            "its import path."
-        ) from None
+        yield
+    finally:
+        if here in sys.path:  # the user's code may change the path
+            sys.path.remove(here)
+
+
+def _call_factory(model: str, factory: Any, sizes: Mapping[str, int]) -> nn.Module:
     try:
         body = factory(**_accepted(factory, sizes))
     except TypeError as error:

@@ -83,6 +83,15 @@ def read_config(model: str) -> dict[str, Any] | None:
     return _architecture(read_object(folder / "config.json"))
 
 
+def same_architecture(config: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Return whether two configs describe one network. Their versions of transformers may differ."""
+    kept = [
+        None if each is None else {key: value for key, value in each.items() if key != "transformers_version"}
+        for each in (config, other)
+    ]
+    return kept[0] == kept[1]
+
+
 def build_from_config(
     config: Mapping[str, Any], *, num_classes: int, in_channels: int, most: int = MOST_PARAMETERS
 ) -> nn.Module:

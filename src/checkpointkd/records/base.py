@@ -71,10 +71,11 @@ class DataRecord(Record, frozen=True, omit_defaults=True):
 
 
 class TeacherRecord(Record, frozen=True):
-    """One teacher of a student: its epoch, and the hash of its weights."""
+    """One teacher of a student: its epoch, the hash of its weights, and of what they are an average, if they are."""
 
     epoch: int
     sha256: str
+    average: str | None = None
 
 
 class Measured(Record, frozen=True):
@@ -105,7 +106,7 @@ def decode(content: bytes, kind: type[T], *, path: Path, remedy: str) -> T:
     """The record that a file's content holds; raises UserError that names the file, the field and the remedy."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}. {remedy}") from None
 
 
@@ -155,6 +156,8 @@ def read_bytes(path: Path, *, largest: int | None = LARGEST_FILE) -> bytes:
         raise UserError(f"There is no file {path}") from None
     except OSError as error:
         raise UserError(f"Could not read {path}: {error.strerror}") from None
+    except ValueError as error:  # a name that no file can have
+        raise error if isinstance(error, UserError) else UserError(f"Could not read {path}: {error}") from None
 
 
 def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:

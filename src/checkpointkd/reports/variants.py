@@ -189,7 +189,7 @@ def _teachers(
             labels.append(_epoch_label(run, epoch))
         else:
             teachers.append(("elsewhere", teacher.epoch))
-            labels.append(f"epoch {teacher.epoch}")
+            labels.append(teacher.average or f"epoch {teacher.epoch}")
     smoothing = _smoothing(record)
     without = f"uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
     return tuple(teachers), " and ".join(labels) or without
@@ -211,6 +211,8 @@ def _epoch_label(run: Trajectory, epoch: int) -> str:
 def _distillation(run: DistillRecord) -> str:
     """Return how the teachers taught, where it was not plain KD from the mean of their probabilities."""
     config, parts = run.distill_config, []
+    if any(teacher.average for teacher in run.teachers):
+        parts.append("weights averaged")
     if run.method != "kd":
         parts.append(f"method {run.method}")
     if config.teacher_schedule != "joint":

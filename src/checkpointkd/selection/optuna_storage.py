@@ -22,6 +22,7 @@ from ..errors import UserError, first_line
 if TYPE_CHECKING:
     from .tuning import TuneConfig, TuneTask
 
+RUNG = "completed_rung_"  # starts the names of attributes in which Optuna's pruners keep the reports that passed
 VALUES = "values"  # the user attribute of an enqueued trial with the values that it was given
 HEARTBEAT_SECONDS = 60  # in a shared storage; without it another machine takes a trial over
 
@@ -155,11 +156,47 @@ def enqueue_next(study: optuna.Study, settings: TuneConfig, fingerprint: str, *,
             random.shuffle(candidates)
     else:
         candidates = [dict(trial.params) for trial in trials if trial.params.keys() == settings.space.keys()]
+        if not shared:
+            candidates.append(_drawn(study, settings))
     for values in candidates:
         if values not in taken:
             study.enqueue_trial(values, user_attrs={VALUES: values})
             return True
     return settings.sampler == "tpe"
+
+
+def _drawn(study: optuna.Study, settings: TuneConfig) -> dict[str, float]:
+    """Return the values that the sampler suggests next. They are stored together, so no process stops between them."""
+    in_memory = optuna.create_study(direction="maximize", sampler=study.sampler)
+    in_memory.add_trials(study.get_trials())
+    return suggest(in_memory.ask(), settings)
+
+
+def suggest(trial: optuna.Trial, settings: TuneConfig) -> dict[str, float]:
+    """Return the values that the sampler suggests for a trial."""
+    return {
+        name: trial.suggest_float(name, min(values), max(values), log=name != "alpha" and min(values) > 0)
+        for name, values in settings.space.items()
+    }
+
+
+def should_prune(study: optuna.Study, trial: optuna.Trial, *, again: bool) -> bool:
+    """Return whether the pruner stops a trial after its last report.
+
+    Args:
+        study: The study.
+        trial: A trial that runs.
+        again: Whether a process that was stopped may have asked before. The pruner then has a mark that the trial has
+            passed this report. The trial is judged without the mark.
+    """
+    if not again:
+        return trial.should_prune()
+    frozen = study.get_trials()[trial.number]
+    last = frozen.intermediate_values[max(frozen.intermediate_values)]
+    frozen.system_attrs = {
+        name: value for name, value in frozen.system_attrs.items() if not (name.startswith(RUNG) and value == last)
+    }
+    return study.pruner.prune(study, frozen)
 
 
 def run_trial(

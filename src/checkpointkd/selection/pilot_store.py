@@ -15,7 +15,6 @@ from ..checkpoints import Trajectory
 from ..config import OnProgress, PilotConfig, PrecisionChoice, Recipe
 from ..data import Data
 from ..errors import UserError, pluralize
-from ..records.base import TeacherRecord
 from ..records.runs import DistillRecord, OwnRunRecord
 from ..records.selection import DivergedRecord, PilotSearchRecord
 from .pilot_plan import NO_TEACHER, Candidate
@@ -52,9 +51,7 @@ class PilotSearch:
         """The search as pilot_search.json has it."""
         return PilotSearchRecord(
             student=self.student,
-            teachers=tuple(
-                TeacherRecord(epoch=epoch, sha256=checkpoint.sha256) for epoch, checkpoint in self.trajectory.items()
-            ),
+            teachers=tuple(checkpoint.record for checkpoint in self.trajectory.values()),
             data=self.data.record,
             recipe=self.recipe,
             tau=self.settings.tau,

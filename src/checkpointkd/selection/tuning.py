@@ -27,7 +27,7 @@ from ..config import OnProgress, Recipe, SamplerName, check_choice
 from ..data import Data
 from ..errors import Diverged, UserError, pluralize
 from ..losses import METHODS, takes_features
-from ..records.base import TeacherRecord, plain, provenance
+from ..records.base import plain, provenance
 from ..records.tuning import BestTrialRecord, TrialRecord, TuneRecord, TuneSettings
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
@@ -198,7 +198,7 @@ class _Runner:
             )
             student = self.distill(trial, run, spec, prune=self.settings.prune and number == 0)
             result = student.result()
-            assert result is not None, "run_distillation returns complete runs only"
+            assert result is not None  # the run is complete
             accuracies.append(result.val.accuracy)
         trial.set_user_attr("accuracies", accuracies)
         return sum(accuracies) / len(accuracies)
@@ -207,18 +207,18 @@ class _Runner:
         """Train one student of a trial, or continue it. Raises `optuna.TrialPruned` if it is pruned or diverges."""
         import optuna
 
-        before = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values  # of an interrupted trial
-        reported = set(before)
+        from .optuna_storage import should_prune
+
+        before = self.study.get_trials()[trial.number].intermediate_values  # of an interrupted trial
 
         def on_row(row: Row) -> None:
             if not prune or "val_accuracy" not in row or row["epoch"] >= run.recipe.epochs:
                 return
-            if row["epoch"] not in reported:
-                reported.add(row["epoch"])
+            if row["epoch"] not in before:
                 trial.report(row["val_accuracy"], row["epoch"])
             elif row["epoch"] != max(before, default=None):  # the last report may not have been judged
                 return
-            if trial.should_prune():
+            if should_prune(self.study, trial, again=row["epoch"] in before):
                 raise optuna.TrialPruned
 
         def on_progress(name: str, done: int, total: int) -> None:
@@ -290,9 +290,7 @@ def _tune_settings(task: TuneTask, settings: TuneConfig) -> TuneSettings:
         method=task.spec.method,
         average=task.spec.kd.average,
         tau_squared=task.spec.kd.tau_squared,
-        teachers=tuple(
-            TeacherRecord(epoch=ref.checkpoint.epoch, sha256=ref.checkpoint.sha256) for ref in task.spec.refs
-        ),
+        teachers=tuple(ref.checkpoint.record for ref in task.spec.refs),
         distill_config=task.spec.config,
         data=task.data.record,
         recipe=task.run.recipe,
@@ -327,12 +325,13 @@ def _with_values(task: TuneTask, values: Mapping[str, float]) -> tuple[DistillSp
 
 def _suggest(trial: optuna.Trial, settings: TuneConfig) -> dict[str, float]:
     """Return the values that the sampler suggests for a trial; those of TPE have four digits, to name directories."""
-    suggested = {}
-    for name, values in settings.space.items():
-        low, high = min(values), max(values)
-        value = trial.suggest_float(name, low, high, log=name != "alpha" and low > 0)
-        suggested[name] = min(max(_round(value), low), high) if settings.sampler == "tpe" else value
-    return suggested
+    from .optuna_storage import suggest
+
+    suggested = suggest(trial, settings)
+    if settings.sampler == "grid":
+        return suggested
+    ranges = {name: (min(values), max(values)) for name, values in settings.space.items()}
+    return {name: min(max(_round(value), ranges[name][0]), ranges[name][1]) for name, value in suggested.items()}
 
 
 def _shown_values(trial: FrozenTrial, settings: TuneConfig) -> dict[str, float]:

@@ -19,7 +19,7 @@ def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
     last: dict[Path, Checkpoint] = {}
     for ref in refs:
         checkpoint, run = ref.checkpoint, ref.checkpoint.run
-        folder = Path(run.folder, run.files or "") if isinstance(run, ExternalRecord) else checkpoint.path.parent
+        folder = Path(run.folder, run.files or "") if isinstance(run, ExternalRecord) else checkpoint.saved_path.parent
         folder = Path(os.path.realpath(folder))
         if folder not in last or checkpoint.epoch > last[folder].epoch:
             last[folder] = checkpoint
@@ -35,6 +35,6 @@ def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
 def _seconds(checkpoint: Checkpoint) -> float | None:
     if isinstance(checkpoint.run, ExternalRecord):
         return None
-    rows = read_metrics(checkpoint.path.parents[1] / "metrics.jsonl")
+    rows = read_metrics(checkpoint.saved_path.parents[1] / "metrics.jsonl")
     seconds = [row.seconds for row in rows if row.epoch <= checkpoint.epoch]
     return float(sum(seconds)) if len(seconds) == checkpoint.epoch else None

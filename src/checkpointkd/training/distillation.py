@@ -16,7 +16,6 @@ from ..errors import UserError, unknown_name
 from ..exporting import write_student
 from ..losses import METHODS, distillation, takes_features
 from ..models import Network
-from ..records.base import TeacherRecord
 from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
@@ -131,9 +130,7 @@ def run_distillation(
             "method": spec.method,
             "kd": spec.kd,
             "distill_config": spec.config,
-            "taught_by": tuple(
-                TeacherRecord(epoch=ref.checkpoint.epoch, sha256=ref.checkpoint.sha256) for ref in spec.refs
-            ),
+            "taught_by": tuple(ref.checkpoint.record for ref in spec.refs),
         },
         metadata=lambda: {
             "teacher_refs": tuple(ref.text for ref in spec.refs),
