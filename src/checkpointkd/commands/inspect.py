@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def inspect(path: Path | str, /, *, options: InspectOptions) -> dict[str, Any]:
     description = describe(trajectory.path)
     for advice in doubts(trajectory.last.network(options.torch_device), data):
         log.warning("The preprocessing or the order of classes may differ from training. %s", advice)
-    _compare_with_stated(description, len(data.val))
+    _compare_with_stated(description["checkpoints"], len(data.val))
     chance, threshold = chance_level(data.val.labels_N)
     if all(checkpoint["val_accuracy"] < threshold for checkpoint in description["checkpoints"]):
         log.warning(
@@ -179,24 +179,18 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
     return trajectory, data
 
 
-def _compare_with_stated(description: Mapping[str, Any], images: int) -> None:
+def _compare_with_stated(checkpoints: Sequence[Mapping[str, Any]], images: int) -> None:
     """Warn if the last checkpoint that states an accuracy is clearly less accurate here."""
-    stating = [checkpoint for checkpoint in description["checkpoints"] if checkpoint["stated_accuracy"] is not None]
-    others = [name.removesuffix(" (averaged)") for name in description.get("other_sets", ())]
-    averaged = next((name for name in others if name == "state_dict_ema"), None)
-    reason = "Its trainer probably used other images or other preprocessing (--image-size, --resize, --mean, --std, "
-    reason += "--class-order)."
-    if averaged is not None:  # timm measures the averaged weights if there are any
-        reason = f"The stated accuracy is that of the averaged weights. Give --state-dict-key {averaged} to use them."
+    stating = [checkpoint for checkpoint in checkpoints if checkpoint["stated_accuracy"] is not None]
     for checkpoint in stating[-1:]:
         stated, measured = checkpoint["stated_accuracy"], checkpoint["val_accuracy"]
         if stated - measured > max(0.02, 4 * (max(stated * (1 - stated), 0.01) / images) ** 0.5):
             log.warning(
-                "%s states an accuracy of %.1f%%, but the measured accuracy is %.1f%%. %s",
+                "%s states an accuracy of %.1f%%, but the measured accuracy is %.1f%%. Its trainer probably used other "
+                "images or other preprocessing (--image-size, --resize, --mean, --std, --class-order).",
                 checkpoint["file"],
                 100 * stated,
                 100 * measured,
-                reason,
             )
 
 
