@@ -34,7 +34,8 @@ Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 SelectOn = Literal["val", "test"]
 Resize = Literal["crop", "squash"]
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"]
+CropOffset = Literal["round", "floor"]
 ChannelOrder = Literal["rgb", "bgr"]
 NamedOrder = Literal["names", "timm"]  # of classes
 TeacherSchedule = Literal["joint", "rco", "progressive"]
@@ -135,18 +136,31 @@ class Recipe:
 class EvalTransform:
     """How images in files become squares when they are not augmented.
 
-    `crop` resizes the shorter side to image size / `crop_share`; `squash` resizes both. Then the center is cropped.
+    `crop` resizes the shorter side to image size / `crop_share`, rounded down; `squash` resizes both sides to it. Then
+    the center is cropped. With a `crop_share` above 1, black pixels fill the border. `crop_offset` says what happens to
+    a half pixel at the left and at the top: torchvision and timm round it to even, Hugging Face's processors drop it.
     """
 
     resize: Resize = "crop"
     crop_share: float = 224 / 256
     interpolation: Interpolation = "bilinear"
+    crop_offset: CropOffset = "round"
 
     def __post_init__(self) -> None:
         check_choice("resize", self.resize, Resize)
         check_choice("interpolation", self.interpolation, Interpolation)
-        if not 0.1 <= self.crop_share <= 1:
-            raise UserError(f"crop_share must be from 0.1 to 1, not {self.crop_share}")
+        check_choice("crop_offset", self.crop_offset, CropOffset)
+        if not 0.1 <= self.crop_share <= 2:
+            raise UserError(f"crop_share must be from 0.1 to 2, not {self.crop_share}")
+
+    def resized_by(self, resize: Resize) -> EvalTransform:
+        """Return the transform with another way to resize. `squash` crops nothing, unless another share is stated.
+
+        >>> EvalTransform().resized_by("squash").crop_share
+        1.0
+        """
+        whole = resize == "squash" != self.resize and self.crop_share == EvalTransform.crop_share
+        return replace(self, resize=resize, crop_share=1.0 if whole else self.crop_share)
 
 
 @dataclass(frozen=True, kw_only=True)

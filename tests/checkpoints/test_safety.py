@@ -460,7 +460,7 @@ def test_a_damaged_record_is_named(all_written: dict[str, Written], tmp_path: Pa
 PREPROCESSORS = [
     "[1]",
     "{",
-    '{"image_mean": 0.5, "image_std": 0.5}',
+    '{"image_mean": "0.5", "image_std": 0.5}',
     '{"image_mean": ["a"], "image_std": ["b"]}',
     '{"image_mean": [NaN], "image_std": [1e999]}',
     '{"image_mean": [0.5], "image_std": [0]}',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import load_as_stated, scan_folder, stated_preprocessing
+from checkpointkd.checkpoints.preprocessing import Preprocessing
 from checkpointkd.config import DataConfig, EvalTransform
 from checkpointkd.data import load_data
 from checkpointkd.data.load import natural_key
@@ -199,9 +201,11 @@ def test_names_of_classes_in_a_config_give_their_order(image_folder: Path, tmp_p
         ({"size": {"height": 24, "width": 24}, "resample": 3}, 24,
          EvalTransform(resize="squash", crop_share=1, interpolation="bicubic")),
         ({"size": {"shortest_edge": 32}, "crop_size": 28, "do_center_crop": True}, 28,
-         EvalTransform(crop_share=28 / 32)),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 224, EvalTransform(crop_share=0.875)),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, EvalTransform(resize="squash", crop_share=1)),
+         EvalTransform(crop_share=28 / 32, crop_offset="floor")),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 2}, 224,
+         EvalTransform(crop_share=0.875, crop_offset="floor")),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 2}, 384,
+         EvalTransform(resize="squash", crop_share=1)),
         ({"size": 32}, 32, EvalTransform(resize="squash", crop_share=1)),
     ],
 )  # fmt: skip
@@ -231,7 +235,70 @@ def test_images_are_resized_as_the_checkpoint_says(image_folder: Path, tmp_path:
     accuracy(path, data=f"folder:{image_folder}", image_size=16, resize="crop")
     assert "--image-size overrides the checkpoint's 24" in caplog.text
     run = ckd.open_trajectory(path).run
-    assert (run.data.image_size, run.data.eval_transform) == (16, EvalTransform())
+    assert (run.data.image_size, run.data.eval_transform) == (16, EvalTransform(crop_share=1.0))
+
+
+def test_a_given_resize_changes_nothing_else(image_folder: Path, tmp_path: Path):
+    path = timm_file(tmp_path / "run", knowing(CLASSES), crop_pct=0.95, interpolation="bicubic", dataset="torch/folder")
+    accuracy(path, data=f"folder:{image_folder}", image_size=16, resize="squash")
+    expected = EvalTransform(resize="squash", crop_share=0.95, interpolation="bicubic")
+    assert ckd.open_trajectory(path).run.data.eval_transform == expected
+
+
+def test_squash_crops_nothing_unless_a_crop_is_stated(image_folder: Path, tmp_path: Path):
+    torch.save(knowing(CLASSES), tmp_path / "epoch_1.pt")
+    for first, then in (("squash", None), ("crop", "squash")):
+        for resize in filter(None, (first, then)):
+            accuracy(tmp_path, data=f"folder:{image_folder}", image_size=16, resize=resize)
+        transform = ckd.open_trajectory(tmp_path).run.data.eval_transform
+        assert transform == EvalTransform(resize="squash", crop_share=1.0)
+    image = Image.open(next((image_folder / "val" / CLASSES[0]).iterdir()))
+    assert np.array_equal(resize_center_crop(image, 16, transform), image.resize((16, 16), Image.Resampling.BILINEAR))
+    with pytest.raises(UserError, match="--resize squash does not apply to digits: its images keep their size"):
+        ckd.train("wrn_10_1", data="digits", resize="squash", out=tmp_path / "run")
+
+
+def test_a_stated_size_that_data_in_memory_do_not_have_is_reported(tmp_path: Path, caplog):
+    said = Preprocessing(source="stated in x", image_size=224, not_square="y", notes=(("mean", "no deviation"),))
+    load_as_stated(said, DataConfig(data="digits"), given=())
+    assert "takes images of 224×224 pixels (stated in x), but the images of digits keep their 8×8 pixels" in caplog.text
+    assert "no deviation" in caplog.text
+    caplog.clear()
+    load_as_stated(replace(said, image_size=8), DataConfig(data="digits"), given=("mean",))
+    assert not caplog.records
+
+
+def test_a_size_that_is_not_square_must_be_replaced(image_folder: Path, tmp_path: Path):
+    path = hugging_face(tmp_path, knowing(CLASSES), {"size": [224, 225], "do_normalize": False})
+    data = f"folder:{image_folder}"
+    with pytest.raises(UserError, match=r"has the size \[224, 225\]\. Give `checkpointkd inspect` the --image-size of"):
+        accuracy(path, data=data)
+    assert accuracy(path, data=data, image_size=16) == 1.0
+
+
+def test_the_accuracy_that_timm_states_may_be_that_of_averaged_weights(image_folder: Path, tmp_path: Path, caplog):
+    path = timm_file(tmp_path / "run", knowing(CLASSES[::-1]), mean=[0.0] * 3, std=[1.0] * 3, dataset="torch/folder")
+    content = torch.load(path / "checkpoint-2.pth.tar", weights_only=False)
+    torch.save({**content, "state_dict_ema": knowing(CLASSES)}, path / "checkpoint-2.pth.tar")
+    data = {"data": f"folder:{image_folder}", "image_size": 16}
+    assert accuracy(path, **data) < 0.5
+    assert "states an accuracy" not in caplog.text, "it is not that of the weights that were measured"
+    assert ckd.inspect(path)["other_sets"] == ("state_dict_ema (averaged)",)
+    assert accuracy(path, **data, state_dict_key="state_dict_ema") == 1.0
+
+
+def test_timms_order_of_classes_depends_on_its_data_set(image_folder: Path, tmp_path: Path, caplog):
+    data = {"data": f"folder:{image_folder}", "image_size": 16}
+    for dataset, order in (("torch/image_folder", "names"), ("", "timm"), ("folder", "timm"), ("hfds/x", None)):
+        path = timm_file(tmp_path / f"run{len(list(tmp_path.iterdir()))}", knowing(CLASSES), dataset=dataset)
+        assert stated_preprocessing(scan_folder(path).last).class_order == order, dataset
+    path = timm_file(tmp_path / "mapped", knowing(CLASSES), class_map="classes.txt", mean=[0.0] * 3, std=[1.0] * 3)
+    accuracy(path, **data)
+    assert "order of classes is in the file classes.txt (timm's class_map)" in caplog.text
+    caplog.clear()
+    (tmp_path / "order.txt").write_text("\n".join(CLASSES))
+    assert accuracy(path, **data, class_order=str(tmp_path / "order.txt")) == 1.0
+    assert "class_map" not in caplog.text
 
 
 def test_timms_options_give_the_transform_and_the_network(tmp_path: Path):

@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 
 from checkpointkd.data import DataConfig, InMemoryImages, StreamingImages, load_data, load_test
 from checkpointkd.data.hub import HubImages
+from checkpointkd.data.streaming import resize_center_crop
 from checkpointkd.errors import UserError
 
 from .image_files import digit, folder_of_digits
@@ -74,6 +77,29 @@ def _table(path: Path, labels: list[int]) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["zero", "one"])})
     images = [digit(max(label, 0), number) for number, label in enumerate(labels)]
     datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(path)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (90, 120)])
+def test_images_are_turned_as_their_camera_says(size: tuple[int, int], tmp_path: Path):
+    """The library does so when it decodes; torchvision and timm, and so `folder:`, do not."""
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    for split in ("train", "test"):
+        for label in range(2):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            for number in range(4):
+                stored = digit(label, number, size=size).transpose(Image.Transpose.ROTATE_90)
+                stored.save(tmp_path / split / str(label) / f"{number}.png", exif=orientation)
+    upright = digit(0, 0, size=size)
+    images = load_data(DataConfig(data=f"hf:{tmp_path}", select_on="test")).val
+    if isinstance(images, InMemoryImages):
+        expected = np.asarray(upright)
+    else:
+        expected = np.asarray(resize_center_crop(upright, 224))
+        by_folder = load_data(DataConfig(data=f"folder:{tmp_path}", select_on="test")).val
+        assert not torch.equal(*(kind.subset(torch.tensor([0])).to_float() for kind in (images, by_folder)))
+    shown = images.subset(torch.tensor([0])).to_float()[0].permute(1, 2, 0)
+    assert np.array_equal((255 * shown).round().byte().numpy(), expected)
 
 
 def test_a_test_split_without_labels_is_skipped(tmp_path: Path):

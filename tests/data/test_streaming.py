@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import checkpointkd as ckd
+from checkpointkd.config import EvalTransform
 from checkpointkd.data import DataConfig, StreamingImages, config_like, load_data, load_test
 from checkpointkd.data.image_io import decode_rgb
 from checkpointkd.data.streaming import resize_center_crop, resized_crop, sample_crop_box
@@ -82,6 +83,22 @@ def test_crops_equal_torchvision(size: tuple[int, int]):
         left, top, width, height = sample_crop_box(*size, random)
         expected = functional.resized_crop(image, top, left, height, width, [24, 24])  # type: ignore[arg-type]
         assert np.array_equal(np.asarray(resized_crop(image, 24, left, top, width, height)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("share", "resized"), [(0.95, 235), (0.9, 248), (224 / 232, 232), (1.0, 224)])
+def test_the_resized_side_is_rounded_down_as_in_timm(share: float, resized: int):
+    from torchvision.transforms import v2
+
+    image = digit(3, 5, size=(300, 421))
+    expected = np.asarray(v2.Compose([v2.Resize(resized), v2.CenterCrop(224)])(image))
+    assert np.array_equal(np.asarray(resize_center_crop(image, 224, EvalTransform(crop_share=share))), expected)
+
+
+def test_a_crop_larger_than_the_image_has_a_black_border():
+    image = Image.new("RGB", (32, 32), "white")
+    shown = np.asarray(resize_center_crop(image, 40, EvalTransform(crop_share=40 / 33, crop_offset="floor")))
+    white = shown[:, :, 0] == 255
+    assert (white.any(1).nonzero()[0][0], white.any(0).nonzero()[0][-1], int(white.sum())) == (3, 35, 33 * 33)
 
 
 def test_crop_boxes_are_distributed_as_in_torchvision():

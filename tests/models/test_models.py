@@ -375,3 +375,13 @@ def test_stages_of_a_network_without_stage_modules():
     assert vector_path(_Wrapped(), images) == "inner"
     with pytest.raises(UserError, match=r"The model has no convolutional maps\. Name modules"):
         stage_paths(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), images)
+
+
+def test_a_network_with_one_channel_gets_images_in_gray():
+    from torchvision.transforms import functional
+
+    network = Network(nn.Identity(), mean=[0.4], std=[0.2])
+    images = torch.rand(2, 3, 4, 4)
+    assert torch.allclose(network(images), (functional.rgb_to_grayscale(images) - 0.4) / 0.2, atol=2e-3)
+    gray = torch.rand(2, 1, 4, 4)
+    assert torch.allclose(network(gray.expand(2, 3, 4, 4)), network(gray), atol=1e-6)

@@ -327,9 +327,12 @@ def _normalization(
     channels = len(own_mean)
     if mean is not None or std is not None:
         mean, std = tuple(mean or ()), tuple(std or ())
-        if not len(mean) == len(std) == channels:
-            raise UserError(f"Give --mean and --std together, with one number for each of the {channels} channels")
-        if not _usable(mean, std, channels):
+        if not (len(mean) == len(std) and len(mean) in (1, channels)):
+            raise UserError(
+                f"Give --mean and --std together, with one number for each of the {channels} channels. A network that "
+                "takes one channel gets the images in gray if each option has one number."
+            )
+        if not _usable(mean, std, len(mean)):
             raise UserError(
                 "--mean and --std are for images in [0, 1]: give finite numbers below 10, and --std above 0"
             )
@@ -340,7 +343,7 @@ def _normalization(
         ("timm's default for this model", pretrained.get("mean"), pretrained.get("std")),
     ):
         if stated_mean is not None and stated_std is not None:
-            if _usable(stated_mean, stated_std, channels):
+            if any(_usable(stated_mean, stated_std, number) for number in (channels, 1)):
                 return _Normalization(tuple(stated_mean), tuple(stated_std), source)
             log.warning(
                 "The mean and standard deviation (%s) do not fit %d channels and are ignored. Give --mean and --std.",

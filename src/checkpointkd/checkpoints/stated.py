@@ -7,51 +7,33 @@ Lightning's checkpoints hold. For timm's models, timm's own settings are a sourc
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, get_args
 
 from .. import storage
-from ..config import ChannelOrder, DataConfig, EvalTransform, Interpolation, NamedOrder, OnProgress
+from ..config import DataConfig, EvalTransform, Interpolation, NamedOrder, OnProgress, Resize
 from ..data import Data, load_data
 from ..errors import UserError
 from ..models.hugging_face import read_object
 from .formats import FoundFile
+from .hf_preprocessor import hf_preprocessing
+from .preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    is_number,
+    names,
+    numbers,
+    square_size,
+    with_interpolation,
+)
 
 log = logging.getLogger("checkpointkd")
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's scripts
-PILLOW_FILTERS: dict[Any, Interpolation] = {2: "bilinear", 3: "bicubic"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """The preprocessing and the classes that a checkpoint states. A value that is not stated is None.
-
-    `mean` and `std` are for images in [0, 1], in the network's channel order.
-    """
-
-    source: str = ""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channel_order: ChannelOrder | None = None
-    image_size: int | None = None
-    eval_transform: EvalTransform | None = None
-    classes: tuple[str, ...] | None = None
-    class_order: NamedOrder | None = None
-
-    def text(self) -> str:
-        """Return the stated values except mean and std, as text for a message."""
-        transform = self.eval_transform
-        parts = [
-            self.image_size and f"{self.image_size} pixels",
-            transform and f"{transform.resize} with crop share {transform.crop_share:.3g}, {transform.interpolation}",
-            self.channel_order == "bgr" and "channels in the order blue, green, red",
-            self.class_order and f"{self.class_order}'s order of classes",
-        ]
-        return ", ".join(part for part in parts if part)
+RESIZED = ("folder", "imagenet", "hf")  # data sets whose images are resized; others keep their size
+SIZES = ("image_size", "img_size", "input_size")  # names of options
 
 
 def load_as_stated(
@@ -66,36 +48,57 @@ def load_as_stated(
         on_progress: As for `load_data`.
 
     Raises:
-        UserError: As `load_data` does.
+        UserError: As `load_data` does; or if the checkpoint states images that are not square, and no size is given.
     """
+    for option, warning in stated.notes:
+        if option not in given:
+            log.warning("%s", warning)
     wanted: dict[str, Any] = {}
-    if settings.data.partition(":")[0] in ("folder", "imagenet", "hf"):
+    if settings.data.partition(":")[0] in RESIZED:
         wanted = {"image_size": stated.image_size, "eval_transform": stated.eval_transform}
+        if stated.not_square and "image_size" not in given:
+            raise UserError(
+                f"The preprocessing of the checkpoint is not understood: {stated.not_square}. Give `checkpointkd "
+                "inspect` the --image-size of square images, and --resize."
+            )
     if settings.data.startswith("folder:"):
         wanted["class_order"] = stated.class_order
-    named = {"eval_transform": "resize"}
     changes = {key: value for key, value in wanted.items() if value is not None}
-    for key in [key for key in changes if named.get(key, key) in given]:
-        stated_value = changes.pop(key)
-        if stated_value != getattr(settings, key):
-            shown = getattr(stated_value, "resize", stated_value)
-            log.info("--%s overrides the checkpoint's %s", named.get(key, key).replace("_", "-"), shown)
+    for key in ("image_size", "class_order"):
+        if key in changes and key in given and (stated_value := changes.pop(key)) != getattr(settings, key):
+            log.info("--%s overrides the checkpoint's %s", key.replace("_", "-"), stated_value)
+    if "eval_transform" in changes and "resize" in given and stated.eval_transform is not None:
+        changes["eval_transform"] = stated.eval_transform.resized_by(settings.eval_transform.resize)
+        if changes["eval_transform"] != stated.eval_transform:
+            log.info("--resize overrides the checkpoint's %s", stated.eval_transform.resize)
     applied = replace(
         stated, classes=None, **{key: changes.get(key) for key in ("image_size", "eval_transform", "class_order")}
     )
     if applied.text():
         log.info("Images get the preprocessing %s: %s", stated.source, applied.text())
     data = load_data(replace(settings, **changes), on_progress=on_progress)
-    names = stated.classes
-    if names is None or names == data.classes or "class_order" in given:
+    height, width = data.train.shape[1:]
+    if not wanted.get("image_size") and stated.image_size not in (None, height, width):
+        log.warning(
+            "The checkpoint takes images of %d×%d pixels (%s), but the images of %s keep their %d×%d pixels. Images of "
+            "hf:PATH and folder:PATH are resized.",
+            stated.image_size,
+            stated.image_size,
+            stated.source,
+            settings.data,
+            height,
+            width,
+        )
+    classes = stated.classes
+    if classes is None or classes == data.classes or "class_order" in given:
         return data
-    if sorted(names) == sorted(data.classes):
+    if sorted(classes) == sorted(data.classes):
         log.info("The classes are in the checkpoint's order (%s)", stated.source)
-        return load_data(replace(settings, **changes, class_order=names), on_progress=on_progress)
+        return load_data(replace(settings, **changes, class_order=classes), on_progress=on_progress)
     log.warning(
         "The checkpoint names its classes %s, …; the data set names them %s, …. Their order is assumed to be the same. "
         "Give --class-order FILE if the order differs.",
-        ", ".join(names[:2]),
+        ", ".join(classes[:2]),
         ", ".join(data.classes[:2]),
     )
     return data
@@ -114,84 +117,26 @@ def stated_preprocessing(file: FoundFile) -> Preprocessing:
     if file.format == "timm":
         return _timm(file.network, file.args)
     if file.format == "torchvision reference":
-        return _torchvision(file.args)
+        return _training_script(file)
     if file.format == "Lightning":
-        size = _size(
-            next((file.args[key] for key in ("image_size", "img_size", "input_size") if key in file.args), None)
-        )
-        mean, std = _numbers(file.args.get("mean")), _numbers(file.args.get("std"))
-        return Preprocessing(source=f"stated in {file.name}", mean=mean, std=std, image_size=size)
+        return _options(file)
     return Preprocessing()
 
 
 def _own_writers(file: FoundFile) -> Preprocessing:
     header = storage.read_metadata(file.path)
-    mean, std = _numbers(header.get("mean")), _numbers(header.get("std"))
+    mean, std = numbers(header.get("mean")), numbers(header.get("std"))
     return Preprocessing(source=f"stated in {file.name}", mean=mean, std=std)
 
 
 def _hugging_face(folder: Path) -> Preprocessing:
-    config, stated = (
-        read_object(folder / name) if (folder / name).exists() else {}
-        for name in ("config.json", "preprocessor_config.json")
+    config = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
+    if "pretrained_cfg" not in config:
+        return hf_preprocessing(folder, config)
+    settings = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
+    return replace(
+        _of_timm_settings(settings), source="stated in config.json", classes=names(config.get("label_names"))
     )
-    if "pretrained_cfg" in config:
-        timm = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
-        classes = _names(config.get("label_names"))
-        return replace(_of_timm_settings(timm), source="stated in config.json", classes=classes)
-    classes = _class_names(config.get("id2label"))
-    if not stated:
-        return Preprocessing(
-            source="stated in config.json", image_size=_size(config.get("image_size")), classes=classes
-        )
-    size, transform = _hugging_face_size(stated)
-    factor = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0
-    if not (_is_number(factor) and 0 < factor <= 1):
-        raise UserError(
-            f"{folder / 'preprocessor_config.json'} is damaged: rescale_factor is {factor!r}. "
-            "The factor must be above 0 and at most 1."
-        )
-    mean, std = _numbers(stated.get("image_mean")), _numbers(stated.get("image_std"))
-    # Processors set do_normalize. A file without any do_ key means normalization if image_mean is there.
-    others = any(key.startswith("do_") for key in stated)
-    if not stated.get("do_normalize", "image_mean" in stated and not others):
-        channels = len(mean or ()) or (1 if config.get("num_channels") == 1 else 3)
-        mean, std = (0.0,) * channels, (1.0,) * channels
-    unit = 255 * factor  # the value of a white pixel before normalization
-    if mean and std and stated.get("rescale_offset") is True:  # EfficientNet's processor subtracts 1 after rescaling
-        mean = tuple(value + 1 for value in mean)
-    if mean and std and unit != 1:
-        mean, std = tuple(value / unit for value in mean), tuple(value / unit for value in std)
-    divisor = _numbers(stated.get("image_std"))
-    # EfficientNet's processor divides by the standard deviation twice.
-    if std and divisor and len(std) == len(divisor) and stated.get("include_top") is True:
-        std = tuple(value * again for value, again in zip(std, divisor, strict=True))
-    return Preprocessing(
-        source="stated in preprocessor_config.json",
-        mean=mean,
-        std=std,
-        channel_order="bgr" if stated.get("do_flip_channel_order") is True else None,
-        image_size=size,
-        eval_transform=transform,
-        classes=classes,
-    )
-
-
-def _hugging_face_size(stated: Mapping[str, Any]) -> tuple[int | None, EvalTransform | None]:
-    """Return the side of the images in pixels, and the transform that resizes them."""
-    asked = stated.get("size") if stated.get("do_resize", True) else None
-    crop = _size(stated.get("crop_size")) if stated.get("do_center_crop") else None
-    interpolation = PILLOW_FILTERS.get(stated.get("resample"), "bilinear")
-    shortest = _size(asked.get("shortest_edge")) if isinstance(asked, dict) else None
-    resized = shortest or _size(asked)
-    if resized is None:
-        return crop, None
-    share = stated.get("crop_pct")
-    if shortest and crop is None and _is_number(share) and 0.1 <= share < 1 and resized < 384:  # ConvNeXt's processor
-        return resized, EvalTransform(crop_share=share, interpolation=interpolation)
-    size = min(crop or resized, resized)
-    resize = "crop" if shortest and not (_is_number(share) and resized >= 384) else "squash"
-    return size, EvalTransform(resize=resize, crop_share=max(size / resized, 0.1), interpolation=interpolation)
 
 
 def _timm(network: str | None, args: Mapping[str, Any]) -> Preprocessing:
@@ -207,71 +152,87 @@ def _timm(network: str | None, args: Mapping[str, Any]) -> Preprocessing:
         settings = resolve_data_config(used, pretrained_cfg=settings)
     except (ImportError, RuntimeError, AttributeError, ValueError, TypeError, AssertionError):
         settings = dict(args)  # timm is missing or refuses an option
-    by_file = bool(args.get("class_map"))
-    return replace(_of_timm_settings(settings), source="stated by timm", class_order=None if by_file else "timm")
+    settings["crop_mode"] = args.get("crop_mode")  # timm's script ignores the model's crop mode
+    stated = replace(_of_timm_settings(settings), source="stated by timm")
+    if args.get("class_map"):
+        sentence = (
+            f"The checkpoint's order of classes is in the file {args['class_map']} (timm's class_map), which is not "
+            "read. Give --class-order FILE with one class name per line, in this order."
+        )
+        return replace(stated, notes=(*stated.notes, ("class_order", sentence)))
+    return replace(stated, class_order=_timm_order(str(args.get("dataset") or "")))
+
+
+def _timm_order(dataset: str) -> NamedOrder | None:
+    """Return the order of classes in timm's data set of this name; None if it does not follow from folders' names."""
+    prefix, slash, name = dataset.lower().partition("/")
+    if prefix == "torch" and slash:  # torchvision's ImageFolder
+        return "names" if name in ("image_folder", "folder") else None
+    return None if slash and prefix in ("hfds", "hfids", "tfds", "wds") else "timm"
 
 
 def _of_timm_settings(settings: Mapping[str, Any]) -> Preprocessing:
-    shape = settings.get("input_size")
-    share, interpolation = settings.get("crop_pct"), settings.get("interpolation")
+    shape, share, mode = settings.get("input_size"), settings.get("crop_pct"), settings.get("crop_mode")
+    asked = shape if isinstance(shape, list | tuple) and shape else settings.get("img_size")
+    size, stated = square_size(asked), settings.get("interpolation")
+    known = next((name for name in get_args(Interpolation) if name == stated), None)
+    interpolation, warning = with_interpolation(stated, known, "bicubic")
+    notes = [("", warning)] if warning else []
+    if mode not in (None, "", "center", "squash"):
+        notes.append(("resize", f"timm's crop mode {mode!r} is not supported. Images are cropped at the center."))
     transform = None
-    if _is_number(share) and 0.1 <= share <= 1:
-        transform = EvalTransform(
-            resize="squash" if settings.get("crop_mode") == "squash" else "crop",
-            crop_share=float(share),
-            interpolation="bicubic" if interpolation == "bicubic" else "bilinear",
-        )
+    if is_number(share) and 0.1 <= share <= 2:
+        resize: Resize = "squash" if mode == "squash" else "crop"
+        transform = EvalTransform(resize=resize, crop_share=float(share), interpolation=interpolation)
     return Preprocessing(
-        mean=_numbers(settings.get("mean")),
-        std=_numbers(settings.get("std")),
-        image_size=_size(shape[-1] if isinstance(shape, list | tuple) and shape else settings.get("img_size")),
-        eval_transform=transform,
-    )
-
-
-def _torchvision(args: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing with which torchvision's reference script for classification evaluates."""
-    size, resized = _size(args.get("val_crop_size")) or 224, _size(args.get("val_resize_size")) or 256
-    bicubic = args.get("interpolation") == "bicubic"
-    share = min(1.0, max(0.1, size / resized))
-    return Preprocessing(
-        source="of torchvision's scripts",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=numbers(settings.get("mean")),
+        std=numbers(settings.get("std")),
         image_size=size,
-        eval_transform=EvalTransform(crop_share=share, interpolation="bicubic" if bicubic else "bilinear"),
+        eval_transform=transform,
+        not_square="" if asked is None or size else f"timm's input size is {asked}",
+        notes=tuple(notes),
     )
 
 
-def _class_names(id2label: Any) -> tuple[str, ...] | None:
-    """Return the names in Hugging Face's `id2label`, in the order of the logits."""
-    if not isinstance(id2label, dict):
-        return None
-    return _names([id2label.get(str(number)) for number in range(len(id2label))])
+def _training_script(file: FoundFile) -> Preprocessing:
+    """Return the preprocessing with which torchvision's, DeiT's or another script evaluates, which saved this file.
+
+    Such scripts save the same entries. Their options tell which one it was.
+    """
+    args = file.args
+    own_size = any(key in args for key in SIZES)
+    if "val_crop_size" in args or "val_resize_size" in args or ("cache_dataset" in args and not own_size):
+        size, resized = square_size(args.get("val_crop_size")) or 224, square_size(args.get("val_resize_size")) or 256
+        stated = args.get("interpolation")
+        known = next((name for name in get_args(Interpolation) if name == stated), None)
+        interpolation, warning = with_interpolation(stated, known, "bilinear")
+        return Preprocessing(
+            source="of torchvision's scripts",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            image_size=size,
+            eval_transform=EvalTransform(crop_share=min(2.0, max(0.1, size / resized)), interpolation=interpolation),
+            notes=(("", warning),) if warning else (),
+        )
+    stated_options = _options(file)
+    if "data_set" not in args or stated_options.mean is not None or stated_options.image_size is None:
+        return stated_options
+    share = args.get("eval_crop_ratio")
+    share = share if is_number(share) and 0.1 <= share <= 1 else 224 / 256
+    transform = EvalTransform(crop_share=share, interpolation="bicubic") if stated_options.image_size > 32 else None
+    return replace(
+        stated_options, source="of DeiT's script", mean=IMAGENET_MEAN, std=IMAGENET_STD, eval_transform=transform
+    )
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
-    """Return a list of different names; None for anything else, and for Hugging Face's placeholders."""
-    if not (isinstance(value, list | tuple) and value and all(isinstance(name, str) and name for name in value)):
-        return None
-    placeholders = all(name.startswith("LABEL_") for name in value)
-    return tuple(value) if len(set(value)) == len(value) and not placeholders else None
-
-
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    """Return a list of numbers, one for each channel; None for anything else."""
-    listed = isinstance(value, list | tuple) and value and all(map(_is_number, value))
-    return tuple(map(float, value)) if listed else None
-
-
-def _size(value: Any) -> int | None:
-    """Return the side of a square: of 224, [224], [224, 224] or {"height": 224, "width": 224}; otherwise None."""
-    if isinstance(value, dict):
-        value = [value.get("height"), value.get("width")]
-    if isinstance(value, list | tuple) and value and all(side == value[-1] for side in value):
-        value = value[-1]
-    return value if type(value) is int and 8 <= value <= 4096 else None
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+def _options(file: FoundFile) -> Preprocessing:
+    """Return the preprocessing in a script's options, by their usual names."""
+    asked = next((file.args[key] for key in SIZES if key in file.args), None)
+    size = square_size(asked)
+    return Preprocessing(
+        source=f"stated in {file.name}",
+        mean=numbers(file.args.get("mean")),
+        std=numbers(file.args.get("std")),
+        image_size=size,
+        not_square="" if asked is None or size else f"{file.name} has the image size {asked}",
+    )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .. import storage
 from ..errors import UserError, check_exists, first_line
 from ..models.hugging_face import as_loaded, is_transformers
+from ..models.network import ONE_CHANNEL
 from .distributed import sharded_folder, sharded_tensors
 from .inert_pickle import StandIn
 from .tensor_plans import TensorPlan, UnusableFile, ready
@@ -229,9 +230,10 @@ def differing_shapes(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor
     if not names:
         return ""
     in_file, in_model = (of.get(names[0], "absent") for of in shapes)
+    gray = ONE_CHANNEL if (in_file[1:2], in_model[1:2]) == ([1], [3]) else ""
     return (
         f"{len(names)} tensors are missing, unexpected or of another shape, first {names[0]} ({in_file} in the file, "
-        f"{in_model} in the model)"
+        f"{in_model} in the model){gray}"
     )
 
 

@@ -158,7 +158,8 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         if model is None or options.data is None:
             raise UserError("--model needs --data, which defines the classes of the network")
         stated = stated_preprocessing(scan_folder(path, pattern).last)
-        given = [name for name in ("image_size", "resize", "class_order") if getattr(options, name) is not None]
+        named = ("image_size", "resize", "class_order", "mean")
+        given = [name for name in named if getattr(options, name) is not None]
         settings, channel_order = options.config(options.data), options.channel_order
         data = load_as_stated(stated, settings, given=given, on_progress=options.on_progress)
     trajectory = register_external(

@@ -83,7 +83,8 @@ class DataOptions(DataSetOptions):
 
     resize: Resize | None = None
     """For images from folders that are not augmented: crop takes the center square, squash ignores the aspect ratio.
-    Default: as in the given run or first teacher, otherwise crop."""
+    squash crops nothing, unless a checkpoint states a crop. Default: as in the given run or first teacher, otherwise
+    crop."""
 
     class_order: str | None = None
     """The order of classes in the network's logits: a FILE with one class name per line, timm or names. timm is timm's
@@ -95,13 +96,14 @@ class DataOptions(DataSetOptions):
 
     def config(self, data: str, train_images: int | None = None) -> DataConfig:
         """Return the settings of this data set, for a command that follows no run."""
+        self._check_resize(data)
         return DataConfig(
             data=data,
             select_on=self.select_on or DataConfig.select_on,
             train_images=train_images,
             image_size=self.image_size,
             flip=self.flip,
-            eval_transform=EvalTransform(resize=self.resize or "crop"),
+            eval_transform=EvalTransform().resized_by(self.resize or "crop"),
             class_order=self._order(),
         )
 
@@ -109,6 +111,7 @@ class DataOptions(DataSetOptions):
         """Return the settings of a run's data, with the given options in place of the run's."""
         from ..data import config_like
 
+        self._check_resize(self.data or record.name)
         return config_like(
             record,
             self.data,
@@ -119,6 +122,14 @@ class DataOptions(DataSetOptions):
             resize=self.resize,
             class_order=self._order(),
         )
+
+    def _check_resize(self, data: str) -> None:
+        name = data.partition(":")[0]
+        if self.resize is not None and name not in ("imagenet", "folder", "hf"):
+            raise UserError(
+                f"--resize {self.resize} does not apply to {name}: its images keep their size. It applies to imagenet, "
+                "folder:PATH and hf:NAME."
+            )
 
     def _order(self) -> tuple[str, ...] | NamedOrder | None:
         if self.class_order is None or self.class_order in get_args(NamedOrder):

@@ -13,7 +13,7 @@ import sys
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .in_memory import in_memory
 from .streaming import StreamingImages, sample_digest
 from .views import Views
 
+ORIENTATION = 0x0112  # in EXIF; from 5 to 8, width and height are exchanged
 SMALL = 64  # the largest side, in pixels, of images that stay in memory
 TEST_SPLITS = ("test", "validation", "valid", "val")
 LABELS = ("fine_label", "label", "labels", "cls")  # preferred if there are several
@@ -71,7 +72,7 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
             return pixels_NCHW, labels[split]
 
         sources = [Path(file["filename"]) for file in splits[split].cache_files]
-        version = f"hf 1 {split} {image} {label}"
+        version = f"hf 2 {split} {image} {label}"
         if sources and encoded(split).embedded():
             decoded = cached_decode(content_key(sources, version=version), decode)
         else:  # the library's files hold only paths, which do not identify the content
@@ -100,6 +101,7 @@ class HubImages:
     rows: Any  # a datasets.Dataset
     column: str
     roots: tuple[str, ...]  # folders in which images may lie
+    turns: ClassVar[bool] = True  # as the library does when it decodes
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image."""
@@ -226,7 +228,8 @@ def _small_size(images: HubImages) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        width, height = Image.open(io.BytesIO(images.read(0))).size
-    except (OSError, IndexError):
+        image = Image.open(io.BytesIO(images.read(0)))
+        width, height = image.size[::-1] if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else image.size
+    except Exception:  # Pillow raises anything for broken files
         raise UserError(f"Could not decode {images.name(0)}") from None
     return (height, width) if max(width, height) <= SMALL else None

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class EncodedImages(Protocol):
-    """Encoded images, by number. Workers get a copy, so it can be pickled."""
+    """Encoded images, by number. Workers get a copy, so it can be pickled.
+
+    If its class has a true attribute `turns`, images are turned as their cameras say, see `decode_rgb`.
+    """
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image; raise UserError if they cannot be read."""
@@ -30,15 +33,24 @@ class EncodedImages(Protocol):
         ...
 
 
-def decode_rgb(content: bytes, *, name: str) -> Image:
+def decode_number(images: EncodedImages, number: int) -> Image:
+    """Return one of the images, decoded. Raises UserError as `decode_rgb` does."""
+    return decode_rgb(images.read(number), name=images.name(number), turn=getattr(images, "turns", False))
+
+
+def decode_rgb(content: bytes, *, name: str, turn: bool = False) -> Image:
     """Return the decoded image in three channels of 8 bits.
 
-    As in torchvision and timm, the orientation that a camera stored is ignored.
+    Args:
+        content: The encoded image.
+        name: Its name for errors.
+        turn: Turn the image as its camera says, as the library `datasets` does. torchvision and timm ignore the stored
+            orientation.
 
     Raises:
         UserError: If the image cannot be decoded.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not content:
         raise UserError(f"{name} is empty. Replace it by an intact copy.")
@@ -46,6 +58,8 @@ def decode_rgb(content: bytes, *, name: str) -> Image:
         image = Image.open(io.BytesIO(content))
         if image.mode[0] in "IF":  # Pillow, and each loader that uses Pillow, clips such pixels at 255
             raise UserError(f"{name} has more than 8 bits per channel (mode {image.mode}). Save it with 8 bits.")
+        if turn:
+            image = ImageOps.exif_transpose(image)
         if "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
@@ -89,10 +103,9 @@ def decode_all(
 
     def decode(numbers: range) -> int:
         for number in numbers:
-            name = images.name(number)
-            image = decode_rgb(images.read(number), name=name)
+            image = decode_number(images, number)
             if image.size != (width, height):
-                raise UserError(f"{name} is {image.width}×{image.height}, not {width}×{height}{remedy}")
+                raise UserError(f"{images.name(number)} is {image.width}×{image.height}, not {width}×{height}{remedy}")
             pixels_NCHW[number] = np.asarray(image).transpose(2, 0, 1)
         return numbers.stop
 

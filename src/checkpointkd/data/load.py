@@ -120,7 +120,7 @@ def config_like(
             side = record.shape[1] if name in ("folder", "imagenet") else None
             settings = replace(settings, val_fraction=None, flip=None, image_size=side, class_order=None)
     if resize is not None:
-        settings = replace(settings, eval_transform=replace(settings.eval_transform, resize=resize))
+        settings = replace(settings, eval_transform=settings.eval_transform.resized_by(resize))
     changes = {"train_images": train_images, "image_size": image_size, "flip": flip, "class_order": class_order}
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import EvalTransform
 from ..errors import READER_KILLED, UserError
 from ..seeding import generator
-from .image_io import EncodedImages, decode_rgb
+from .image_io import EncodedImages, decode_number
 from .images import Batch, deviation_or_one, epoch_order, eval_batch_size
 from .workers import workers
 
@@ -84,7 +84,7 @@ class StreamingImages:
     def warn_if_enlarged(self) -> None:
         """Warn if the first image is smaller than `size`."""
         number = int(self.index_N[0])
-        width, height = decode_rgb(self.encoded.read(number), name=self.encoded.name(number)).size
+        width, height = decode_number(self.encoded, number).size
         if min(width, height) < self.size * 0.75:
             log.warning(
                 "The first image has %d×%d pixels and is enlarged to %d×%d, which costs time and adds no information. "
@@ -192,10 +192,11 @@ def resize_center_crop(image: Image, size: int, transform: EvalTransform = IMAGE
         most = 16 * min(image.size)
         left, top = max(0, image.width - most) // 2, max(0, image.height - most) // 2
         image = image.crop((left, top, left + min(most, image.width), top + min(most, image.height)))
-    shorter = round(size / transform.crop_share)
+    shorter = math.floor(size / transform.crop_share + 1e-6)  # as timm and transformers; the share may be a quotient
     longer = shorter if transform.resize == "squash" else int(shorter * max(image.size) / min(image.size))
     width, height = (shorter, longer) if image.width <= image.height else (longer, shorter)
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    whole = round if transform.crop_offset == "round" else int
+    left, top = whole((width - size) / 2), whole((height - size) / 2)
     return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
 
 
@@ -208,7 +209,7 @@ class _CroppedImages(Dataset):
     def __getitem__(self, row: int) -> tuple[np.ndarray, int] | UserError:
         number, size = int(self.images.index_N[row]), self.images.size
         try:
-            image = decode_rgb(self.images.encoded.read(number), name=self.images.encoded.name(number))
+            image = decode_number(self.images.encoded, number)
         except UserError as error:
             return error  # raised here, it would arrive wrapped in a worker's traceback
         if self.draw is None:

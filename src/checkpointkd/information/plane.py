@@ -145,7 +145,7 @@ def _layer_and_map_size(
     """Return the path of the layer to decode, and the number of values of its map of one image (1 if it has none)."""
     network = next(iter(trajectory.values())).network(device)
     images_BCHW = data.val.subset(torch.arange(2)).to_float().to(device)
-    layer = feature_layer or last_map_path(network.body, images_BCHW)
+    layer = feature_layer or last_map_path(network.body, network.normalized(images_BCHW))
     with capture_activations(network.body, [layer]) as activations:
         network(images_BCHW)
     return layer, activations[layer][0].numel() if layer in activations else 1

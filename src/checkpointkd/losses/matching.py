@@ -125,10 +125,10 @@ def _feature_sizes(
 
 def _default_paths(network: Network, feature_kind: FeatureKind, images_BCHW: Tensor) -> list[str]:
     if feature_kind == "vector":
-        return [vector_path(network.body, images_BCHW, option=_OPTIONS)]
+        return [vector_path(network.body, network.normalized(images_BCHW), option=_OPTIONS)]
     if feature_kind == "last":
-        return [last_map_path(network.body, images_BCHW, option=_OPTIONS)]
-    return stage_paths(network.body, images_BCHW, option=_OPTIONS)
+        return [last_map_path(network.body, network.normalized(images_BCHW), option=_OPTIONS)]
+    return stage_paths(network.body, network.normalized(images_BCHW), option=_OPTIONS)
 
 
 def _matching_stages(student: dict[str, Size], teacher: dict[str, Size]) -> tuple[dict[str, Size], dict[str, Size]]:

@@ -24,7 +24,7 @@ from .hooks import as_map, capture_activations, last_map_path, stage_paths, vect
 from .hugging_face import PREFIX as HUGGING_FACE
 from .hugging_face import build_from_config, most_parameters, read_config
 from .mobilenet_v2 import MobileNetV2
-from .network import Network
+from .network import ONE_CHANNEL, Network
 from .resnet import ResNet
 from .wide_resnet import WideResNet
 
@@ -122,7 +122,8 @@ def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, mode
             raise UserError(f"the output has {output}, expected logits of {expected}")
         logits_BK.square().sum().backward()
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"Model {model!r} cannot be trained on these images: {first_line(error)}") from None
+        gray = ONE_CHANNEL if "to have 1 channels, but got 3" in str(error) else ""
+        raise UserError(f"Model {model!r} cannot be trained on these images: {first_line(error)}{gray}") from None
 
 
 def names_code(model: str) -> bool:

@@ -13,12 +13,19 @@ from torch import Tensor, nn
 
 from ..config import ChannelOrder
 
+ONE_CHANNEL = (  # the end of a message about a network with one channel and images in color
+    ". For a network that takes one channel, give `checkpointkd inspect` --mean M --std S with one number each. The "
+    "network then gets the images in gray."
+)
+
 
 class Network(nn.Module):
     """Normalization followed by a body.
 
     The body is any unmodified module that maps images (B, C, H, W) to logits (B, K). It may also return an object with
     `.logits`, as Hugging Face's models do, a dict with `logits`, or a tuple or list that begins with the logits.
+
+    A network whose mean has one channel takes gray images, or images in color, which it converts to gray.
 
     Args:
         body: The module.
@@ -44,9 +51,16 @@ class Network(nn.Module):
         self.body, self.channel_order = body, channel_order
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        if self.channel_order == "bgr":
-            images_BCHW = images_BCHW[:, self.channels]
-        output = self.body((images_BCHW - self.mean) / self.std)
+        output = self.body(self.normalized(images_BCHW))
         if isinstance(output, Mapping):
             return output["logits"] if "logits" in output else next(iter(output.values()))
         return output[0] if type(output) in (tuple, list) else getattr(output, "logits", output)
+
+    def normalized(self, images_BCHW: Tensor) -> Tensor:
+        """Return the body's input for a batch of images in [0, 1]."""
+        if self.channel_order == "bgr":
+            images_BCHW = images_BCHW[:, self.channels]
+        if self.mean.shape[1] == 1 and images_BCHW.shape[1] == 3:
+            red, green, blue = images_BCHW.split(1, dim=1)
+            images_BCHW = 0.299 * red + 0.587 * green + 0.114 * blue  # as Pillow (ITU-R BT.601)
+        return (images_BCHW - self.mean) / self.std
