@@ -27,8 +27,8 @@ from torch.nn import functional as F
 import checkpointkd as ckd
 from checkpointkd.checkpoints import build_from_run, resolve
 from checkpointkd.checkpoints.run_dir import read_metrics
-from checkpointkd.config import KDConfig
 from checkpointkd.data import Data, config_like, load_data
+from checkpointkd.distill_config import KDConfig
 from checkpointkd.losses import METHODS, LogitDistillation, Supervised
 from checkpointkd.metrics import predict
 from checkpointkd.records.runs import DistillRecord

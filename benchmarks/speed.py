@@ -29,9 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import resolve
-from checkpointkd.config import KDConfig, Precision
+from checkpointkd.config import Precision
 from checkpointkd.data import Batch, Data, DataConfig, EpochLoader, load_data
 from checkpointkd.device import pick_device
+from checkpointkd.distill_config import KDConfig
 from checkpointkd.losses import METHODS, LogitDistillation, Supervised
 from checkpointkd.metrics import predict
 from checkpointkd.models import build_network

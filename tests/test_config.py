@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from checkpointkd.config import DataConfig, DistillConfig, EstimatorConfig, KDConfig, PilotConfig, Recipe
+from checkpointkd.config import DataConfig, EstimatorConfig, Recipe
+from checkpointkd.distill_config import DistillConfig, KDConfig, PilotConfig
 from checkpointkd.errors import UserError
 from checkpointkd.recipes import RECIPES, recipe
 

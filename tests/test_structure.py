@@ -10,6 +10,7 @@ import checkpointkd
 LAYERS = [
     "errors",
     "config",
+    "distill_config",
     "records",
     "recipes",
     "seeding",

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from checkpointkd.config import KDConfig
+from checkpointkd.distill_config import KDConfig
 from checkpointkd.errors import UserError
 from checkpointkd.losses import kd, label_smoothing, soft_targets
 

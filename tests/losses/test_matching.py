@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import checkpointkd as ckd
-from checkpointkd.config import DistillConfig
 from checkpointkd.data import DataConfig, load_data
+from checkpointkd.distill_config import DistillConfig
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS
 from checkpointkd.losses.matching import match_features

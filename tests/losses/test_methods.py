@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpointkd.config import KDConfig
 from checkpointkd.data import Batch
+from checkpointkd.distill_config import KDConfig
 from checkpointkd.losses import METHODS, takes_features
 
 from . import by_hand

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import resolve
-from checkpointkd.config import DistillConfig, KDConfig
 from checkpointkd.data import Batch, DataConfig, Images, load_data
+from checkpointkd.distill_config import DistillConfig, KDConfig
 from checkpointkd.errors import UserError
 from checkpointkd.losses import (
     METHODS,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpointkd.config import PilotConfig
+from checkpointkd.distill_config import PilotConfig
 from checkpointkd.records.selection import PilotResult
 from checkpointkd.selection.pilot_plan import (
     N_PROMOTED,

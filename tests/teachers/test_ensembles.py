@@ -11,8 +11,8 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import resolve_ensemble
-from checkpointkd.config import DistillConfig, KDConfig
 from checkpointkd.data import DataConfig, load_data
+from checkpointkd.distill_config import DistillConfig, KDConfig
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, kd, soft_targets
 from checkpointkd.models import build_network

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import checkpointkd as ckd
-from checkpointkd.config import DistillConfig, KDConfig
 from checkpointkd.data import DataConfig, load_data
+from checkpointkd.distill_config import DistillConfig, KDConfig
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation, distillation
 from checkpointkd.models import build_network

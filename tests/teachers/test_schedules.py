@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import checkpointkd as ckd
-from checkpointkd.config import DistillConfig, scheduled_teacher
 from checkpointkd.data import DataConfig, load_data
+from checkpointkd.distill_config import DistillConfig, scheduled_teacher
 from checkpointkd.teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from checkpointkd.teachers.ensemble import open_teacher
 

@@ -9,8 +9,9 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints import resolve_ensemble
-from checkpointkd.config import KDConfig, Recipe
+from checkpointkd.config import Recipe
 from checkpointkd.data import DataConfig, load_data
+from checkpointkd.distill_config import KDConfig
 from checkpointkd.errors import UserError
 from checkpointkd.losses import METHODS, LogitDistillation
 from checkpointkd.models import build_network

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ClassOrder, KDConfig, check_choice
+from ..config import ClassOrder, check_choice
+from ..distill_config import KDConfig
 from ..errors import UserError
 from .evaluate import SplitOptions
 from .options import CommonOptions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import KDConfig
+from ..distill_config import KDConfig
 from ..errors import UserError, unknown_name
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, TeacherOptions, TrainingOptions

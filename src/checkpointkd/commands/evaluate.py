@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import EnsembleAverage, SplitName, check_choice
+from ..config import SplitName, check_choice
+from ..distill_config import EnsembleAverage
 from ..errors import UserError
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataSetOptions, EnsembleOptions

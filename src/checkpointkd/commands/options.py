@@ -12,22 +12,18 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from ..config import (
     LOGIT_CACHE_GB,
-    BatchNormMode,
     CheckpointDtype,
     DataConfig,
     Device,
-    DistillConfig,
-    EnsembleAverage,
     EvalTransform,
-    KDConfig,
     NamedOrder,
     OnProgress,
     PrecisionChoice,
     Recipe,
     Resize,
     SelectOn,
-    TeacherSchedule,
 )
+from ..distill_config import BatchNormMode, DistillConfig, EnsembleAverage, KDConfig, TeacherSchedule
 from ..errors import UserError, first_line
 from ..recipes import recipe
 from ..records.base import read_bytes

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..config import EstimatorConfig, EstimatorName, PilotConfig, check_choice
+from ..config import EstimatorConfig, EstimatorName, check_choice
+from ..distill_config import PilotConfig
 from ..errors import UserError, unknown_name
 from .checks import check_same_classes, warn_if_saw_validation_images
 from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, RunOptions

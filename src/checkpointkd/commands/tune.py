@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import EnsembleAverage, KDConfig, SamplerName, check_choice
+from ..config import SamplerName, check_choice
+from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError, unknown_name
 from ..records.base import plain
 from .checks import warn_if_any_saw_validation_images

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..config import CheckpointDtype, KDConfig, PrecisionChoice, SelectOn, check_choice
+from ..config import CheckpointDtype, PrecisionChoice, SelectOn, check_choice
+from ..distill_config import KDConfig
 from ..errors import UserError, unknown_name
 
 Role = Literal["teacher", "student"]

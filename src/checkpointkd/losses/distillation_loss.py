@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import EnsembleAverage, KDConfig
+from ..distill_config import EnsembleAverage, KDConfig
 
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from ..config import KDConfig
+from ..distill_config import KDConfig
 from .distillation_loss import kl_divergence, soft_loss, soft_targets
 
 EPS = 1e-8

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import DistillConfig
 from ..data import Images
+from ..distill_config import DistillConfig
 from ..errors import UserError
 from ..models import Network, as_map, capture_activations, last_map_path, stage_paths, vector_path
 from .features import FeatureKind, FeatureSpec, Size

@@ -16,8 +16,8 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from ..config import DistillConfig, KDConfig
 from ..data import Batch, Images
+from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError
 from ..models import Network, capture_activations
 from ..seeding import derive_seed

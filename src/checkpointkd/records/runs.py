@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..config import ChannelOrder, CheckpointDtype, DistillConfig, KDConfig, Precision, Recipe
+from ..config import ChannelOrder, CheckpointDtype, Precision, Recipe
+from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError
 from .base import (
     Count,

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ..config import DistillConfig, EnsembleAverage, Precision, Recipe, SamplerName
+from ..config import Precision, Recipe, SamplerName
+from ..distill_config import DistillConfig, EnsembleAverage
 from .base import Count, DataRecord, Name, Provenance, Record, Share, TeacherRecord
 
 

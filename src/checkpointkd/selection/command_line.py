@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import DistillConfig, KDConfig
+from ..distill_config import DistillConfig, KDConfig
 from ..training.distillation import DistillSpec
 from ..training.run import RunSpec
 

@@ -25,7 +25,8 @@ import msgspec
 
 from .. import storage
 from ..checkpoints import CheckpointRef, RunDir, Trajectory, refuse_inside_run
-from ..config import KDConfig, PrecisionChoice
+from ..config import PrecisionChoice
+from ..distill_config import KDConfig
 from ..errors import Diverged, UserError, pluralize
 from ..information import fitted_losses, label_entropy
 from ..metrics import measure, predict

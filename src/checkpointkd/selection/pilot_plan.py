@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..analysis.statistics import Z
-from ..config import PilotConfig
+from ..distill_config import PilotConfig
 from ..errors import UserError, pluralize
 from ..records.selection import PilotGap, PilotResult, PilotRunRecord
 from . import resamples

@@ -12,8 +12,9 @@ import torch
 
 from .. import records, storage
 from ..checkpoints import Trajectory
-from ..config import OnProgress, PilotConfig, PrecisionChoice, Recipe
+from ..config import OnProgress, PrecisionChoice, Recipe
 from ..data import Data
+from ..distill_config import PilotConfig
 from ..errors import UserError, pluralize
 from ..records.runs import DistillRecord, OwnRunRecord
 from ..records.selection import DivergedRecord, PilotSearchRecord

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import CheckpointRef, resolve_ensemble
-from ..config import BatchNormMode, EnsembleAverage
 from ..data import Batch, Data, Images, InMemoryImages, eval_batch_size
+from ..distill_config import BatchNormMode, EnsembleAverage
 from ..errors import UserError
 from ..losses import soft_targets
 from ..metrics import calibration_error, measure, predict

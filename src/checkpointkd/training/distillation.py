@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ..checkpoints import CheckpointRef, Trajectory
-from ..config import LOGIT_CACHE_GB, DistillConfig, KDConfig, OnProgress, Precision, SelectOn
+from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn
 from ..data import Data, EpochLoader
+from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError, unknown_name
 from ..exporting import write_student
 from ..losses import METHODS, distillation, takes_features

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, final
 
 from ... import records
-from ...config import OnProgress, PilotConfig
+from ...config import OnProgress
+from ...distill_config import PilotConfig
 from ...records.selection import PilotRecord
 from ..context import Context
 from .base import DAMAGED, Kind, Row, Task, training_key
