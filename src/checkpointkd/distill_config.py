@@ -13,6 +13,7 @@ from .errors import UserError
 EnsembleAverage = Literal["probabilities", "logits"]
 BatchNormMode = Literal["eval", "batch"]
 TeacherSchedule = Literal["joint", "rco", "progressive"]
+TeacherTau = Literal["fixed", "auto", "matched"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class DistillConfig:
             of the training (route-constrained optimization, Jin et al., ICCV 2019, with equal intervals).
             `progressive` does the same with a temperature that falls linearly from τ to 1 (after Pro-KD,
             Rezagholizadeh et al., COLING 2022).
+        teacher_tau: `fixed` softens all teachers with τ. `auto` first divides each teacher's logits by the temperature
+            that fits the validation set best. `matched` first scales each teacher's logits to the standard deviation
+            of those of its run's last checkpoint. So a comparison of checkpoints is not one of logit scales.
         teacher_batch_norm: Teachers normalize with running statistics (`eval`), or with the statistics of each batch
             (`batch`), as the authors' code does for most of the training.
         teacher_features: The teacher's modules that a feature method reads, by path. None: the method's default.
@@ -71,6 +75,7 @@ class DistillConfig:
     method_weight: float | None = None
     teacher_weights: tuple[float, ...] | None = None
     teacher_schedule: TeacherSchedule = "joint"
+    teacher_tau: TeacherTau = "fixed"
     teacher_batch_norm: BatchNormMode = "eval"
     teacher_features: tuple[str, ...] | None = None
     student_features: tuple[str, ...] | None = None
@@ -80,6 +85,7 @@ class DistillConfig:
         if not (self.method_weight is None or 0 <= self.method_weight < math.inf):
             raise UserError(f"The method weight must be finite and at least 0, not {self.method_weight}")
         check_choice("teacher schedule", self.teacher_schedule, TeacherSchedule)
+        check_choice("teacher tau", self.teacher_tau, TeacherTau)
         check_choice("teacher batch norm", self.teacher_batch_norm, BatchNormMode)
         if self.teacher_weights is not None:
             total = sum(self.teacher_weights)

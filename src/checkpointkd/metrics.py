@@ -5,11 +5,18 @@ Letters in names: N images, K classes, R resamples.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .data import Images, eval_batch_size
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20
 
 
 @torch.no_grad()
@@ -60,3 +67,32 @@ def calibration_error(
         weight_RN[:, part] @ gap_N[part] for part in np.array_split(np.arange(len(order_N)), min(bins, len(order_N)))
     ]
     return np.abs(binned).sum(0)
+
+
+def fitted_losses(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:
+    """Return each image's cross-entropy at the fitted temperature, and that temperature.
+
+    The temperature is cross-fitted: it is fitted on each half of the images and used on the other half. So the fit
+    cannot lower the loss by overfitting.
+
+    Returns:
+        The cross-entropies (N,) in nats, float64, and the geometric mean of the two temperatures.
+    """
+    halves = [torch.arange(start, len(labels_N), 2) for start in (0, 1)]
+    temperatures = [_temperature(logits_NK[half], labels_N[half]) for half in halves]
+    loss_N = torch.empty(len(labels_N), dtype=torch.float64)
+    for half, temperature in zip(halves, reversed(temperatures), strict=True):
+        loss_N[half] = F.cross_entropy(logits_NK[half].double() / temperature, labels_N[half], reduction="none")
+    return loss_N, math.sqrt(temperatures[0] * temperatures[1])
+
+
+def _temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
+    """Return the temperature in [0.05, 20] that minimizes the cross-entropy of the logits."""
+    logits_NK = logits_NK.double()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(logits_NK / math.exp(log_temperature), labels_N).item()
+
+    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+    optimum: Any = minimize_scalar(loss, bounds=bounds, method="bounded")
+    return math.exp(optimum.x)

@@ -14,8 +14,9 @@ import checkpointkd as ckd
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.data.in_memory import InMemoryImages
-from checkpointkd.information import ESTIMATORS, fitted_losses, label_measures, per_image, ridge_information
+from checkpointkd.information import ESTIMATORS, label_measures, per_image, ridge_information
 from checkpointkd.information.ridge import _patches
+from checkpointkd.metrics import fitted_losses
 
 from .channels import channel, gray_images
 

@@ -161,6 +161,7 @@ def test_labels_show_methods_and_other_settings(teacher_run: Path):
         "logits": {"average": "logits", "teacher_weights": [0.25, 0.75], "ensemble": "snapshot:2"},
         "rco": {"teacher_schedule": "rco", "ensemble": "snapshot:2"},
         "batch": {"teacher_batch_norm": "batch"},
+        "teacher-tau": {"teacher_tau": "auto"},
     }
     for name, options in settings.items():
         ckd.distill("wrn_10_1", teachers=[str(teacher_run)], out=folder / name, epochs=1, batch_size=50, **options)
@@ -200,5 +201,13 @@ def test_each_setting_of_a_run_tells_variants_apart():
     """Add a new field of the records to FAMILY or TEACHING, or here if the field does not change the student."""
     fields = {*TrainRecord.__struct_fields__, *DistillRecord.__struct_fields__}
     without_effect = {"format", "provenance", "device", "save_every", "best_of_last_ten", "teacher_refs"}
-    follows_from_others = {"classes", "mean", "std", "taught_by", "teachers_measured", "teachers_cost"}
+    follows_from_others = {
+        "classes",
+        "mean",
+        "std",
+        "taught_by",
+        "teachers_measured",
+        "teachers_cost",
+        "teacher_scales",
+    }
     assert fields - {*FAMILY, *TEACHING} == {"seed", *without_effect, *follows_from_others}

@@ -39,6 +39,7 @@ def wide_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"method_weight": -1.0}, "at least 0, not -1"),
         ({"method_weight": float("inf")}, "at least 0, not inf"),
         ({"teacher_schedule": "rko"}, "Unknown teacher.schedule 'rko'. Did you mean 'rco'"),
+        ({"teacher_tau": "best"}, "Unknown teacher tau 'best'"),
         ({"teacher_batch_norm": "train"}, "Unknown teacher batch norm 'train'"),
         ({"student_features": ()}, "--teacher-features and --student-features need"),
     ],

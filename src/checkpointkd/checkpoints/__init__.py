@@ -3,7 +3,7 @@
 from .describe import describe, is_registered
 from .external import GIVEN, refresh_external, register_external
 from .metadata import metadata_dir, trust_code
-from .refs import CheckpointRef, find_checkpoint, resolve, resolve_ensemble, warn_if_new_files
+from .refs import CheckpointRef, find_checkpoint, last_of, resolve, resolve_ensemble, warn_if_new_files
 from .run_dir import RunDir, refuse_inside_run
 from .scan import scan_folder
 from .stated import load_as_stated, stated_preprocessing
@@ -19,6 +19,7 @@ __all__ = [
     "describe",
     "find_checkpoint",
     "is_registered",
+    "last_of",
     "load_as_stated",
     "metadata_dir",
     "open_trajectory",

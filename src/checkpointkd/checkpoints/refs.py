@@ -71,6 +71,14 @@ def resolve_all(ref: str) -> list[CheckpointRef]:
     return [CheckpointRef(ref, find_checkpoint(trajectory, which))]
 
 
+def last_of(ref: CheckpointRef) -> CheckpointRef:
+    """Return the last saved checkpoint of the run that a reference names a checkpoint of."""
+    path, at, _ = ref.text.rpartition("@")
+    path = path if at and not _exists(ref.text) else ref.text
+    trajectory = open_trajectory(Path(path))
+    return CheckpointRef(f"{path}@{max(trajectory)}", trajectory[max(trajectory)])
+
+
 def resolve_ensemble(teachers: Sequence[str], ensemble: str | None = None) -> list[CheckpointRef]:
     """Return the teachers, by their references, or those that an ensemble's name picks from runs.
 

@@ -23,7 +23,7 @@ from ..config import (
     Resize,
     SelectOn,
 )
-from ..distill_config import BatchNormMode, DistillConfig, EnsembleAverage, KDConfig, TeacherSchedule
+from ..distill_config import BatchNormMode, DistillConfig, EnsembleAverage, KDConfig, TeacherSchedule, TeacherTau
 from ..errors import UserError, first_line
 from ..recipes import recipe
 from ..records.base import read_bytes
@@ -286,6 +286,11 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     """When each of several teachers is used. joint: all teachers throughout. rco: one teacher after the other, each for
     an equal part of the training. progressive: as rco, with a temperature that falls to 1."""
 
+    teacher_tau: TeacherTau = "fixed"
+    """The temperature of the teachers. fixed: τ for all. auto: τ times the temperature that fits each teacher best on
+    the validation set. matched: τ times the standard deviation of each teacher's logits over that of its run's last
+    checkpoint."""
+
     teacher_batch_norm: BatchNormMode = "eval"
     """Batch normalization of the teachers. eval: running statistics. batch: the statistics of each batch, as in the
     authors' code for most of the training."""
@@ -313,6 +318,7 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
             method_weight=method_weight,
             teacher_weights=self.weights_of(members),
             teacher_schedule=self.teacher_schedule,
+            teacher_tau=self.teacher_tau,
             teacher_batch_norm=self.teacher_batch_norm,
             teacher_features=None if self.teacher_features is None else tuple(self.teacher_features),
             student_features=None if self.student_features is None else tuple(self.student_features),

@@ -1,7 +1,7 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
 from .decoder import Decoders, LargeDecoders, decoder_information, pixel_entropy, reconstruction_loss
-from .labels import fitted_losses, label_entropy, label_measures, per_image
+from .labels import label_entropy, label_measures, per_image
 from .plane import (
     ESTIMATORS,
     ImageInformationEstimator,
@@ -21,7 +21,6 @@ __all__ = [
     "LargeDecoders",
     "Plane",
     "decoder_information",
-    "fitted_losses",
     "label_entropy",
     "label_measures",
     "load_plane",

@@ -5,17 +5,11 @@ Letters in names: N images, K classes.
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..metrics import measure
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20
+from ..metrics import fitted_losses, measure
 
 
 def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -40,23 +34,6 @@ def label_entropy(labels_N: Tensor) -> float:
     """
     frequency_K = labels_N.bincount().double() / len(labels_N)
     return -torch.xlogy(frequency_K, frequency_K).sum().item()
-
-
-def fitted_losses(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:
-    """Return each image's cross-entropy at the fitted temperature, and that temperature.
-
-    The temperature is cross-fitted: it is fitted on each half of the images and used on the other half. So the fit
-    cannot lower the loss by overfitting.
-
-    Returns:
-        The cross-entropies (N,) in nats, float64, and the geometric mean of the two temperatures.
-    """
-    halves = [torch.arange(start, len(labels_N), 2) for start in (0, 1)]
-    temperatures = [_temperature(logits_NK[half], labels_N[half]) for half in halves]
-    loss_N = torch.empty(len(labels_N), dtype=torch.float64)
-    for half, temperature in zip(halves, reversed(temperatures), strict=True):
-        loss_N[half] = F.cross_entropy(logits_NK[half].double() / temperature, labels_N[half], reduction="none")
-    return loss_N, math.sqrt(temperatures[0] * temperatures[1])
 
 
 def per_image(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
@@ -92,15 +69,3 @@ def per_image(logits_NK: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
     }
     correct_N = (logits_NK.argmax(-1) == labels_N).to(torch.uint8)
     return {"correct": correct_N, **{name: part.float() for name, part in parts.items()}}
-
-
-def _temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Return the temperature in [0.05, 20] that minimizes the cross-entropy of the logits."""
-    logits_NK = logits_NK.double()
-
-    def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits_NK / math.exp(log_temperature), labels_N).item()
-
-    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-    optimum: Any = minimize_scalar(loss, bounds=bounds, method="bounded")
-    return math.exp(optimum.x)

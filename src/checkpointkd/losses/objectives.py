@@ -91,7 +91,7 @@ class Supervised(nn.Module):
 class LogitDistillation(nn.Module):
     """Learn the labels and, by a method of `logits`, the teachers' predictions: α·H(y, p_S) + β·method.
 
-    The teachers see the same augmented images as the student.
+    The teachers see the same augmented images as the student. `scales` are factors of their logits, one per teacher.
     """
 
     def __init__(
@@ -100,8 +100,11 @@ class LogitDistillation(nn.Module):
         teacher: TeacherLike,
         kd_config: KDConfig,
         distill_config: DistillConfig = _DEFAULT_CONFIG,
+        *,
+        scales: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self.scales = scales
         self.method: Any = method
         self.teacher, self.kd_config, self.distill_config = teacher, kd_config, distill_config
         self.weight = _method_weight(self.method, kd_config, distill_config)
@@ -118,6 +121,7 @@ class LogitDistillation(nn.Module):
             teacher_TBK = batch.teacher_TBK
         else:
             teacher_TBK = batch.teacher_TBK[active]
+        teacher_TBK = _scaled(teacher_TBK, self.scales, active)
         active_weights = None if weights is None else [weights[member] for member in active]
         weight = _weight_at(train_fraction, self.weight, self.method.warm_up)
         hard_B = cross_entropy(student_BK, batch.labels_B)
@@ -137,6 +141,7 @@ class FeatureDistillation(nn.Module):
         kd_config: α, τ and the ensemble average.
         distill_config: Weights and teacher schedule.
         pairs: The features that meet, one entry per teacher.
+        scales: Factors of the teachers' logits, one per teacher.
     """
 
     def __init__(
@@ -146,8 +151,11 @@ class FeatureDistillation(nn.Module):
         kd_config: KDConfig,
         distill_config: DistillConfig,
         pairs: Sequence[FeaturePaths],
+        *,
+        scales: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self.scales = scales
         self.methods: Any = nn.ModuleList(methods)
         self.teacher, self.kd_config, self.distill_config, self.pairs = teacher, kd_config, distill_config, pairs
         self.weight = _method_weight(self.methods[0], kd_config, distill_config)
@@ -175,6 +183,7 @@ class FeatureDistillation(nn.Module):
             loss_B = kd_config.alpha * cross_entropy(student_BK, batch.labels_B)
             if kd_config.alpha < 1:
                 teacher_TBK = torch.stack([teacher_BK for teacher_BK, _ in outputs]).float()
+                teacher_TBK = _scaled(teacher_TBK, self.scales, active)
                 active_weights = [weights[member] for member in active]
                 loss_B = loss_B + (1 - kd_config.alpha) * soft_loss(student_BK, teacher_TBK, kd_config, active_weights)
             for member, (_, teacher_features) in zip(active, outputs, strict=True):
@@ -197,6 +206,7 @@ def distillation(
     teachers: Sequence[tuple[str, Network]],
     images: Images,
     seed: int,
+    scales: Sequence[float] | None = None,
 ) -> LogitDistillation | FeatureDistillation:
     """Build the objective of one distillation.
 
@@ -209,6 +219,7 @@ def distillation(
         teachers: Name and network of each teacher.
         images: The training images.
         seed: Seed of the initial weights of the method's layers.
+        scales: Factors of the teachers' logits, one per teacher.
 
     Raises:
         UserError: An option does not apply to the method, a feature does not exist, or the method cannot match the
@@ -224,7 +235,7 @@ def distillation(
         ):
             if paths is not None:
                 raise UserError(f"{option} does not apply to {method}, which uses only logits")
-        return LogitDistillation(method_class(), teacher, kd_config, distill_config)
+        return LogitDistillation(method_class(), teacher, kd_config, distill_config, scales=scales)
     methods, pairs = [], []
     for member, (name, network) in enumerate(teachers):
         spec = match_features(method_class.feature_kind, student, network, images, distill_config, teacher_name=name)
@@ -232,7 +243,7 @@ def distillation(
             torch.manual_seed(derive_seed("method", method, seed, member))
             methods.append(method_class(spec))
         pairs.append(FeaturePaths(tuple(spec.student), tuple(spec.teacher)))
-    return FeatureDistillation(methods, teacher, kd_config, distill_config, pairs)
+    return FeatureDistillation(methods, teacher, kd_config, distill_config, pairs, scales=scales)
 
 
 def takes_features(method: str) -> bool:
@@ -244,6 +255,13 @@ def defaults(method: str) -> tuple[float, float]:
     """Return a method's default α and τ."""
     method_class = METHODS[method]
     return method_class.alpha, getattr(method_class, "tau", KDConfig.tau)
+
+
+def _scaled(teacher_TBK: Tensor, scales: Sequence[float] | None, active: Sequence[int]) -> Tensor:
+    """Return the active teachers' logits times their factors."""
+    if scales is None:
+        return teacher_TBK
+    return torch.stack([scales[member] * logits_BK for member, logits_BK in zip(active, teacher_TBK, strict=True)])
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

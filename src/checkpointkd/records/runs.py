@@ -115,6 +115,7 @@ class DistillRecord(OwnRunRecord, frozen=True, tag="distill", kw_only=True):
     teacher_refs: tuple[str, ...]
     teachers_measured: TeachersMeasured
     teachers_cost: TrainingCost
+    teacher_scales: tuple[float, ...] | None = None  # factors of their logits, by DistillConfig.teacher_tau
 
     @property
     def teachers(self) -> tuple[TeacherRecord, ...]:
@@ -177,7 +178,8 @@ class ConvertRecord(Record, frozen=True, kw_only=True):
     provenance: Provenance
 
 
-METADATA = {"format", "mean", "std", "device", "provenance", "teacher_refs", "teachers_measured", "teachers_cost"}
+METADATA = {"format", "mean", "std", "device", "provenance"}
+METADATA |= {"teacher_refs", "teachers_measured", "teachers_cost", "teacher_scales"}
 AnyRun = TrainRecord | DistillRecord | ExternalRecord
 
 

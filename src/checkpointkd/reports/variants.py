@@ -221,6 +221,8 @@ def _distillation(run: DistillRecord) -> str:
         parts.append(f"teacher weights {' : '.join(f'{weight:g}' for weight in config.teacher_weights)}")
     if run.kd.average != "probabilities":
         parts.append("mean of logits")
+    if config.teacher_tau != "fixed":
+        parts.append(f"teacher tau {config.teacher_tau}")
     if config.teacher_batch_norm != "eval":
         parts.append("teacher batch norm by batch")
     for name in ("teacher_features", "student_features"):

@@ -28,8 +28,8 @@ from ..checkpoints import CheckpointRef, RunDir, Trajectory, refuse_inside_run
 from ..config import PrecisionChoice
 from ..distill_config import KDConfig
 from ..errors import Diverged, UserError, pluralize
-from ..information import fitted_losses, label_entropy
-from ..metrics import measure, predict
+from ..information import label_entropy
+from ..metrics import fitted_losses, measure, predict
 from ..models import build_network
 from ..records.base import provenance
 from ..records.runs import ExternalRecord

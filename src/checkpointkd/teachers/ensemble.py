@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoints import CheckpointRef, resolve_ensemble
+from ..checkpoints import CheckpointRef, last_of, resolve_ensemble
 from ..data import Batch, Data, Images, InMemoryImages, eval_batch_size
-from ..distill_config import BatchNormMode, EnsembleAverage
+from ..distill_config import BatchNormMode, EnsembleAverage, TeacherTau
 from ..errors import UserError
 from ..losses import soft_targets
-from ..metrics import calibration_error, measure, predict
+from ..metrics import calibration_error, fitted_losses, measure, predict
 from ..models import capture_activations, names_code
 from ..records.runs import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
@@ -171,6 +171,29 @@ def check_compatible(teacher: Teacher, data: Data) -> None:
             f"The teacher {teacher.members[0].text} has {len(teacher.classes)} classes. The data {data.name!r} have "
             f"{len(data.classes)}, or another order. Give the data that the teacher was trained on."
         )
+
+
+def logit_scales(teacher: Teacher, images: Images, teacher_tau: TeacherTau) -> tuple[float, ...] | None:
+    """Return the factor of each teacher's logits before they are softened; None if it is 1 for all.
+
+    Args:
+        teacher: The teachers.
+        images: The validation set.
+        teacher_tau: See `DistillConfig`.
+    """
+    if teacher_tau == "fixed":
+        return None
+    logits_TNK = teacher.predict(images)
+    if teacher_tau == "auto":
+        return tuple(1 / fitted_losses(logits_NK, images.labels_N)[1] for logits_NK in logits_TNK)
+    last = Teacher([last_of(member) for member in teacher.members], device=teacher.device)
+    ratio_T = _spread(last.predict(images)) / _spread(logits_TNK).clamp_min(1e-12)
+    return tuple(ratio_T.tolist())
+
+
+def _spread(logits_TNK: Tensor) -> Tensor:
+    """Return the standard deviation of each teacher's logits over classes, as the mean over images (T,)."""
+    return logits_TNK.double().std(-1, correction=0).mean(-1)
 
 
 def chance_level(labels_N: Tensor) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from ..models import Network
 from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
-from ..teachers.ensemble import Teacher, check_compatible, refuse_at_chance
+from ..teachers.ensemble import Teacher, check_compatible, logit_scales, refuse_at_chance
 from .loop import Row
 from .run import Method, RunSpec, run_training
 
@@ -29,10 +29,11 @@ log = logging.getLogger("checkpointkd")
 
 @dataclass(frozen=True, eq=False)
 class PreparedTeachers:
-    """Loaded teachers, and their measurement on the validation set."""
+    """Loaded teachers, their measurement on the validation set, and the factor of each one's logits; None for 1."""
 
     teacher: Teacher
     measured: TeachersMeasured
+    scales: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +88,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
         _log_teachers(spec, measured, data.record.select_on)
     if not spec.allow_weak_teacher:
         refuse_at_chance(measured, data.val.labels_N)
-    return PreparedTeachers(teacher, measured)
+    return PreparedTeachers(teacher, measured, logit_scales(teacher, data.val, spec.config.teacher_tau))
 
 
 def run_distillation(
@@ -137,6 +138,7 @@ def run_distillation(
             "teacher_refs": tuple(ref.text for ref in spec.refs),
             "teachers_measured": teachers.prepared.measured,
             "teachers_cost": training_cost(spec.refs),
+            "teacher_scales": teachers.prepared.scales,
         },
         objective=teachers.objective,
         wrap_batches=wrap_batches,
@@ -172,6 +174,7 @@ class _LazyTeachers:
             teachers=[(ref.text, network) for ref, network in zip(self._spec.refs, teacher.networks, strict=True)],
             images=self._data.train,
             seed=self._run.seed,
+            scales=self.prepared.scales,
         )
 
 
