@@ -157,7 +157,7 @@ def test_rules_choose_what_select_chooses(smoke: Path, tmp_path: Path):
     run = next((smoke / "runs").glob("wrn_16_2-teacher-seed0-*"))
     shutil.copytree(run, tmp_path / "teacher")
     choices = [row for row in read_rows(smoke, "rules", kind="choice") if row["pair"].startswith("wrn_16_2")]
-    assert len(choices) == 8
+    assert len(choices) == 9
     for row in choices:
         assert ckd.select(tmp_path / "teacher", rule=row["rule"]).epoch == row["epoch"]
         students = read_rows(smoke, "rules", kind="network", variant=f"{row['rule']}, 0.5", pair=row["pair"])
