@@ -217,6 +217,7 @@ def load_tensors(path: Path, *, remedy: str = RESTORE) -> tuple[dict[str, Tensor
     Raises:
         UserError: If the file cannot be read, or if one bit of it has changed.
     """
+    read_metadata(path, remedy=remedy)  # a header that does not fit the file's size costs no memory
     content = read_bytes(path, largest=None)
     try:
         tensors = safetensors.torch.load(content)
@@ -228,17 +229,19 @@ def load_tensors(path: Path, *, remedy: str = RESTORE) -> tuple[dict[str, Tensor
     return tensors, metadata
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Path, *, remedy: str = RESTORE) -> dict[str, str]:
     """Return the metadata of a safetensors file without reading its tensors."""
     try:
         open_regular(path).close()  # safetensors would wait forever at a pipe
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}") from None
     except OSError as error:
         raise UserError(f"Could not read {path}: {error.strerror}") from None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return _own_metadata(file.metadata() or {})
     except (OSError, ValueError, RecursionError, MemoryError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}). {RESTORE}") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}). {remedy}") from None
 
 
 def save_state(path: Path, state: Any) -> None:
