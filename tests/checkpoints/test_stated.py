@@ -107,6 +107,8 @@ def test_a_given_order_of_classes_overrides_the_stated_order(image_folder: Path,
     assert accuracy(path, **data, class_order=str(tmp_path / "order.txt")) == 1.0
     assert "--class-order overrides the checkpoint's timm" in caplog.text
     assert ckd.inspect(path)["checkpoints"][-1]["val_accuracy"] == 1.0, "the order is kept"
+    ckd.inspect(path, data=data["data"])
+    assert "Kept from an earlier inspection: --image-size 16, --class-order as given. To start again" in caplog.text
     for content, message in (
         ("a\nb\n", "must name each of the 4 classes once. First difference: 'Elm'"),
         (None, "neither"),

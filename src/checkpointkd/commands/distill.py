@@ -25,8 +25,8 @@ class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions
 
     alpha: float | None = None
     """Weight of the cross-entropy with the labels, in [0, 1]. With kd and feature methods, the distillation loss has
-    weight 1 − alpha (Eq. 1). lskd, dkd and dist replace this loss with their own term. Default: 0.5 for kd, 0.1 for
-    lskd, 1 for all other methods."""
+    weight 1 − alpha (Eq. 1). Other methods from logits replace this loss with their own term. Default: 0.5 for kd,
+    0.1 for lskd, mlkd and mlkd-ls, 1 for all other methods."""
 
     tau: float | None = None
     """Softmax temperature. Default: the method's own, 5 for kd."""

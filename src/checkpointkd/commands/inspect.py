@@ -153,6 +153,7 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         if mean is None and std is None and run.normalized_as == GIVEN:
             mean, std = list(run.mean), list(run.std)
         channel_order = options.channel_order or run.channel_order
+        _log_kept(run, options)
         data = load_data(options.config_like(run.data), on_progress=options.on_progress)
     else:
         if model is None or options.data is None:
@@ -177,6 +178,26 @@ def _register(path: Path | str, registered: Trajectory | None, options: InspectO
         on_progress=options.on_progress,
     )
     return trajectory, data
+
+
+def _log_kept(run: ExternalRecord, options: InspectOptions) -> None:
+    """Say which options of an earlier call are kept."""
+    earlier = {
+        "image_size": run.data.image_size,
+        "class_order": run.data.class_order if isinstance(run.data.class_order, str | None) else "as given",
+        "channel_order": None if run.channel_order == "rgb" else run.channel_order,
+        "pattern": run.pattern,
+        "state_dict_key": run.state_dict_key,
+    }
+    kept = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in earlier.items()
+        if value and getattr(options, name) is None
+    ]
+    if kept:
+        log.info(
+            "Kept from an earlier inspection: %s. To start again, add --model %s and --data", ", ".join(kept), run.model
+        )
 
 
 def _compare_with_stated(checkpoints: Sequence[Mapping[str, Any]], images: int) -> None:
