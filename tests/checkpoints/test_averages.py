@@ -58,6 +58,8 @@ def test_an_average_is_made_once_and_again_where_it_is_damaged(teacher_run: Path
     assert resolve(f"{teacher_run}@mean:0.5-1.0").checkpoint.sha256 == first.sha256
     assert first.path.read_bytes() == content
     assert resolve(f"{teacher_run}@mean:0.5-1.0") != resolve(f"{teacher_run}@mean:0.7-1.0")
+    assert len(ckd.cache("clear", "averages")["entries"]) == 2
+    assert not first.path.exists()
 
 
 def test_every_command_takes_an_average(teacher_run: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`checkpointkd cache`: show and free the decoded images and teacher logits that commands keep between runs."""
+"""`checkpointkd cache`: show and free the images, logits and averages that commands keep between runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .options import CommonOptions
 from .signature import command
 
 # The folders in the cache directory. Commands make the clearable ones again when they need them.
-CLEARABLE = {"logits": "teacher logits", "decoded": "decoded images"}
+CLEARABLE = {"logits": "teacher logits", "decoded": "decoded images", "averages": "weight averages"}
 KEPT = {"external": "records of external checkpoints", "trusted": "networks whose code may run"}
 ALL = "all"
 
@@ -40,8 +40,8 @@ class CacheEntry:
 def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptions) -> dict[str, Any]:
     """List or delete the files that commands keep between runs.
 
-    list shows everything below CHECKPOINTKD_HOME. clear deletes teacher logits and decoded images. Commands make them
-    again when they need them. clear never deletes data sets or the records of external checkpoints.
+    list shows everything below CHECKPOINTKD_HOME. clear deletes teacher logits, decoded images and weight averages.
+    Commands make them again when they need them. clear never deletes data sets or the records of external checkpoints.
 
     Example:
 
@@ -51,7 +51,7 @@ def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptio
 
     Args:
         action: list or clear.
-        kinds: What to list or clear: logits, decoded, or all. clear needs at least one.
+        kinds: What to list or clear: logits, decoded, averages, or all. clear needs at least one.
 
     Raises:
         UserError: If a kind is unknown, or if an entry could not be deleted.
