@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,3 +129,19 @@ def test_stored_settings_load_the_same_data():
     again = load_data(config_of(data.record))
     assert again.record == data.record
     assert torch.equal(again.train.index_N, data.train.index_N)
+
+
+def test_decoded_images_survive_that_another_program_shortens_their_file(tmp_path: Path):
+    """Reading a mapped file beyond its end would kill the process."""
+    script = (
+        "import os, torch\n"
+        "from pathlib import Path\n"
+        "from checkpointkd.data.cache import cached_decode\n"
+        "decode = lambda: (torch.ones(64, 3, 32, 32, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))\n"
+        "cached_decode('key', decode)\n"
+        "pixels, _ = cached_decode('key', decode)\n"
+        "os.truncate(next(Path(os.environ['CHECKPOINTKD_HOME']).rglob('pixels.npy')), 0)\n"
+        "assert int(pixels.sum()) == pixels.numel()\n"
+    )
+    environment = {**os.environ, "CHECKPOINTKD_HOME": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
