@@ -37,6 +37,7 @@ class Preset:
         train_images: Training images, a class-balanced subset; None is all.
         student_train_images: Training images of students, drawn from the same images; None is `train_images`.
         batch_size: Batch size of all trainings; None is the recipe's.
+        student_batch_size: Batch size of students; None is `batch_size`.
         alpha: Weight of the labels in Eq. 1, for all students unless `tune` is true.
         tau: Temperature, likewise.
         smoothing: Label smoothing of the uniform teacher (Figure 6).
@@ -47,6 +48,8 @@ class Preset:
         compared_recipes: Teacher recipes that `lr-schedule` compares with `teacher_recipe`.
         alphas: Weights of the labels that `rules` compares.
         budgets: Budgets of the pilot searches of `rules`, as shares of one distillation.
+        compared_teachers: Teacher runs per pair that `selection` compares ways to teach with.
+        compared_methods: The methods that `selection` compares.
         checkpoint_dtype: With float16, only runs of seed 0 keep more than the last checkpoint.
         decoder_steps: Optimizer steps per decoder fit.
         decoder_seeds: Decoder fits per checkpoint. Two fits hardly show how much fits differ.
@@ -70,6 +73,7 @@ class Preset:
     train_images: int | None = None
     student_train_images: int | None = None
     batch_size: int | None = None
+    student_batch_size: int | None = None
     precision: PrecisionChoice = "auto"
     alpha: float = 0.5
     tau: float = 5.0
@@ -81,6 +85,8 @@ class Preset:
     compared_recipes: tuple[str, ...] = ()
     alphas: tuple[float, ...] = (0.5, 0.1)
     budgets: tuple[str, ...] = ("1.0",)
+    compared_teachers: int = 2
+    compared_methods: tuple[str, ...] = ("kd", "dkd", "dist", "lskd", "wttm", "mlkd-ls")
     checkpoint_dtype: CheckpointDtype = "float32"
     decoder_steps: int = 300
     decoder_seeds: int = 4
@@ -98,6 +104,10 @@ class Preset:
     def images_of(self, role: Role) -> int | None:
         """Return how many images a teacher or a student trains on; None is all."""
         return self.train_images if role == "teacher" else self.student_train_images or self.train_images
+
+    def batch_size_of(self, role: Role) -> int | None:
+        """Return the batch size of a teacher or a student; None is the recipe's."""
+        return self.batch_size if role == "teacher" else self.student_batch_size or self.batch_size
 
     def with_epochs(self, *, teacher_epochs: int | None, student_epochs: int | None) -> Preset:
         """Return the preset with other run lengths; runs save about as many checkpoints as before.
@@ -143,6 +153,8 @@ def smoke() -> Preset:
         compared_recipes=("digits", "cifar100-step"),
         alphas=(0.5,),
         budgets=("3.0",),
+        compared_teachers=1,
+        compared_methods=("kd", "dist"),
         decoder_steps=20,
         decoder_seeds=2,
         note="Preset smoke checks that everything runs. Its runs are tiny, so its results mean nothing.",

@@ -22,10 +22,13 @@ from itertools import chain
 from pathlib import Path
 
 import msgspec
+import torch
+from torch import Tensor
 
 from .. import storage
 from ..checkpoints import CheckpointRef, RunDir, Trajectory, refuse_inside_run
 from ..config import PrecisionChoice
+from ..data import Images
 from ..distill_config import KDConfig
 from ..errors import Diverged, UserError, pluralize
 from ..information import label_entropy
@@ -40,12 +43,12 @@ from ..training.run import RunSpec, from_labels, run_training
 from .command_line import format_command
 from .pilot_plan import (
     NO_TEACHER,
-    PILOT_BATCH_FRACTION,
     Candidate,
     PilotOutcome,
     allow_runs,
     best_first,
     next_candidates,
+    pilot_batch_size,
     plan_pilot_runs,
     single_checkpoints,
     summarize,
@@ -69,7 +72,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
     """
     if len(search.trajectory) == 0:
         raise UserError(f"The run in {search.trajectory.source} has saved no checkpoint yet")
-    batch_size = max(1, round(PILOT_BATCH_FRACTION * search.recipe.batch_size))
+    batch_size = pilot_batch_size(search.recipe.batch_size)
     steps_per_epoch = math.ceil(len(search.data.train) / batch_size)
     pilot_epochs, run_count = plan_pilot_runs(search.settings, search.recipe.epochs, steps_per_epoch)
     refuse_inside_run(search.out)
@@ -281,16 +284,16 @@ def _check_student(search: PilotSearch) -> None:
 
 def _outcome(search: PilotSearch, candidate: Candidate, pilot_epochs: int, run: Trajectory) -> PilotOutcome:
     """Measure the student of a pilot run on the validation set."""
-    labels_N = search.data.val.labels_N
-    logits_NK = predict(run.last.network(search.device), search.data.val)
-    loss_N, _ = fitted_losses(logits_NK, labels_N)
-    return PilotOutcome(
-        candidate,
-        pilot_epochs,
-        information=label_entropy(labels_N) - loss_N.mean().item(),
-        accuracy=measure(logits_NK, labels_N)["accuracy"],
-        loss_N=loss_N.numpy(),
-    )
+    information, accuracy, loss_N = measure_student(run, search.data.val, search.device)
+    return PilotOutcome(candidate, pilot_epochs, information=information, accuracy=accuracy, loss_N=loss_N.numpy())
+
+
+def measure_student(run: Trajectory, images: Images, device: torch.device) -> tuple[float, float, Tensor]:
+    """Return a pilot student's H(Y) − CE in nats, its accuracy as a share, and the CE of each image (N,)."""
+    logits_NK = predict(run.last.network(device), images)
+    loss_N, _ = fitted_losses(logits_NK, images.labels_N)
+    information = label_entropy(images.labels_N) - loss_N.mean().item()
+    return information, measure(logits_NK, images.labels_N)["accuracy"], loss_N
 
 
 def _command(search: PilotSearch, result: PilotResult, accuracy_of: dict[int, float]) -> str:

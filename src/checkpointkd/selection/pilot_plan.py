@@ -82,6 +82,17 @@ class RunAllowance:
     new: int
 
 
+def pilot_batch_size(batch_size: int) -> int:
+    """Return the batch size of a pilot run, from that of the whole distillation."""
+    return max(1, round(PILOT_BATCH_FRACTION * batch_size))
+
+
+def pilot_length(student_epochs: int, steps_per_epoch: int) -> int:
+    """Return the length of a pilot run in epochs."""
+    usual_epochs = max(1, round(PILOT_FRACTION * student_epochs))
+    return min(student_epochs, max(usual_epochs, math.ceil(MIN_STEPS / steps_per_epoch)))
+
+
 def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch: int) -> tuple[int, int]:
     """Return the length of a pilot run in epochs, and how many such runs the budget covers.
 
@@ -97,7 +108,7 @@ def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch:
     (30, 6)
     """
     usual_epochs = max(1, round(PILOT_FRACTION * student_epochs))
-    pilot_epochs = min(student_epochs, max(usual_epochs, math.ceil(MIN_STEPS / steps_per_epoch)))
+    pilot_epochs = pilot_length(student_epochs, steps_per_epoch)
     budget = settings.epochs(student_epochs)
     run_count = budget // pilot_epochs
     if run_count < MIN_RUNS:

@@ -6,7 +6,7 @@ A task's folder is named by its key, which holds all that determines the result,
 from .base import Kind, Row, Task, ordered
 from .distilling import DistillTask, TuneTask
 from .measuring import CorrelateTask, EvaluateTask
-from .pilot import AdvisedTask, PilotTask
+from .pilot import AdvisedTask, PilotRunTask, PilotTask
 from .training import CheckpointChoice, ScoreTask, TrainTask
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DistillTask",
     "EvaluateTask",
     "Kind",
+    "PilotRunTask",
     "PilotTask",
     "Row",
     "ScoreTask",

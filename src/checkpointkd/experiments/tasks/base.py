@@ -98,7 +98,7 @@ def training_key(context: Context, model: str, recipe: str, epochs: int, role: R
         "model": model,
         "recipe": recipe,
         "epochs": epochs,
-        "batch_size": preset.batch_size,
+        "batch_size": preset.batch_size_of(role),
         "precision": context.speeds[model].precision,
     }
 
@@ -116,7 +116,7 @@ def training_options(context: Context, model: str, recipe: str, epochs: int, rol
         "data": context.data,
         "recipe": recipe,
         "epochs": epochs,
-        "batch_size": preset.batch_size,
+        "batch_size": preset.batch_size_of(role),
         "select_on": preset.select_on,
         "train_images": preset.images_of(role),
         "precision": context.speeds[model].precision,

@@ -93,13 +93,17 @@ class TuneTask:
 @final
 @dataclass(frozen=True)
 class DistillTask:
-    """Distill a student from teachers, with the preset's α and τ, with tuned ones, or with an α of its own."""
+    """Distill a student from teachers, with the preset's α and τ, with tuned ones, or with an α of its own.
+
+    Methods other than `kd` have their own default α and τ.
+    """
 
     model: str
     teachers: tuple[CheckpointChoice, ...]
     seed: int
     tuned: bool = False
     alpha: float | None = None
+    method: str = "kd"
     kind: Kind = field(default="student", init=False, repr=False)
 
     def requires(self) -> list[Task]:
@@ -112,6 +116,11 @@ class DistillTask:
     def alpha_tau(self, context: Context) -> tuple[float, float]:
         """Return the weight of the labels and the temperature."""
         preset = context.preset
+        if self.method != "kd":
+            from ...losses import defaults
+
+            alpha, tau = defaults(self.method)
+            return alpha if self.alpha is None else self.alpha, tau
         if not self.tuned:
             return preset.alpha if self.alpha is None else self.alpha, preset.tau
         best = self.tuning.result(context).best
@@ -133,10 +142,12 @@ class DistillTask:
             **run_key(context, self.save_every(context), self.seed),
             "teachers": pinned(context, self.teachers),
             "alpha, tau": self.alpha_tau(context),
+            **({} if self.method == "kd" else {"method": self.method}),
         }
 
     def folder(self, context: Context) -> Path:
-        name = f"{self.model}-from-{short_name(context, self.teachers)}-seed{self.seed}"
+        by = "" if self.method == "kd" else f"-{self.method}"
+        name = f"{self.model}-from-{short_name(context, self.teachers)}{by}-seed{self.seed}"
         return context.folder("runs", name, self.key(context))
 
     def done(self, context: Context) -> bool:
@@ -147,6 +158,7 @@ class DistillTask:
         distill(
             self.model,
             teachers=references(context, self.teachers),
+            method=self.method,
             alpha=alpha,
             tau=tau,
             allow_weak_teacher=True,
@@ -176,6 +188,7 @@ class DistillTask:
             {
                 **network_row(trajectory, self.model, self.seed),
                 "teachers": members(context, self.teachers),
+                "method": self.method,
                 "alpha": alpha,
                 "tau": tau,
                 "teachers_epochs": cost.epochs,

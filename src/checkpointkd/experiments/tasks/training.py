@@ -202,14 +202,20 @@ class ScoreTask:
 @final
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """A checkpoint of a run: `midpoint`, `last`, an epoch, a fraction; or `best` (Algorithm 1) or another rule."""
+    """A checkpoint of a run: `midpoint`, `last`, an epoch, a fraction; a weight average, such as `mean:0.7-1.0`; or
+    `best` (Algorithm 1) or another rule.
+    """
 
     training: TrainTask
     which: str
 
     @property
     def by_rule(self) -> bool:
-        return self.which not in ("midpoint", "last") and not self.which[0].isdecimal()
+        return self.which not in ("midpoint", "last") and not self.which[0].isdecimal() and not self.is_average
+
+    @property
+    def is_average(self) -> bool:
+        return ":" in self.which
 
     def requires(self) -> list[Task]:
         return [self.training, ScoreTask(self.training)] if self.by_rule else [self.training]
@@ -217,6 +223,10 @@ class CheckpointChoice:
     def choice(self, context: Context) -> Choice:
         """Return what the rule chooses. The run must be scored."""
         return choice_by("algorithm1" if self.which == "best" else self.which, self.training.folder(context))
+
+    def name(self, context: Context) -> int | str:
+        """Return the epoch of the checkpoint, or the name of the weight average. What it requires must be done."""
+        return self.which if self.is_average else self.epoch(context)
 
     def epoch(self, context: Context) -> int:
         """Return the epoch of the checkpoint. What the choice requires must be done."""
@@ -248,22 +258,22 @@ def required_by(choices: Sequence[CheckpointChoice]) -> list[Task]:
 
 def references(context: Context, choices: Sequence[CheckpointChoice]) -> list[str]:
     """Return checkpoints as commands take them."""
-    return [f"{choice.training.folder(context)}@{choice.epoch(context)}" for choice in choices]
+    return [f"{choice.training.folder(context)}@{choice.name(context)}" for choice in choices]
 
 
 def pinned(context: Context, choices: Sequence[CheckpointChoice]) -> list[list[Any]]:
     """Return checkpoints as parts of a key."""
-    return [[choice.training.folder(context).name, choice.epoch(context)] for choice in choices]
+    return [[choice.training.folder(context).name, choice.name(context)] for choice in choices]
 
 
 def members(context: Context, choices: Sequence[CheckpointChoice]) -> list[list[Any]]:
-    """Return checkpoints as rows have them: network, seed, epoch."""
-    return [[choice.training.model, choice.training.seed, choice.epoch(context)] for choice in choices]
+    """Return checkpoints as rows have them: network, seed, and epoch or weight average."""
+    return [[choice.training.model, choice.training.seed, choice.name(context)] for choice in choices]
 
 
 def short_name(context: Context, choices: Sequence[CheckpointChoice]) -> str:
     """Return checkpoints as parts of a folder's name: `wrn_16_2.0e15+30` are two of the first run."""
-    by_run: dict[TrainTask, list[int]] = {}
+    by_run: dict[TrainTask, list[int | str]] = {}
     for choice in choices:
-        by_run.setdefault(choice.training, []).append(choice.epoch(context))
+        by_run.setdefault(choice.training, []).append(choice.name(context))
     return "-".join(f"{run.model}.{run.seed}e{'+'.join(map(str, epochs))}" for run, epochs in by_run.items())
