@@ -152,7 +152,11 @@ class PilotConfig:
     Attributes:
         budget: The cost of all pilot runs. Without a decimal point, a number of the student's epochs; with one, a
             fraction of one full distillation.
-        alphas: Label weights. The first is tried with every checkpoint, the others with the best ones.
+        alphas: The weights of the labels that are compared for `kd`.
+        tau: The temperature of `kd`.
+        methods: The methods that are compared.
+        teachers: The sets of teachers that are compared: checkpoints and weight averages as after the @ of a
+            reference, joined by + to teach together.
 
     >>> [PilotConfig(budget=budget).epochs(200) for budget in ("0.5", 0.5, 60)]
     [100, 100, 60]
@@ -163,9 +167,14 @@ class PilotConfig:
     budget: str | float = "1.0"
     alphas: tuple[float, ...] = (0.5, 0.1)
     tau: float = 5.0
+    methods: tuple[str, ...] = ("kd", "dkd", "dist", "lskd", "wttm", "mlkd-ls")
+    teachers: tuple[str, ...] = ("last", "0.7", "midpoint+last", "mean:0.7-1.0")
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for option, values in (("--methods", self.methods), ("--teachers-from", self.teachers)):
+            if not values:
+                raise UserError(f"{option} needs at least one value")
         written = f"{self.budget:.9f}" if isinstance(self.budget, float) else str(self.budget)
         object.__setattr__(self, "budget", written)
         if not (re.fullmatch(r"[0-9]{1,9}|[0-9]{0,5}\.[0-9]{1,9}", written) and float(written) > 0):

@@ -63,7 +63,7 @@ def describe(path: Path | str, pattern: str | None = None) -> dict[str, Any]:
         "std": run.std,
         "checkpoints": checkpoints,
         "scored": (trajectory.path / "plane.json").exists(),
-        "selected": None if selection is None else selection.epochs,
+        "selected": None if selection is None else selection.epochs or selection.teachers,
         "complete": trajectory.complete,
         "planned_epochs": trajectory.planned_epochs,
     }

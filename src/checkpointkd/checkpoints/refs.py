@@ -55,19 +55,11 @@ def resolve_all(ref: str) -> list[CheckpointRef]:
     path, at, which = ref.rpartition("@")
     if not at or _exists(ref):  # a folder's name may hold an @
         path, which = ref, "last"
-    if names_average(which):
-        trajectory = open_trajectory(Path(path))
-        warn_if_new_files(trajectory)
-        return [CheckpointRef(ref, average(trajectory, which))]
-    if which not in WORDS and not re.fullmatch(r"[0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9}", which):
-        raise UserError(
-            f"{ref!r} is not a checkpoint reference. After @ comes an epoch (160), a fraction of the planned epochs "
-            f"(0.5), one of {', '.join(WORDS)}, or a weight average: {FORMS}."
-        )
+    _check_form(ref, which)
     trajectory = open_trajectory(Path(path))
     warn_if_new_files(trajectory)
-    if which == "best" and len(epochs := _selected(trajectory)) > 1:
-        return [CheckpointRef(f"{path}@{epoch}", trajectory[epoch]) for epoch in epochs]
+    if which == "best" and len(names := _selected(trajectory)) > 1:
+        return [CheckpointRef(f"{path}@{name}", find_checkpoint(trajectory, name)) for name in names]
     return [CheckpointRef(ref, find_checkpoint(trajectory, which))]
 
 
@@ -151,16 +143,30 @@ def warn_if_new_files(trajectory: Trajectory) -> None:
 
 
 def find_checkpoint(trajectory: Trajectory, which: str) -> Checkpoint:
-    """Return the checkpoint that `160`, `0.5`, `midpoint`, `last` or, where one was chosen, `best` stands for."""
+    """Return the checkpoint that `160`, `0.5`, `midpoint`, `last` or, where one was chosen, `best` stands for.
+
+    A weight average, such as `mean:0.7-1.0`, is one too.
+    """
+    _check_form(which, which)
+    if names_average(which):
+        return average(trajectory, which)
     if which == "last":
         return trajectory.last
     if which == "midpoint":
         return trajectory.midpoint
     if which == "best":
-        return trajectory[_selected(trajectory)[0]]
+        return find_checkpoint(trajectory, _selected(trajectory)[0])
     if which.isdecimal():
         return trajectory[int(which)]
     return trajectory.at(float(which))
+
+
+def _check_form(ref: str, which: str) -> None:
+    if not (names_average(which) or which in WORDS or re.fullmatch(r"[0-9]{1,9}|[0-9]{0,9}\.[0-9]{1,9}", which)):
+        raise UserError(
+            f"{ref!r} is not a checkpoint reference. After @ comes an epoch (160), a fraction of the planned epochs "
+            f"(0.5), one of {', '.join(WORDS)}, or a weight average: {FORMS}."
+        )
 
 
 def _exists(path: str) -> bool:
@@ -170,17 +176,17 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _selected(trajectory: Trajectory) -> list[int]:
-    """Return the epochs that `select` chose."""
+def _selected(trajectory: Trajectory) -> list[str]:
+    """Return what `select` chose: epochs, or a weight average."""
     selection = trajectory.selection()
     if selection is None:
         raise NoSuchEpoch(
             f"Nothing has been selected in {trajectory.source} yet. Run `checkpointkd score {trajectory.source}` and "
             f"`checkpointkd select {trajectory.source}` first."
         )
-    if not selection.epochs:
+    if not selection.names:
         raise UserError(
             f"No checkpoint of {trajectory.source} taught {selection.student or 'the student'} better than the labels "
             "alone. Train the student with `checkpointkd train`, or name a checkpoint."
         )
-    return list(selection.epochs)
+    return list(selection.names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +198,10 @@ class Trajectory(Mapping[int, Checkpoint]):
     def midpoint(self) -> Checkpoint:
         """The checkpoint nearest to the middle of the training."""
         return self.at(0.5)
+
+    def only(self, epochs: Collection[int]) -> Trajectory:
+        """Return the trajectory with these checkpoints alone."""
+        return Trajectory(self.path, self.run, {epoch: self[epoch] for epoch in epochs})
 
     def at(self, fraction: float) -> Checkpoint:
         """Return the checkpoint nearest to a fraction in (0, 1] of the planned epochs; of two, the earlier."""

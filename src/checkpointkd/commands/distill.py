@@ -80,7 +80,7 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
     if not options.teachers:
         raise UserError("distill needs --teachers. To train without a teacher, use `checkpointkd train`")
     refs = resolve_ensemble(options.teacher_list, options.ensemble)
-    _warn_if_selected_otherwise(options.teacher_list, student, kd if options.method == "kd" else None)
+    _warn_if_selected_otherwise(options.teacher_list, student, options.method, kd)
     config = options.distill_config(len(refs), method_weight=options.method_weight)
     data_config = options.config_like(refs[0].checkpoint.run.data, options.train_images)
     data = load_data(data_config, on_progress=options.on_progress)
@@ -97,8 +97,8 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
     return run_distillation(run, spec, data, on_progress=options.on_progress)
 
 
-def _warn_if_selected_otherwise(teachers: Sequence[str], student: str, kd: KDConfig | None) -> None:
-    """Warn if a pilot search chose RUN@best for another student, or for another α or τ."""
+def _warn_if_selected_otherwise(teachers: Sequence[str], student: str, method: str, kd: KDConfig) -> None:
+    """Warn if a pilot search chose RUN@best for another student, method, α or τ."""
     from ..checkpoints import open_trajectory
 
     for teacher in teachers:
@@ -107,9 +107,13 @@ def _warn_if_selected_otherwise(teachers: Sequence[str], student: str, kd: KDCon
         if selection is None or selection.rule != "pilot":
             continue
         selected, used = [selection.student], [student]
-        if kd is not None:
-            selected += [f"{name} {float(getattr(selection, name))!r}" for name in ("alpha", "tau")]
-            used += [f"alpha {float(kd.alpha)!r}", f"tau {float(kd.tau)!r}"]
+        if selection.method is not None:
+            selected.append(f"method {selection.method}")
+            used.append(f"method {method}")
+        for name in ("alpha", "tau"):
+            if method == selection.method and getattr(selection, name) is not None:
+                selected.append(f"{name} {float(getattr(selection, name))!r}")
+                used.append(f"{name} {float(getattr(kd, name))!r}")
         if selected == used:
             continue
         if selection.student == student:

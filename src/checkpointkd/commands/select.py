@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..config import EstimatorConfig, EstimatorName, check_choice
 from ..distill_config import PilotConfig
 from ..errors import UserError, unknown_name
+from ..records.selection import teachers_in_words
 from .checks import check_same_classes, warn_if_saw_validation_images
 from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, RunOptions
 from .signature import command
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..checkpoints import Trajectory
     from ..records.selection import PilotResult, PlaneSettings
     from ..selection import Choice
+    from ..selection.pilot_store import PilotSearch
 
 log = logging.getLogger("checkpointkd")
 
@@ -40,11 +42,21 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     """The cost of all pilot runs: a fraction of one full distillation, such as 1.0, or a number of epochs, such as
     60."""
 
+    methods: list[str] | None = None
+    """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls."""
+
+    teachers_from: list[str] | None = None
+    """Teachers to compare, as after the @ of a reference. Join those that teach together by +. Default: last, 0.7,
+    midpoint+last, mean:0.7-1.0."""
+
     alpha: list[float] | None = None
-    """Label weights to try. Default: 0.5 for every checkpoint, then 0.1 for the best ones."""
+    """Weights of the labels to compare for kd. Default: 0.5 and 0.1. Other methods have their own."""
 
     tau: float | None = None
-    """Softmax temperature. Default: 5."""
+    """Softmax temperature of kd. Default: 5."""
+
+    then_distill: Path | str | None = None
+    """Afterwards train the student in the chosen way, in this directory."""
 
     def pilot_config(self) -> PilotConfig:
         """Return the settings of the search. Raises UserError for values out of range."""
@@ -52,6 +64,8 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
             budget=self.budget,
             alphas=PilotConfig.alphas if self.alpha is None else tuple(self.alpha),
             tau=PilotConfig.tau if self.tau is None else self.tau,
+            methods=PilotConfig.methods if self.methods is None else tuple(dict.fromkeys(self.methods)),
+            teachers=PilotConfig.teachers if self.teachers_from is None else tuple(self.teachers_from),
             seed=self.seed,
         )
 
@@ -99,7 +113,8 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
     """Choose the checkpoint that teaches. Afterwards RUN@best refers to it.
 
     Without --student, a rule chooses from the teacher's run alone: Algorithm 1 or another rule. With --student, short
-    pilot runs of that student compare single checkpoints, pairs of checkpoints, and training without a teacher.
+    pilot runs of that student compare methods and teachers: single checkpoints, two together, a weight average, and
+    training without a teacher.
 
     Example:
 
@@ -123,11 +138,13 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
     warn_if_new_files(trajectory)
     pilot_runs = options.pilot_runs()
     if pilot_runs is not None:
-        choice = _by_pilot_runs(trajectory, *pilot_runs, options)
+        search, choice = _by_pilot_runs(trajectory, *pilot_runs, options)
         try:
             _store(run, trajectory, choice, made_with=None)
         except UserError as error:  # the pilot runs are saved in --out
             log.warning("%s. RUN@best is unchanged; run the same command again to set it.", error)
+        if options.then_distill is not None:
+            _train_student(search, choice, Path(options.then_distill))
     else:
         rule = DEFAULT_RULE if options.rule in (None, AUTO) else options.rule
         choice, made_with = _by_rule(trajectory, rule, options.estimator)
@@ -135,6 +152,16 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
     for warning in choice.warnings:
         log.warning("%s", warning)
     return choice
+
+
+def _train_student(search: PilotSearch, choice: PilotResult, out: Path) -> None:
+    """Train the student in the chosen way."""
+    from ..selection.pilot_result import training_call
+    from . import distill, train
+
+    name, options = training_call(search, choice)
+    options = {option: value for option, value in options.items() if value is not None}
+    (distill if name == "distill" else train)(search.student, out=out, on_progress=search.on_progress, **options)
 
 
 def _store(
@@ -160,7 +187,7 @@ def _describe_best(trajectory: Trajectory) -> str | None:
         return None
     if selection is None:
         return None
-    teachers = " and ".join(f"{trajectory.unit} {epoch}" for epoch in selection.epochs) or "no teacher"
+    teachers = teachers_in_words(selection.names, trajectory.unit)
     return f"{teachers}, for {selection.student}" if selection.student else f"{teachers}, by rule {selection.rule}"
 
 
@@ -192,30 +219,36 @@ def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tup
     return choice, plane.settings if plane is not None else None
 
 
-def _by_pilot_runs(trajectory: Trajectory, student: str, out: Path, options: SelectOptions) -> PilotResult:
-    """Return the choice of a pilot search for this student."""
+def _by_pilot_runs(
+    trajectory: Trajectory, student: str, out: Path, options: SelectOptions
+) -> tuple[PilotSearch, PilotResult]:
+    """Return a pilot search for this student, and its result."""
     from ..data import load_data
-    from ..selection.pilot import PilotSearch, run_pilot_search
+    from ..losses import METHODS
+    from ..selection.pilot import run_pilot_search
+    from ..selection.pilot_store import PilotSearch
 
     settings = options.pilot_config()
+    for method in settings.methods:
+        if method not in METHODS:
+            raise unknown_name("method", method, METHODS)
     data_config = options.config_like(trajectory.run.data, options.train_images)
     data = load_data(data_config, on_progress=options.on_progress)
     check_same_classes(trajectory, data)
     warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
     repeated = ("data", "recipe", "epochs", "batch_size", "learning_rate", "train_images")
     repeated += ("select_on", "image_size", "flip", "logit_cache_gb", "device")
-    return run_pilot_search(
-        PilotSearch(
-            student=student,
-            trajectory=trajectory,
-            data=data,
-            recipe=options.recipe_for(data, options.learning_rate),
-            settings=settings,
-            out=out,
-            precision=options.precision,
-            logit_cache_gb=options.logit_cache_gb,
-            device=options.torch_device,
-            command_options={name: getattr(options, name) for name in repeated},
-            on_progress=options.on_progress,
-        )
+    search = PilotSearch(
+        student=student,
+        trajectory=trajectory,
+        data=data,
+        recipe=options.recipe_for(data, options.learning_rate),
+        settings=settings,
+        out=out,
+        precision=options.precision,
+        logit_cache_gb=options.logit_cache_gb,
+        device=options.torch_device,
+        command_options={name: getattr(options, name) for name in repeated},
+        on_progress=options.on_progress,
     )
+    return search, run_pilot_search(search)

@@ -46,8 +46,8 @@ class Preset:
         full_ensemble_sizes: The k of Figure 3's Full Ensembles, each of which needs k teachers.
         snapshot_ensemble_sizes: The k of Figure 3's Snapshot Ensembles, which need one teacher.
         compared_recipes: Teacher recipes that `lr-schedule` compares with `teacher_recipe`.
-        alphas: Weights of the labels that `rules` compares.
-        budgets: Budgets of the pilot searches of `rules`, as shares of one distillation.
+        alphas: Weights of the labels that `selection` compares for `kd`.
+        budgets: Budgets of the pilot searches of `selection`, as shares of one distillation.
         compared_teachers: Teacher runs per pair that `selection` compares ways to teach with.
         compared_methods: The methods that `selection` compares.
         checkpoint_dtype: With float16, only runs of seed 0 keep more than the last checkpoint.
@@ -84,7 +84,7 @@ class Preset:
     snapshot_ensemble_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
     compared_recipes: tuple[str, ...] = ()
     alphas: tuple[float, ...] = (0.5, 0.1)
-    budgets: tuple[str, ...] = ("1.0",)
+    budgets: tuple[str, ...] = ("0.5", "1.0", "2.0")
     compared_teachers: int = 2
     compared_methods: tuple[str, ...] = ("kd", "dkd", "dist", "lskd", "wttm", "mlkd-ls")
     checkpoint_dtype: CheckpointDtype = "float32"
@@ -177,7 +177,6 @@ def digits() -> Preset:
         student_save_every=20,
         train_images=200,
         alphas=Preset.alphas,
-        budgets=("0.6", "1.0", "2.0"),
         decoder_steps=100,
         note="Preset digits trains on 200 images of digits. Its results need not hold for photographs.",
     )
@@ -223,7 +222,6 @@ def overfit() -> Preset:
         save_every=12,
         student_save_every=6,
         train_images=2_500,
-        budgets=("0.5", "1.0", "2.0"),
         note="Preset overfit has a twentieth of the paper's images, so that a teacher of 120 epochs memorizes them. "
         "Its midpoint checkpoints are converged, as in the paper. Its networks are smaller than the paper's.",
     )

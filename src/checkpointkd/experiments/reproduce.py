@@ -73,7 +73,7 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
     """The recipe of the teachers, such as cifar100-step. Default: the preset's."""
 
     alpha: float | None = None
-    """The weight of the labels. For `rules` it replaces the several weights. Default: the preset's."""
+    """The weight of the labels. For `selection` it replaces the several weights. Default: the preset's."""
 
     tau: float | None = None
     """The temperature. Default: the preset's."""
@@ -117,9 +117,9 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
         preset = preset.with_epochs(teacher_epochs=self.teacher_epochs, student_epochs=self.student_epochs)
         given = {option: getattr(self, option) for option in PRESET_OPTIONS if getattr(self, option) is not None}
         preset = replace(preset, tune=self.tune, **given)
-        if name == "rules" and self.tune:
-            raise UserError("--tune does not apply to the experiment 'rules'. Leave out --tune.")
-        return preset if name != "rules" or self.alpha is None else replace(preset, alphas=(self.alpha,))
+        if name == "selection" and self.tune:
+            raise UserError("--tune does not apply to the experiment 'selection'. Leave out --tune.")
+        return preset if name != "selection" or self.alpha is None else replace(preset, alphas=(self.alpha,))
 
     def check_limits(self) -> None:
         """Raise UserError if --jobs, --time-limit or --logit-cache-gb is out of range."""
@@ -144,7 +144,7 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     Args:
         name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3. all: these nine, highest
             priority first. Not in the paper: lr-schedule tests which learning-rate schedule gives the paper's midpoint
-            accuracy. rules compares the rules that choose a teacher.
+            accuracy. selection compares ways to teach, and the rules and searches that choose one.
 
     Raises:
         UserError: If the experiment or preset is unknown, or if a task failed. The results of other tasks are kept and

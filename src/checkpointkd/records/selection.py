@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -65,11 +66,24 @@ class PlaneRecord(Record, frozen=True, kw_only=True):
     points: Annotated[tuple[PlanePoint, ...], Meta(min_length=1)]
 
 
+def teachers_in_words(names: Sequence[str], unit: str = "epoch") -> str:
+    """Return the name of teachers, which are epochs and weight averages.
+
+    >>> teachers_in_words(["10", "20"]), teachers_in_words(["mean:0.7-1.0"]), teachers_in_words([])
+    ('epochs 10 + 20', 'mean:0.7-1.0', 'no teacher')
+    """
+    if not names:
+        return "no teacher"
+    epochs = all(name.isdecimal() for name in names)
+    return f"{unit}{'s' * (len(names) > 1)} " * epochs + " + ".join(names)
+
+
 class SelectionRecord(Record, frozen=True, kw_only=True):
     """selection.json: what `select` chose last, by a rule or for a student by pilot runs.
 
     `scores` and `probability` (share of bootstrap resamples) are a rule's, by epoch; `made_with` says how the
-    checkpoints were scored. `student`, `alpha` and `tau` are a pilot search's.
+    checkpoints were scored. `student`, `teachers`, `method`, `alpha` and `tau` are a pilot search's: `teachers` has its
+    weight averages too.
     """
 
     rule: str
@@ -77,6 +91,8 @@ class SelectionRecord(Record, frozen=True, kw_only=True):
     epochs: tuple[int, ...]
     unit: Literal["epoch", "step"] = "epoch"
     student: str | None = None
+    teachers: tuple[str, ...] = ()
+    method: str | None = None
     alpha: float | None = None
     tau: float | None = None
     runner_up: int | None = None
@@ -84,6 +100,11 @@ class SelectionRecord(Record, frozen=True, kw_only=True):
     probability: dict[int, float] | None = None
     warnings: tuple[str, ...] = ()
     made_with: PlaneSettings | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What RUN@best stands for: epochs and weight averages."""
+        return self.teachers or tuple(map(str, self.epochs))
 
     @property
     def estimator(self) -> str | None:
@@ -100,6 +121,8 @@ class PilotSearchRecord(Record, frozen=True, kw_only=True):
     recipe: Recipe
     tau: float
     alphas: tuple[float, ...]
+    methods: tuple[str, ...]
+    compared_teachers: tuple[str, ...]
     seed: int
     precision: PrecisionChoice
 
@@ -109,61 +132,68 @@ class PilotSearchRecord(Record, frozen=True, kw_only=True):
 
 
 class DivergedRecord(Record, frozen=True):
-    """diverged.json, in the directory of a pilot run that diverged: its candidate and its length in epochs."""
+    """diverged.json, in the directory of a pilot run that diverged."""
 
-    epochs: tuple[int, ...]
-    alpha: float
-    pilot_epochs: int
+    candidate: str
 
 
 class PilotRunRecord(Record, frozen=True, kw_only=True):
     """One completed pilot run.
 
-    `epochs` are those of the checkpoints that teach, none for no teacher. `information` is H(Y) − CE of the student on
-    the validation set, in nats. `probability` is the share of bootstrap resamples of the images in which this run is
-    the best, None for runs shorter than those that decide.
+    `teachers` are the checkpoints and weight averages that teach, none for no teacher. `alpha` is None for methods
+    whose default is used. `information` is H(Y) − CE of the student on the validation set, in nats.
     """
 
-    epochs: tuple[int, ...]
-    alpha: float
-    pilot_epochs: int
+    candidate: str
+    teachers: tuple[str, ...]
+    method: str | None
+    alpha: float | None
     information: float
     accuracy: Share
-    chosen: bool
-    probability: Share | None
 
 
-class PilotGap(Record, frozen=True, kw_only=True):
-    """How many nats a candidate is behind the chosen one after pilot runs of one length, with a 95% CI over images."""
+class CandidateRecord(Record, frozen=True, kw_only=True):
+    """What a search knows of one candidate, tried or not.
+
+    `gain` is the expected gain over the default in points of accuracy, with a 95% interval. `chance` is the chance that
+    it is the best. `accuracy` is that of its pilot run, None if it has none.
+    """
 
     candidate: str
-    pilot_epochs: int
-    mean: float
+    gain: float
     low: float
     high: float
+    chance: Share
+    accuracy: Share | None
+    chosen: bool
 
 
 class PilotResult(Record, frozen=True, kw_only=True):
-    """The teacher that a pilot search chose for a student.
+    """The way to teach that a pilot search chose for a student.
 
-    `epochs` are those of the checkpoints that teach together, none for no teacher. `pilot_runs` are in the order of
-    training. `behind` compares the chosen candidate with no teacher, with the last checkpoint and with the runner-up.
-    Its intervals are over images only. With another seed the gaps can differ by more. The best of several runs is
-    chosen on the same images, which favors it. `skipped` are checkpoints less accurate than the student of the pilot
-    run without a teacher. `untried` are checkpoints that the budget did not cover. `command` trains the student.
+    `teachers` are checkpoints and weight averages that teach together, none for no teacher. `epochs` are those of
+    single checkpoints. `alpha` and `tau` are None where the method's defaults are used. `gain`, `low` and `high` are
+    the expected gain over the default, `kd` from the last checkpoint, in points, with a 95% interval. `candidates` are
+    in the order of their expected gain, `pilot_runs` in the order of training. `command` trains the student.
     """
 
     student: str
     epochs: tuple[int, ...]
-    alpha: float
-    tau: float
+    teachers: tuple[str, ...]
+    method: str | None
+    alpha: float | None
+    tau: float | None
     reason: str
+    gain: float
+    low: float
+    high: float
+    chance: Share
+    safe: str
+    candidates: tuple[CandidateRecord, ...]
     pilot_runs: tuple[PilotRunRecord, ...]
-    behind: dict[str, PilotGap]
-    skipped: tuple[int, ...]
+    pilot_epochs: Annotated[int, Meta(ge=1)]
     spent_epochs: int
     student_epochs: Annotated[int, Meta(ge=1)]
-    untried: tuple[int, ...] = ()
     unit: Literal["epoch", "step"] = "epoch"
     rule: str = "pilot"
     command: str = ""

@@ -11,7 +11,7 @@ from ..analysis.statistics import AVERAGE, Claim, Verdict
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
 from ..records.experiments import ExperimentRecord, PresetRecord
-from ..records.selection import PilotRecord
+from ..records.selection import PilotRecord, teachers_in_words
 from .charts import Figure
 from .collect import Collected, Scored, collect
 from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of, students_charts, tune_chart
@@ -25,7 +25,6 @@ from .tables import (
     pilot_table,
     plane_table,
     students_table,
-    teacher_name,
     tune_table,
 )
 from .variants import difference, rule_name
@@ -266,6 +265,6 @@ def _choice_sentence(scored: Scored) -> str:
     unit, rule = scored.trajectory.unit, rule_name(selection.rule)
     if selection.estimator and selection.rule == "algorithm1":
         rule += f" (I(X;F) by {selection.estimator})"
-    teacher = teacher_name(selection.epochs, unit) + (f" for {selection.student}" if selection.student else "")
+    teacher = teachers_in_words(selection.names, unit) + (f" for {selection.student}" if selection.student else "")
     runner_up = "" if selection.runner_up is None else f" Runner-up: {unit} {selection.runner_up}."
     return f"{scored.name}: of {count}, {rule} chose {teacher}. Reason: {selection.reason}.{runner_up}"

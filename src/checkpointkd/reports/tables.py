@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SPLITS = {"val": "validation set", "test": "test set"}
 SYMBOLS = {"alpha": "α", "tau": "τ"}
+SHOWN_CHANCE = 0.05  # of being the best, from which a candidate without a pilot run is listed
 CLAIMS_NOTE = (
     "A positive effect agrees with the claim. p is two-sided and corrected for the number of claims in this experiment "
     "(Holm), including claims that have not run yet. Intervals are not corrected. Supported: the effect is positive, "
@@ -41,17 +42,6 @@ def setting_name(name: str) -> str:
     ('α', 'learning rate')
     """
     return SYMBOLS.get(name, name.replace("_", " "))
-
-
-def teacher_name(epochs: Sequence[int], unit: str) -> str:
-    """Return the name of a teacher, or of an ensemble, by its epochs.
-
-    >>> teacher_name([10, 20], "epoch"), teacher_name([], "epoch")
-    ('epochs 10 + 20', 'no teacher')
-    """
-    if not epochs:
-        return "no teacher"
-    return f"{unit}{'s' * (len(epochs) > 1)} {' + '.join(map(str, epochs))}"
 
 
 def plane_table(plane: Plane, *, chosen: Sequence[int] = ()) -> Table:
@@ -98,52 +88,41 @@ def choice_table(choice: Choice) -> Table:
 
 
 def pilot_table(result: PilotResult) -> Table:
-    """Return the pilot runs of a student, the best first; the runs of the chosen candidate are marked."""
-    runs = sorted(result.pilot_runs, key=lambda run: (-run.pilot_epochs, -run.information))
+    """Return the candidates of a pilot search, the highest expected gain first; the chosen one is marked.
+
+    Candidates without a pilot run are listed as far as one of them may be the best.
+    """
+    shown = [row for row in result.candidates if row.accuracy is not None or row.chosen or row.chance >= SHOWN_CHANCE]
     rows = [
         [
-            teacher_name(run.epochs, result.unit),
-            f"{run.alpha:g}",
-            str(run.pilot_epochs),
-            f"{run.information:.3f}",
-            f"{100 * run.accuracy:.1f}",
-            "" if run.probability is None else f"{100 * run.probability:.0f}",
+            row.candidate,
+            "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
+            f"{row.gain:+.1f}",
+            f"{row.low:+.1f} to {row.high:+.1f}",
+            f"{100 * row.chance:.0f}",
         ]
-        for run in runs
+        for row in shown
     ]
+    left_out = len(result.candidates) - len(shown)
     note = (
-        f"{pluralize(len(runs), 'pilot run')} of {result.student}, compared on the validation set. A full distillation "
-        f"has {result.student_epochs} epochs. I(Y;F) is the lower bound H(Y) − CE. Best in: share of 1,000 bootstrap "
-        "resamples of the validation images, among the longest runs. Another seed may differ by more."
+        f"{pluralize(len(result.pilot_runs), 'pilot run')} of {result.student} over "
+        f"{pluralize(result.pilot_epochs, 'epoch')}, measured on the validation set. A full distillation has "
+        f"{pluralize(result.student_epochs, 'epoch')}. The gain is that of a full distillation over kd from the last "
+        "checkpoint. It is estimated from all pilot runs and from earlier experiments."
+        + (f" Left out: {pluralize(left_out, 'candidate')} without a pilot run." if left_out else "")
     )
-    columns = ["teacher", "α", "epochs", "I(Y;F), nats", "accuracy, %", "best in, %"]
-    return Table("", columns, rows, note, [row for row, run in enumerate(runs) if run.chosen])
+    columns = ["candidate", "accuracy, %", "expected gain, points", "95% interval", "best, %"]
+    return Table("", columns, rows, note, [number for number, row in enumerate(shown) if row.chosen])
 
 
 def pilot_sentences(result: PilotResult) -> list[str]:
-    """Return the outcome of a pilot search in sentences: choice, gaps to other candidates, what was left out, cost."""
-    teacher = teacher_name(result.epochs, result.unit)
-    if result.epochs:
-        teacher += f" with α = {result.alpha:g} and τ = {result.tau:g}"
-    lines = [f"Chosen for {result.student}: {teacher}. Reason: {result.reason}."]
-    for gap in dict.fromkeys(result.behind.values()):
-        side, sign = ("behind", 1) if gap.mean >= 0 else ("ahead", -1)
-        low, high = sorted((sign * gap.low, sign * gap.high))
-        roles = ", ".join(name for name, other in result.behind.items() if other == gap and name != gap.candidate)
-        candidate = f"{gap.candidate[0].upper()}{gap.candidate[1:]}{f' ({roles})' if roles else ''}"
-        lines.append(
-            f"{candidate} is {side} by {sign * gap.mean:.3f} nats after {pluralize(gap.pilot_epochs, 'epoch')} "
-            f"(95% CI over images: {low:.3f} to {high:.3f})."
-        )
-    if result.skipped:
-        skipped = ", ".join(map(str, result.skipped))
-        lines.append(f"Skipped, because less accurate than the student without a teacher: {result.unit} {skipped}.")
-    if result.untried:
-        untried = ", ".join(map(str, result.untried))
-        lines.append(f"Not tried, because the budget was spent: {result.unit} {untried}.")
+    """Return the outcome of a pilot search in sentences: the verdict, then what it cost."""
     share = result.spent_epochs / result.student_epochs
     cost = pluralize(result.spent_epochs, "epoch")
-    return [*lines, f"The pilot runs took {cost}, {100 * share:.0f}% of a full distillation."]
+    return [
+        f"For {result.student}: {result.reason}.",
+        f"The pilot runs took {cost}, {100 * share:.0f}% of a full distillation.",
+    ]
 
 
 def tune_table(result: TuneRecord) -> Table:

@@ -232,7 +232,7 @@ def _distillation(run: DistillRecord) -> str:
 
 
 def _selected_by(student: Trajectory, runs: Sequence[Trajectory]) -> str:
-    """Return what chose exactly these teachers; pilot runs count for their student and α only."""
+    """Return what chose exactly these teachers; pilot runs count for their student, method and α only."""
     hashes = {teacher.sha256 for teacher in student.run.teachers}
     if not isinstance(student.run, DistillRecord):
         return ""
@@ -240,10 +240,9 @@ def _selected_by(student: Trajectory, runs: Sequence[Trajectory]) -> str:
         selection = run.selection()
         if selection is None or hashes != {run[epoch].sha256 for epoch in selection.epochs}:
             continue
-        if selection.rule != "pilot" or (selection.student, selection.alpha) == (
-            student.run.model,
-            student.run.kd.alpha,
-        ):
+        alpha = student.run.kd.alpha if selection.alpha is None else selection.alpha
+        chosen = (selection.student, selection.method or student.run.method, alpha)
+        if selection.rule != "pilot" or chosen == (student.run.model, student.run.method, student.run.kd.alpha):
             return f"chosen by {rule_name(selection.rule)}"
     return ""
 

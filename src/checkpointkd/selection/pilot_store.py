@@ -16,9 +16,8 @@ from ..config import OnProgress, PrecisionChoice, Recipe
 from ..data import Data
 from ..distill_config import PilotConfig
 from ..errors import UserError, pluralize
-from ..records.runs import DistillRecord, OwnRunRecord
-from ..records.selection import DivergedRecord, PilotSearchRecord
-from .pilot_plan import NO_TEACHER, Candidate
+from ..records.selection import PilotSearchRecord
+from .candidates import Candidate
 
 log = logging.getLogger("checkpointkd")
 
@@ -57,6 +56,8 @@ class PilotSearch:
             recipe=self.recipe,
             tau=self.settings.tau,
             alphas=self.settings.alphas,
+            methods=self.settings.methods,
+            compared_teachers=self.settings.teachers,
             seed=self.settings.seed,
             precision=self.precision,
         )
@@ -98,23 +99,6 @@ def _continued(search: PilotSearch, record: PilotSearchRecord, path: Path) -> Pi
             f"{search.out} already holds another pilot search ({'; '.join(differences)[:300]}). Choose another --out."
         )
     return record
-
-
-def stored_runs(out: Path) -> list[tuple[Candidate, int]]:
-    """Return the pilot runs that are stored in a search, complete or diverged, with their lengths in epochs."""
-    stored = []
-    for path in sorted((out / PILOT_RUNS).glob("*/result.json")):
-        run = records.read_run(path.with_name("run.json"))
-        if isinstance(run, DistillRecord):
-            candidate = Candidate(tuple(teacher.epoch for teacher in run.teachers), run.kd.alpha)
-            stored.append((candidate, run.recipe.epochs))
-        elif isinstance(run, OwnRunRecord):
-            stored.append((NO_TEACHER, run.recipe.epochs))
-    for path in sorted((out / PILOT_RUNS).glob(f"*/{DIVERGED}")):
-        remedy = f"Remove {path.parent} to train this pilot run again."
-        diverged = records.read(path, DivergedRecord, remedy=remedy)
-        stored.append((Candidate(diverged.epochs, diverged.alpha), diverged.pilot_epochs))
-    return list(dict.fromkeys(stored))
 
 
 def pilot_run_path(search: PilotSearch, candidate: Candidate, pilot_epochs: int) -> Path:

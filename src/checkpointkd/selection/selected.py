@@ -37,6 +37,8 @@ def write_selection(
             epochs=selected.epochs,
             unit=selected.unit,
             student=selected.student,
+            teachers=selected.teachers,
+            method=selected.method,
             alpha=selected.alpha,
             tau=selected.tau,
             warnings=selected.warnings,

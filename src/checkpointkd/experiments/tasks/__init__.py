@@ -6,18 +6,16 @@ A task's folder is named by its key, which holds all that determines the result,
 from .base import Kind, Row, Task, ordered
 from .distilling import DistillTask, TuneTask
 from .measuring import CorrelateTask, EvaluateTask
-from .pilot import AdvisedTask, PilotRunTask, PilotTask
+from .pilot import PilotRunTask
 from .training import CheckpointChoice, ScoreTask, TrainTask
 
 __all__ = [
-    "AdvisedTask",
     "CheckpointChoice",
     "CorrelateTask",
     "DistillTask",
     "EvaluateTask",
     "Kind",
     "PilotRunTask",
-    "PilotTask",
     "Row",
     "ScoreTask",
     "Task",

@@ -1,0 +1,79 @@
+"""Search designs, replayed on stored pilot runs: what each of them would have chosen with a budget.
+
+`effects` is the design that `select --student` uses. The others are compared with it at the same cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ..selection.candidates import LAST, NO_TEACHER, Candidate
+from ..selection.pilot_plan import PilotOutcome, decide, next_candidate
+
+Pilots = Mapping[tuple[Candidate, int], PilotOutcome]  # by candidate and length, 1 or 2
+Design = Callable[[Sequence[Candidate], Candidate, Pilots, float], Candidate]
+
+
+def effects(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
+    """The search of `select --student`: a model of effects says which run is next, and decides."""
+    outcomes: list[PilotOutcome] = []
+    while len(outcomes) + 1 <= runs:
+        candidate = next_candidate(candidates, outcomes, default)
+        if candidate is None:
+            break
+        outcomes.append(pilots[candidate, 1])
+    return decide(candidates, outcomes, default).candidate
+
+
+def one_factor_at_a_time(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
+    """Compare methods from the last checkpoint, then teachers with the best method. The best score wins."""
+    tried = {default: pilots[default, 1]}
+
+    def best() -> Candidate:
+        return max(tried, key=lambda candidate: tried[candidate].score)
+
+    for candidate in [NO_TEACHER, *(each for each in candidates if each.kind == LAST)]:
+        if len(tried) + 1 <= runs:
+            tried.setdefault(candidate, pilots[candidate, 1])
+    settings = (best().method, best().alpha)
+    for candidate in candidates:
+        if (candidate.method, candidate.alpha) == settings and len(tried) + 1 <= runs:
+            tried.setdefault(candidate, pilots[candidate, 1])
+    return best()
+
+
+def successive_halving(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
+    """Try candidates in the order of what won before. Then the best quarter is trained twice as long, and decides."""
+    order = _by_prior(candidates, default)
+    first = order[: max(2, int(runs * 2 / 3))]
+    ranked = sorted(first, key=lambda candidate: -pilots[candidate, 1].score)
+    second = ranked[: max(1, int((runs - len(first)) / 2))]
+    return max(second, key=lambda candidate: pilots[candidate, 2].score)
+
+
+def prior_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
+    """Choose what won before, without any pilot run."""
+    return decide(candidates, [], default).candidate
+
+
+def pilots_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
+    """Try candidates in the order of what won before. The best score wins."""
+    first = _by_prior(candidates, default)[: max(1, int(runs))]
+    return max(first, key=lambda candidate: pilots[candidate, 1].score)
+
+
+DESIGNS: dict[str, Design] = {
+    "effects": effects,
+    "one factor at a time": one_factor_at_a_time,
+    "successive halving": successive_halving,
+    "best score of the runs": pilots_alone,
+    "prior alone": prior_alone,
+}
+
+
+def _by_prior(candidates: Sequence[Candidate], default: Candidate) -> list[Candidate]:
+    """Return the default, no teacher, and the other candidates, the highest expected gain first."""
+    mean_C = decide(candidates, [], default).gains.mean_C
+    expected = dict(zip(candidates, mean_C, strict=True))
+    others = [candidate for candidate in candidates if candidate not in (default, NO_TEACHER)]
+    return [default, NO_TEACHER, *sorted(others, key=lambda candidate: -expected[candidate])]

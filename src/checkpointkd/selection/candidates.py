@@ -1,0 +1,124 @@
+"""The candidates of a pilot search: every method with every set of teachers, and training without a teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..checkpoints import CheckpointRef, Trajectory, find_checkpoint
+from ..distill_config import KDConfig, PilotConfig
+from ..errors import UserError
+from ..records.selection import teachers_in_words
+
+log = logging.getLogger("checkpointkd")
+
+LAST, EARLIER, SEVERAL, AVERAGE = "last", "earlier", "several", "average"  # kinds of teachers
+KD = "kd"
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """One full way to teach.
+
+    `teachers` are checkpoints of the run as references have them after the @: epochs and weight averages. There are
+    none for training without a teacher.
+    """
+
+    teachers: tuple[str, ...]
+    kind: str
+    method: str
+    alpha: float | None = None
+
+    def describe(self, unit: str = "epoch") -> str:
+        """Return the candidate in words.
+
+        >>> Candidate(("15", "30"), SEVERAL, "kd", 0.5).describe(), NO_TEACHER.describe()
+        ('kd from epochs 15 + 30, alpha 0.5', 'no teacher')
+        """
+        if not self.teachers:
+            return self.method
+        alpha = "" if self.alpha is None else f", alpha {self.alpha!r}"
+        return f"{self.method} from {teachers_in_words(self.teachers, unit)}{alpha}"
+
+    @property
+    def settings(self) -> str:
+        """The method, with α where the search compares several: what the effects of a method are about."""
+        return self.method if self.alpha is None else f"{self.method}, {'α 0.5' if self.alpha > 0.3 else 'α 0.1'}"
+
+    @property
+    def folder_name(self) -> str:
+        """The start of the name of its pilot run's directory."""
+        if not self.teachers:
+            return "no-teacher"
+        alpha = "" if self.alpha is None else f"-alpha-{self.alpha!r}"
+        return f"{self.method}-from-{'+'.join(self.teachers).replace(':', '-')}{alpha}"
+
+
+NO_TEACHER = Candidate((), "none", "no teacher")
+
+
+def candidates_of(
+    trajectory: Trajectory, *, methods: Sequence[str], alphas: Sequence[float], teachers: Sequence[str]
+) -> list[Candidate]:
+    """Return no teacher, then every method with every set of teachers. Those that the run cannot give are left out.
+
+    Args:
+        trajectory: The teacher's run.
+        methods: Names of methods.
+        alphas: The weights of the labels to try with `kd`.
+        teachers: Sets of teachers. A set is one or more checkpoints, as after the @ in a reference, joined by +.
+
+    Raises:
+        UserError: If no set of teachers is left, or for a set that is no reference.
+    """
+    found = [NO_TEACHER]
+    for kind, names in _sets(trajectory, teachers):
+        for method in methods:
+            for alpha in alphas if method == KD else (None,):
+                found.append(Candidate(names, kind, method, alpha))
+    return list(dict.fromkeys(found))
+
+
+def default_candidate(trajectory: Trajectory) -> Candidate:
+    """Return what people do today: `kd` from the last checkpoint, with the default α."""
+    return Candidate((str(max(trajectory)),), LAST, KD, KDConfig.alpha)
+
+
+def refs_of(trajectory: Trajectory, candidate: Candidate) -> tuple[CheckpointRef, ...]:
+    """Return the checkpoints that teach."""
+    return tuple(
+        CheckpointRef(f"{trajectory.source}@{name}", find_checkpoint(trajectory, name)) for name in candidate.teachers
+    )
+
+
+def _sets(trajectory: Trajectory, teachers: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the kind and the names of each set of teachers, each set once."""
+    seen: set[tuple[str, ...]] = set()
+    problems: list[str] = []
+    for text in teachers:
+        try:
+            kind, names = _resolved(trajectory, text)
+        except UserError as error:
+            if text not in PilotConfig.teachers:
+                raise
+            log.info("Not compared: teachers %s. %s", text, error)
+            problems.append(str(error))
+            continue
+        if names not in seen:
+            seen.add(names)
+            yield kind, names
+    if not seen:
+        raise UserError(f"{trajectory.source} has no teachers to compare: {'; '.join(problems)}")
+
+
+def _resolved(trajectory: Trajectory, text: str) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of a set of teachers, and its checkpoints by epoch or weight average."""
+    parts = [str(max(trajectory)) if part == "last" else part for part in text.split("+")]  # of an unfinished run too
+    checkpoints = [find_checkpoint(trajectory, part) for part in parts]
+    names = tuple(dict.fromkeys(checkpoint.average or str(checkpoint.epoch) for checkpoint in checkpoints))
+    if len(names) > 1:
+        return SEVERAL, names
+    if checkpoints[0].average:
+        return AVERAGE, names
+    return LAST if names[0] == str(max(trajectory)) else EARLIER, names

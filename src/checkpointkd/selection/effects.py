@@ -1,0 +1,130 @@
+"""What pilot runs say about ways to teach: a linear Gaussian model with effects of methods and of teachers.
+
+The gain of a candidate is the sum of an effect of its method, an effect of its teachers and an interaction. A pilot run
+shows the gain with an error: short runs favor some methods and teachers, and every run is noisy. So each pilot run says
+something about all candidates that share its method or its teachers. The prior holds what earlier experiments found.
+
+Letters in names: C candidates, R pilot runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 4096  # of the posterior, for the chance that a candidate is the best
+LEVEL_SD = 1e3  # in points; the accuracy of pilot runs is not known in advance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Standard deviations in points: between methods, between sets of teachers, and of what is left."""
+
+    method: float
+    teachers: float
+    rest: float
+
+    def covariance(self, methods: Sequence[str], teachers: Sequence[str]) -> np.ndarray:
+        """Return the covariance (C, C) of candidates with these methods and teachers."""
+        method_C, teachers_C = np.array(methods), np.array(teachers)
+        return (
+            self.method**2 * (method_C[:, None] == method_C)
+            + self.teachers**2 * (teachers_C[:, None] == teachers_C)
+            + self.rest**2 * np.eye(len(method_C))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What is known before the first pilot run, in points of accuracy.
+
+    Attributes:
+        method_gain: Mean gain of each method over `kd` with α 0.5.
+        teachers_gain: Mean gain of each kind of teachers over the last checkpoint.
+        gain: Spread of the gains around these means.
+        bias_of_method: How much more a pilot run shows for a method than a whole run, on average.
+        bias_of_teachers: The same for each kind of teachers.
+        bias: Spread of these errors, which do not change with the seed.
+        noise: Standard deviation of a pilot run between seeds.
+    """
+
+    method_gain: Mapping[str, float]
+    teachers_gain: Mapping[str, float]
+    gain: Spread
+    bias_of_method: Mapping[str, float]
+    bias_of_teachers: Mapping[str, float]
+    bias: Spread
+    noise: float
+
+
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """The posterior of the candidates' gains over one of them, in points: mean (C,) and covariance (C, C)."""
+
+    mean_C: np.ndarray
+    covariance_CC: np.ndarray
+
+    def chance_best(self) -> np.ndarray:
+        """Return the chance (C,) that each candidate is the best."""
+        draws = np.random.default_rng(0).multivariate_normal(self.mean_C, self.covariance_CC, size=DRAWS, method="eigh")
+        return np.bincount(draws.argmax(1), minlength=len(self.mean_C)) / DRAWS
+
+    def sd_of_difference(self, candidate: int, other: int) -> float:
+        """Return the standard deviation of the difference of two gains."""
+        covariance = self.covariance_CC
+        variance = covariance[candidate, candidate] + covariance[other, other] - 2 * covariance[candidate, other]
+        return float(np.sqrt(max(variance, 0.0)))
+
+    def expected_improvement(self, best: int) -> np.ndarray:
+        """Return by how many points (C,) each candidate is expected to be better than the best, counting gains only."""
+        from scipy.stats import norm
+
+        sd_C = np.array([self.sd_of_difference(candidate, best) for candidate in range(len(self.mean_C))])
+        ahead_C = self.mean_C - self.mean_C[best]
+        score_C = ahead_C / np.maximum(sd_C, 1e-12)
+        return ahead_C * norm.cdf(score_C) + sd_C * norm.pdf(score_C)
+
+
+def posterior(
+    prior: Prior,
+    methods: Sequence[str],
+    teachers: Sequence[str],
+    runs: Sequence[tuple[int, float]],
+    *,
+    baseline: int,
+) -> Gains:
+    """Return the gains of candidates over one of them, after pilot runs.
+
+    Args:
+        prior: What is known before.
+        methods: The method of each candidate, a key of the prior's means; others have mean 0.
+        teachers: The kind of teachers of each candidate, likewise.
+        runs: The candidate and the score in points of each pilot run. Only differences between scores matter.
+        baseline: The candidate that gains are relative to.
+    """
+    mean_C = np.array(
+        [
+            prior.method_gain.get(m, 0.0) + prior.teachers_gain.get(t, 0.0)
+            for m, t in zip(methods, teachers, strict=True)
+        ]
+    )
+    bias_C = np.array(
+        [
+            prior.bias_of_method.get(m, 0.0) + prior.bias_of_teachers.get(t, 0.0)
+            for m, t in zip(methods, teachers, strict=True)
+        ]
+    )
+    gain_CC = prior.gain.covariance(methods, teachers)
+    if runs:
+        index_R = np.array([candidate for candidate, _ in runs])
+        score_R = np.array([score for _, score in runs])
+        shown_RR = (gain_CC + prior.bias.covariance(methods, teachers))[np.ix_(index_R, index_R)]
+        covariance_RR = shown_RR + prior.noise**2 * np.eye(len(runs)) + LEVEL_SD**2
+        weight_CR = np.linalg.solve(covariance_RR, gain_CC[index_R]).T
+        mean_C = mean_C + weight_CR @ (score_R - score_R.mean() - (mean_C + bias_C)[index_R])
+        gain_CC = gain_CC - weight_CR @ gain_CC[index_R]
+    difference_CC = np.eye(len(methods))
+    difference_CC[:, baseline] -= 1
+    return Gains(difference_CC @ mean_C, difference_CC @ gain_CC @ difference_CC.T)
