@@ -182,8 +182,9 @@ def choice(chosen: Choice | PilotResult) -> RenderableType:
     """Show which teacher was selected, by a rule or by pilot runs, and what else was close."""
 
     if isinstance(chosen, PilotResult):
-        sentences = [*pilot_sentences(chosen), "To train the student:"]
-        return Group(*_table(pilot_table(chosen)), _lines(sentences), _line(chosen.command))
+        verdict, *others = pilot_sentences(chosen)
+        after = _lines([*others, "To train the student:"])
+        return Group(_lines([verdict]), *_table(pilot_table(chosen)), after, _line(chosen.command))
     lines = [f"Selected: {chosen.unit} {chosen.epoch}. Reason: {chosen.reason}."]
     if chosen.runner_up is not None:
         lines.append(f"Runner-up: {chosen.unit} {chosen.runner_up}, {chosen.scores[chosen.runner_up] + 0.0:.4g}.")

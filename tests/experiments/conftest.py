@@ -21,7 +21,7 @@ def smoke(shared_folder: Path) -> Path:
     shared = shared_folder / "experiments-smoke"
     with filelock.FileLock(f"{shared}.lock"):
         if not (shared / "table3" / "experiment.json").exists():
-            for name in ("rules", "lr-schedule", "all"):
+            for name in ("selection", "lr-schedule", "all"):
                 ckd.reproduce(name, preset="smoke", out=shared)
     return shared
 

@@ -158,7 +158,7 @@ def test_costs_are_steps_times_the_measured_speed(tmp_path: Path):
         (["table1", "--preset", "smoke", "--data", "digits:foo"], "foo"),
         (["table1", "--preset", "smoke", "--precision", "fp8"], "fp8"),
         (["table1", "--preset", "paper", "--data", "cifar100:nowhere"], "nowhere"),
-        (["rules", "--preset", "smoke", "--tune"], "--tune does not apply to the experiment 'rules'"),
+        (["selection", "--preset", "smoke", "--tune"], "--tune does not apply to the experiment 'selection'"),
     ],
 )
 def test_bad_input_gives_one_sentence(arguments: list[str], message: str, tmp_path: Path, capsys):

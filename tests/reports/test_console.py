@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 import checkpointkd as ckd
 from checkpointkd import console
 from checkpointkd.analysis.statistics import Claim, claim, corrected
-from checkpointkd.records.selection import PilotGap, PilotResult, PilotRunRecord
+from checkpointkd.records.selection import CandidateRecord, PilotResult
 from checkpointkd.reports.build import student_rows
 from checkpointkd.reports.charts import Table
 from checkpointkd.reports.collect import collect
@@ -73,25 +73,30 @@ def test_the_table_of_tune_fits_80_columns(tuned: Path):
 
 
 def _pilot() -> PilotResult:
-    run: dict[str, Any] = {"alpha": 0.5, "pilot_epochs": 30, "information": 1.234, "accuracy": 0.7, "chosen": False}
-    runs = [
-        {**run, "epochs": (160, 240), "probability": 0.61, "chosen": True},
-        {**run, "epochs": (240,), "probability": 0.39},
-        {**run, "epochs": (), "alpha": 1.0, "probability": None, "pilot_epochs": 15},
+    row: dict[str, Any] = {"gain": 2.25, "low": -0.5, "high": 5.0, "chance": 0.3, "accuracy": 0.7, "chosen": False}
+    rows = [
+        {**row, "candidate": "mlkd-ls from epochs 160 + 240", "chosen": True, "accuracy": None},
+        {**row, "candidate": "kd from mean:0.7-1.0, alpha 0.1"},
+        {**row, "candidate": "dkd from epoch 240", "accuracy": None, "chance": 0.01},
     ]
-    gap = PilotGap(candidate="epoch 240, alpha 0.5", pilot_epochs=30, mean=0.012, low=-0.003, high=0.027)
     return PilotResult(
         student="wrn_16_1",
         epochs=(160, 240),
-        alpha=0.5,
-        tau=5.0,
-        reason="the highest validation I(Y;F) after pilot runs of 30 epochs",
-        pilot_runs=tuple(PilotRunRecord(**fields) for fields in runs),
-        behind={"the last checkpoint": gap, "the runner-up": gap},
-        skipped=(10, 20),
+        teachers=("160", "240"),
+        method="mlkd-ls",
+        alpha=None,
+        tau=None,
+        reason="Use mlkd-ls from epochs 160 + 240. Expected gain over kd from epoch 240, alpha 0.5: +2.2 points",
+        gain=2.25,
+        low=-0.5,
+        high=5.0,
+        chance=0.3,
+        safe="mlkd-ls from epoch 240",
+        candidates=tuple(CandidateRecord(**fields) for fields in rows),
+        pilot_runs=(),
+        pilot_epochs=30,
         spent_epochs=75,
         student_epochs=200,
-        untried=(30,),
         command="checkpointkd distill wrn_16_1 --teachers runs/teacher@160 runs/teacher@240 --alpha 0.5 --out OUT",
     )
 
@@ -100,12 +105,11 @@ def test_the_table_of_a_pilot_search_fits_80_columns():
     pilot = _pilot()
     text = _check(console.choice(pilot))
     assert pilot.command in text.splitlines()
-    assert "epochs 160 + 240 ←" in text
     prose = " ".join(text.split())
-    assert "Chosen for wrn_16_1: epochs 160 + 240 with α = 0.5 and τ = 5." in prose
-    gap = "Epoch 240, alpha 0.5 (the last checkpoint, the runner-up) is behind by 0.012 nats after 30 epochs"
-    assert f"{gap} (95% CI over images: -0.003 to 0.027)." in prose
-    assert "Not tried, because the budget was spent: epoch 30." in prose
+    assert prose.startswith(f"For wrn_16_1: {pilot.reason}."), "the verdict comes first"
+    assert "←" in prose
+    assert "dkd" not in prose, "it was not tried and has little chance"
+    assert "Left out: 1 candidate without a pilot run." in prose
     assert "The pilot runs took 75 epochs, 38% of a full distillation." in prose
 
 

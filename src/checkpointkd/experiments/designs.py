@@ -43,12 +43,13 @@ def one_factor_at_a_time(candidates: Sequence[Candidate], default: Candidate, pi
 
 
 def successive_halving(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
-    """Try candidates in the order of what won before. Then the best quarter is trained twice as long, and decides."""
-    order = _by_prior(candidates, default)
-    first = order[: max(2, int(runs * 2 / 3))]
+    """Try candidates in the order of what won before. Then the best of them are trained twice as long, and decide."""
+    promoted = int(runs / 6) if runs >= 12 else 0  # one run of twice the length has nothing to be compared with
+    first = _by_prior(candidates, default)[: int(runs) - 2 * promoted]
     ranked = sorted(first, key=lambda candidate: -pilots[candidate, 1].score)
-    second = ranked[: max(1, int((runs - len(first)) / 2))]
-    return max(second, key=lambda candidate: pilots[candidate, 2].score)
+    if not promoted:
+        return ranked[0]
+    return max(ranked[:promoted], key=lambda candidate: pilots[candidate, 2].score)
 
 
 def prior_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:

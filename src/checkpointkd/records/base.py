@@ -77,6 +77,11 @@ class TeacherRecord(Record, frozen=True):
     sha256: str
     average: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What references have after the @: the epoch or the weight average."""
+        return self.average or str(self.epoch)
+
 
 class Measured(Record, frozen=True):
     """Accuracy, its standard error over images, and negative log-likelihood in nats."""

@@ -25,6 +25,7 @@ PILOT_FRACTION = 0.15  # of the student's epochs; pilot runs of 10% ranked teach
 PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch size, for twice the steps in the same epochs
 MIN_STEPS = 100  # of a pilot run; after fewer steps students hardly differ
 MIN_RUNS = 2  # one run compares nothing
+WORST = 5.0  # points below the better of default and no teacher: lower scores say only that a candidate is bad
 ENOUGH = 0.02  # points; the search stops when no run is expected to improve the choice by more
 
 
@@ -91,11 +92,13 @@ def gains_of(
 ) -> Gains:
     """Return the gains of all candidates over the default, in points, after these pilot runs."""
     number = {candidate: index for index, candidate in enumerate(candidates)}
+    completed = [outcome for outcome in outcomes if not outcome.diverged]
+    floor = max((o.score for o in completed if o.candidate in (default, NO_TEACHER)), default=-math.inf) - WORST
     return posterior(
         prior,
         [candidate.settings for candidate in candidates],
         [candidate.kind for candidate in candidates],
-        [(number[outcome.candidate], outcome.score) for outcome in outcomes if not outcome.diverged],
+        [(number[outcome.candidate], max(outcome.score, floor)) for outcome in completed],
         baseline=number[default],
     )
 
@@ -112,6 +115,9 @@ def next_candidate(
     for candidate in (default, NO_TEACHER):
         if candidate not in tried and candidate in candidates:
             return candidate
+    left = [index for index, candidate in enumerate(candidates) if candidate not in tried]
+    if not left:
+        return None
     gains = gains_of(candidates, outcomes, default, prior)
     diverged = {outcome.candidate for outcome in outcomes if outcome.diverged}
     best = max(
@@ -121,9 +127,6 @@ def next_candidate(
     improvement_C = gains.expected_improvement(best)
     # The best so far may be untried. To try it is worth as much as the risk that another one is better.
     improvement_C[best] = np.delete(improvement_C, best).max(initial=0.0)
-    left = [index for index, candidate in enumerate(candidates) if candidate not in tried]
-    if not left:
-        return None
     chosen = max(left, key=lambda index: improvement_C[index])
     return candidates[chosen] if improvement_C[chosen] > ENOUGH else None
 

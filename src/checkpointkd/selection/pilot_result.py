@@ -9,10 +9,12 @@ import numpy as np
 
 from ..analysis.statistics import Z
 from ..errors import pluralize
+from ..records.runs import DistillRecord, read_run
 from ..records.selection import CandidateRecord, PilotResult, PilotRunRecord
+from ..teachers.ensemble import chance_level
 from .candidates import AVERAGE, Candidate
 from .pilot_plan import Decision, PilotOutcome
-from .pilot_store import PilotSearch
+from .pilot_store import PILOT_RUNS, PilotSearch
 
 SURE = 0.95  # the chance from which a gain over the default is called sure
 
@@ -115,12 +117,23 @@ def _verdict(decision: Decision, count: int, default: Candidate, unit: str) -> s
     ).removesuffix(".")
 
 
+def _is_weak(search: PilotSearch, teachers: Sequence[str]) -> bool:
+    """Return whether one of these teachers is not clearly better than chance, as the pilot runs measured it."""
+    _, threshold = chance_level(search.data.val.labels_N)
+    for path in (search.out / PILOT_RUNS).glob("*/run.json"):
+        run = read_run(path)
+        if isinstance(run, DistillRecord) and tuple(t.name for t in run.teachers) == tuple(teachers):
+            return any(member.accuracy < threshold for member in run.teachers_measured.members)
+    return False
+
+
 def training_call(search: PilotSearch, result: PilotResult) -> tuple[str, dict[str, Any]]:
     """Return the command that trains the student in the chosen way, `train` or `distill`, and its options."""
     given = {**search.command_options, "precision": search.precision}
     if result.teachers:
         teachers = [f"{search.trajectory.source}@{name}" for name in result.teachers]
-        options = {"method": result.method, "alpha": result.alpha, "tau": result.tau, "allow_weak_teacher": True}
+        options = {"method": result.method, "alpha": result.alpha, "tau": result.tau}
+        options["allow_weak_teacher"] = _is_weak(search, result.teachers)
         return "distill", {"teachers": teachers, **given, **options}
     data = search.data.record
     options = {

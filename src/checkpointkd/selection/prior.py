@@ -9,7 +9,15 @@ from __future__ import annotations
 from .effects import Prior, Spread
 
 PRIOR = Prior(
-    method_gain={"dist": 2.0, "dkd": 2.0, "lskd": 1.5, "mlkd-ls": 2.0, "kd, α 0.1": 1.0, "wttm": 1.0, "none": -4.0},
+    method_gain={
+        "dist": 2.0,
+        "dkd": 2.0,
+        "lskd": 1.5,
+        "mlkd-ls": 2.0,
+        "kd, α 0.1": 1.0,
+        "wttm": 1.0,
+        "no teacher": -4.0,
+    },
     teachers_gain={"average": 0.0, "several": 0.0, "earlier": -0.5},
     gain=Spread(method=2.0, teachers=1.0, rest=0.5),
     bias_of_method={},

@@ -1,0 +1,152 @@
+"""Fit the prior of the pilot search, and compare search designs with it over several experiments.
+
+    checkpointkd reproduce selection --preset PRESET --seeds 2 --data cifar100:PATH --out EXPERIMENTS
+    python benchmarks/search_prior.py EXPERIMENTS...
+
+The prior is fitted on the first teacher of each experiment. The designs are compared on the others. Prints the prior as
+selection/prior.py has it, then the mean gain of each choice over the default, and writes
+benchmarks/results/search-prior.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from checkpointkd.experiments.presets import get_preset
+from checkpointkd.experiments.selection import Reference, choices, default_of, gaps_of, reference_of
+from checkpointkd.selection.candidates import NO_TEACHER, Candidate
+
+FITTED_ON = 0  # the number of the teacher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", type=Path, nargs="+")
+    options = parser.parse_args()
+    references = {}
+    for folder in options.experiments:
+        rows = [json.loads(line) for line in (folder / "selection" / "rows.jsonl").read_text().splitlines()]
+        stored = json.loads((folder / "selection" / "experiment.json").read_text())["preset"]
+        preset = get_preset(stored["name"], stored["dataset"])
+        for pair in preset.pairs:
+            for number in range(preset.compared_teachers):
+                reference = reference_of(preset, rows, pair, number)
+                if all(label in reference.accuracy for label in reference.labels.values()) and reference.pilots:
+                    references[preset.name, pair.name, number] = (preset, reference)
+    fitted = [reference for (_, _, number), (_, reference) in references.items() if number == FITTED_ON]
+    print(json.dumps(fit(fitted), indent=1, ensure_ascii=False))
+    for numbers in ((FITTED_ON,), (1,)):
+        print(f"teachers {numbers}")
+        compare({key: value for key, value in references.items() if key[2] in numbers})
+
+
+def fit(references: Sequence[Reference]) -> dict[str, Any]:
+    """Return means and spreads of effects on gains and on the errors of pilot runs, in points."""
+    gains = [_effects(_gains(reference)) for reference in references]
+    errors = [_effects(_errors(reference)) for reference in references]
+    return {
+        "gain": _pooled(gains),
+        "bias": _pooled(errors),
+        "noise": float(np.sqrt(fmean(_noise(reference) for reference in references))),
+        "student_noise": float(np.sqrt(fmean(_student_noise(reference) for reference in references))),
+    }
+
+
+def _gains(reference: Reference) -> dict[Candidate, float]:
+    """Return each candidate's accuracy over seeds."""
+    return {
+        candidate: fmean(reference.accuracy[label][seed] for seed in reference.seeds())
+        for candidate, label in reference.labels.items()
+    }
+
+
+def _errors(reference: Reference) -> dict[Candidate, float]:
+    """Return by how much pilot runs show more than whole students, without the level."""
+    gains = _gains(reference)
+    return {
+        candidate: fmean(pilots[candidate, 1].score for pilots in reference.pilots.values() if (candidate, 1) in pilots)
+        - gains[candidate]
+        for candidate in gains
+    }
+
+
+def _effects(values: dict[Candidate, float]) -> dict[str, dict[str, float]]:
+    """Return additive effects relative to `kd` with the first α from the last checkpoint, and the residuals."""
+    taught = {candidate: value for candidate, value in values.items() if candidate != NO_TEACHER}
+    methods = list(dict.fromkeys(candidate.settings for candidate in taught))
+    kinds = list(dict.fromkeys(candidate.kind for candidate in taught))
+    method = {name: fmean(v for c, v in taught.items() if c.settings == name) for name in methods}
+    kind = {name: fmean(v for c, v in taught.items() if c.kind == name) for name in kinds}
+    level = fmean(taught.values())
+    rest = {str(c): v - method[c.settings] - kind[c.kind] + level for c, v in taught.items()}
+    default = method[methods[0]] + kind[kinds[0]] - level
+    method_effect = {name: value - method[methods[0]] for name, value in method.items()}
+    method_effect[NO_TEACHER.settings] = values[NO_TEACHER] - default
+    return {
+        "method": method_effect,
+        "teachers": {name: value - kind[kinds[0]] for name, value in kind.items()},
+        "rest": rest,
+    }
+
+
+def _pooled(effects: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Return the mean effect of each level over references, and the spread around these means."""
+    result: dict[str, Any] = {}
+    for part in ("method", "teachers"):
+        means = {name: fmean(each[part][name] for each in effects) for name in effects[0][part]}
+        spread = [
+            each[part][name] - mean for each in effects for name, mean in means.items() if mean or each[part][name]
+        ]
+        result[part] = {name: round(mean, 2) for name, mean in means.items()}
+        result[f"{part}_sd"] = float(np.sqrt(np.mean(np.square(spread)) / 2)) if spread else 0.0
+    rest = [value for each in effects for value in each["rest"].values()]
+    result["rest_sd"] = float(np.std(rest))
+    return result
+
+
+def _noise(reference: Reference) -> float:
+    """Return the variance of a pilot run between seeds."""
+    seeds = list(reference.pilots)
+    if len(seeds) < 2:
+        return 0.0
+    differences = [
+        reference.pilots[seeds[0]][candidate, 1].score - reference.pilots[seeds[1]][candidate, 1].score
+        for candidate in reference.labels
+    ]
+    return float(np.var(differences) / 2)
+
+
+def _student_noise(reference: Reference) -> float:
+    seeds = reference.seeds()
+    if len(seeds) < 2:
+        return 0.0
+    of = reference.accuracy
+    return float(np.var([of[label][seeds[0]] - of[label][seeds[1]] for label in reference.labels.values()]) / 2)
+
+
+def compare(references: dict[tuple[str, str, int], Any]) -> None:
+    """Print the mean gain over the default and the mean regret of each choice."""
+    if not references:
+        return
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for preset, reference in references.values():
+        default = reference.labels[default_of(preset)]
+        for name, (_, choose) in choices(preset).items():
+            gains, regrets = gaps_of([reference], choose, default), gaps_of([reference], choose, None)
+            if regrets:
+                lines.setdefault(name, []).append((fmean(gains), -fmean(regrets)))
+    for name, values in lines.items():
+        if len(values) == len(references):
+            means = [f"{fmean(gain for gain, _ in values):+6.2f}", f"{fmean(regret for _, regret in values):6.2f}"]
+            print(f"{name:40}", *means, "  ", *(f"{gain:+.2f}" for gain, _ in values))
+
+
+if __name__ == "__main__":
+    main()
