@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,8 @@ from .errors import UserError
 
 EnsembleAverage = Literal["probabilities", "logits"]
 BatchNormMode = Literal["eval", "batch"]
-TeacherSchedule = Literal["joint", "rco", "progressive"]
+TeacherSchedule = Literal["joint", "rco", "progressive", "random"]
+FittedWeights = Literal["auto", "auto-per-class"]
 TeacherTau = Literal["fixed", "auto", "matched"]
 
 
@@ -53,11 +55,13 @@ class DistillConfig:
 
     Attributes:
         method_weight: Weight of the method's own term. None: the method's default.
-        teacher_weights: Weight of each teacher, in [0, 1], with sum 1. None: equal weights.
+        teacher_weights: Weight of each teacher, in [0, 1], with sum 1. `auto`: the weights whose mixture of predictions
+            has the lowest NLL on the validation set. `auto-per-class`: such weights for each class of the labels.
+            None: equal weights.
         teacher_schedule: `joint` uses all teachers throughout. `rco` uses one after the other, each for an equal part
             of the training (route-constrained optimization, Jin et al., ICCV 2019, with equal intervals).
             `progressive` does the same with a temperature that falls linearly from τ to 1 (after Pro-KD,
-            Rezagholizadeh et al., COLING 2022).
+            Rezagholizadeh et al., COLING 2022). `random` uses a random half of the teachers, new in every epoch.
         teacher_tau: `fixed` softens all teachers with τ. `auto` first divides each teacher's logits by the temperature
             that fits the validation set best. `matched` first scales each teacher's logits to the standard deviation
             of those of its run's last checkpoint. So a comparison of checkpoints is not one of logit scales.
@@ -73,7 +77,7 @@ class DistillConfig:
     """
 
     method_weight: float | None = None
-    teacher_weights: tuple[float, ...] | None = None
+    teacher_weights: tuple[float, ...] | FittedWeights | None = None
     teacher_schedule: TeacherSchedule = "joint"
     teacher_tau: TeacherTau = "fixed"
     teacher_batch_norm: BatchNormMode = "eval"
@@ -87,43 +91,51 @@ class DistillConfig:
         check_choice("teacher schedule", self.teacher_schedule, TeacherSchedule)
         check_choice("teacher tau", self.teacher_tau, TeacherTau)
         check_choice("teacher batch norm", self.teacher_batch_norm, BatchNormMode)
-        if self.teacher_weights is not None:
+        if isinstance(self.teacher_weights, str):
+            check_choice("teacher weights", self.teacher_weights, FittedWeights)
+        elif self.teacher_weights is not None:
             total = sum(self.teacher_weights)
             if not (all(0 <= weight <= 1 for weight in self.teacher_weights) and abs(total - 1) < 1e-6):
                 written = " ".join(f"{weight:g}" for weight in self.teacher_weights)
                 raise UserError(f"--teacher-weights must lie in [0, 1] and sum to 1, not {written}")
-            if self.teacher_schedule != "joint":
-                raise UserError(
-                    f"--teacher-weights cannot be combined with --teacher-schedule {self.teacher_schedule}, which uses "
-                    "one teacher after the other"
-                )
+        if self.teacher_weights is not None and self.teacher_schedule != "joint":
+            raise UserError(
+                f"--teacher-weights cannot be combined with --teacher-schedule {self.teacher_schedule}, which sets the "
+                "weights itself"
+            )
         for features in (self.teacher_features, self.student_features):
             if not (features is None or len(features) > 0):
                 raise UserError("--teacher-features and --student-features need at least one module each")
 
-    def weights_at(self, train_fraction: float, teachers: int) -> tuple[float, ...] | None:
+    def weights_at(
+        self, train_fraction: float, teachers: int, *, epochs: int = 1, seed: int = 0
+    ) -> tuple[float, ...] | None:
         """Return each teacher's weight when this fraction of the training, in [0, 1), is done; None for equal weights.
+
+        `epochs` and `seed` are the training's. Only `random` needs them. Fitted weights are not known here.
 
         >>> DistillConfig(teacher_schedule="rco").weights_at(0.5, 2)
         (0.0, 1.0)
         """
         if self.teacher_schedule == "joint":
-            return self.teacher_weights
+            return None if isinstance(self.teacher_weights, str) else self.teacher_weights
+        if self.teacher_schedule == "random":
+            drawn = random_teachers(teachers, epoch=scheduled_teacher(train_fraction, epochs), seed=seed)
+            return tuple((teacher in drawn) / len(drawn) for teacher in range(teachers))
         active = scheduled_teacher(train_fraction, teachers)
         return tuple(float(teacher == active) for teacher in range(teachers))
 
-    def active_teachers(self, epoch: int, epochs: int, teachers: int) -> list[int]:
+    def active_teachers(self, epoch: int, epochs: int, teachers: int, *, seed: int = 0) -> list[int]:
         """Return the teachers that are used in the epoch that follows `epoch` completed ones.
 
         >>> DistillConfig(teacher_schedule="rco").active_teachers(1, 3, 2)
         [0, 1]
         """
         if self.teacher_schedule == "joint":
-            return [
-                teacher
-                for teacher in range(teachers)
-                if self.teacher_weights is None or self.teacher_weights[teacher] > 0
-            ]
+            weights = self.weights_at(0.0, teachers)
+            return [teacher for teacher in range(teachers) if weights is None or weights[teacher] > 0]
+        if self.teacher_schedule == "random":
+            return random_teachers(teachers, epoch=epoch, seed=seed)
         # The steps of the epoch lie in [epoch / epochs, (epoch + 1) / epochs).
         first, last = epoch * teachers // epochs, ((epoch + 1) * teachers - 1) // epochs
         return list(range(first, last + 1))
@@ -143,6 +155,15 @@ def scheduled_teacher(train_fraction: float, teachers: int) -> int:
     (14.999999999999998, 15)
     """
     return min(int(train_fraction * teachers + 1e-9), teachers - 1)
+
+
+def random_teachers(teachers: int, *, epoch: int, seed: int) -> list[int]:
+    """Return a random half of the teachers, at least one, for the epoch that follows `epoch` completed ones.
+
+    >>> [random_teachers(4, epoch=epoch, seed=0) for epoch in range(3)]
+    [[0, 3], [1, 3], [1, 2]]
+    """
+    return sorted(random.Random(f"{seed} {epoch}").sample(range(teachers), math.ceil(teachers / 2)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,11 @@ def wttm(student: Vector, teachers: Sequence[Vector], tau: float) -> float:
     return sum(powers) * kl([value / sum(powers) for value in powers], softmax(student))
 
 
+def wsl(student: Vector, teachers: Sequence[Vector], label: int, tau: float) -> float:
+    student_loss, teacher_loss = (-math.log(p[label]) for p in (softmax(student), ensemble(teachers, 1.0)))
+    return (1 - math.exp(-student_loss / teacher_loss)) * kd(student, teachers, tau)
+
+
 def mlkd(
     students: Sequence[Vector], teachers: Sequence[Sequence[Vector]], tau: float, *, standardized: bool
 ) -> list[float]:

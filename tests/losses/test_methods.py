@@ -20,7 +20,7 @@ RELATIONAL = ["sp", "cc", "rkd", "pkt"]  # compare examples with each other, so 
 
 
 def test_the_exam_covers_both_kinds_of_methods():
-    assert LOGIT_METHODS == ["kd", "lskd", "dkd", "dist", "wttm", "mlkd", "mlkd-ls"]
+    assert LOGIT_METHODS == ["kd", "lskd", "dkd", "dist", "wttm", "wsl", "mlkd", "mlkd-ls"]
     assert len(FEATURE_METHODS) == len(METHODS) - len(LOGIT_METHODS) > 0
 
 
@@ -33,8 +33,9 @@ def test_logit_methods_match_their_equations(name: str):
         expected = by_hand.dist(student_rows, teacher_rows, 2.5)
     elif name.startswith("mlkd"):
         expected = by_hand.mlkd(student_rows, teacher_rows, 2.5, standardized=name == "mlkd-ls")
-    elif name == "dkd":
-        expected = [by_hand.dkd(student_rows[b], teacher_rows[b], int(LABELS[b]), 2.5) for b in range(B)]
+    elif name in ("dkd", "wsl"):
+        of_example = getattr(by_hand, name)
+        expected = [of_example(student_rows[b], teacher_rows[b], int(LABELS[b]), 2.5) for b in range(B)]
     else:
         expected = [getattr(by_hand, name)(student_rows[b], teacher_rows[b], 2.5) for b in range(B)]
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
@@ -176,7 +177,21 @@ def test_feature_methods_have_their_invariances(name: str):
         torch.testing.assert_close(actual, expected[order])
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+def test_weights_of_wsl_have_no_gradient():
+    """The gradient is that of KD times the weight of each example."""
+    teachers, config = random(2, B, K, seed=1), KDConfig(tau=2.0)
+    of_kd, of_wsl = (random(B, K).requires_grad_() for _ in range(2))
+    kd_B, wsl_B = (
+        METHODS["kd"]()(of_kd, teachers, LABELS, config, None),
+        METHODS["wsl"]()(of_wsl, teachers, LABELS, config, None),
+    )
+    kd_B.sum().backward()
+    wsl_B.sum().backward()
+    assert of_kd.grad is not None
+    torch.testing.assert_close(of_wsl.grad, (wsl_B / kd_B).detach()[:, None] * of_kd.grad)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "wsl"])
 def test_gradients_equal_finite_differences(name: str):
     if not takes_features(name):
         method, teachers, config = METHODS[name](), random(2, B, K, seed=1), KDConfig(tau=2.0)

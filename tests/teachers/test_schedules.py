@@ -59,6 +59,30 @@ def test_the_first_step_of_an_epoch_uses_the_first_teacher_of_the_epoch():
     )
 
 
+def test_random_schedule_uses_another_half_in_every_epoch_and_is_repeatable():
+    config, epochs, teachers = DistillConfig(teacher_schedule="random"), 40, 5
+    drawn = []
+    for epoch in range(epochs):
+        active = config.active_teachers(epoch, epochs, teachers, seed=3)
+        for step in (0, 3, 6):
+            weights = config.weights_at((epoch + step / 7) / epochs, teachers, epochs=epochs, seed=3)
+            assert weights == tuple((teacher in active) / 3 for teacher in range(teachers))
+        drawn.append(tuple(active))
+    assert len(set(drawn)) > 5
+    assert {teacher for active in drawn for teacher in active} == set(range(teachers))
+    assert config.active_teachers(0, epochs, 1) == [0]
+    assert [config.active_teachers(e, epochs, teachers, seed=4) for e in range(9)] != [list(d) for d in drawn[:9]]
+
+
+@pytest.mark.parametrize("method", ["kd", "at"])
+def test_random_schedule_gives_the_same_student_after_an_interruption(teacher_run: Path, tmp_path: Path, method: str):
+    options = {"teachers": [f"{teacher_run}@{epoch}" for epoch in (1, 2, 4)], "teacher_schedule": "random"}
+    whole = ckd.distill("wrn_10_1", method=method, out=tmp_path / "whole", **options, **SHORT)
+    joint = ckd.distill("wrn_10_1", method=method, out=tmp_path / "joint", teachers=options["teachers"], **SHORT)
+    live = ckd.distill("wrn_10_1", method=method, out=tmp_path / "live", logit_cache_gb=0, **options, **SHORT)
+    assert whole.last.sha256 == live.last.sha256 != joint.last.sha256
+
+
 def test_only_the_active_teachers_logits_are_computed(teacher_run: Path):
     data = load_data(DataConfig(data="digits", train_images=60))
     teacher = open_teacher([f"{teacher_run}@2", f"{teacher_run}@4"], device=CPU)

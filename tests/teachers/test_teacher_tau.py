@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import checkpointkd as ckd
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.distill_config import DistillConfig, KDConfig
-from checkpointkd.losses import METHODS, LogitDistillation
+from checkpointkd.losses import METHODS, LogitDistillation, Teaching
 from checkpointkd.teachers.ensemble import logit_scales, open_teacher
 
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 50, "learning_rate": 0.01, "precision": "fp32"}
@@ -83,7 +83,9 @@ def test_active_teachers_have_their_own_factors():
     batch = Batch(torch.zeros(1, 1, 2, 2), torch.tensor([0]), torch.tensor([0]), None)
     for schedule, fraction, factors in (("rco", 0.7, [2 * 5.0]), ("joint", 0.0, [3.0, 2 * 5.0])):
         config = DistillConfig(teacher_schedule=schedule)
-        objective = LogitDistillation(METHODS["kd"](), Teachers(), KDConfig(alpha=0.0), config, scales=[3.0, 5.0])
+        objective = LogitDistillation(
+            METHODS["kd"](), Teachers(), KDConfig(alpha=0.0), config, teaching=Teaching(scales=[3.0, 5.0])
+        )
         scaled = torch.tensor([[1.0, -1.0]]) * torch.tensor(factors)[:, None, None]
         expected = METHODS["kd"]()(torch.tensor([[0.3, 0.1]]), scaled, batch.labels_B, KDConfig(), None)
         torch.testing.assert_close(objective(Student(), batch, fraction)[0], expected)

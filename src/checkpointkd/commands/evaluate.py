@@ -82,6 +82,11 @@ def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
     check_choice("average", options.average, EnsembleAverage)
     teacher, data, images = options.open(references, options, options.ensemble)
     weights = options.weights_of(len(teacher))
+    if isinstance(weights, str):
+        raise UserError(
+            f"--teacher-weights {weights} is fitted when a student is trained. Give numbers; run.json of the student "
+            "has the fitted ones."
+        )
     return {
         "average": options.average,
         "weights": weights,

@@ -23,7 +23,15 @@ from ..config import (
     Resize,
     SelectOn,
 )
-from ..distill_config import BatchNormMode, DistillConfig, EnsembleAverage, KDConfig, TeacherSchedule, TeacherTau
+from ..distill_config import (
+    BatchNormMode,
+    DistillConfig,
+    EnsembleAverage,
+    FittedWeights,
+    KDConfig,
+    TeacherSchedule,
+    TeacherTau,
+)
 from ..errors import UserError, first_line
 from ..recipes import recipe
 from ..records.base import read_bytes
@@ -239,20 +247,31 @@ class EnsembleOptions:
     average: EnsembleAverage = KDConfig.average
     """What to average over the ensemble: probabilities (Eq. 2), or logits, as the authors' code does."""
 
-    teacher_weights: list[float] | None = None
-    """The weight of each checkpoint of the ensemble, in order; weights sum to 1. Default: equal weights."""
+    teacher_weights: list[str] | None = None
+    """The weight of each checkpoint of the ensemble, in order; weights sum to 1. auto: the weights whose mixture of
+    predictions has the lowest NLL on the validation set. auto-per-class: such weights for each class of the labels.
+    Default: equal weights."""
 
-    def weights_of(self, members: int) -> tuple[float, ...] | None:
+    def weights_of(self, members: int) -> tuple[float, ...] | FittedWeights | None:
         """Return the weights of this many checkpoints, or None for equal weights.
 
         Raises:
-            UserError: If their number differs, or if they do not sum to 1.
+            UserError: If their number differs, if they are no numbers, or if they do not sum to 1.
         """
-        if self.teacher_weights is None:
+        given = [self.teacher_weights] if isinstance(self.teacher_weights, str) else self.teacher_weights
+        if given is None:
             return None
-        if len(self.teacher_weights) != members:
-            raise UserError(f"--teacher-weights has {len(self.teacher_weights)} values for {members} checkpoints")
-        return DistillConfig(teacher_weights=tuple(self.teacher_weights)).teacher_weights
+        if given in (["auto"], ["auto-per-class"]):
+            return DistillConfig(teacher_weights=given[0]).teacher_weights  # type: ignore[arg-type]
+        try:
+            weights = tuple(map(float, given))
+        except ValueError:
+            raise UserError(
+                f"--teacher-weights takes numbers, auto, or auto-per-class, not {' '.join(map(str, given))!r}"
+            ) from None
+        if len(weights) != members:
+            raise UserError(f"--teacher-weights has {len(weights)} values for {members} checkpoints")
+        return DistillConfig(teacher_weights=weights).teacher_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +293,7 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     RUN@decay-mean:0.9 those of all with decay."""
 
     method: str = "kd"
-    """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, mlkd
+    """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, wsl, mlkd
     (several levels), mlkd-ls (with standardized logits). From their features: fitnets, at, sp, cc, vid, rkd, fsp, pkt,
     crd, reviewkd."""
 
@@ -284,7 +303,8 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
 
     teacher_schedule: TeacherSchedule = "joint"
     """When each of several teachers is used. joint: all teachers throughout. rco: one teacher after the other, each for
-    an equal part of the training. progressive: as rco, with a temperature that falls to 1."""
+    an equal part of the training. progressive: as rco, with a temperature that falls to 1. random: a random half of the
+    teachers, new in every epoch."""
 
     teacher_tau: TeacherTau = "fixed"
     """The temperature of the teachers. fixed: τ for all. auto: τ times the temperature that fits each teacher best on

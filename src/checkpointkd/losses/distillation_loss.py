@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from ..distill_config import EnsembleAverage, KDConfig
 
+Weights = Sequence[float] | Tensor | None  # one per teacher, or (T, B); None for equal weights
+
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     """Return H(Y, P) in nats, one value per example (B,)."""
@@ -25,7 +27,7 @@ def soft_targets(
     *,
     tau: float,
     average: EnsembleAverage = "probabilities",
-    weights: Sequence[float] | None = None,
+    weights: Weights = None,
 ) -> Tensor:
     """Return the softened prediction of a teacher ensemble (B, K).
 
@@ -34,7 +36,7 @@ def soft_targets(
         tau: The temperature.
         average: `probabilities` averages the softened probabilities (Eq. 2). `logits` softens the average logits,
             as the authors' code does.
-        weights: One weight per teacher, summing to 1; None for equal weights.
+        weights: One weight per teacher, summing to 1, or such weights for each example (T, B); None for equal weights.
 
     >>> import torch
     >>> soft_targets(torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]), tau=4.0).tolist()
@@ -45,9 +47,11 @@ def soft_targets(
     return _mean((teacher_TBK / tau).softmax(-1), weights)
 
 
-def _mean(values_TBK: Tensor, weights: Sequence[float] | None) -> Tensor:
+def _mean(values_TBK: Tensor, weights: Weights) -> Tensor:
     if weights is None:
         return values_TBK.mean(0)
+    if isinstance(weights, Tensor):
+        return torch.einsum("tb,tbk->bk", weights.expand(values_TBK.shape[:2]), values_TBK)
     return torch.tensordot(values_TBK.new_tensor(weights), values_TBK, 1)
 
 
@@ -74,9 +78,7 @@ def kd(student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDC
     return kd_config.alpha * hard_B + (1 - kd_config.alpha) * soft_loss(student_BK, teacher_TBK, kd_config)
 
 
-def soft_loss(
-    student_BK: Tensor, teacher_TBK: Tensor, kd_config: KDConfig, weights: Sequence[float] | None = None
-) -> Tensor:
+def soft_loss(student_BK: Tensor, teacher_TBK: Tensor, kd_config: KDConfig, weights: Weights = None) -> Tensor:
     """Return the teachers' term of Eqs. 1 and 2, τ²·KL(p_T^τ ‖ p_S^τ), one value per example (B,)."""
     target_BK = soft_targets(teacher_TBK, tau=kd_config.tau, average=kd_config.average, weights=weights)
     return kd_config.soft_loss_factor * kl_divergence(target_BK, student_BK / kd_config.tau)

@@ -8,7 +8,6 @@ Letters in names: B batch, K classes, T teachers, R rows, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, final
 
@@ -16,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..distill_config import KDConfig
-from .distillation_loss import kl_divergence, soft_loss, soft_targets
+from .distillation_loss import Weights, cross_entropy, kl_divergence, soft_loss, soft_targets
 
 EPS = 1e-8
 MULTI_LEVEL_FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)  # of τ
-
-Weights = Sequence[float] | None  # one per teacher; None for equal weights
 
 
 @final
@@ -132,6 +129,30 @@ class WTTM(nn.Module):
 
 
 @final
+class WSL(nn.Module):
+    """Weighted soft labels (Zhou et al., ICLR 2021, Eq. 10): each example has its own weight between label and teacher.
+
+    The weight of the teachers' term is 1 − exp(−L_S / L_T), with the cross-entropies of the student's and the teachers'
+    predictions with the label. So the teacher counts where it has the lower loss. Defaults: label weight 1, weight 2.5,
+    τ 2, from the authors' published code.
+    """
+
+    alpha: ClassVar = 1.0
+    tau: ClassVar = 2.0
+    weight: ClassVar = 2.5
+    warm_up: ClassVar = 0.0
+
+    def forward(
+        self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights
+    ) -> Tensor:
+        predicted_BK = soft_targets(teacher_TBK, tau=1.0, average=kd_config.average, weights=weights)
+        teacher_loss_B = -predicted_BK.gather(1, labels_B[:, None])[:, 0].clamp_min(EPS).log()
+        student_loss_B = cross_entropy(student_BK.detach(), labels_B)
+        weight_B = 1 - (-student_loss_B / teacher_loss_B.clamp_min(EPS)).exp()
+        return weight_B * soft_loss(student_BK, teacher_TBK, kd_config, weights)
+
+
+@final
 class MLKD(nn.Module):
     """Multi-level logit distillation (Jin et al., CVPR 2023): instances, batch and classes at five temperatures.
 
@@ -179,7 +200,7 @@ def multi_level(
         student_BK: The student's logits.
         teacher_TBK: The teachers' logits.
         kd_config: Its τ is the middle temperature.
-        weights: One weight per teacher, or None.
+        weights: As for `soft_targets`.
         standardized: Whether the instance term standardizes the logits.
     """
     instance = (standardize(student_BK), standardize(teacher_TBK)) if standardized else (student_BK, teacher_TBK)

@@ -10,7 +10,7 @@ Letters in names: B batch, K classes, T teachers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
 import torch
@@ -23,7 +23,7 @@ from ..models import Network, capture_activations
 from ..seeding import derive_seed
 from . import features, logits
 from .crd import CRD
-from .distillation_loss import cross_entropy, label_smoothing, soft_loss
+from .distillation_loss import Weights, cross_entropy, label_smoothing, soft_loss
 from .matching import FeaturePaths, channels_first_map, match_features
 from .review import ReviewKD
 
@@ -33,6 +33,7 @@ METHODS: dict[str, Any] = {
     "dkd": logits.DKD,
     "dist": logits.DIST,
     "wttm": logits.WTTM,
+    "wsl": logits.WSL,
     "mlkd": logits.MLKD,
     "mlkd-ls": logits.StandardizedMLKD,
     "fitnets": features.FitNets,
@@ -47,7 +48,25 @@ METHODS: dict[str, Any] = {
     "reviewkd": ReviewKD,
 }
 
-_DEFAULT_CONFIG = DistillConfig()
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teaching:
+    """What a training adds to `DistillConfig`: fitted factors and weights, its epochs and its seed.
+
+    Attributes:
+        scales: Factors of the teachers' logits, one per teacher. None: 1.
+        weights: Fitted weights of the teachers, (T,), or for each class of the labels, (T, K). None: not fitted.
+        epochs: Epochs of the training. Only the teacher schedule `random` uses them, and the seed.
+        seed: The training's seed.
+    """
+
+    scales: Sequence[float] | None = None
+    weights: Tensor | None = None
+    epochs: int = 1
+    seed: int = 0
+
+
+_DEFAULT_CONFIG, _DEFAULT_TEACHING = DistillConfig(), Teaching()
 
 
 class TeacherLike(Protocol):
@@ -91,7 +110,7 @@ class Supervised(nn.Module):
 class LogitDistillation(nn.Module):
     """Learn the labels and, by a method of `logits`, the teachers' predictions: α·H(y, p_S) + β·method.
 
-    The teachers see the same augmented images as the student. `scales` are factors of their logits, one per teacher.
+    The teachers see the same augmented images as the student. See `Teaching` for how they are used.
     """
 
     def __init__(
@@ -101,10 +120,10 @@ class LogitDistillation(nn.Module):
         kd_config: KDConfig,
         distill_config: DistillConfig = _DEFAULT_CONFIG,
         *,
-        scales: Sequence[float] | None = None,
+        teaching: Teaching = _DEFAULT_TEACHING,
     ) -> None:
         super().__init__()
-        self.scales = scales
+        self.teaching = teaching
         self.method: Any = method
         self.teacher, self.kd_config, self.distill_config = teacher, kd_config, distill_config
         self.weight = _method_weight(self.method, kd_config, distill_config)
@@ -113,19 +132,17 @@ class LogitDistillation(nn.Module):
         logits_BK = model(batch.images_BCHW)
         student_BK = _at_least_float32(logits_BK)  # bfloat16 is too coarse to divide by τ or to standardize
         kd_config = _config_at(train_fraction, self.kd_config, self.distill_config)
-        weights = self.distill_config.weights_at(train_fraction, len(self.teacher))
-        active = [member for member in range(len(self.teacher)) if weights is None or weights[member] > 0]
+        active, weights = _in_use(self, train_fraction, batch.labels_B)
         if batch.teacher_TBK is None:
             teacher_TBK = self.teacher.logits(batch, active)
         elif len(active) == len(self.teacher):  # indexing would copy the index to the device at every step
             teacher_TBK = batch.teacher_TBK
         else:
             teacher_TBK = batch.teacher_TBK[active]
-        teacher_TBK = _scaled(teacher_TBK, self.scales, active)
-        active_weights = None if weights is None else [weights[member] for member in active]
+        teacher_TBK = _scaled(teacher_TBK, self.teaching.scales, active)
         weight = _weight_at(train_fraction, self.weight, self.method.warm_up)
         hard_B = cross_entropy(student_BK, batch.labels_B)
-        soft_B = self.method(student_BK, teacher_TBK, batch.labels_B, kd_config, active_weights)
+        soft_B = self.method(student_BK, teacher_TBK, batch.labels_B, kd_config, weights)
         return kd_config.alpha * hard_B + weight * soft_B, logits_BK
 
 
@@ -141,7 +158,7 @@ class FeatureDistillation(nn.Module):
         kd_config: α, τ and the ensemble average.
         distill_config: Weights and teacher schedule.
         pairs: The features that meet, one entry per teacher.
-        scales: Factors of the teachers' logits, one per teacher.
+        teaching: How the teachers are used.
     """
 
     def __init__(
@@ -152,10 +169,10 @@ class FeatureDistillation(nn.Module):
         distill_config: DistillConfig,
         pairs: Sequence[FeaturePaths],
         *,
-        scales: Sequence[float] | None = None,
+        teaching: Teaching = _DEFAULT_TEACHING,
     ) -> None:
         super().__init__()
-        self.scales = scales
+        self.teaching = teaching
         self.methods: Any = nn.ModuleList(methods)
         self.teacher, self.kd_config, self.distill_config, self.pairs = teacher, kd_config, distill_config, pairs
         self.weight = _method_weight(self.methods[0], kd_config, distill_config)
@@ -173,9 +190,7 @@ class FeatureDistillation(nn.Module):
                 raise UserError(f"The student's {path!r} has no gradient and cannot learn. Name another module.")
         kd_config = _config_at(train_fraction, self.kd_config, self.distill_config)
         weight = _weight_at(train_fraction, self.weight, self.methods[0].warm_up)
-        count = len(self.pairs)
-        weights = self.distill_config.weights_at(train_fraction, count) or (1 / count,) * count
-        active = [member for member in range(count) if weights[member] > 0]
+        active, weights = _in_use(self, train_fraction, batch.labels_B)
         outputs = [self.teacher.forward_with_features(member, batch, self.pairs[member].teacher) for member in active]
         # Norms, Gram matrices and exponentials need more than bfloat16's 8 bits.
         with torch.autocast(images_BCHW.device.type, enabled=False):
@@ -183,16 +198,16 @@ class FeatureDistillation(nn.Module):
             loss_B = kd_config.alpha * cross_entropy(student_BK, batch.labels_B)
             if kd_config.alpha < 1:
                 teacher_TBK = torch.stack([teacher_BK for teacher_BK, _ in outputs]).float()
-                teacher_TBK = _scaled(teacher_TBK, self.scales, active)
-                active_weights = [weights[member] for member in active]
-                loss_B = loss_B + (1 - kd_config.alpha) * soft_loss(student_BK, teacher_TBK, kd_config, active_weights)
-            for member, (_, teacher_features) in zip(active, outputs, strict=True):
+                teacher_TBK = _scaled(teacher_TBK, self.teaching.scales, active)
+                loss_B = loss_B + (1 - kd_config.alpha) * soft_loss(student_BK, teacher_TBK, kd_config, weights)
+            shares = (1 / len(active),) * len(active) if weights is None else weights
+            for member, share, (_, teacher_features) in zip(active, shares, outputs, strict=True):
                 student_maps = [
                     channels_first_map(activations[path], images_BCHW) for path in self.pairs[member].student
                 ]
                 teacher_maps = [channels_first_map(feature, images_BCHW) for feature in teacher_features]
                 term_B = self.methods[member](student_maps, teacher_maps, batch)
-                loss_B = loss_B + weight * weights[member] * term_B
+                loss_B = loss_B + weight * share * term_B
         return loss_B, logits_BK
 
 
@@ -206,7 +221,7 @@ def distillation(
     teachers: Sequence[tuple[str, Network]],
     images: Images,
     seed: int,
-    scales: Sequence[float] | None = None,
+    teaching: Teaching = _DEFAULT_TEACHING,
 ) -> LogitDistillation | FeatureDistillation:
     """Build the objective of one distillation.
 
@@ -219,7 +234,7 @@ def distillation(
         teachers: Name and network of each teacher.
         images: The training images.
         seed: Seed of the initial weights of the method's layers.
-        scales: Factors of the teachers' logits, one per teacher.
+        teaching: How the teachers are used.
 
     Raises:
         UserError: An option does not apply to the method, a feature does not exist, or the method cannot match the
@@ -235,7 +250,7 @@ def distillation(
         ):
             if paths is not None:
                 raise UserError(f"{option} does not apply to {method}, which uses only logits")
-        return LogitDistillation(method_class(), teacher, kd_config, distill_config, scales=scales)
+        return LogitDistillation(method_class(), teacher, kd_config, distill_config, teaching=teaching)
     methods, pairs = [], []
     for member, (name, network) in enumerate(teachers):
         spec = match_features(method_class.feature_kind, student, network, images, distill_config, teacher_name=name)
@@ -243,7 +258,7 @@ def distillation(
             torch.manual_seed(derive_seed("method", method, seed, member))
             methods.append(method_class(spec))
         pairs.append(FeaturePaths(tuple(spec.student), tuple(spec.teacher)))
-    return FeatureDistillation(methods, teacher, kd_config, distill_config, pairs, scales=scales)
+    return FeatureDistillation(methods, teacher, kd_config, distill_config, pairs, teaching=teaching)
 
 
 def takes_features(method: str) -> bool:
@@ -255,6 +270,19 @@ def defaults(method: str) -> tuple[float, float]:
     """Return a method's default α and τ."""
     method_class = METHODS[method]
     return method_class.alpha, getattr(method_class, "tau", KDConfig.tau)
+
+
+def _in_use(
+    objective: LogitDistillation | FeatureDistillation, train_fraction: float, labels_B: Tensor
+) -> tuple[list[int], Weights]:
+    """Return the teachers that are used now, and their weights, which may differ between examples (T, B)."""
+    teaching, count = objective.teaching, len(objective.teacher)
+    if teaching.weights is not None:
+        fitted = teaching.weights.to(labels_B.device)
+        return list(range(count)), fitted[:, labels_B] if fitted.ndim == 2 else fitted.tolist()
+    weights = objective.distill_config.weights_at(train_fraction, count, epochs=teaching.epochs, seed=teaching.seed)
+    active = [member for member in range(count) if weights is None or weights[member] > 0]
+    return active, None if weights is None else [weights[member] for member in active]
 
 
 def _scaled(teacher_TBK: Tensor, scales: Sequence[float] | None, active: Sequence[int]) -> Tensor:

@@ -116,6 +116,7 @@ class DistillRecord(OwnRunRecord, frozen=True, tag="distill", kw_only=True):
     teachers_measured: TeachersMeasured
     teachers_cost: TrainingCost
     teacher_scales: tuple[float, ...] | None = None  # factors of their logits, by DistillConfig.teacher_tau
+    fitted_weights: tuple[tuple[float, ...], ...] | None = None  # of each teacher, by class for auto-per-class
 
     @property
     def teachers(self) -> tuple[TeacherRecord, ...]:

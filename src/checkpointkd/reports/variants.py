@@ -217,7 +217,9 @@ def _distillation(run: DistillRecord) -> str:
         parts.append(f"method {run.method}")
     if config.teacher_schedule != "joint":
         parts.append(f"teacher schedule {config.teacher_schedule}")
-    if config.teacher_weights is not None:
+    if isinstance(config.teacher_weights, str):
+        parts.append(f"teacher weights {config.teacher_weights}")
+    elif config.teacher_weights is not None:
         parts.append(f"teacher weights {' : '.join(f'{weight:g}' for weight in config.teacher_weights)}")
     if run.kd.average != "probabilities":
         parts.append("mean of logits")

@@ -116,11 +116,9 @@ def _resolved(trajectory: Trajectory, text: str) -> tuple[str, tuple[str, ...]]:
     """Return the kind of a set of teachers, and its checkpoints by epoch or weight average."""
     parts = [str(max(trajectory)) if part == "last" else part for part in text.split("+")]  # of an unfinished run too
     checkpoints = [find_checkpoint(trajectory, part) for part in parts]
-    names: tuple[str, ...] = (
-        *dict.fromkeys(checkpoint.average or str(checkpoint.epoch) for checkpoint in checkpoints),
-    )
+    names = tuple(dict.fromkeys(checkpoint.average or str(checkpoint.epoch) for checkpoint in checkpoints))
     if len(names) > 1:
         return SEVERAL, names
     if checkpoints[0].average:
         return AVERAGE, names
-    return LAST if names[0] == str(max(trajectory)) else EARLIER, names
+    return LAST if names == (str(max(trajectory)),) else EARLIER, names

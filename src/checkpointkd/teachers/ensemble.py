@@ -17,14 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import CheckpointRef, last_of, resolve_ensemble
 from ..data import Batch, Data, Images, InMemoryImages, eval_batch_size
-from ..distill_config import BatchNormMode, EnsembleAverage, TeacherTau
+from ..distill_config import BatchNormMode, EnsembleAverage, FittedWeights, TeacherTau
 from ..errors import UserError
-from ..losses import soft_targets
+from ..losses.distillation_loss import Weights, soft_targets
 from ..metrics import calibration_error, fitted_losses, measure, predict
 from ..models import capture_activations, names_code
 from ..records.runs import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
 
+EM_STEPS = 200
+CLASS_PRIOR = 10.0  # images of a class that the weights of all images count as
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
@@ -128,7 +130,7 @@ class Teacher:
         images: Images,
         *,
         average: EnsembleAverage = "probabilities",
-        weights: Sequence[float] | None = None,
+        weights: Weights = None,
     ) -> TeachersMeasured:
         """Measure each member and the ensemble (Eq. 2 at τ = 1) on clean images, with running statistics.
 
@@ -189,6 +191,52 @@ def logit_scales(teacher: Teacher, images: Images, teacher_tau: TeacherTau) -> t
     last = Teacher([last_of(member) for member in teacher.members], device=teacher.device)
     ratio_T = _spread(last.predict(images)) / _spread(logits_TNK).clamp_min(1e-12)
     return tuple(ratio_T.tolist())
+
+
+def fitted_weights(
+    teacher: Teacher, images: Images, weights: tuple[float, ...] | FittedWeights | None
+) -> Tensor | None:
+    """Return the weights that are fitted on the validation set; None unless `weights` asks for them.
+
+    `auto` gives one weight per teacher, (T,), `auto-per-class` one for each class of the labels, (T, K).
+    """
+    if not isinstance(weights, str):
+        return None
+    logits_TNK = teacher.predict(images)
+    return mixture_weights(logits_TNK, images.labels_N, per_class=weights == "auto-per-class")
+
+
+def mixture_weights(logits_TNK: Tensor, labels_N: Tensor, *, per_class: bool = False) -> Tensor:
+    """Return the weights of a mixture of predictions with the lowest NLL, by expectation maximization.
+
+    Weights of a class are shrunk to those of all images, which count as `CLASS_PRIOR` images of the class.
+
+    Returns:
+        Weights of the teachers, (T,), or for each class, (T, K). They sum to 1 over teachers.
+
+    >>> import torch
+    >>> logits = torch.tensor([[[9.0, 0.0], [9.0, 0.0]], [[0.0, 9.0], [0.0, 9.0]]])
+    >>> mixture_weights(logits, torch.tensor([0, 0])).round(decimals=2).tolist()
+    [1.0, 0.0]
+    """
+    labels_1N1 = labels_N[None, :, None].expand(len(logits_TNK), -1, 1)
+    p_TN = logits_TNK.double().softmax(-1).gather(-1, labels_1N1)[..., 0].clamp_min(1e-300)
+    weights_T = p_TN.new_full((len(p_TN),), 1 / len(p_TN))
+    for _ in range(EM_STEPS):
+        weights_T = _shares(weights_T[:, None] * p_TN).mean(1)
+    if not per_class:
+        return weights_T.float()
+    classes = logits_TNK.shape[-1]
+    of_class_NK = torch.nn.functional.one_hot(labels_N, classes).double()
+    weights_TK = weights_T[:, None].expand(-1, classes)
+    for _ in range(EM_STEPS):
+        total_TK = _shares(weights_TK[:, labels_N] * p_TN) @ of_class_NK
+        weights_TK = (total_TK + CLASS_PRIOR * weights_T[:, None]) / (of_class_NK.sum(0) + CLASS_PRIOR)
+    return weights_TK.float()
+
+
+def _shares(values_TN: Tensor) -> Tensor:
+    return values_TN / values_TN.sum(0)
 
 
 def _spread(logits_TNK: Tensor) -> Tensor:

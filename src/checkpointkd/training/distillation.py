@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints import CheckpointRef, Trajectory
 from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn
@@ -15,12 +15,12 @@ from ..data import Data, EpochLoader
 from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError, unknown_name
 from ..exporting import write_student
-from ..losses import METHODS, distillation, takes_features
+from ..losses import METHODS, Teaching, distillation, takes_features
 from ..models import Network
 from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
-from ..teachers.ensemble import Teacher, check_compatible, logit_scales, refuse_at_chance
+from ..teachers.ensemble import Teacher, check_compatible, fitted_weights, logit_scales, refuse_at_chance
 from .loop import Row
 from .run import Method, RunSpec, run_training
 
@@ -29,11 +29,15 @@ log = logging.getLogger("checkpointkd")
 
 @dataclass(frozen=True, eq=False)
 class PreparedTeachers:
-    """Loaded teachers, their measurement on the validation set, and the factor of each one's logits; None for 1."""
+    """Loaded teachers, their measurement on the validation set, and what was fitted there.
+
+    `scales` are factors of their logits, None for 1. `weights` are fitted weights, (T,) or (T, K), or None.
+    """
 
     teacher: Teacher
     measured: TeachersMeasured
     scales: tuple[float, ...] | None
+    weights: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +60,11 @@ class DistillSpec:
             raise unknown_name("method", self.method, METHODS)
         if not 0 <= self.logit_cache_gb < 1e9:
             raise UserError(f"--logit-cache-gb must be from 0 to 10⁹, not {self.logit_cache_gb}")
+        if isinstance(self.config.teacher_weights, str) and len(self.refs) == 1:
+            raise UserError(
+                f"--teacher-weights {self.config.teacher_weights} needs several teachers, but only one is given. Add "
+                "--teachers or --ensemble."
+            )
         if self.config.teacher_schedule != "joint":
             if len(self.refs) == 1:
                 raise UserError(
@@ -83,12 +92,17 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     """
     teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
-    measured = teacher.measure(data.val, average=spec.kd.average, weights=spec.config.teacher_weights)
+    given = spec.config.teacher_weights
+    weights = fitted_weights(teacher, data.val, given)
+    # Weights by class need the label, so that they cannot be measured as a prediction.
+    used = None if weights is None or weights.ndim == 2 else weights.tolist()
+    measured = teacher.measure(data.val, average=spec.kd.average, weights=used if isinstance(given, str) else given)
     if verbose:
         _log_teachers(spec, measured, data.record.select_on)
     if not spec.allow_weak_teacher:
         refuse_at_chance(measured, data.val.labels_N)
-    return PreparedTeachers(teacher, measured, logit_scales(teacher, data.val, spec.config.teacher_tau))
+    scales = logit_scales(teacher, data.val, spec.config.teacher_tau)
+    return PreparedTeachers(teacher, measured, scales, weights)
 
 
 def run_distillation(
@@ -123,7 +137,9 @@ def run_distillation(
             precision=precision,
             limit=spec.cache_limit,
             on_progress=on_progress or (lambda task, done, total: None),
-            active_teachers=lambda epoch: spec.config.active_teachers(epoch, run.recipe.epochs, len(spec.refs)),
+            active_teachers=lambda epoch: spec.config.active_teachers(
+                epoch, run.recipe.epochs, len(spec.refs), seed=run.seed
+            ),
         )
 
     method = Method(
@@ -139,6 +155,7 @@ def run_distillation(
             "teachers_measured": teachers.prepared.measured,
             "teachers_cost": training_cost(spec.refs),
             "teacher_scales": teachers.prepared.scales,
+            "fitted_weights": _plain_weights(teachers.prepared.weights),
         },
         objective=teachers.objective,
         wrap_batches=wrap_batches,
@@ -174,8 +191,18 @@ class _LazyTeachers:
             teachers=[(ref.text, network) for ref, network in zip(self._spec.refs, teacher.networks, strict=True)],
             images=self._data.train,
             seed=self._run.seed,
-            scales=self.prepared.scales,
+            teaching=Teaching(
+                scales=self.prepared.scales,
+                weights=self.prepared.weights,
+                epochs=self._run.recipe.epochs,
+                seed=self._run.seed,
+            ),
         )
+
+
+def _plain_weights(weights: Tensor | None) -> tuple[tuple[float, ...], ...] | None:
+    """Return fitted weights as run.json has them: for each teacher one weight, or one for each class."""
+    return None if weights is None else tuple(map(tuple, weights.reshape(len(weights), -1).tolist()))
 
 
 def _log_teachers(spec: DistillSpec, measured: TeachersMeasured, select_on: SelectOn) -> None:
@@ -184,7 +211,9 @@ def _log_teachers(spec: DistillSpec, measured: TeachersMeasured, select_on: Sele
         log.info("Teacher %s (epoch %d): %s accuracy %.1f%%", member.ref, member.epoch, split, 100 * member.accuracy)
     if len(spec.refs) > 1 and spec.config.teacher_schedule == "joint":
         log.info("Ensemble: %s accuracy %.1f%%", split, 100 * measured.ensemble.accuracy)
-    if spec.config.teacher_schedule != "joint":
+    if spec.config.teacher_schedule == "random":
+        log.info("A random half of the %d teachers is used in each epoch", len(spec.refs))
+    elif spec.config.teacher_schedule != "joint":
         log.info("The teachers are used one after the other, each for %.3g%% of the training", 100 / len(spec.refs))
     if spec.config.teacher_batch_norm == "batch":
         log.info(
