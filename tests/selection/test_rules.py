@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
+import torch
 
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.errors import UserError
 from checkpointkd.information import Plane
+from checkpointkd.information.labels import nuclear_norm
 from checkpointkd.records.base import DataRecord
 from checkpointkd.records.selection import PlanePoint, PlaneSettings
 from checkpointkd.selection import NEED_NO_SCORES, RULES, Candidates, choose
@@ -50,6 +55,7 @@ def _plane(excess: list[float], accuracy: list[float], epochs: list[int] | None 
             image_information_se=0.0,
             image_information_sd=0.0,
             details={},
+            nuclear_norm=1 - e,
         )
         for epoch, e, a in zip(epochs, excess, accuracy, strict=True)
     )
@@ -71,6 +77,19 @@ def test_transition_by_hand():
     choice = _choose("transition", _plane([0.1] * 4, [0.1, 0.2, 0.5, 0.9], epochs=[2, 4, 6, 20]), planned=20)
     assert list(choice.scores.values()) == pytest.approx([0.0, 0.05, 0.15, 0.4 / 14])
     assert (choice.epoch, choice.reason) == (6, "the steepest rise of accuracy, 15.00% per epoch")
+
+
+def test_nuclear_norm_is_largest_for_confident_and_varied_predictions():
+    """Against the singular values of NumPy, in a plane, and without the measure."""
+    logits_NK = torch.randn(40, 7, generator=torch.Generator().manual_seed(0)) * 3
+    singular_values = np.linalg.svd(logits_NK.double().softmax(-1).numpy(), compute_uv=False)
+    assert nuclear_norm(logits_NK) == pytest.approx(singular_values.sum() / np.sqrt(7 * 40), rel=1e-6)
+    choice = _choose("nuclear-norm")
+    assert (choice.epoch, choice.reason, choice.probability) == (30, "the largest nuclear norm, 0.900", None)
+    old = _plane([0.1, 0.2], [0.5, 0.6])
+    old = replace(old, points=tuple(msgspec.structs.replace(point, nuclear_norm=None) for point in old.points))
+    with pytest.raises(UserError, match=r"Remove plane.json from the run, and run `checkpointkd score` again"):
+        _choose("nuclear-norm", old)
 
 
 def test_algorithm1_index_by_hand():

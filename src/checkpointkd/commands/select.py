@@ -77,7 +77,8 @@ class SelectOptions(PilotOptions, CommonOptions):
     rule: str | None = None
     """The rule: algorithm1; midpoint, last, random, best-accuracy; transition, the steepest rise of accuracy;
     lowest-nll, lowest-brier, lowest-calibration-error; mcmi, the largest conditional mutual information;
-    wrong-class-variance. Default: pilot runs with --student, otherwise algorithm1."""
+    wrong-class-variance; nuclear-norm, which needs no labels. Default: pilot runs with --student, otherwise
+    algorithm1."""
 
     estimator: EstimatorName = EstimatorConfig.estimator
     """The estimator of I(X;F) whose scores the rule uses: decoder or ridge."""

@@ -5,6 +5,8 @@ Letters in names: N images, K classes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,14 +18,29 @@ def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
     """Return accuracy, NLL and the lower bound H(Y) − CE on I(Y;F) (§3.2), in nats, at the fitted temperature.
 
     Returns:
-        The measures of `metrics.measure`, `label_information` and `temperature`.
+        The measures of `metrics.measure`, `label_information`, `temperature` and `nuclear_norm`.
     """
     loss_N, temperature = fitted_losses(logits_NK, labels_N)
     return {
         **measure(logits_NK, labels_N),
         "label_information": label_entropy(labels_N) - loss_N.mean().item(),
         "temperature": temperature,
+        "nuclear_norm": nuclear_norm(logits_NK),
     }
+
+
+def nuclear_norm(logits_NK: Tensor) -> float:
+    """Return the nuclear norm of the predictions over its largest possible value (Deng et al., ICML 2023).
+
+    It is large for predictions that are confident and spread over the classes. It needs no labels.
+
+    >>> one_hot, constant = 99 * torch.eye(3), torch.zeros(3, 3)
+    >>> round(nuclear_norm(one_hot), 3), round(nuclear_norm(constant), 3)
+    (1.0, 0.333)
+    """
+    p_NK = logits_NK.double().softmax(-1)
+    singular_values = torch.linalg.eigvalsh(p_NK.T @ p_NK).clamp_min(0).sqrt()
+    return singular_values.sum().item() / math.sqrt(min(p_NK.shape) * len(p_NK))
 
 
 def label_entropy(labels_N: Tensor) -> float:

@@ -39,7 +39,7 @@ class PlanePoint(Record, frozen=True, kw_only=True):
     fits of the estimator, None for a single fit. `details` holds further numbers of the estimator.
 
     `accuracy` is the paper's I(Y;F). `label_information` is H(Y) − CE in nats, a lower bound on I(Y;F), with the
-    logits divided by the fitted `temperature`.
+    logits divided by the fitted `temperature`. `nuclear_norm` is that of the predictions, None in older files.
     """
 
     epoch: int
@@ -53,6 +53,7 @@ class PlanePoint(Record, frozen=True, kw_only=True):
     image_information_se: float
     image_information_sd: float | None
     details: dict[str, float]
+    nuclear_norm: float | None = None
 
 
 class PlaneRecord(Record, frozen=True, kw_only=True):

@@ -183,6 +183,18 @@ def lowest_calibration_error(candidates: Candidates) -> Choice:
     return _highest_score("lowest-calibration-error", candidates, -error_RA[0], reason, -error_RA[1:])
 
 
+def nuclear_norm(candidates: Candidates) -> Choice:
+    """The checkpoint whose predictions have the largest nuclear norm. It needs no labels (Deng et al., ICML 2023)."""
+    norms = [point.nuclear_norm for point in candidates.scored.points]
+    if None in norms:
+        raise UserError(
+            "The scores are from a version that did not measure the nuclear norm. Remove plane.json from the run, and "
+            "run `checkpointkd score` again."
+        )
+    norm_A = np.array(norms, dtype=float)
+    return _highest_score("nuclear-norm", candidates, norm_A, f"the largest nuclear norm, {norm_A.max():.3f}")
+
+
 def random(candidates: Candidates) -> Choice:
     """A checkpoint drawn at random, with a seed that depends on the epochs alone: every rule should beat it."""
     drawn_A = np.random.default_rng([len(candidates.epochs), *candidates.epochs]).random(len(candidates.epochs))
@@ -221,6 +233,7 @@ RULES: dict[str, Rule] = {
     "lowest-calibration-error": lowest_calibration_error,
     "mcmi": conditional_mi,
     "wrong-class-variance": wrong_variance,
+    "nuclear-norm": nuclear_norm,
 }
 NEED_NO_SCORES = ("midpoint", "last", "random")
 
