@@ -209,5 +209,6 @@ def test_each_setting_of_a_run_tells_variants_apart():
         "teachers_measured",
         "teachers_cost",
         "teacher_scales",
+        "fitted_weights",
     }
     assert fields - {*FAMILY, *TEACHING} == {"seed", *without_effect, *follows_from_others}
