@@ -62,9 +62,9 @@ def needs(preset: Preset) -> list[Item]:
     return [
         Item(pair, _variant(number, name), task)
         for pair in preset.pairs
-        for number in range(preset.compared_teachers)
-        for part in (_reference_set, _longer_pilot_runs, _students_of_rules)
+        for part in (_reference_set, _students_of_rules, _longer_pilot_runs)
         for seed in range(preset.seeds)
+        for number in range(preset.compared_teachers)
         for name, task in part(preset, pair, number, seed)
     ]
 
