@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .experiments.demo import demo
     from .experiments.reproduce import reproduce
     from .exporting import load
+    from .teachers.teacher_module import teacher
 
 __all__ = [
     "Trajectory",
@@ -46,6 +47,7 @@ __all__ = [
     "save_checkpoint",
     "score",
     "select",
+    "teacher",
     "train",
     "transformers_callback",
     "tune",
@@ -57,6 +59,7 @@ _MODULES = {
     "open_trajectory": ".checkpoints",
     "UserError": ".errors",
     "load": ".exporting",
+    "teacher": ".teachers.teacher_module",
     "demo": ".experiments.demo",
     "reproduce": ".experiments.reproduce",
     **dict.fromkeys(("lightning_callback", "save_checkpoint", "transformers_callback"), ".checkpoints.writers"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..distill_config import KDConfig
 from ..errors import UserError, unknown_name
+from ..records.runs import DistillRecord
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, TeacherOptions, TrainingOptions
 from .signature import command
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ..checkpoints import Trajectory
 
 log = logging.getLogger("checkpointkd")
+
+FAR_BELOW = 0.6  # of the teachers' accuracy: a student below this share is pointed out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,28 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
         allow_weak_teacher=options.allow_weak_teacher,
     )
     run = options.run_spec(student, data, options.torch_device)
-    return run_distillation(run, spec, data, on_progress=options.on_progress)
+    trajectory = run_distillation(run, spec, data, on_progress=options.on_progress)
+    _warn_if_far_below_the_teacher(trajectory, max(ref.checkpoint.run.data.train_size for ref in refs))
+    return trajectory
+
+
+def _warn_if_far_below_the_teacher(student: Trajectory, teacher_images: int) -> None:
+    """Warn if a student ends far below its teachers on the validation set, with the likely reasons."""
+    result, run = student.result(), student.run
+    assert isinstance(run, DistillRecord)
+    teacher = run.teachers_measured.ensemble.accuracy
+    if result is None or result.val.accuracy > FAR_BELOW * teacher:
+        return
+    reasons = [f"too few epochs ({run.recipe.epochs})", f"the learning rate ({run.recipe.learning_rate:g})"]
+    if run.data.train_size < teacher_images:
+        reasons.insert(0, f"fewer training images ({run.data.train_size:,}) than the teacher's ({teacher_images:,})")
+    log.warning(
+        "The student's validation accuracy, %.1f%%, is far below its teacher's, %.1f%%. Likely reasons: %s, or a "
+        "network that is too small. `select --student` shows whether another method or no teacher is better.",
+        100 * result.val.accuracy,
+        100 * teacher,
+        ", ".join(reasons),
+    )
 
 
 def _warn_if_selected_otherwise(teachers: Sequence[str], student: str, method: str, kd: KDConfig) -> None:

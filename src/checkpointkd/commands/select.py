@@ -150,6 +150,13 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
         rule = DEFAULT_RULE if options.rule in (None, AUTO) else options.rule
         choice, made_with = _by_rule(trajectory, rule, options.estimator)
         _store(run, trajectory, choice, made_with=made_with)
+        if choice.epoch != max(trajectory):
+            log.info(
+                "The safe choice is the last checkpoint, %s@%d: no rule was clearly better in our experiments. "
+                "`select --student` measures which way to teach suits your student.",
+                run,
+                max(trajectory),
+            )
     for warning in choice.warnings:
         log.warning("%s", warning)
     return choice

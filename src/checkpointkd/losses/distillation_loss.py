@@ -43,11 +43,12 @@ def soft_targets(
     [[0.5, 0.5]]
     """
     if average == "logits":
-        return (_mean(teacher_TBK, weights) / tau).softmax(-1)
-    return _mean((teacher_TBK / tau).softmax(-1), weights)
+        return (mean_over_teachers(teacher_TBK, weights) / tau).softmax(-1)
+    return mean_over_teachers((teacher_TBK / tau).softmax(-1), weights)
 
 
-def _mean(values_TBK: Tensor, weights: Weights) -> Tensor:
+def mean_over_teachers(values_TBK: Tensor, weights: Weights) -> Tensor:
+    """Return the weighted mean over teachers (B, K); None for equal weights."""
     if weights is None:
         return values_TBK.mean(0)
     if isinstance(weights, Tensor):

@@ -1,0 +1,149 @@
+"""`ckd.teacher`: Eq. 2 in training loops of others."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import checkpointkd as ckd
+from checkpointkd.data import DataConfig, load_data
+from checkpointkd.distill_config import KDConfig
+from checkpointkd.errors import UserError
+from checkpointkd.losses import METHODS, LogitDistillation, soft_targets
+from checkpointkd.seeding import derive_seed
+from checkpointkd.teachers.ensemble import open_teacher
+
+TAU = 4.0
+
+
+@pytest.fixture
+def refs(teacher_run: Path) -> list[str]:
+    return [f"{teacher_run}@2", f"{teacher_run}@last"]
+
+
+@pytest.fixture(scope="module")
+def images_BCHW() -> Tensor:
+    return next(load_data(DataConfig(data="digits", train_images=60)).train.iter_batches(20))
+
+
+@pytest.mark.parametrize("weights", [None, (0.25, 0.75)])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_softmax_of_the_logits_is_equation_2(refs: list[str], images_BCHW: Tensor, average: Any, weights: Any):
+    members = torch.stack([ckd.load(ref)(images_BCHW) for ref in refs]).detach()
+    expected = soft_targets(members, tau=TAU, average=average, weights=weights)
+    logits_BK = ckd.teacher(*refs, tau=TAU, average=average, weights=weights)(images_BCHW)
+    torch.testing.assert_close((logits_BK / TAU).softmax(-1), expected)
+    assert not logits_BK.requires_grad
+
+
+def test_single_teacher_returns_its_own_logits(refs: list[str], images_BCHW: Tensor):
+    torch.testing.assert_close(ckd.teacher(refs[0], tau=TAU)(images_BCHW), ckd.load(refs[0])(images_BCHW).detach())
+
+
+def test_module_is_frozen_and_stays_in_evaluation_mode(refs: list[str], images_BCHW: Tensor):
+    teacher = ckd.teacher(*refs)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    outer = nn.ModuleDict({"teacher": teacher, "student": nn.Linear(2, 2)}).train()
+    assert outer.training
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    copied = copy.deepcopy(teacher)
+    torch.testing.assert_close(copied(images_BCHW), teacher(images_BCHW))
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert teacher.classes == [str(digit) for digit in range(10)]
+    assert teacher.references == refs
+
+
+def test_normalized_images_are_taken_back_to_the_unit_range(refs: list[str], images_BCHW: Tensor):
+    mean, std = (0.3,), (0.2,)
+    teacher = ckd.teacher(*refs, normalized=(mean, std))
+    torch.testing.assert_close(
+        teacher((images_BCHW - 0.3) / 0.2), ckd.teacher(*refs)(images_BCHW), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        ((0.0, 255.0), {}, r"takes images in \[0, 1\], and `normalized` is not given, but these are in \[0, 255\]"),
+        ((-2.0, 2.0), {}, r"these are in \[-2, 2\]. If they are normalized, .* normalized=\(mean, std\)"),
+        ((-2.0, 2.0), {"normalized": ((0.5,), (0.1,))}, None),
+        ((-9.0, 2.0), {"normalized": ((0.5,), (0.1,))}, "with the mean and std of `normalized`, but"),
+    ],
+)
+def test_first_images_out_of_range_are_refused(refs: list[str], images: Any, options: Any, message: str | None):
+    low, high = images
+    images_BCHW = torch.linspace(low, high, 64).reshape(1, 1, 8, 8)
+    teacher = ckd.teacher(*refs, **options)
+    if message is None:
+        assert teacher(images_BCHW).shape == (1, 10)
+    else:
+        with pytest.raises(UserError, match=message):
+            teacher(images_BCHW)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": 0.0}, "tau must be above 0"),
+        ({"weights": [1.0]}, "weights has 1 values for 2 checkpoints"),
+        ({"weights": [0.9, 0.9]}, "sum to 1"),
+        ({"average": "mean"}, "'mean'"),
+        ({"ensemble": "snapshot:2"}, "takes 1 run, not 2"),
+        ({"normalized": ((0.5, 0.5), (0.1,))}, "a mean and a positive std of each channel"),
+        ({"normalized": ((0.5,), (0.0,))}, "a mean and a positive std of each channel"),
+    ],
+)
+def test_wrong_values_are_refused(refs: list[str], options: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        ckd.teacher(*refs, **options)
+    with pytest.raises(UserError, match="at least one checkpoint reference"):
+        ckd.teacher()
+
+
+def test_plain_loop_has_the_losses_of_our_objective(refs: list[str]):
+    """The same batches in a plain loop with `ckd.teacher` and in our objective give equal losses, step by step."""
+    data = load_data(DataConfig(data="digits", train_images=100))
+    teacher, members = ckd.teacher(*refs, tau=TAU), open_teacher(refs)
+    objective = LogitDistillation(METHODS["kd"](), members, KDConfig(alpha=0.3, tau=TAU))
+    students = [ckd.load(refs[0]).train().requires_grad_() for _ in range(2)]
+    optimizers = [torch.optim.SGD(student.parameters(), lr=0.05) for student in students]
+    for epoch in range(2):
+        torch.manual_seed(derive_seed("test", epoch))
+        for batch in data.train.batches(batch_size=20, seed=0, device="cpu").epoch(epoch):
+            ours = objective(students[0], batch, 0.5)[0].mean()
+            logits_BK = students[1](batch.images_BCHW)
+            target_BK = (teacher(batch.images_BCHW) / TAU).softmax(-1)
+            soft = F.kl_div((logits_BK / TAU).log_softmax(-1), target_BK, reduction="batchmean")
+            plain = 0.3 * F.cross_entropy(logits_BK, batch.labels_B) + 0.7 * TAU**2 * soft
+            assert plain.item() == pytest.approx(ours.item(), rel=5e-3), "our teachers' logits are rounded to float16"
+            for optimizer, loss in zip(optimizers, (ours, plain), strict=True):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+
+def test_module_teaches_in_timms_distillation_task(refs: list[str]):
+    """timm reads the normalization of the teacher from `pretrained_cfg`, so that the teacher sees images in [0, 1]."""
+    import timm
+    from timm.task import LogitDistillationTask
+
+    teacher = ckd.teacher(*refs, tau=TAU)
+    student = timm.create_model("resnet18", num_classes=10)
+    task = LogitDistillationTask(student, teacher_model=teacher, temperature=TAU, task_loss_weight=0.5, verbose=False)
+    images_BCHW, labels_B = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    seen: list[Tensor] = []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    task.train()
+    loss = task((images_BCHW - task.student_mean) / task.student_std, labels_B)["loss"]
+    torch.testing.assert_close(seen[0], images_BCHW, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not teacher.training
