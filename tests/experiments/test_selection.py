@@ -108,7 +108,7 @@ def test_table_has_a_line_for_every_choice_that_was_run():
     assert set(lines) <= set(choices(PRESET))
     (accuracies,) = others
     assert isinstance(accuracies, Table)
-    assert accuracies.rows[1] == ["dist", "51.00 ± 1.00", "51.00 ± 1.00", "51.00 ± 1.00", "61.00 ± 1.00"]
+    assert accuracies.rows[1] == ["dist", "51.00 ± 1.00", "51.00 ± 1.00", "51.00 ± 1.00", "61.00 ± 1.00", "—"]
     assert results(PRESET, []).tables[0].rows == []
 
 

@@ -15,12 +15,13 @@ PRIOR = Prior(
     method_gain={"dist": 2.0, "none": -3.0},
     teachers_gain={"average": 0.5},
     gain=Spread(method=2.0, teachers=1.0, rest=0.5),
+    slope=0.5,
     bias_of_method={"dist": 1.0},
     bias_of_teachers={},
     bias=Spread(method=0.5, teachers=0.5, rest=0.5),
     noise=0.7,
 )
-EXACT = replace(PRIOR, bias_of_method={}, bias=Spread(method=0.0, teachers=0.0, rest=0.0), noise=1e-4)
+EXACT = replace(PRIOR, slope=1.0, bias_of_method={}, bias=Spread(method=0.0, teachers=0.0, rest=0.0), noise=1e-4)
 
 
 def test_without_runs_the_prior_is_returned():
@@ -50,11 +51,16 @@ def test_a_run_says_something_about_candidates_with_the_same_method_or_teachers(
 
 def test_known_bias_is_taken_off_and_unknown_bias_counts_less():
     runs = [(0, 10.0), (2, 13.0)]
-    assert posterior(replace(EXACT, bias_of_method={"dist": 1.0}), METHODS, TEACHERS, runs, baseline=0).mean_C[
-        2
-    ] == pytest.approx(2.0, abs=1e-3)
-    surprised = posterior(PRIOR, METHODS, TEACHERS, [(0, 10.0), (2, 20.0)], baseline=0).mean_C[2]
-    assert 2.0 < surprised < 9.0
+    biased = replace(EXACT, bias_of_method={"dist": 1.0})
+    assert posterior(biased, METHODS, TEACHERS, runs, baseline=0).mean_C[2] == pytest.approx(2.0, abs=1e-3)
+    unknown = replace(EXACT, bias=Spread(method=2.0, teachers=0.0, rest=0.0))
+    surprised = posterior(unknown, METHODS, TEACHERS, [(0, 10.0), (2, 20.0)], baseline=0).mean_C[2]
+    assert 2.0 < surprised < 8.0
+
+
+def test_pilot_run_shows_a_share_of_the_gain():
+    gains = posterior(replace(EXACT, slope=0.5), METHODS, TEACHERS, [(0, 10.0), (2, 13.0)], baseline=0)
+    assert gains.mean_C[2] == pytest.approx(6.0, abs=1e-3)
 
 
 def test_intervals_and_chances_hold_in_worlds_from_the_prior():
@@ -65,7 +71,7 @@ def test_intervals_and_chances_hold_in_worlds_from_the_prior():
     covered, chances, best = [], [], []
     for _ in range(400):
         gain_C = rng.multivariate_normal(mean_C, PRIOR.gain.covariance(METHODS, TEACHERS))
-        shown_C = gain_C + rng.multivariate_normal(bias_C, PRIOR.bias.covariance(METHODS, TEACHERS))
+        shown_C = PRIOR.slope * gain_C + rng.multivariate_normal(bias_C, PRIOR.bias.covariance(METHODS, TEACHERS))
         runs = [(index, 30 + shown_C[index] + rng.normal(0, PRIOR.noise)) for index in (0, 2, 4)]
         gains = posterior(PRIOR, METHODS, TEACHERS, runs, baseline=0)
         true_C, sd_C = gain_C - gain_C[0], np.sqrt(np.diag(gains.covariance_CC))

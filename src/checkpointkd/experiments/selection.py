@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from ..analysis.statistics import Claim, claim, paired
@@ -25,6 +25,7 @@ from .tasks import CheckpointChoice, DistillTask, PilotRunTask, TrainTask
 
 TITLE = "Ways to teach, and how to choose one"
 KINDS = {LAST: "last", EARLIER: "0.7", SEVERAL: "midpoint + last", AVERAGE: "mean of weights 0.7–1.0"}
+FITTED = "last, fitted temperature"
 SEARCH = "effects"  # the design of `select --student`
 
 
@@ -62,7 +63,7 @@ def needs(preset: Preset) -> list[Item]:
     return [
         Item(pair, _variant(number, name), task)
         for pair in preset.pairs
-        for part in (_reference_set, _students_of_rules, _longer_pilot_runs)
+        for part in (_reference_set, _fitted_temperatures, _students_of_rules, _longer_pilot_runs)
         for seed in range(preset.seeds)
         for number in range(preset.compared_teachers)
         for name, task in part(preset, pair, number, seed)
@@ -81,6 +82,14 @@ def _reference_set(
 def _longer_pilot_runs(preset: Preset, pair: Pair, number: int, seed: int) -> Iterator[tuple[str, PilotRunTask]]:
     for candidate in candidates_of(preset):
         yield _label(candidate), PilotRunTask(student(pair, candidate, number, seed), 2)
+
+
+def _fitted_temperatures(preset: Preset, pair: Pair, number: int, seed: int) -> Iterator[tuple[str, DistillTask]]:
+    """Yield the students of the last checkpoint at its own fitted temperature, which no search compares."""
+    for candidate in candidates_of(preset):
+        task = student(pair, candidate, number, seed)
+        if isinstance(task, DistillTask) and candidate.kind == LAST:
+            yield f"{_settings(candidate)}, {FITTED}", replace(task, teacher_tau="auto")
 
 
 def _students_of_rules(preset: Preset, pair: Pair, number: int, seed: int) -> Iterator[tuple[str, DistillTask]]:
@@ -261,19 +270,18 @@ def _interval(values: Sequence[float]) -> str:
 
 def _accuracy_table(preset: Preset, reference: Reference, pair: str, number: int) -> Table:
     """Return the accuracy of every method with every set of teachers."""
+    kinds = [*KINDS.values(), FITTED]
     settings = dict.fromkeys(_settings(c) for c in reference.labels if c != NO_TEACHER)
     lines = [
         [
             setting,
-            *(mean_sd(list(reference.accuracy.get(f"{setting}, {kind}", {}).values())) for kind in KINDS.values()),
+            *(mean_sd(list(reference.accuracy.get(f"{setting}, {kind}", {}).values())) for kind in kinds),
         ]
         for setting in settings
     ]
     alone = mean_sd(list(reference.accuracy.get(NO_TEACHER.method, {}).values()))
     note = f"{students_note(preset, 'each method with its own defaults')} No teacher: {alone}."
-    return Table(
-        f"{pair}, teacher {number + 1}: students by method and teachers", ["method", *KINDS.values()], lines, note
-    )
+    return Table(f"{pair}, teacher {number + 1}: students by method and teachers", ["method", *kinds], lines, note)
 
 
 def _claims(preset: Preset, references: dict[tuple[str, int], Reference]) -> list[Claim]:

@@ -1,8 +1,9 @@
 """What pilot runs say about ways to teach: a linear Gaussian model with effects of methods and of teachers.
 
 The gain of a candidate is the sum of an effect of its method, an effect of its teachers and an interaction. A pilot run
-shows the gain with an error: short runs favor some methods and teachers, and every run is noisy. So each pilot run says
-something about all candidates that share its method or its teachers. The prior holds what earlier experiments found.
+shows a share of the gain, with an error: short runs favor some methods and teachers, and every run is noisy. So each
+pilot run says something about all candidates that share its method or its teachers. The prior holds what earlier
+experiments found.
 
 Letters in names: C candidates, R pilot runs.
 """
@@ -44,7 +45,8 @@ class Prior:
         method_gain: Mean gain of each method over `kd` with α 0.5.
         teachers_gain: Mean gain of each kind of teachers over the last checkpoint.
         gain: Spread of the gains around these means.
-        bias_of_method: How much more a pilot run shows for a method than a whole run, on average.
+        slope: The share of a gain that a pilot run shows.
+        bias_of_method: How much more than this share a pilot run shows for a method, on average.
         bias_of_teachers: The same for each kind of teachers.
         bias: Spread of these errors, which do not change with the seed.
         noise: Standard deviation of a pilot run between seeds.
@@ -53,6 +55,7 @@ class Prior:
     method_gain: Mapping[str, float]
     teachers_gain: Mapping[str, float]
     gain: Spread
+    slope: float
     bias_of_method: Mapping[str, float]
     bias_of_teachers: Mapping[str, float]
     bias: Spread
@@ -120,11 +123,13 @@ def posterior(
     if runs:
         index_R = np.array([candidate for candidate, _ in runs])
         score_R = np.array([score for _, score in runs])
-        shown_RR = (gain_CC + prior.bias.covariance(methods, teachers))[np.ix_(index_R, index_R)]
-        covariance_RR = shown_RR + prior.noise**2 * np.eye(len(runs)) + LEVEL_SD**2
-        weight_CR = np.linalg.solve(covariance_RR, gain_CC[index_R]).T
-        mean_C = mean_C + weight_CR @ (score_R - score_R.mean() - (mean_C + bias_C)[index_R])
-        gain_CC = gain_CC - weight_CR @ gain_CC[index_R]
+        shown_CC = prior.slope**2 * gain_CC + prior.bias.covariance(methods, teachers)
+        covariance_RR = shown_CC[np.ix_(index_R, index_R)] + prior.noise**2 * np.eye(len(runs)) + LEVEL_SD**2
+        shown_with_gain_RC = prior.slope * gain_CC[index_R]
+        weight_CR = np.linalg.solve(covariance_RR, shown_with_gain_RC).T
+        expected_R = (prior.slope * mean_C + bias_C)[index_R]
+        mean_C = mean_C + weight_CR @ (score_R - score_R.mean() - expected_R)
+        gain_CC = gain_CC - weight_CR @ shown_with_gain_RC
     difference_CC = np.eye(len(methods))
     difference_CC[:, baseline] -= 1
     return Gains(difference_CC @ mean_C, difference_CC @ gain_CC @ difference_CC.T)

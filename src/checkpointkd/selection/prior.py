@@ -20,6 +20,7 @@ PRIOR = Prior(
     },
     teachers_gain={"average": 0.0, "several": 0.0, "earlier": -0.5},
     gain=Spread(method=2.0, teachers=1.0, rest=0.5),
+    slope=0.6,
     bias_of_method={},
     bias_of_teachers={},
     bias=Spread(method=1.0, teachers=0.5, rest=0.5),

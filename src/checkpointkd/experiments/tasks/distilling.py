@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from ... import records
 from ...commands import distill, tune
 from ...config import OnProgress
+from ...distill_config import TeacherTau
 from ...errors import UserError
 from ...records.runs import DistillRecord
 from ...records.tuning import TuneRecord
@@ -104,6 +105,7 @@ class DistillTask:
     tuned: bool = False
     alpha: float | None = None
     method: str = "kd"
+    teacher_tau: TeacherTau = "fixed"
     kind: Kind = field(default="student", init=False, repr=False)
 
     def requires(self) -> list[Task]:
@@ -143,10 +145,13 @@ class DistillTask:
             "teachers": pinned(context, self.teachers),
             "alpha, tau": self.alpha_tau(context),
             **({} if self.method == "kd" else {"method": self.method}),
+            **({} if self.teacher_tau == "fixed" else {"teacher_tau": self.teacher_tau}),
         }
 
     def folder(self, context: Context) -> Path:
-        by = "" if self.method == "kd" else f"-{self.method}"
+        by = ("" if self.method == "kd" else f"-{self.method}") + f"-tau-{self.teacher_tau}" * (
+            self.teacher_tau != "fixed"
+        )
         name = f"{self.model}-from-{short_name(context, self.teachers)}{by}-seed{self.seed}"
         return context.folder("runs", name, self.key(context))
 
@@ -161,6 +166,7 @@ class DistillTask:
             method=self.method,
             alpha=alpha,
             tau=tau,
+            teacher_tau=self.teacher_tau,
             allow_weak_teacher=True,
             logit_cache_gb=context.logit_cache_gb,
             checkpoint_dtype=preset.checkpoint_dtype,
