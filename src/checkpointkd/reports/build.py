@@ -115,7 +115,7 @@ def _runs_page(collected: Collected) -> Page:
     return Page(
         title=f"Checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT,
-        summary=[*map(_choice_sentence, planes), *conclusions(collected)],
+        summary=[*map(_verdict, collected.pilots.values()), *conclusions(collected), *map(_choice_sentence, planes)],
         notes=collected.notes,
         sections=sections,
         provenance=collected.provenance,
@@ -252,10 +252,25 @@ def conclusions(collected: Collected) -> list[str]:
             sentences.append(f"{student}: no student was trained in the same way without a teacher.")
             continue
         gaps = [(variant.label, difference(variant, baseline)) for variant in taught]
+        best = max(taught, key=lambda variant: variant.mean)
+        sentences.append(
+            f"{student}: the best teacher so far is {best.label}, with {best.mean:.1f}% on the test set. The "
+            f"difference from no teacher is {difference(best, baseline).text}. The best of several is favored by this "
+            "comparison."
+        )
         for verdict in dict.fromkeys(gap.verdict for _, gap in gaps):
             listed = "; ".join(f"{label}: {gap.mean:+.2f} points" for label, gap in gaps if gap.verdict == verdict)
             sentences.append(f"{student} compared with no teacher, {verdict}: {listed}.")
+        if any(gap.mean < 0 for _, gap in gaps):
+            sentences.append(
+                f"Some students of {student} are below the student without a teacher. Likely reasons: an under-trained "
+                "teacher, too small an α for it, or too few epochs."
+            )
     return list(dict.fromkeys(sentences))
+
+
+def _verdict(record: PilotRecord) -> str:
+    return f"{record.result.student}: {record.result.reason}."
 
 
 def _choice_sentence(scored: Scored) -> str:
