@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from .experiments.demo import demo
     from .experiments.reproduce import reproduce
     from .exporting import load
+    from .teachers.cached_logits import cached_logits
     from .teachers.teacher_module import teacher
 
 __all__ = [
     "Trajectory",
     "UserError",
     "cache",
+    "cached_logits",
     "convert",
     "correlate",
     "demo",
@@ -59,6 +61,7 @@ _MODULES = {
     "open_trajectory": ".checkpoints",
     "UserError": ".errors",
     "load": ".exporting",
+    "cached_logits": ".teachers.cached_logits",
     "teacher": ".teachers.teacher_module",
     "demo": ".experiments.demo",
     "reproduce": ".experiments.reproduce",

@@ -1,0 +1,129 @@
+"""Images, labels and teacher logits from the cache, for a training loop of your own.
+
+Letters in names: N training images, B batch, C channels, H W height and width, T teachers, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from ..checkpoints import resolve_ensemble
+from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn, check_choice
+from ..data import Batch, EpochLoader, config_like, load_data
+from ..errors import UserError
+from .cached_batches import CachedTeacherBatches, with_cached_logits
+from .ensemble import Teacher, check_compatible
+
+
+def cached_logits(
+    *references: str,
+    data: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    augment: bool = True,
+    ensemble: str | None = None,
+    train_images: int | None = None,
+    select_on: SelectOn | None = None,
+    precision: Precision = "fp32",
+    device: torch.device | str = "cpu",
+    logit_cache_gb: float = LOGIT_CACHE_GB,
+    on_progress: OnProgress | None = None,
+) -> CachedLogits:
+    """Return training batches with the logits of teachers, for a training loop of your own.
+
+    The batches are those of `distill` with the same data, batch size and seed: the same images in the same order and
+    the same augmented views. The teachers see exactly these views. Logits that are missing in the cache are computed at
+    the start of an epoch.
+
+    Example:
+
+        batches = ckd.cached_logits("runs/teacher@last", batch_size=64)
+        for epoch in range(20):
+            for batch in batches.epoch(epoch):
+                loss = my_loss(student(batch.images_BCHW), batch.labels_B, batch.teacher_TBK.mean(0))
+
+    Args:
+        references: One or more checkpoint references, such as `runs/teacher@last`.
+        data: The images, as for `distill`. None: those of the teachers' run.
+        batch_size: Images per batch; the last batch of an epoch may be smaller.
+        seed: Seed of the order and of the augmentation.
+        augment: Whether images are padded, cropped and flipped, as in `distill`.
+        ensemble: `snapshot:K`, `full:K`, `mixed` or `all`, as for `distill`.
+        train_images: Use a class-balanced subset of this many training images. None: the teachers' number.
+        select_on: `val` or `test`, as for `distill`. None: as in the teachers' run.
+        precision: Precision of the teachers' forward passes, `fp32` or `bf16`.
+        device: Where images, logits and teachers are.
+        logit_cache_gb: What the whole cache may take up.
+        on_progress: Called while missing logits are computed.
+
+    Raises:
+        UserError: If a reference names no checkpoint, or if the teachers' classes differ from each other or from the
+            data's.
+    """
+    check_choice("precision", precision, Precision)
+    if not references:
+        raise UserError("cached_logits() needs at least one checkpoint reference, such as 'runs/teacher@last'")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    members = resolve_ensemble(references, ensemble)
+    config = config_like(members[0].checkpoint.run.data, data, select_on, train_images)
+    loaded = load_data(config, on_progress=on_progress)
+    teacher = Teacher(members, device=torch.device(device), cache_limit=int(logit_cache_gb * 1e9))
+    check_compatible(teacher, loaded)
+    batches = with_cached_logits(
+        loaded.train.batches(batch_size=batch_size, seed=seed, device=device, augment=augment),
+        loaded.train,
+        teacher,
+        precision=precision,
+        limit=teacher.cache_limit,
+        on_progress=on_progress or (lambda task, done, total: None),
+    )
+    return CachedLogits(batches, teacher)
+
+
+@final
+class CachedLogits:
+    """Batches of images, labels and teacher logits. See `cached_logits`.
+
+    Attributes:
+        classes: The names of the classes.
+        references: The teachers, in the order of the logits.
+    """
+
+    def __init__(self, batches: EpochLoader, teacher: Teacher) -> None:
+        self._batches, self._teacher = batches, teacher
+        self.classes = teacher.classes
+        self.references = [member.text for member in teacher.members]
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0.
+
+        A batch has `images_BCHW` in [0, 1], `labels_B`, `teacher_TBK` (the logits in float32), `index_B` (the image's
+        number in the official data set) and `view_B`.
+        """
+        for batch in self._batches.epoch(epoch):
+            yield batch if batch.teacher_TBK is not None else replace(batch, teacher_TBK=self._teacher.logits(batch))
+
+    def dataset(self, epoch: int) -> TensorDataset:
+        """Return an epoch as a data set of (image, label, teacher logits (T, K)), in the order of `epoch`.
+
+        Raises:
+            UserError: If the logits cannot be cached, as those of images that are streamed from files.
+        """
+        if not isinstance(self._batches, CachedTeacherBatches):
+            raise UserError("The logits of these images are not cached. Use `epoch` in place of `dataset`.")
+        parts: list[Sequence[Tensor]] = []
+        for batch in self.epoch(epoch):
+            assert batch.teacher_TBK is not None
+            parts.append((batch.images_BCHW, batch.labels_B, batch.teacher_TBK.transpose(0, 1)))
+        return TensorDataset(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
