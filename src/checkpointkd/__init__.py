@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .experiments.demo import demo
     from .experiments.reproduce import reproduce
     from .exporting import load
+    from .reports.frame import results
     from .teachers.cached_logits import cached_logits
     from .teachers.teacher_module import teacher
 
@@ -46,6 +47,7 @@ __all__ = [
     "open_trajectory",
     "report",
     "reproduce",
+    "results",
     "save_checkpoint",
     "score",
     "select",
@@ -62,6 +64,7 @@ _MODULES = {
     "UserError": ".errors",
     "load": ".exporting",
     "cached_logits": ".teachers.cached_logits",
+    "results": ".reports.frame",
     "teacher": ".teachers.teacher_module",
     "demo": ".experiments.demo",
     "reproduce": ".experiments.reproduce",

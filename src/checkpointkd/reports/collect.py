@@ -92,13 +92,13 @@ def collect(folder: Path) -> Collected:
     """Read every run and every result below a folder; raises UserError if there is none."""
     check_exists(folder, "folder")
     notes: list[str] = []
-    files = _result_files(folder)
+    files = result_files(folder)
     experiments = list(_read_all(folder, files["experiment.json"], _read_experiment, notes).values())
     names_in_order = [*ORDER, *(experiment.record.experiment for experiment in experiments)]
     experiments.sort(key=lambda experiment: names_in_order.index(experiment.record.experiment))
     tunings = _read_all(folder, files["tune.json"], lambda path: records.read(path, TuneRecord, remedy=REMEDY), notes)
     pilots = _read_all(folder, files["pilot.json"], lambda path: records.read(path, PilotRecord, remedy=REMEDY), notes)
-    runs = _read_runs(files, notes)
+    runs = read_runs(files, notes)
     if (folder / "experiments.json").exists() and not experiments:
         notes.append("Not finished: no experiment here has results yet. Run the same `checkpointkd reproduce` again.")
     if not (runs or tunings or pilots or experiments):
@@ -121,7 +121,7 @@ def collect(folder: Path) -> Collected:
     return Collected(folder, scored, variants, tunings, pilots, experiments, notes + duplicates, provenance)
 
 
-def _result_files(folder: Path) -> dict[str, list[Path]]:
+def result_files(folder: Path) -> dict[str, list[Path]]:
     """Return the files of runs and results below a folder, by file name, in order. Links are not followed."""
     found: dict[str, list[Path]] = {name: [] for name in FILES}
     for parent, folders, names in os.walk(folder):
@@ -142,7 +142,7 @@ def _read_all(folder: Path, files: list[Path], read: Callable[[Path], T], notes:
     return results
 
 
-def _read_runs(files: Mapping[str, list[Path]], notes: list[str]) -> list[Trajectory]:
+def read_runs(files: Mapping[str, list[Path]], notes: list[str]) -> list[Trajectory]:
     """Return the runs, without the trials of `tune` and the pilot runs; a note names each damaged run."""
     parts = [path.parent / "trials" for path in files["tune.json"]]
     parts += [path.parent / "pilot_runs" for path in files["pilot_search.json"]]
