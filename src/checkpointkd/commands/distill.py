@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..distill_config import KDConfig
-from ..errors import UserError, unknown_name
+from ..errors import UserError
 from ..records.runs import DistillRecord
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, TeacherOptions, TrainingOptions
@@ -43,10 +43,8 @@ class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions
         Raises:
             UserError: For an unknown method, for values out of range, and for a τ that would have no effect.
         """
-        from ..losses import METHODS, defaults, takes_features
+        from ..losses import defaults, takes_features
 
-        if self.method not in METHODS:
-            raise unknown_name("method", self.method, METHODS)
         alpha, tau = defaults(self.method)
         alpha = alpha if self.alpha is None else self.alpha
         if self.tau is not None and takes_features(self.method) and alpha == 1:

@@ -295,7 +295,7 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     method: str = "kd"
     """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, wsl, mlkd
     (several levels), mlkd-ls (with standardized logits). From their features: fitnets, at, sp, cc, vid, rkd, fsp, pkt,
-    crd, reviewkd."""
+    crd, reviewkd. One of your own: package.module:Class."""
 
     tau_squared: bool = KDConfig.tau_squared
     """Multiply the distillation loss by the squared temperature, as is common and as the authors' code does. The

@@ -232,14 +232,13 @@ def _by_pilot_runs(
 ) -> tuple[PilotSearch, PilotResult]:
     """Return a pilot search for this student, and its result."""
     from ..data import load_data
-    from ..losses import METHODS
+    from ..losses import get_method
     from ..selection.pilot import run_pilot_search
     from ..selection.pilot_store import PilotSearch
 
     settings = options.pilot_config()
     for method in settings.methods:
-        if method not in METHODS:
-            raise unknown_name("method", method, METHODS)
+        get_method(method)  # raises UserError for an unknown one
     data_config = options.config_like(trajectory.run.data, options.train_images)
     data = load_data(data_config, on_progress=options.on_progress)
     check_same_classes(trajectory, data)

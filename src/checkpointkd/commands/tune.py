@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import SamplerName, check_choice
 from ..distill_config import EnsembleAverage, KDConfig
-from ..errors import UserError, unknown_name
+from ..errors import UserError
 from ..records.base import plain
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, RecipeOptions, RunOptions, TeacherOptions
@@ -61,11 +61,9 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Common
         Raises:
             UserError: For an unknown method, for values out of range, and for a τ that would have no effect.
         """
-        from ..losses import METHODS, takes_features
+        from ..losses import takes_features
         from ..selection.tuning import TuneConfig, default_space
 
-        if self.method not in METHODS:
-            raise unknown_name("method", self.method, METHODS)
         check_choice("average", self.average, EnsembleAverage)
         given = {name: getattr(self, name) for name in ("alpha", "tau", "method_weight", "learning_rate")}
         space = default_space(self.method) | {name: tuple(v) for name, v in given.items() if v is not None}

@@ -11,6 +11,7 @@ from .objectives import (
     Teaching,
     defaults,
     distillation,
+    get_method,
     takes_features,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "cross_entropy",
     "defaults",
     "distillation",
+    "get_method",
     "kd",
     "kl_divergence",
     "label_smoothing",

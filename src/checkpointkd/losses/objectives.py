@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Batch, Images
 from ..distill_config import DistillConfig, KDConfig
-from ..errors import UserError
+from ..errors import UserError, unknown_name
 from ..models import Network, capture_activations
 from ..seeding import derive_seed
+from ..user_code import import_object
 from . import features, logits
 from .crd import CRD
 from .distillation_loss import Weights, cross_entropy, label_smoothing, soft_loss
@@ -240,7 +241,7 @@ def distillation(
         UserError: An option does not apply to the method, a feature does not exist, or the method cannot match the
             features.
     """
-    method_class = METHODS[method]
+    method_class = get_method(method)
     if distill_config.channel_adapter and method != "fsp":
         raise UserError(f"--channel-adapter does not apply to {method}, only to fsp")
     if not takes_features(method):
@@ -263,13 +264,38 @@ def distillation(
 
 def takes_features(method: str) -> bool:
     """Return whether a method uses the teachers' features, so that the logit cache cannot serve it."""
-    return hasattr(METHODS[method], "feature_kind")
+    return hasattr(get_method(method), "feature_kind")
 
 
 def defaults(method: str) -> tuple[float, float]:
     """Return a method's default α and τ."""
-    method_class = METHODS[method]
+    method_class = get_method(method)
     return method_class.alpha, getattr(method_class, "tau", KDConfig.tau)
+
+
+def get_method(name: str) -> Any:
+    """Return the class of a method: one of `METHODS`, or a user's own as `package.module:Class`.
+
+    Raises:
+        UserError: For an unknown name, and for a class that lacks what every method has.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if ":" not in name:
+        raise unknown_name("method", name, (*METHODS, "package.module:Class"))
+    method_class = import_object(name, kind="Method")
+    if not (isinstance(method_class, type) and issubclass(method_class, nn.Module)):
+        raise UserError(f"Method {name!r} must be a class that inherits from torch.nn.Module")
+    if missing := [attribute for attribute in ("alpha", "weight", "warm_up") if not hasattr(method_class, attribute)]:
+        raise UserError(
+            f"Method {name!r} has no {' and no '.join(missing)}. docs/methods.md shows what a method of your own needs."
+        )
+    kind = getattr(method_class, "feature_kind", None)
+    if kind not in (None, *get_args(features.FeatureKind)):
+        raise UserError(
+            f"Method {name!r} has feature_kind {kind!r}. Known: {', '.join(get_args(features.FeatureKind))}."
+        )
+    return method_class
 
 
 def _in_use(

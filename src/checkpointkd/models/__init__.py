@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import importlib
 import inspect
 import json
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 from ..config import ChannelOrder
 from ..errors import UserError, first_line, unknown_name
 from ..seeding import derive_seed
+from ..user_code import current_folder_last, import_object
 from .hooks import as_map, capture_activations, last_map_path, stage_paths, vector_path
 from .hugging_face import PREFIX as HUGGING_FACE
 from .hugging_face import build_from_config, most_parameters, read_config
@@ -187,31 +184,8 @@ def _build_timm(name: str, arguments: Mapping[str, Any], *, num_classes: int, in
 
 
 def _build_custom(model: str, **sizes: int) -> nn.Module:
-    module_name, _, attribute = model.partition(":")
-    with _current_folder_last():
-        try:
-            factory = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:  # the user's module may raise anything
-            raise UserError(
-                f"Model {model!r} cannot be imported: {first_line(error)}. Python searches its import path, then the "
-                "current folder."
-            ) from None
-        return _call_factory(model, factory, sizes)
-
-
-@contextlib.contextmanager
-def _current_folder_last() -> Iterator[None]:
-    """Search the current folder after the import path. Outside of this context, no module comes from that folder."""
-    here = os.getcwd()
-    if here in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        if here in sys.path:  # the user's code may change the path
-            sys.path.remove(here)
+    with current_folder_last():
+        return _call_factory(model, import_object(model, kind="Model"), sizes)
 
 
 def _call_factory(model: str, factory: Any, sizes: Mapping[str, int]) -> nn.Module:

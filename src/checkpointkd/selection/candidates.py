@@ -52,7 +52,7 @@ class Candidate:
         if not self.teachers:
             return "no-teacher"
         alpha = "" if self.alpha is None else f"-alpha-{self.alpha!r}"
-        return f"{self.method}-from-{'+'.join(self.teachers).replace(':', '-')}{alpha}"
+        return f"{self.method}-from-{'+'.join(self.teachers)}{alpha}".replace(":", "-")
 
 
 NO_TEACHER = Candidate((), "none", "no teacher")

@@ -26,7 +26,7 @@ from ..checkpoints.run_dir import read_metrics
 from ..config import OnProgress, Recipe, SamplerName, check_choice
 from ..data import Data
 from ..errors import Diverged, UserError, pluralize
-from ..losses import METHODS, takes_features
+from ..losses import get_method, takes_features
 from ..records.base import plain, provenance
 from ..records.tuning import BestTrialRecord, TrialRecord, TuneRecord, TuneSettings
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
@@ -113,9 +113,9 @@ class TuneTask:
 
 def default_space(method: str) -> dict[str, tuple[float, ...]]:
     """Return the default search space: α and τ for `kd`; else the method's weight, and τ if it uses one."""
-    if method == "kd":
+    if get_method(method).weight is None:  # 1 − α
         return {"alpha": ALPHAS, "tau": TAUS}
-    weight = {"method_weight": tuple(float(f"{factor * METHODS[method].weight:.3g}") for factor in WEIGHT_FACTORS)}
+    weight = {"method_weight": tuple(float(f"{factor * get_method(method).weight:.3g}") for factor in WEIGHT_FACTORS)}
     return weight if takes_features(method) else {"tau": TAUS, **weight}
 
 

@@ -13,9 +13,9 @@ from ..checkpoints import CheckpointRef, Trajectory
 from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn
 from ..data import Data, EpochLoader
 from ..distill_config import DistillConfig, KDConfig
-from ..errors import UserError, unknown_name
+from ..errors import UserError
 from ..exporting import write_student
-from ..losses import METHODS, Teaching, distillation, takes_features
+from ..losses import Teaching, distillation, get_method, takes_features
 from ..models import Network
 from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
@@ -56,8 +56,7 @@ class DistillSpec:
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown_name("method", self.method, METHODS)
+        get_method(self.method)  # raises UserError for an unknown one
         if not 0 <= self.logit_cache_gb < 1e9:
             raise UserError(f"--logit-cache-gb must be from 0 to 10⁹, not {self.logit_cache_gb}")
         if isinstance(self.config.teacher_weights, str) and len(self.refs) == 1:
