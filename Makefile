@@ -13,7 +13,7 @@ define install
 		grep -v 'Location .* is ignored' .venv/pip.log >&2; exit $$status
 endef
 
-.PHONY: demo test test-slow test-all test-faults check bench format clean
+.PHONY: demo test test-slow test-all test-faults check docs bench format clean
 
 demo: .venv/installed
 	$(BIN)/checkpointkd demo --out runs/demo
@@ -35,6 +35,10 @@ check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+
+# The documentation site, in build/site. It opens without a server: build/site/index.html.
+docs: .venv/installed
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
 bench: EXTRAS := dev,bench
 bench: .venv/installed

@@ -136,6 +136,8 @@ def test_links_of_the_documentation_lead_somewhere():
     for page, link in links:
         name, _, section = link.partition("#")
         target = page.parent / name if name else page
+        if target == ROOT / "docs" / "reference" / "command-line.md":  # `make docs` writes it
+            continue
         assert target.exists(), f"{page.name}: {link}"
         if section:
             assert section in _anchors(target), f"{page.name}: {link}"

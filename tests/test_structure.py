@@ -15,6 +15,7 @@ LAYERS = [
     "recipes",
     "seeding",
     "storage",
+    "user_code",
     "data",
     "models",
     "losses",

@@ -21,17 +21,14 @@ log = logging.getLogger("checkpointkd")
 def results(folder: Path | str, /) -> pandas.DataFrame:
     """Return every run below a folder as a tidy DataFrame, one row per run. Needs pandas.
 
-    Trials of `tune` and pilot runs are left out. A damaged run is left out with a warning. Accuracies are shares.
+    Trials of `tune` and pilot runs are left out. A damaged run is left out with a warning. Accuracies are shares. The
+    columns are:
 
-    | column | content |
-    |---|---|
-    | `run` | the path below the folder |
-    | `kind` | `train`, `distill` or `external` |
-    | `model`, `seed`, `precision`, `data`, `train_images` | as trained |
-    | `epochs`, `batch_size`, `learning_rate`, `label_smoothing` | of the recipe |
-    | `method`, `alpha`, `tau`, `teachers`, `teacher_schedule` | of a distillation |
-    | `teacher_accuracy` | of the teachers together, on the validation set |
-    | `val_accuracy`, `val_nll`, `test_accuracy`, `test_nll`, `seconds` | of a complete run |
+    - `run`, the path below the folder; `kind`: train, distill or external;
+    - `model`, `seed`, `precision`, `data`, `train_images`;
+    - `epochs`, `batch_size`, `learning_rate`, `label_smoothing`;
+    - `method`, `alpha`, `tau`, `teachers`, `teacher_schedule`, and `teacher_accuracy` on the validation set;
+    - `val_accuracy`, `val_nll`, `test_accuracy`, `test_nll`, `seconds`, of complete runs.
 
     Example:
 
