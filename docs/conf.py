@@ -28,6 +28,8 @@ napoleon_google_docstring = True
 
 html_theme = "furo"
 html_title = "checkpointkd"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
