@@ -230,6 +230,7 @@ def student_rows(collected: Collected) -> list[dict[str, Any]]:
             {
                 "label": variant.label,
                 "student": variant.student,
+                "teacher": variant.teacher_accuracy,
                 "n": variant.n,
                 "mean": variant.mean,
                 "sd": variant.sd if variant.n > 1 else None,

@@ -30,7 +30,8 @@ CLAIMS_NOTE = (
 )
 STUDENTS_NOTE = (
     "Test accuracy after the last epoch: mean ± standard deviation over n seeds. Differences are paired by seed, with "
-    "95% confidence intervals (CI) that are not corrected for the number of comparisons."
+    "95% confidence intervals (CI) that are not corrected for the number of comparisons. The teacher's accuracy is on the "
+    "validation set."
 )
 ROUNDING = 1e-6  # intervals of two equal checkpoints differ from 0 in their last bits
 
@@ -215,13 +216,14 @@ def students_table(students: Sequence[Mapping[str, Any]]) -> Table:
         [
             student["label"],
             student["student"],
+            "" if student["teacher"] is None else f"{student['teacher']:.1f}",
             f"{student['mean']:.2f}" if student["sd"] is None else _plus_minus(student["mean"], student["sd"], 2),
             str(student["n"]),
             student["against"],
         ]
         for student in students
     ]
-    columns = ["teacher", "student", "accuracy, %", "n", "minus no teacher, points"]
+    columns = ["teacher", "student", "the teacher's, %", "accuracy, %", "n", "minus no teacher, points"]
     return Table("", columns, rows, STUDENTS_NOTE, [row for row, student in enumerate(students) if student["chosen"]])
 
 

@@ -34,6 +34,7 @@ class Variant:
         family: what the students have in common with those that they can be compared with, as a key.
         smoothing: label smoothing; above 0, the student learned from the uniform teacher.
         distillation: how the teachers taught, where it was not plain KD.
+        teacher_accuracy: of the teachers together on the validation set, in percent.
         chosen: whether `select` chose exactly these teachers, for this student if for one.
     """
 
@@ -44,6 +45,7 @@ class Variant:
     family: str = field(repr=False)
     smoothing: float = 0.0
     distillation: str = ""
+    teacher_accuracy: float | None = None
     chosen: bool = False
 
     @property
@@ -153,6 +155,7 @@ def group_variants(runs: Sequence[Trajectory], names: dict[Path, str]) -> tuple[
             family=family,
             smoothing=_smoothing(first.run),
             distillation=distillation,
+            teacher_accuracy=_teacher_accuracy(first.run),
             chosen=selected_by != "",
         )
         variants.append((first, variant))
@@ -171,6 +174,10 @@ def _key(record: AnyRun, fields: Sequence[str]) -> str:
     if "data" in part:
         part["data"] = record.data.identity
     return json.dumps(part, sort_keys=True, default=plain)
+
+
+def _teacher_accuracy(record: AnyRun) -> float | None:
+    return 100 * record.teachers_measured.ensemble.accuracy if isinstance(record, DistillRecord) else None
 
 
 def _smoothing(record: AnyRun) -> float:
