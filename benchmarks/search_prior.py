@@ -80,20 +80,25 @@ def _errors(reference: Reference) -> dict[Candidate, float]:
 def _effects(values: dict[Candidate, float]) -> dict[str, dict[str, float]]:
     """Return additive effects relative to `kd` with the first α from the last checkpoint, and the residuals."""
     taught = {candidate: value for candidate, value in values.items() if candidate != NO_TEACHER}
-    methods = list(dict.fromkeys(candidate.settings for candidate in taught))
+    methods = list(dict.fromkeys(_setting(candidate) for candidate in taught))
     kinds = list(dict.fromkeys(candidate.kind for candidate in taught))
-    method = {name: fmean(v for c, v in taught.items() if c.settings == name) for name in methods}
+    method = {name: fmean(v for c, v in taught.items() if _setting(c) == name) for name in methods}
     kind = {name: fmean(v for c, v in taught.items() if c.kind == name) for name in kinds}
     level = fmean(taught.values())
-    rest = {str(c): v - method[c.settings] - kind[c.kind] + level for c, v in taught.items()}
+    rest = {str(c): v - method[_setting(c)] - kind[c.kind] + level for c, v in taught.items()}
     default = method[methods[0]] + kind[kinds[0]] - level
     method_effect = {name: value - method[methods[0]] for name, value in method.items()}
-    method_effect[NO_TEACHER.settings] = values[NO_TEACHER] - default
+    method_effect[NO_TEACHER.method] = values[NO_TEACHER] - default
     return {
         "method": method_effect,
         "teachers": {name: value - kind[kinds[0]] for name, value in kind.items()},
         "rest": rest,
     }
+
+
+def _setting(candidate: Candidate) -> str:
+    """Return the method as the prior names it."""
+    return candidate.method if candidate.alpha in (None, 0.5) else f"{candidate.method}, α {candidate.alpha:g}"
 
 
 def _pooled(effects: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from checkpointkd.selection.effects import Prior, Spread, posterior
+from checkpointkd.selection.effects import Level, Prior, Spread, posterior
 
-METHODS = ["kd", "kd", "dist", "dist", "none"]
-TEACHERS = ["last", "average", "last", "average", "no teacher"]
+METHODS = [Level(name, ((name, 1.0),)) for name in ("kd", "kd", "dist", "dist", "none")]
+TEACHERS = [Level(name, ((name, 1.0),)) for name in ("last", "average", "last", "average", "no teacher")]
+NAMES = [level.name for level in METHODS], [level.name for level in TEACHERS]
 PRIOR = Prior(
     method_gain={"dist": 2.0, "none": -3.0},
     teachers_gain={"average": 0.5},
@@ -70,8 +71,8 @@ def test_intervals_and_chances_hold_in_worlds_from_the_prior():
     bias_C = np.array([0.0, 0.0, 1.0, 1.0, 0.0])
     covered, chances, best = [], [], []
     for _ in range(400):
-        gain_C = rng.multivariate_normal(mean_C, PRIOR.gain.covariance(METHODS, TEACHERS))
-        shown_C = PRIOR.slope * gain_C + rng.multivariate_normal(bias_C, PRIOR.bias.covariance(METHODS, TEACHERS))
+        gain_C = rng.multivariate_normal(mean_C, PRIOR.gain.covariance(*NAMES))
+        shown_C = PRIOR.slope * gain_C + rng.multivariate_normal(bias_C, PRIOR.bias.covariance(*NAMES))
         runs = [(index, 30 + shown_C[index] + rng.normal(0, PRIOR.noise)) for index in (0, 2, 4)]
         gains = posterior(PRIOR, METHODS, TEACHERS, runs, baseline=0)
         true_C, sd_C = gain_C - gain_C[0], np.sqrt(np.diag(gains.covariance_CC))

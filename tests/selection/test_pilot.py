@@ -307,7 +307,7 @@ def test_diverged_run_counts_and_is_not_trained_again(teacher: Path, tmp_path: P
     assert sorted(trained) == [name, f"kd-from-{LAST}-alpha-0.5-1-epochs"]
     assert result.spent_epochs == 1 + len(trained), "the diverged run counts"
     assert result.method != "dist"
-    assert any(f"dist from epoch {LAST} diverged" in warning for warning in result.warnings)
+    assert any(f"dist from epoch {LAST} failed" in warning for warning in result.warnings)
     assert "(stored)" not in caplog.text
     again = ckd.select(teacher, out=tmp_path / "pilot", **quick)
     assert trained.count(name) == 1
@@ -324,7 +324,7 @@ def test_nothing_is_chosen_if_all_runs_diverge(teacher: Path, tmp_path: Path, mo
     assert ckd.select(teacher, out=tmp_path / "alone", **quick).teachers == (), "only no teacher is left"
     monkeypatch.setattr(pilot, "run_training", diverge)
     (teacher / "selection.json").unlink()
-    with pytest.raises(UserError, match=r"All pilot runs from .* diverged.* smaller --learning-rate"):
+    with pytest.raises(UserError, match=r"All pilot runs from .* failed.* smaller --learning-rate"):
         ckd.select(teacher, out=tmp_path / "pilot", **quick)
     assert not (teacher / "selection.json").exists()
 
@@ -354,7 +354,8 @@ def test_no_teacher_is_chosen_if_the_teachers_are_poor(teacher_run: Path, tmp_pa
     result = ckd.select(teacher_run, out=tmp_path / "pilot", **{**SHORT, "budget": 60})
     assert result.teachers == ()
     assert result.reason.startswith("Use no teacher")
-    assert f"train wrn_10_1 --data digits --epochs {SHORT['epochs']}" in result.command
+    assert "train wrn_10_1 --data digits" in result.command
+    assert f"--epochs {SHORT['epochs']}" in result.command
     assert "--no-flip" in result.command, "on the same images as the pilot runs"
 
 
@@ -394,7 +395,82 @@ def test_select_replaces_a_damaged_selection_and_logs_a_changed_one(teacher: Pat
     assert "@best" not in caplog.text
     ckd.select(teacher, rule="midpoint")
     assert f"{teacher}@best is now epoch 12, by rule midpoint" in caplog.text
-    assert caplog.text.rstrip().endswith(f"{teachers_in_words(result.teachers)}, for wrn_10_1")
+    assert f"it was {teachers_in_words(result.teachers)}, for wrn_10_1" in caplog.text
+    assert f"The safe choice is the last checkpoint, {teacher}@{LAST}" in caplog.text
     caplog.clear()
     ckd.select(teacher, rule="midpoint")
     assert "@best" not in caplog.text
+
+
+QUICK = {**SHORT, "epochs": 1, "budget": 6}
+
+
+def test_set_of_an_average_and_a_checkpoint_can_be_chosen(teacher: Path, tmp_path: Path):
+    only = {"methods": ["kd"], "teachers_from": ["mean:0.5-1.0+last"], "alpha": [0.5]}
+    result = ckd.select(teacher, out=tmp_path / "pilot", **{**QUICK, **only})
+    assert f"kd from mean:0.5-1.0 + {LAST}, alpha 0.5" in {run.candidate for run in result.pilot_runs}
+    chosen = {"rule": "pilot", "student": "s", "reason": "", "epochs": [], "teachers": ["mean:0.5-1.0", f"{LAST}"]}
+    (teacher / "selection.json").write_text(json.dumps(chosen))
+    assert [ref.text for ref in resolve_ensemble([f"{teacher}@best"])] == [
+        f"{teacher}@mean:0.5-1.0",
+        f"{teacher}@{LAST}",
+    ]
+    (teacher / "selection.json").write_text(json.dumps({**chosen, "teachers": ["best"]}))
+    with pytest.raises(UserError, match="damaged: it names itself"):
+        resolve(f"{teacher}@best")
+
+
+def test_teachers_that_change_their_meaning_are_refused(teacher: Path, tmp_path: Path):
+    ckd.select(teacher, rule="midpoint")
+    with pytest.raises(UserError, match=r"--teachers-from best: the search itself changes RUN@best"):
+        ckd.select(teacher, out=tmp_path / "pilot", **{**QUICK, "teachers_from": ["best"]})
+    (teacher / "result.json").unlink()  # not finished
+    (teacher / "checkpoints" / f"epoch-00{LAST}.safetensors").unlink()
+    with pytest.raises(UserError, match=r"--teachers-from mean:0.5-1.0: the run is not finished"):
+        ckd.select(teacher, out=tmp_path / "pilot", **{**QUICK, "teachers_from": ["mean:0.5-1.0"]})
+    result = ckd.select(teacher, out=tmp_path / "pilot", **{**QUICK, "budget": 3})
+    assert not any("mean" in row.candidate for row in result.candidates)
+    assert not (tmp_path / "other").exists()
+
+
+def test_candidate_that_cannot_be_trained_is_left_out(teacher: Path, tmp_path: Path, caplog):
+    """FSP needs equal channels, which these two networks do not have."""
+    ckd.train("wrn_10_2", data="digits", out=tmp_path / "wide", epochs=1, train_images=100, precision="fp32")
+    options = {**QUICK, "methods": ["kd", "fsp"], "alpha": [0.5], "teachers_from": ["last"]}
+    result = ckd.select(tmp_path / "wide", out=tmp_path / "pilot", **options)
+    assert "The pilot run of fsp from epoch 1 failed" in caplog.text
+    (failed,) = (row for row in result.candidates if row.failed)
+    assert (failed.candidate, failed.chance, failed.chosen) == ("fsp from epoch 1", 0, False)
+    again = ckd.select(tmp_path / "wide", out=tmp_path / "pilot", **options)
+    assert again == result
+
+
+def test_other_settings_do_not_inherit_failures(teacher: Path, tmp_path: Path):
+    options = {**QUICK, "methods": ["kd"], "alpha": [0.5], "teachers_from": ["last"]}
+    with pytest.raises(UserError, match="All pilot runs from"):
+        ckd.select(teacher, out=tmp_path / "pilot", learning_rate=1e6, **options)
+    with pytest.raises(UserError, match=r"already holds another pilot search \(recipe learning_rate"):
+        ckd.select(teacher, out=tmp_path / "pilot", learning_rate=0.1, **options)
+
+
+def test_occupied_folder_for_the_student_is_found_before_pilot_runs(teacher: Path, tmp_path: Path):
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("x")
+    ckd.train("resnet_8", data="digits", out=tmp_path / "other", epochs=1, train_images=100, precision="fp32")
+    for folder, message in (
+        ("papers", r"--then-distill .*papers already holds thesis.tex. Name another folder"),
+        ("other", r"--then-distill .*other already holds a run of resnet_8. Name another folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ckd.select(teacher, out=tmp_path / "pilot", then_distill=tmp_path / folder, **QUICK)
+    with pytest.raises(UserError, match="--tau applies to kd, which is not among --methods"):
+        ckd.select(teacher, out=tmp_path / "pilot", tau=3.0, **{**QUICK, "methods": ["dist"]})
+    assert not (tmp_path / "pilot").exists()
+
+
+def test_long_sets_of_teachers_have_short_folder_names(teacher: Path, tmp_path: Path):
+    many = "+".join(map(str, range(4, LAST + 1, 4)))
+    result = ckd.select(
+        teacher, out=tmp_path / "pilot", **{**QUICK, "methods": ["kd"], "teachers_from": [many], "alpha": [0.123456789]}
+    )
+    assert any(many.replace("+", " + ") in run.candidate for run in result.pilot_runs)

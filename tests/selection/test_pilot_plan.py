@@ -9,7 +9,7 @@ import pytest
 
 from checkpointkd.distill_config import PilotConfig
 from checkpointkd.errors import UserError
-from checkpointkd.selection.candidates import AVERAGE, LAST, NO_TEACHER, Candidate
+from checkpointkd.selection.candidates import AVERAGE, EARLIER, LAST, NO_TEACHER, Candidate
 from checkpointkd.selection.pilot_plan import (
     PILOT_FRACTION,
     WORST,
@@ -92,7 +92,7 @@ def test_candidate_that_is_clearly_best_is_chosen_and_called_sure():
     decision = decide(CANDIDATES, [_outcome(candidate, value) for candidate, value in accuracy.items()], DEFAULT)
     assert decision.candidate == decision.safe == DIST
     assert 0 < decision.low < decision.gain < decision.high
-    assert decision.chance > 0.9
+    assert decision.chance_C[CANDIDATES.index(DIST)] > 0.9
 
 
 def test_no_teacher_is_chosen_if_every_teacher_is_worse():
@@ -126,8 +126,50 @@ def test_a_failed_candidate_does_not_pull_others_down():
     """A method that learns nothing at this learning rate says no more of its teachers than a poor method does."""
     good = [_outcome(DEFAULT, 80.0), _outcome(NO_TEACHER, 79.0)]
     failed = gains_of(CANDIDATES, [*good, _outcome(DIST, 10.0)], DEFAULT)
-    poor = gains_of(CANDIDATES, [*good, _outcome(DIST, 80.0 - WORST)], DEFAULT)
+    poor = gains_of(CANDIDATES, [*good, _outcome(DIST, 79.0 - WORST)], DEFAULT)
     assert failed.mean_C == pytest.approx(poor.mean_C)
+
+
+def test_no_teacher_is_surely_better_than_a_teacher_that_teaches_nothing():
+    """The scores of the default and of no teacher are never raised."""
+    decision = decide(CANDIDATES, [_outcome(DEFAULT, 10.0), _outcome(NO_TEACHER, 60.0)], DEFAULT)
+    assert decision.candidate == decision.safe == NO_TEACHER
+    assert decision.low > 10
+
+
+def test_only_candidates_with_a_pilot_run_are_chosen():
+    outcomes = [_outcome(DEFAULT, 30.0), _outcome(NO_TEACHER, 28.0)]
+    tried = decide(CANDIDATES, outcomes, DEFAULT)
+    assert tried.candidate in (DEFAULT, NO_TEACHER)
+    assert tried.chance_C.sum() == pytest.approx(1)
+    assert tried.chance_C[CANDIDATES.index(DIST)] > 0, "it may be the best"
+    assert decide(CANDIDATES, outcomes, DEFAULT, tried_only=False).candidate not in (DEFAULT, NO_TEACHER)
+
+
+def test_failed_candidates_have_no_chance_to_be_the_best():
+    failed = [Candidate(("30",), LAST, method) for method in ("dist", "dkd", "lskd")]
+    outcomes = [_outcome(DEFAULT, 30.0), _outcome(NO_TEACHER, 25.0)]
+    outcomes += [PilotOutcome(candidate, math.nan, math.nan) for candidate in failed]
+    decision = decide(CANDIDATES, outcomes, DEFAULT)
+    assert decision.chance_C.sum() == pytest.approx(1)
+    assert [decision.chance_C[CANDIDATES.index(candidate)] for candidate in failed] == [0, 0, 0]
+
+
+def test_sets_of_teachers_of_one_kind_have_effects_of_their_own():
+    """A poor early checkpoint says less about a later one than about itself."""
+    early, later = (Candidate((epoch,), EARLIER, "kd", 0.5) for epoch in ("1", "9"))
+    candidates = [NO_TEACHER, DEFAULT, early, later]
+    outcomes = [_outcome(DEFAULT, 60.0), _outcome(NO_TEACHER, 50.0)]
+    before = gains_of(candidates, outcomes, DEFAULT).mean_C
+    after = gains_of(candidates, [*outcomes, _outcome(early, 20.0)], DEFAULT).mean_C
+    of_early, of_later = (after - before)[2:]
+    assert of_early < 2 * of_later < 0
+
+
+@pytest.mark.parametrize(("alpha", "share"), [(0.9, 0.0), (0.5, 0.0), (0.3, 0.5), (0.1, 1.0), (0.0, 1.0)])
+def test_prior_of_other_alphas_lies_between_the_known_ones(alpha: float, share: float):
+    level = Candidate(("30",), LAST, "kd", alpha).method_level
+    assert level.of({"kd, α 0.1": 2.0}) == pytest.approx(2.0 * share)
 
 
 def test_gains_are_in_the_order_of_the_candidates():

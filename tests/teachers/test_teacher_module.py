@@ -92,19 +92,52 @@ def test_first_images_out_of_range_are_refused(refs: list[str], images: Any, opt
     ("options", "message"),
     [
         ({"tau": 0.0}, "tau must be above 0"),
+        ({"tau": "4"}, None),
+        ({"tau": None}, "tau takes finite numbers, not"),
+        ({"weights": 0.5}, "weights takes finite numbers, not 0.5"),
+        ({"normalized": (0.5, 0.5)}, "a mean and a positive std of each channel"),
+        ({"normalized": ()}, "a mean and a positive std of each channel"),
+        ({"normalized": ((float("nan"),), (1.0,))}, "a mean and a positive std of each channel"),
+        ({"normalized": (torch.tensor([0.5]), torch.tensor([0.2]))}, None),
+        ({"device": "tpu9"}, "The device 'tpu9' cannot be used"),
         ({"weights": [1.0]}, "weights has 1 values for 2 checkpoints"),
-        ({"weights": [0.9, 0.9]}, "sum to 1"),
+        ({"weights": [0.9, 0.9]}, "weights must be at least 0 and sum to 1"),
         ({"average": "mean"}, "'mean'"),
         ({"ensemble": "snapshot:2"}, "takes 1 run, not 2"),
         ({"normalized": ((0.5, 0.5), (0.1,))}, "a mean and a positive std of each channel"),
         ({"normalized": ((0.5,), (0.0,))}, "a mean and a positive std of each channel"),
     ],
 )
-def test_wrong_values_are_refused(refs: list[str], options: dict[str, Any], message: str):
+def test_wrong_values_are_refused(refs: list[str], options: dict[str, Any], message: str | None):
+    if message is None:  # not wrong
+        assert ckd.teacher(*refs, **options).references == refs
+        return
     with pytest.raises(UserError, match=message):
         ckd.teacher(*refs, **options)
+
+
+def test_references_are_texts_or_paths(refs: list[str]):
+    assert ckd.teacher(Path(refs[0])).references == refs[:1]
     with pytest.raises(UserError, match="at least one checkpoint reference"):
         ckd.teacher()
+    with pytest.raises(UserError, match=r"takes references one by one, .* not a list"):
+        ckd.teacher(refs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"not shape \(2, 1, 8, 8\) of uint8"),
+        (torch.zeros(1, 8, 8), r"not shape \(1, 8, 8\) of float32"),
+        (torch.full((2, 1, 8, 8), float("nan")), r"these are in \[nan, nan\]"),
+    ],
+)
+def test_wrong_images_are_refused(refs: list[str], images: Tensor, message: str):
+    teacher = ckd.teacher(*refs)
+    with pytest.raises(UserError, match=message):
+        teacher(images)
+    assert teacher(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
+    assert teacher(torch.zeros(2, 1, 8, 8, dtype=torch.float64)).shape == (2, 10)
 
 
 def test_plain_loop_has_the_losses_of_our_objective(refs: list[str]):

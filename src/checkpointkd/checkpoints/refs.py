@@ -186,7 +186,11 @@ def _selected(trajectory: Trajectory) -> list[str]:
         )
     if not selection.names:
         raise UserError(
-            f"No checkpoint of {trajectory.source} taught {selection.student or 'the student'} better than the labels "
-            "alone. Train the student with `checkpointkd train`, or name a checkpoint."
+            f"`select` chose no teacher from {trajectory.source} for {selection.student or 'the student'}. Train the "
+            "student with `checkpointkd train`, or name a checkpoint."
+        )
+    if "best" in selection.names:
+        raise UserError(
+            f"{trajectory.path / 'selection.json'} is damaged: it names itself. Run `checkpointkd select` again."
         )
     return list(selection.names)

@@ -96,12 +96,12 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
     )
     run = options.run_spec(student, data, options.torch_device)
     trajectory = run_distillation(run, spec, data, on_progress=options.on_progress)
-    _warn_if_far_below_the_teacher(trajectory, max(ref.checkpoint.run.data.train_size for ref in refs))
+    _point_out_if_far_below_the_teacher(trajectory, max(ref.checkpoint.run.data.train_size for ref in refs))
     return trajectory
 
 
-def _warn_if_far_below_the_teacher(student: Trajectory, teacher_images: int) -> None:
-    """Warn if a student ends far below its teachers on the validation set, with the likely reasons."""
+def _point_out_if_far_below_the_teacher(student: Trajectory, teacher_images: int) -> None:
+    """Log if a student ends far below its teachers on the validation set, with the likely reasons."""
     result, run = student.result(), student.run
     assert isinstance(run, DistillRecord)
     teacher = run.teachers_measured.ensemble.accuracy
@@ -110,7 +110,7 @@ def _warn_if_far_below_the_teacher(student: Trajectory, teacher_images: int) -> 
     reasons = [f"too few epochs ({run.recipe.epochs})", f"the learning rate ({run.recipe.learning_rate:g})"]
     if run.data.train_size < teacher_images:
         reasons.insert(0, f"fewer training images ({run.data.train_size:,}) than the teacher's ({teacher_images:,})")
-    log.warning(
+    log.info(
         "The student's validation accuracy, %.1f%%, is far below its teacher's, %.1f%%. Likely reasons: %s, or a "
         "network that is too small. `select --student` shows whether another method or no teacher is better.",
         100 * result.val.accuracy,

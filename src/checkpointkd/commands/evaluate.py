@@ -84,8 +84,8 @@ def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
     weights = options.weights_of(len(teacher))
     if isinstance(weights, str):
         raise UserError(
-            f"--teacher-weights {weights} is fitted when a student is trained. Give numbers; run.json of the student "
-            "has the fitted ones."
+            f"--teacher-weights {weights} is fitted when a student is trained. Give one number per checkpoint, such as "
+            "those that `fitted_weights` in the student's run.json has for auto."
         )
     return {
         "average": options.average,

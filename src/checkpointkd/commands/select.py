@@ -50,13 +50,14 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     midpoint+last, mean:0.7-1.0."""
 
     alpha: list[float] | None = None
-    """Weights of the labels to compare for kd. Default: 0.5 and 0.1. Other methods have their own."""
+    """Weights of the labels to compare for kd. Default: 0.5 and 0.1. Other methods have their own. kd from the last
+    checkpoint with alpha 0.5 is always compared, and so is no teacher."""
 
     tau: float | None = None
     """Softmax temperature of kd. Default: 5."""
 
     then_distill: Path | str | None = None
-    """Afterwards train the student in the chosen way, in this directory."""
+    """Afterwards train the student in the chosen way, in this directory, with seed 0."""
 
     def pilot_config(self) -> PilotConfig:
         """Return the settings of the search. Raises UserError for values out of range."""
@@ -100,6 +101,12 @@ class SelectOptions(PilotOptions, CommonOptions):
             raise UserError("--estimator cannot be combined with --student, which compares pilot runs")
         if self.out is None:
             raise UserError("--student needs --out, a directory for the pilot runs")
+        if "kd" not in (self.methods or ("kd",)):
+            for name in ("alpha", "tau"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name} applies to kd, which is not among --methods")
+        if self.then_distill is not None:
+            _check_free(Path(self.then_distill), self.student)
         return self.student, Path(self.out)
 
 
@@ -145,6 +152,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
         except UserError as error:  # the pilot runs are saved in --out
             log.warning("%s. RUN@best is unchanged; run the same command again to set it.", error)
         if options.then_distill is not None:
+            log.info("For %s: %s.", search.student, choice.reason)
             _train_student(search, choice, Path(options.then_distill))
     else:
         rule = DEFAULT_RULE if options.rule in (None, AUTO) else options.rule
@@ -160,6 +168,21 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
     for warning in choice.warnings:
         log.warning("%s", warning)
     return choice
+
+
+def _check_free(folder: Path, student: str) -> None:
+    """Raise UserError if a student cannot be trained in this folder, before pilot runs are trained for it."""
+    from ..records import read_run
+
+    for parent in folder.absolute().parents:
+        if (parent / "run.json").exists():
+            raise UserError(f"--then-distill {folder} lies in the run directory {parent}. Name another folder.")
+    if (folder / "run.json").exists():
+        model = read_run(folder / "run.json").model
+        if model != student:
+            raise UserError(f"--then-distill {folder} already holds a run of {model}. Name another folder.")
+    elif folder.is_dir() and (names := sorted(path.name for path in folder.iterdir())):
+        raise UserError(f"--then-distill {folder} already holds {', '.join(names[:3])}. Name another folder.")
 
 
 def _train_student(search: PilotSearch, choice: PilotResult, out: Path) -> None:
@@ -244,7 +267,7 @@ def _by_pilot_runs(
     check_same_classes(trajectory, data)
     warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
     repeated = ("data", "recipe", "epochs", "batch_size", "learning_rate", "train_images")
-    repeated += ("select_on", "image_size", "flip", "logit_cache_gb", "device")
+    repeated += ("select_on", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
     search = PilotSearch(
         student=student,
         trajectory=trajectory,

@@ -11,6 +11,7 @@ from ..selection.candidates import LAST, NO_TEACHER, Candidate
 from ..selection.pilot_plan import PilotOutcome, decide, next_candidate
 
 Pilots = Mapping[tuple[Candidate, int], PilotOutcome]  # by candidate and length, 1 or 2
+PRIOR_ALONE = "prior alone"
 Design = Callable[[Sequence[Candidate], Candidate, Pilots, float], Candidate]
 
 
@@ -45,7 +46,7 @@ def one_factor_at_a_time(candidates: Sequence[Candidate], default: Candidate, pi
 def successive_halving(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
     """Try candidates in the order of what won before. Then the best of them are trained twice as long, and decide."""
     promoted = int(runs / 6) if runs >= 12 else 0  # one run of twice the length has nothing to be compared with
-    first = _by_prior(candidates, default)[: int(runs) - 2 * promoted]
+    first = _by_prior(candidates, default)[: max(1, int(runs) - 2 * promoted)]
     ranked = sorted(first, key=lambda candidate: -pilots[candidate, 1].score)
     if not promoted:
         return ranked[0]
@@ -54,7 +55,7 @@ def successive_halving(candidates: Sequence[Candidate], default: Candidate, pilo
 
 def prior_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
     """Choose what won before, without any pilot run."""
-    return decide(candidates, [], default).candidate
+    return decide(candidates, [], default, tried_only=False).candidate
 
 
 def pilots_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
@@ -68,7 +69,7 @@ DESIGNS: dict[str, Design] = {
     "one factor at a time": one_factor_at_a_time,
     "successive halving": successive_halving,
     "best score of the runs": pilots_alone,
-    "prior alone": prior_alone,
+    PRIOR_ALONE: prior_alone,
 }
 
 

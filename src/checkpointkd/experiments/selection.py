@@ -17,7 +17,7 @@ from ..reports.charts import Table
 from ..selection import RULES
 from ..selection.candidates import AVERAGE, EARLIER, LAST, NO_TEACHER, SEVERAL, Candidate
 from ..selection.pilot_plan import PilotOutcome
-from .designs import DESIGNS
+from .designs import DESIGNS, PRIOR_ALONE
 from .items import Item, Teachers, snapshot_ensemble, teacher
 from .presets import Pair, Preset
 from .results import Results, Row, mean_sd, only, students_note
@@ -196,8 +196,9 @@ def choices(preset: Preset) -> dict[str, tuple[float, Callable[[Reference, int],
         _label(candidate): (0.0, lambda _, __, candidate=candidate: _label(candidate)) for candidate in fixed
     }
     ways |= {f"rule {rule}": (0.0, lambda _, __, rule=rule: f"rule {rule}") for rule in rules()}
+    ways[PRIOR_ALONE] = (0.0, lambda reference, seed: reference.searched(PRIOR_ALONE, 0.0, default, seed))
     for budget in map(float, preset.budgets):
-        for design in DESIGNS:
+        for design in [design for design in DESIGNS if design != PRIOR_ALONE]:
             name = f"{design}, budget {budget:g}"
             ways[name] = (
                 budget,
@@ -238,8 +239,8 @@ def _regret_table(preset: Preset, references: dict[tuple[str, int], Reference], 
                     name,
                     str(len(gain)),
                     _interval(gain),
-                    f"{-fmean(regret):.2f}",
-                    f"{-min(regret):.2f}",
+                    f"{-fmean(regret) + 0.0:.2f}",
+                    f"{-min(regret) + 0.0:.2f}",
                     f"{over_none:+.2f}",
                     f"{cost:g}",
                 ]

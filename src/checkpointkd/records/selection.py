@@ -133,9 +133,10 @@ class PilotSearchRecord(Record, frozen=True, kw_only=True):
 
 
 class DivergedRecord(Record, frozen=True):
-    """diverged.json, in the directory of a pilot run that diverged."""
+    """diverged.json, in the directory of a pilot run that diverged or could not be trained, with the reason."""
 
     candidate: str
+    reason: str
 
 
 class PilotRunRecord(Record, frozen=True, kw_only=True):
@@ -157,7 +158,7 @@ class CandidateRecord(Record, frozen=True, kw_only=True):
     """What a search knows of one candidate, tried or not.
 
     `gain` is the expected gain over the default in points of accuracy, with a 95% interval. `chance` is the chance that
-    it is the best. `accuracy` is that of its pilot run, None if it has none.
+    it is the best. `accuracy` is that of its pilot run, None if it has none or if the run failed.
     """
 
     candidate: str
@@ -167,6 +168,7 @@ class CandidateRecord(Record, frozen=True, kw_only=True):
     chance: Share
     accuracy: Share | None
     chosen: bool
+    failed: bool = False
 
 
 class PilotResult(Record, frozen=True, kw_only=True):

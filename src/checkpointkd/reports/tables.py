@@ -93,20 +93,30 @@ def pilot_table(result: PilotResult) -> Table:
 
     Candidates without a pilot run are listed as far as one of them may be the best.
     """
-    shown = [row for row in result.candidates if row.accuracy is not None or row.chosen or row.chance >= SHOWN_CHANCE]
+    shown = [
+        row
+        for row in result.candidates
+        if row.accuracy is not None or row.failed or row.chosen or row.chance >= SHOWN_CHANCE
+    ]
     rows = [
         [
             row.candidate,
-            "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
-            f"{row.gain:+.1f}",
-            f"{row.low:+.1f} to {row.high:+.1f}",
-            f"{100 * row.chance:.0f}",
+            *(
+                ["failed", "", "", ""]
+                if row.failed
+                else [
+                    "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
+                    f"{row.gain:+.1f}",
+                    f"{row.low:+.1f} to {row.high:+.1f}",
+                    f"{100 * row.chance:.0f}",
+                ]
+            ),
         ]
         for row in shown
     ]
     left_out = len(result.candidates) - len(shown)
     note = (
-        f"{pluralize(len(result.pilot_runs), 'pilot run')} of {result.student} over "
+        f"{pluralize(result.spent_epochs // result.pilot_epochs, 'pilot run')} of {result.student} over "
         f"{pluralize(result.pilot_epochs, 'epoch')}, measured on the validation set. A full distillation has "
         f"{pluralize(result.student_epochs, 'epoch')}. The gain is that of a full distillation over kd from the last "
         "checkpoint. It is estimated from all pilot runs and from earlier experiments."

@@ -247,13 +247,23 @@ def _selected_by(student: Trajectory, runs: Sequence[Trajectory]) -> str:
         return ""
     for run in runs:
         selection = run.selection()
-        if selection is None or hashes != {run[epoch].sha256 for epoch in selection.epochs}:
+        if selection is None or not (
+            _from_averages(student.run, run, selection.names)
+            if any(teacher.average for teacher in student.run.teachers)
+            else hashes == {run[epoch].sha256 for epoch in selection.epochs}
+        ):
             continue
         alpha = student.run.kd.alpha if selection.alpha is None else selection.alpha
         chosen = (selection.student, selection.method or student.run.method, alpha)
         if selection.rule != "pilot" or chosen == (student.run.model, student.run.method, student.run.kd.alpha):
             return f"chosen by {rule_name(selection.rule)}"
     return ""
+
+
+def _from_averages(student: DistillRecord, run: Trajectory, names: Sequence[str]) -> bool:
+    """Return whether a student's teachers are these checkpoints and weight averages of a run, by their references."""
+    folders = {Path(ref.rpartition("@")[0]).name for ref in student.teacher_refs}
+    return folders == {run.path.name} and [teacher.name for teacher in student.teachers] == list(names)
 
 
 def rule_name(rule: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from ..checkpoints import CheckpointRef, Trajectory, find_checkpoint
 from ..distill_config import KDConfig, PilotConfig
 from ..errors import UserError
 from ..records.selection import teachers_in_words
+from .effects import Level
 
 log = logging.getLogger("checkpointkd")
 
 LAST, EARLIER, SEVERAL, AVERAGE = "last", "earlier", "several", "average"  # kinds of teachers
 KD = "kd"
+LONGEST_NAME = 100  # of a folder, before its end is replaced
 
 
 @dataclass(frozen=True, order=True)
@@ -42,9 +45,17 @@ class Candidate:
         return f"{self.method} from {teachers_in_words(self.teachers, unit)}{alpha}"
 
     @property
-    def settings(self) -> str:
-        """The method, with α where the search compares several: what the effects of a method are about."""
-        return self.method if self.alpha is None else f"{self.method}, {'α 0.5' if self.alpha > 0.3 else 'α 0.1'}"
+    def method_level(self) -> Level:
+        """The method with its α. The prior knows α 0.5 and 0.1; other α are between or beyond them."""
+        if self.alpha is None:
+            return Level(self.method, ((self.method, 1.0),))
+        small = min(max((0.5 - self.alpha) / 0.4, 0.0), 1.0)
+        return Level(f"{self.method} {self.alpha!r}", ((f"{self.method}, α 0.1", small),))
+
+    @property
+    def teachers_level(self) -> Level:
+        """The set of teachers. The prior knows its kind."""
+        return Level("+".join(self.teachers), ((self.kind, 1.0),))
 
     @property
     def folder_name(self) -> str:
@@ -52,7 +63,9 @@ class Candidate:
         if not self.teachers:
             return "no-teacher"
         alpha = "" if self.alpha is None else f"-alpha-{self.alpha!r}"
-        return f"{self.method}-from-{'+'.join(self.teachers)}{alpha}".replace(":", "-")
+        name = f"{self.method}-from-{'+'.join(self.teachers)}{alpha}".replace(":", "-")
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{digest}"
 
 
 NO_TEACHER = Candidate((), "none", "no teacher")
@@ -101,7 +114,7 @@ def _sets(trajectory: Trajectory, teachers: Sequence[str]) -> Iterator[tuple[str
             kind, names = _resolved(trajectory, text)
         except UserError as error:
             if text not in PilotConfig.teachers:
-                raise
+                raise UserError(f"--teachers-from {text}: {error}") from None
             log.info("Not compared: teachers %s. %s", text, error)
             problems.append(str(error))
             continue
@@ -114,8 +127,12 @@ def _sets(trajectory: Trajectory, teachers: Sequence[str]) -> Iterator[tuple[str
 
 def _resolved(trajectory: Trajectory, text: str) -> tuple[str, tuple[str, ...]]:
     """Return the kind of a set of teachers, and its checkpoints by epoch or weight average."""
+    if "best" in text.split("+"):
+        raise UserError("the search itself changes RUN@best. Name the epoch, or the weight average")
     parts = [str(max(trajectory)) if part == "last" else part for part in text.split("+")]  # of an unfinished run too
     checkpoints = [find_checkpoint(trajectory, part) for part in parts]
+    if not trajectory.complete and any(checkpoint.average for checkpoint in checkpoints):
+        raise UserError("the run is not finished, so that its averages will change. Finish it, or name epochs")
     names = tuple(dict.fromkeys(checkpoint.average or str(checkpoint.epoch) for checkpoint in checkpoints))
     if len(names) > 1:
         return SEVERAL, names

@@ -62,6 +62,21 @@ class Prior:
     noise: float
 
 
+@dataclass(frozen=True)
+class Level:
+    """A method or a set of teachers. Candidates with the same name share an effect.
+
+    `parts` are the keys of the prior that its mean is made of, with their weights; keys that it lacks count as 0.
+    """
+
+    name: str
+    parts: tuple[tuple[str, float], ...]
+
+    def of(self, means: Mapping[str, float]) -> float:
+        """Return its mean effect."""
+        return sum(weight * means.get(key, 0.0) for key, weight in self.parts)
+
+
 @dataclass(frozen=True, eq=False)
 class Gains:
     """The posterior of the candidates' gains over one of them, in points: mean (C,) and covariance (C, C)."""
@@ -69,9 +84,11 @@ class Gains:
     mean_C: np.ndarray
     covariance_CC: np.ndarray
 
-    def chance_best(self) -> np.ndarray:
-        """Return the chance (C,) that each candidate is the best."""
+    def chance_best(self, allowed: Sequence[int] | None = None) -> np.ndarray:
+        """Return the chance (C,) that each candidate is the best of the allowed ones; 0 for others."""
         draws = np.random.default_rng(0).multivariate_normal(self.mean_C, self.covariance_CC, size=DRAWS, method="eigh")
+        if allowed is not None:
+            draws[:, [index for index in range(len(self.mean_C)) if index not in allowed]] = -np.inf
         return np.bincount(draws.argmax(1), minlength=len(self.mean_C)) / DRAWS
 
     def sd_of_difference(self, candidate: int, other: int) -> float:
@@ -92,8 +109,8 @@ class Gains:
 
 def posterior(
     prior: Prior,
-    methods: Sequence[str],
-    teachers: Sequence[str],
+    methods: Sequence[Level],
+    teachers: Sequence[Level],
     runs: Sequence[tuple[int, float]],
     *,
     baseline: int,
@@ -102,28 +119,20 @@ def posterior(
 
     Args:
         prior: What is known before.
-        methods: The method of each candidate, a key of the prior's means; others have mean 0.
-        teachers: The kind of teachers of each candidate, likewise.
+        methods: The method of each candidate.
+        teachers: The set of teachers of each candidate.
         runs: The candidate and the score in points of each pilot run. Only differences between scores matter.
         baseline: The candidate that gains are relative to.
     """
-    mean_C = np.array(
-        [
-            prior.method_gain.get(m, 0.0) + prior.teachers_gain.get(t, 0.0)
-            for m, t in zip(methods, teachers, strict=True)
-        ]
-    )
-    bias_C = np.array(
-        [
-            prior.bias_of_method.get(m, 0.0) + prior.bias_of_teachers.get(t, 0.0)
-            for m, t in zip(methods, teachers, strict=True)
-        ]
-    )
-    gain_CC = prior.gain.covariance(methods, teachers)
+    names = [method.name for method in methods], [set_of_teachers.name for set_of_teachers in teachers]
+    both = list(zip(methods, teachers, strict=True))
+    mean_C = np.array([method.of(prior.method_gain) + kind.of(prior.teachers_gain) for method, kind in both])
+    bias_C = np.array([method.of(prior.bias_of_method) + kind.of(prior.bias_of_teachers) for method, kind in both])
+    gain_CC = prior.gain.covariance(*names)
     if runs:
         index_R = np.array([candidate for candidate, _ in runs])
         score_R = np.array([score for _, score in runs])
-        shown_CC = prior.slope**2 * gain_CC + prior.bias.covariance(methods, teachers)
+        shown_CC = prior.slope**2 * gain_CC + prior.bias.covariance(*names)
         covariance_RR = shown_CC[np.ix_(index_R, index_R)] + prior.noise**2 * np.eye(len(runs)) + LEVEL_SD**2
         shown_with_gain_RC = prior.slope * gain_CC[index_R]
         weight_CR = np.linalg.solve(covariance_RR, shown_with_gain_RC).T

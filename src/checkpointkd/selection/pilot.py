@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from .. import storage
+from .. import records, storage
 from ..checkpoints import RunDir, Trajectory, refuse_inside_run
 from ..config import PrecisionChoice
 from ..data import Images
@@ -50,7 +50,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
 
     Raises:
         UserError: If the directory holds another search or other files, or if the budget is too small.
-        Diverged: If every pilot run diverged.
+        Diverged: If every pilot run failed.
     """
     if len(search.trajectory) == 0:
         raise UserError(f"The run in {search.trajectory.source} has saved no checkpoint yet")
@@ -59,15 +59,11 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
     pilot_epochs, run_count = plan_pilot_runs(search.settings, search.recipe.epochs, steps_per_epoch)
     refuse_inside_run(search.out)
     _check_student(search)
+    _candidates(search)  # raises UserError before anything is written
     with storage.locked(search.out):
         record = open_search(search)
         search = replace(search, trajectory=search.trajectory.only([teacher.epoch for teacher in record.teachers]))
-        candidates = candidates_of(
-            search.trajectory,
-            methods=search.settings.methods,
-            alphas=search.settings.alphas,
-            teachers=search.settings.teachers,
-        )
+        candidates = _candidates(search)
         log.info(
             "Comparing %s by up to %s of %s for %s, with batch size %d. A whole distillation has %s with batch size "
             "%d.",
@@ -90,6 +86,15 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
     return result
 
 
+def _candidates(search: PilotSearch) -> list[Candidate]:
+    """Return the candidates of a search. The default is always one of them."""
+    settings, default = search.settings, default_candidate(search.trajectory)
+    candidates = candidates_of(
+        search.trajectory, methods=settings.methods, alphas=settings.alphas, teachers=settings.teachers
+    )
+    return candidates if default in candidates else [*candidates, default]
+
+
 class _Runner:
     """Trains the pilot runs of one search in order. `outcomes` are those of this call so far."""
 
@@ -99,9 +104,11 @@ class _Runner:
         self.search, self.candidates = search, candidates
         self.pilot_epochs, self.run_count, self.batch_size = pilot_epochs, run_count, batch_size
         self.default = default_candidate(search.trajectory)
-        if self.default not in candidates:
-            candidates.append(self.default)
         self.outcomes: list[PilotOutcome] = []
+
+    @property
+    def unit(self) -> str:
+        return self.search.trajectory.unit
 
     def run(self) -> PilotResult:
         """Train the pilot runs and return the result. Stored runs beyond the budget are used as well."""
@@ -113,7 +120,7 @@ class _Runner:
             self.report(stored)
         if all(outcome.diverged for outcome in self.outcomes):
             raise Diverged(
-                f"All pilot runs from {self.search.trajectory.source} diverged, so there is nothing to choose. Use a "
+                f"All pilot runs from {self.search.trajectory.source} failed, so there is nothing to choose. Use a "
                 "smaller --learning-rate and another --out."
             )
         result = summarize(
@@ -125,7 +132,7 @@ class _Runner:
             tau=self.search.settings.tau,
             pilot_epochs=self.pilot_epochs,
             student_epochs=self.search.recipe.epochs,
-            unit=self.search.trajectory.unit,
+            unit=self.unit,
         )
         return msgspec.structs.replace(result, command=_command(self.search, result))
 
@@ -135,12 +142,15 @@ class _Runner:
 
     def train(self, candidate: Candidate) -> None:
         """Train one pilot run, or load it if it is stored, and record its outcome."""
-        out = pilot_run_path(self.search, candidate, self.pilot_epochs)
+        out, name = pilot_run_path(self.search, candidate, self.pilot_epochs), candidate.describe(self.unit)
         try:
             run = self.train_or_load(candidate, out)
-        except Diverged as error:
-            log.warning("The pilot run of %s diverged: %s", candidate.describe(self.search.trajectory.unit), error)
-            storage.write_json(out / DIVERGED, DivergedRecord(candidate=candidate.folder_name))
+        except UserError as error:
+            required = candidate in (self.default, NO_TEACHER) or (out / "run.json").exists()
+            if required and not isinstance(error, Diverged):
+                raise
+            log.warning("The pilot run of %s failed: %s", name, error)
+            storage.write_json(out / DIVERGED, DivergedRecord(candidate=candidate.folder_name, reason=str(error)))
             self.outcomes.append(PilotOutcome(candidate, math.nan, math.nan))
             return
         information, accuracy = measure_student(run, self.search.data.val, self.search.device)
@@ -149,7 +159,8 @@ class _Runner:
     def train_or_load(self, candidate: Candidate, out: Path) -> Trajectory:
         search = self.search
         if (out / DIVERGED).exists():
-            raise Diverged("in an earlier call of this search")
+            stored = records.read(out / DIVERGED, DivergedRecord, remedy=f"Remove {out} to train this pilot run again.")
+            raise Diverged(stored.reason)
         run_spec = RunSpec(
             model=search.student,
             out=out,
@@ -183,7 +194,7 @@ class _Runner:
 
     def report(self, stored: bool) -> None:
         """Log the last outcome and report the progress."""
-        outcome, unit = self.outcomes[-1], self.search.trajectory.unit
+        outcome, unit = self.outcomes[-1], self.unit
         if self.search.on_progress is not None:  # complete only when pilot.json is written
             done = min(len(self.outcomes), self.run_count - 1)
             self.search.on_progress(str(self.search.out), done, self.run_count)

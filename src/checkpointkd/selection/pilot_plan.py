@@ -25,13 +25,13 @@ PILOT_FRACTION = 0.15  # of the student's epochs; pilot runs of 10% ranked teach
 PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch size, for twice the steps in the same epochs
 MIN_STEPS = 100  # of a pilot run; after fewer steps students hardly differ
 MIN_RUNS = 2  # one run compares nothing
-WORST = 5.0  # points below the better of default and no teacher: lower scores say only that a candidate is bad
+WORST = 5.0  # points below both default and no teacher: lower scores say only that a candidate is bad
 ENOUGH = 0.02  # points; the search stops when no run is expected to improve the choice by more
 
 
 @dataclass(frozen=True)
 class PilotOutcome:
-    """A pilot run: the student's H(Y) − CE in nats and its accuracy; NaN if the run diverged."""
+    """A pilot run: the student's H(Y) − CE in nats and its accuracy; NaN if it diverged or could not be trained."""
 
     candidate: Candidate
     information: float
@@ -93,14 +93,18 @@ def gains_of(
     """Return the gains of all candidates over the default, in points, after these pilot runs."""
     number = {candidate: index for index, candidate in enumerate(candidates)}
     completed = [outcome for outcome in outcomes if not outcome.diverged]
-    floor = max((o.score for o in completed if o.candidate in (default, NO_TEACHER)), default=-math.inf) - WORST
+    floor = min((o.score for o in completed if o.candidate in (default, NO_TEACHER)), default=math.inf) - WORST
     return posterior(
         prior,
-        [candidate.settings for candidate in candidates],
-        [candidate.kind for candidate in candidates],
-        [(number[outcome.candidate], max(outcome.score, floor)) for outcome in completed],
+        [candidate.method_level for candidate in candidates],
+        [candidate.teachers_level for candidate in candidates],
+        [(number[outcome.candidate], _at_least(floor, outcome.score)) for outcome in completed],
         baseline=number[default],
     )
+
+
+def _at_least(floor: float, score: float) -> float:
+    return score if math.isinf(floor) else max(floor, score)
 
 
 def next_candidate(
@@ -135,35 +139,47 @@ def next_candidate(
 class Decision:
     """The candidate that is chosen, its expected gain over the default in points, and how sure that is.
 
-    `low` and `high` bound the gain with probability 95%. `chance` is the chance that no other candidate is better.
-    `safe` is the candidate whose gain over the default is the surest.
+    `low` and `high` bound the gain with probability 95%. `chance` is the chance that no other candidate is better; it
+    is 0 for candidates whose pilot run failed. `safe` is the candidate whose gain over the default is the surest.
     """
 
     candidate: Candidate
     gain: float
     low: float
     high: float
-    chance: float
     safe: Candidate
     gains: Gains
+    chance_C: np.ndarray
 
 
 def decide(
-    candidates: Sequence[Candidate], outcomes: Sequence[PilotOutcome], default: Candidate, prior: Prior = PRIOR
+    candidates: Sequence[Candidate],
+    outcomes: Sequence[PilotOutcome],
+    default: Candidate,
+    prior: Prior = PRIOR,
+    *,
+    tried_only: bool = True,
 ) -> Decision:
-    """Choose the candidate with the highest expected gain. One whose pilot run diverged is not chosen."""
+    """Choose the candidate with the highest expected gain.
+
+    Only candidates with a completed pilot run can be chosen, if there is any and `tried_only` is true. The others may
+    be the best, and count in the chance of the choice.
+    """
     gains = gains_of(candidates, outcomes, default, prior)
-    diverged = {outcome.candidate for outcome in outcomes if outcome.diverged}
-    allowed = [index for index, candidate in enumerate(candidates) if candidate not in diverged]
-    best = max(allowed, key=lambda index: gains.mean_C[index])
+    failed = {outcome.candidate for outcome in outcomes if outcome.diverged}
+    completed = {outcome.candidate for outcome in outcomes} - failed
+    possible = [index for index, candidate in enumerate(candidates) if candidate not in failed]
+    allowed = [index for index in possible if candidates[index] in completed] if tried_only else []
+    allowed = allowed or possible
     low_C = gains.mean_C - Z * np.sqrt(np.maximum(np.diag(gains.covariance_CC), 0.0))
+    best = max(allowed, key=lambda index: gains.mean_C[index])
     safe = max(allowed, key=lambda index: low_C[index])
     return Decision(
         candidates[best],
         gain=float(gains.mean_C[best]),
         low=float(low_C[best]),
         high=float(2 * gains.mean_C[best] - low_C[best]),
-        chance=float(gains.chance_best()[best]),
         safe=candidates[safe],
         gains=gains,
+        chance_C=gains.chance_best(possible),
     )

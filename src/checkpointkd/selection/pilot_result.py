@@ -12,11 +12,9 @@ from ..errors import pluralize
 from ..records.runs import DistillRecord, read_run
 from ..records.selection import CandidateRecord, PilotResult, PilotRunRecord
 from ..teachers.ensemble import chance_level
-from .candidates import AVERAGE, Candidate
+from .candidates import Candidate
 from .pilot_plan import Decision, PilotOutcome
 from .pilot_store import PILOT_RUNS, PilotSearch
-
-SURE = 0.95  # the chance from which a gain over the default is called sure
 
 
 def summarize(
@@ -45,22 +43,22 @@ def summarize(
         unit: The unit of checkpoints, "epoch" or "step".
     """
     chosen, gains = decision.candidate, decision.gains
-    chance_C = gains.chance_best()
+    failed = {outcome.candidate for outcome in outcomes if outcome.diverged}
     sd_C = np.sqrt(np.maximum(np.diag(gains.covariance_CC), 0.0))
     scores = {outcome.candidate: outcome for outcome in outcomes}
-    order = sorted(range(len(candidates)), key=lambda index: -gains.mean_C[index])
+    order = sorted(range(len(candidates)), key=lambda index: (candidates[index] in failed, -gains.mean_C[index]))
     return PilotResult(
         student=student,
-        epochs=() if chosen.kind == AVERAGE else tuple(int(name) for name in chosen.teachers),
+        epochs=tuple(map(int, chosen.teachers)) if all(map(str.isdecimal, chosen.teachers)) else (),
         teachers=chosen.teachers,
         method=chosen.method if chosen.teachers else None,
         alpha=chosen.alpha,
         tau=None if chosen.alpha is None else tau,
-        reason=_verdict(decision, len(candidates), default, unit),
+        reason=_verdict(decision, candidates, default, default in failed, unit),
         gain=decision.gain,
         low=decision.low,
         high=decision.high,
-        chance=decision.chance,
+        chance=float(decision.chance_C[candidates.index(chosen)]),
         safe=decision.safe.describe(unit),
         candidates=tuple(
             CandidateRecord(
@@ -68,8 +66,9 @@ def summarize(
                 gain=float(gains.mean_C[index]),
                 low=float(gains.mean_C[index] - Z * sd_C[index]),
                 high=float(gains.mean_C[index] + Z * sd_C[index]),
-                chance=float(chance_C[index]),
+                chance=float(decision.chance_C[index]),
                 accuracy=_accuracy(scores.get(candidates[index])),
+                failed=candidates[index] in failed,
                 chosen=candidates[index] == chosen,
             )
             for index in order
@@ -91,7 +90,7 @@ def summarize(
         student_epochs=student_epochs,
         unit="step" if unit == "step" else "epoch",
         warnings=tuple(
-            f"The pilot run of {outcome.candidate.describe(unit)} diverged" for outcome in outcomes if outcome.diverged
+            f"The pilot run of {outcome.candidate.describe(unit)} failed" for outcome in outcomes if outcome.diverged
         ),
     )
 
@@ -100,21 +99,24 @@ def _accuracy(outcome: PilotOutcome | None) -> float | None:
     return None if outcome is None or outcome.diverged else outcome.accuracy
 
 
-def _verdict(decision: Decision, count: int, default: Candidate, unit: str) -> str:
+def _verdict(
+    decision: Decision, candidates: Sequence[Candidate], default: Candidate, default_failed: bool, unit: str
+) -> str:
     """Return what to use, what it is expected to gain, how sure that is, and the safe choice."""
-    chosen = decision.candidate.describe(unit)
-    standard = default.describe(unit)
+    chosen, standard = decision.candidate.describe(unit), default.describe(unit)
+    chance = 100 * decision.chance_C[candidates.index(decision.candidate)]
+    best = f"The chance that it is the best of {pluralize(len(candidates), 'candidate')} is {chance:.0f}%"
+    if default_failed:
+        return f"Use {chosen}. The pilot run of {standard} failed, so no gain over it is known. {best}"
     if decision.candidate == default:
-        return (
-            f"Use {chosen}: no other candidate is expected to be better. The chance that it is the best of "
-            f"{pluralize(count, 'candidate')} is {100 * decision.chance:.0f}%"
-        )
-    sure = "" if decision.low > 0 else f" The gain is not sure. The safe choice is {decision.safe.describe(unit)}."
-    return (
-        f"Use {chosen}. Expected gain over {standard}: {decision.gain:+.1f} points of accuracy (95% interval: "
-        f"{decision.low:+.1f} to {decision.high:+.1f}). The chance that it is the best of "
-        f"{pluralize(count, 'candidate')} is {100 * decision.chance:.0f}%.{sure}"
-    ).removesuffix(".")
+        return f"Use {chosen}: no candidate that was tried is expected to be better. {best}"
+    gain = (
+        f"Expected gain over {standard}: {decision.gain:+.1f} points of accuracy (95% interval: {decision.low:+.1f} to "
+        f"{decision.high:+.1f})"
+    )
+    if decision.low > 0 or decision.safe == decision.candidate:
+        return f"Use {chosen}. {gain}. {best}"
+    return f"Use {chosen}. {gain}. {best}. The gain is not sure. The safe choice is {decision.safe.describe(unit)}"
 
 
 def _is_weak(search: PilotSearch, teachers: Sequence[str]) -> bool:
@@ -138,10 +140,11 @@ def training_call(search: PilotSearch, result: PilotResult) -> tuple[str, dict[s
     data = search.data.record
     options = {
         "data": search.command_options.get("data") or data.spec,
-        "logit_cache_gb": None,
         "select_on": None if data.select_on == "val" else data.select_on,
         "train_images": data.train_images,
         "image_size": data.image_size,
         "flip": data.flip,
+        "resize": "squash" if data.eval_transform.resize == "squash" else None,
     }
-    return "train", {**given, **options}
+    given = {name: value for name, value in given.items() if value is not None and name != "logit_cache_gb"}
+    return "train", {**options, **given}

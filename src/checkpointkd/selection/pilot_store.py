@@ -71,7 +71,8 @@ def open_search(search: PilotSearch) -> PilotSearchRecord:
     """
     path, record = search.out / SEARCH, search.record
     if path.exists():
-        started = any((search.out / PILOT_RUNS).glob("*/metrics.jsonl"))
+        runs = search.out / PILOT_RUNS
+        started = any(runs.glob("*/metrics.jsonl")) or any(runs.glob(f"*/{DIVERGED}"))
         if started:  # a search without any trained epoch may be replaced
             record = _continued(search, record, path)
     else:

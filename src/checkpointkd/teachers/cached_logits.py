@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import final
 
 import torch
@@ -19,10 +20,11 @@ from ..data import Batch, EpochLoader, config_like, load_data
 from ..errors import UserError
 from .cached_batches import CachedTeacherBatches, with_cached_logits
 from .ensemble import Teacher, check_compatible
+from .teacher_module import texts_of
 
 
 def cached_logits(
-    *references: str,
+    *references: Path | str,
     data: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -67,11 +69,9 @@ def cached_logits(
             data's.
     """
     check_choice("precision", precision, Precision)
-    if not references:
-        raise UserError("cached_logits() needs at least one checkpoint reference, such as 'runs/teacher@last'")
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
-    members = resolve_ensemble(references, ensemble)
+    members = resolve_ensemble(texts_of(references, "cached_logits()"), ensemble)
     config = config_like(members[0].checkpoint.run.data, data, select_on, train_images)
     loaded = load_data(config, on_progress=on_progress)
     teacher = Teacher(members, device=torch.device(device), cache_limit=int(logit_cache_gb * 1e9))

@@ -5,16 +5,18 @@ Letters in names: B batch, C channels, H W height and width, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import resolve_ensemble
 from ..config import check_choice
-from ..distill_config import DistillConfig, EnsembleAverage, KDConfig
-from ..errors import UserError
+from ..distill_config import EnsembleAverage, KDConfig
+from ..errors import UserError, first_line
 from ..losses.distillation_loss import mean_over_teachers, soft_targets
 from .ensemble import Teacher
 
@@ -22,7 +24,7 @@ SLACK = 1e-3  # by which images may leave [0, 1], for rounding and interpolation
 
 
 def teacher(
-    *references: str,
+    *references: Path | str,
     tau: float = 1.0,
     ensemble: str | None = None,
     weights: Sequence[float] | None = None,
@@ -56,17 +58,45 @@ def teacher(
             The module raises it if its first images are not in [0, 1].
     """
     check_choice("average", average, EnsembleAverage)
+    (tau,) = _numbers("tau", [tau])
     KDConfig(tau=tau)
-    if not references:
-        raise UserError("teacher() needs at least one checkpoint reference, such as 'runs/teacher@last'")
-    members = resolve_ensemble(references, ensemble)
-    if weights is not None:
-        if len(weights) != len(members):
-            raise UserError(f"weights has {len(weights)} values for {len(members)} checkpoints")
-        DistillConfig(teacher_weights=tuple(weights))
-    return TeacherModule(
-        Teacher(members, device=torch.device(device)), tau=tau, weights=weights, average=average, normalized=normalized
+    members = resolve_ensemble(texts_of(references, "teacher()"), ensemble)
+    shares = None if weights is None else _numbers("weights", weights)
+    if shares is not None:
+        if len(shares) != len(members):
+            raise UserError(f"weights has {len(shares)} values for {len(members)} checkpoints")
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise UserError(f"weights must be at least 0 and sum to 1, not {shares}")
+    module = TeacherModule(
+        Teacher(members, device=torch.device("cpu")), tau=tau, weights=shares, average=average, normalized=normalized
     )
+    try:
+        return module.to(device)
+    except (AssertionError, RuntimeError) as error:  # no such device
+        raise UserError(f"The device {str(device)!r} cannot be used: {first_line(error)}") from None
+
+
+def texts_of(references: Sequence[Path | str], caller: str) -> list[str]:
+    """Return references as texts; raises UserError if there is none or if one is something else."""
+    if not references:
+        raise UserError(f"{caller} needs at least one checkpoint reference, such as 'runs/teacher@last'")
+    for reference in references:
+        if not isinstance(reference, str | Path):
+            raise UserError(
+                f"{caller} takes references one by one, such as 'runs/teacher@last', not a {type(reference).__name__}"
+            )
+    return [str(reference) for reference in references]
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    """Return finite numbers of a sequence, an array or a tensor."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{name} takes finite numbers, not {values!r}")
+    return numbers
 
 
 @final
@@ -98,9 +128,8 @@ class TeacherModule(nn.Module):
         self.tau = tau
         self.average: EnsembleAverage = average
         self.weights = None if weights is None else tuple(weights)
-        mean, std = normalized or ((0.0,), (1.0,))
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise UserError(f"normalized takes a mean and a positive std of each channel, not {normalized}")
+        self._normalized = normalized is not None
+        mean, std = _mean_and_std(normalized)
         self.pretrained_cfg = {"mean": _per_channel(mean), "std": _per_channel(std)}
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values, dtype=torch.float32, device=members.device).reshape(1, -1, 1, 1)
@@ -115,9 +144,16 @@ class TeacherModule(nn.Module):
 
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        images_BCHW = images_BCHW * self.std + self.mean
-        if not self._checked:
-            _check_range(images_BCHW, normalized=bool((self.mean != 0).any()))
+        if images_BCHW.ndim != 4 or not images_BCHW.is_floating_point():
+            raise UserError(
+                "The teacher takes images (B, C, H, W) of floating-point numbers, not shape "
+                f"{tuple(images_BCHW.shape)} of {str(images_BCHW.dtype).removeprefix('torch.')}"
+            )
+        if images_BCHW.dtype == torch.float64:
+            images_BCHW = images_BCHW.float()
+        images_BCHW = images_BCHW * self.std.to(images_BCHW.dtype) + self.mean.to(images_BCHW.dtype)
+        if not self._checked and len(images_BCHW):
+            _check_range(images_BCHW, normalized=self._normalized)
             self._checked = True
         teacher_TBK = torch.stack([network(images_BCHW).float() for network in self.networks])
         if len(teacher_TBK) == 1:
@@ -131,13 +167,29 @@ class TeacherModule(nn.Module):
         return f"{', '.join(self.references)}; tau={self.tau:g}, average={self.average}"
 
 
+def _mean_and_std(normalized: Any) -> tuple[list[float], list[float]]:
+    """Return mean and std of each channel; raises UserError for what is not."""
+    if normalized is None:
+        return [0.0], [1.0]
+    try:
+        mean, std = ([float(value) for value in values] for values in normalized)
+    except (TypeError, ValueError):
+        mean, std = [], []
+    if not 0 < len(mean) == len(std) or not all(map(math.isfinite, mean)) or not all(0 < v < math.inf for v in std):
+        raise UserError(
+            "normalized takes a mean and a positive std of each channel, as in ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), "
+            f"not {normalized!r}"
+        )
+    return mean, std
+
+
 def _per_channel(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(values) * 3 if len(values) == 1 else tuple(values)
 
 
 def _check_range(images_BCHW: Tensor, *, normalized: bool) -> None:
     low, high = images_BCHW.min().item(), images_BCHW.max().item()
-    if low < -SLACK or high > 1 + SLACK:
+    if not (low >= -SLACK and high <= 1 + SLACK):  # NaN too
         given = "with the mean and std of `normalized`" if normalized else "and `normalized` is not given"
         raise UserError(
             f"The teacher takes images in [0, 1], {given}, but these are in [{low:.3g}, {high:.3g}]. If they are "

@@ -209,7 +209,8 @@ def _log_teachers(spec: DistillSpec, measured: TeachersMeasured, select_on: Sele
     for member in measured.members:
         log.info("Teacher %s (epoch %d): %s accuracy %.1f%%", member.ref, member.epoch, split, 100 * member.accuracy)
     if len(spec.refs) > 1 and spec.config.teacher_schedule == "joint":
-        log.info("Ensemble: %s accuracy %.1f%%", split, 100 * measured.ensemble.accuracy)
+        equal = ", with equal weights" if spec.config.teacher_weights == "auto-per-class" else ""
+        log.info("Ensemble%s: %s accuracy %.1f%%", equal, split, 100 * measured.ensemble.accuracy)
     if spec.config.teacher_schedule == "random":
         log.info("A random half of the %d teachers is used in each epoch", len(spec.refs))
     elif spec.config.teacher_schedule != "joint":
