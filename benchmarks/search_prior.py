@@ -50,8 +50,10 @@ def main() -> None:
 def fit(references: Sequence[Reference]) -> dict[str, Any]:
     """Return means and spreads of effects on gains and on the errors of pilot runs, in points."""
     gains = [_effects(_gains(reference)) for reference in references]
-    errors = [_effects(_errors(reference)) for reference in references]
+    slope = _slope(references)
+    errors = [_effects(_errors(reference, slope)) for reference in references]
     return {
+        "slope": round(slope, 2),
         "gain": _pooled(gains),
         "bias": _pooled(errors),
         "noise": float(np.sqrt(fmean(_noise(reference) for reference in references))),
@@ -67,14 +69,32 @@ def _gains(reference: Reference) -> dict[Candidate, float]:
     }
 
 
-def _errors(reference: Reference) -> dict[Candidate, float]:
-    """Return by how much pilot runs show more than whole students, without the level."""
-    gains = _gains(reference)
+def _scores(reference: Reference) -> dict[Candidate, float]:
+    """Return the mean score of each candidate's pilot runs."""
     return {
         candidate: fmean(pilots[candidate, 1].score for pilots in reference.pilots.values() if (candidate, 1) in pilots)
-        - gains[candidate]
-        for candidate in gains
+        for candidate in reference.labels
     }
+
+
+def _slope(references: Sequence[Reference]) -> float:
+    """Return how much a pilot run shows for each point of gain: the regression over candidates with a teacher."""
+    pairs = []
+    for reference in references:
+        gains, scores = _gains(reference), _scores(reference)
+        taught = [candidate for candidate in gains if candidate != NO_TEACHER]
+        pairs += [
+            (gains[candidate] - fmean(gains[c] for c in taught), scores[candidate] - fmean(scores[c] for c in taught))
+            for candidate in taught
+        ]
+    gain, score = np.array(pairs).T
+    return float(gain @ score / (gain @ gain))
+
+
+def _errors(reference: Reference, slope: float) -> dict[Candidate, float]:
+    """Return by how much pilot runs show more than their share of the gain, without the level."""
+    gains, scores = _gains(reference), _scores(reference)
+    return {candidate: scores[candidate] - slope * gains[candidate] for candidate in gains}
 
 
 def _effects(values: dict[Candidate, float]) -> dict[str, dict[str, float]]:

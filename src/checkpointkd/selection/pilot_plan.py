@@ -113,7 +113,7 @@ def next_candidate(
     """Return the candidate of the next pilot run, or None if no run is worth its cost.
 
     The first two are the default and no teacher. Every later one is the candidate from which the largest improvement
-    over the best so far can be expected.
+    over the best with a pilot run can be expected.
     """
     tried = {outcome.candidate for outcome in outcomes}
     for candidate in (default, NO_TEACHER):
@@ -123,16 +123,14 @@ def next_candidate(
     if not left:
         return None
     gains = gains_of(candidates, outcomes, default, prior)
-    diverged = {outcome.candidate for outcome in outcomes if outcome.diverged}
-    best = max(
-        (index for index, candidate in enumerate(candidates) if candidate not in diverged),
-        key=lambda index: gains.mean_C[index],
-    )
+    completed = {outcome.candidate for outcome in outcomes if not outcome.diverged}
+    chosen_now = [index for index, candidate in enumerate(candidates) if candidate in completed]
+    if not chosen_now:
+        return candidates[max(left, key=lambda index: gains.mean_C[index])]
+    best = max(chosen_now, key=lambda index: gains.mean_C[index])
     improvement_C = gains.expected_improvement(best)
-    # The best so far may be untried. To try it is worth as much as the risk that another one is better.
-    improvement_C[best] = np.delete(improvement_C, best).max(initial=0.0)
-    chosen = max(left, key=lambda index: improvement_C[index])
-    return candidates[chosen] if improvement_C[chosen] > ENOUGH else None
+    following = max(left, key=lambda index: improvement_C[index])
+    return candidates[following] if improvement_C[following] > ENOUGH else None
 
 
 @dataclass(frozen=True, eq=False)
