@@ -1,6 +1,6 @@
 """Settings of the documentation site. `make docs` builds it; warnings are errors.
 
-The reference of the command line is written here, from the texts that `--help` shows.
+This file writes the reference of the command line from the texts that `--help` shows.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _escaped(text: str) -> str:
 
 
 def _link_outside(app: Any, name: str, source: list[str]) -> None:
-    """Replace links to files outside of docs/ by their text: the site does not contain these files."""
+    """Replace each link to a file outside of docs/ by its text, because the site does not contain the file."""
     folder = (Path(app.srcdir) / name).parent
 
     def replaced(match: re.Match[str]) -> str:
@@ -101,5 +101,5 @@ def _link_outside(app: Any, name: str, source: list[str]) -> None:
 
 
 def _literal_examples(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
-    """Show the code below `Example:` as it is written."""
+    """Show the code below `Example:` without changes."""
     lines[:] = ["Example::" if line == "Example:" else line for line in lines]

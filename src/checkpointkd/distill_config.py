@@ -56,8 +56,8 @@ class DistillConfig:
     Attributes:
         method_weight: Weight of the method's own term. None: the method's default.
         teacher_weights: Weight of each teacher, in [0, 1], with sum 1. `auto`: the weights whose mixture of predictions
-            has the lowest NLL on the validation set. `auto-per-class`: such weights for each class of the labels.
-            None: equal weights.
+            has the lowest NLL on the validation set. `auto-per-class`: separate weights for each class of the
+            labels. None: equal weights.
         teacher_schedule: `joint` uses all teachers throughout. `rco` uses one after the other, each for an equal part
             of the training (route-constrained optimization, Jin et al., ICCV 2019, with equal intervals).
             `progressive` does the same with a temperature that falls linearly from τ to 1 (after Pro-KD,
@@ -112,7 +112,8 @@ class DistillConfig:
     ) -> tuple[float, ...] | None:
         """Return each teacher's weight when this fraction of the training, in [0, 1), is done; None for equal weights.
 
-        `epochs` and `seed` are the training's. Only `random` needs them. Fitted weights are not known here.
+        `epochs` and `seed` are those of the training. Only the teacher schedule `random` needs them. This function does
+        not know fitted weights.
 
         >>> DistillConfig(teacher_schedule="rco").weights_at(0.5, 2)
         (0.0, 1.0)
@@ -158,7 +159,7 @@ def scheduled_teacher(train_fraction: float, teachers: int) -> int:
 
 
 def random_teachers(teachers: int, *, epoch: int, seed: int) -> list[int]:
-    """Return a random half of the teachers, at least one, for the epoch that follows `epoch` completed ones.
+    """Return a random half of the teachers, at least one, for the epoch after `epoch` completed epochs.
 
     >>> [random_teachers(4, epoch=epoch, seed=0) for epoch in range(3)]
     [[1, 2], [1, 2], [1, 3]]
@@ -176,8 +177,8 @@ class PilotConfig:
         alphas: The weights of the labels that are compared for `kd`.
         tau: The temperature of `kd`.
         methods: The methods that are compared.
-        teachers: The sets of teachers that are compared: checkpoints and weight averages as after the @ of a
-            reference, joined by + to teach together.
+        teachers: The sets of teachers that are compared. A set is written like the part of a reference after the @: a
+            checkpoint, a weight average, or an ensemble of these, joined by +.
 
     >>> [PilotConfig(budget=budget).epochs(200) for budget in ("0.5", 0.5, 60)]
     [100, 100, 60]

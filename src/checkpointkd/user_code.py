@@ -1,4 +1,4 @@
-"""Import what a user names as `package.module:NAME`: a network, or a distillation method."""
+"""Import a network or a distillation method that a user names as `package.module:NAME`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def import_object(name: str, *, kind: str) -> Any:
 
     Args:
         name: The name, with a colon.
-        kind: What it is, for errors: "Model" or "Method".
+        kind: The kind of object, for errors: "Model" or "Method".
 
     Raises:
         UserError: If the module or the object cannot be imported.
@@ -35,7 +35,7 @@ def import_object(name: str, *, kind: str) -> Any:
 
 @contextlib.contextmanager
 def current_folder_last() -> Iterator[None]:
-    """Search the current folder after the import path. Outside of this context, no module comes from that folder."""
+    """Search the current folder after the import path. Outside this context, no module comes from that folder."""
     here = os.getcwd()
     if here in sys.path:
         yield

@@ -416,7 +416,7 @@ def test_set_of_an_average_and_a_checkpoint_can_be_chosen(teacher: Path, tmp_pat
         f"{teacher}@{LAST}",
     ]
     (teacher / "selection.json").write_text(json.dumps({**chosen, "teachers": ["best"]}))
-    with pytest.raises(UserError, match="damaged: it names itself"):
+    with pytest.raises(UserError, match="damaged: its choice is `best` itself"):
         resolve(f"{teacher}@best")
 
 

@@ -71,10 +71,10 @@ def test_normalized_images_are_taken_back_to_the_unit_range(refs: list[str], ima
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        ((0.0, 255.0), {}, r"takes images in \[0, 1\], and `normalized` is not given, but these are in \[0, 255\]"),
-        ((-2.0, 2.0), {}, r"these are in \[-2, 2\]. If they are normalized, .* normalized=\(mean, std\)"),
+        ((0.0, 255.0), {}, r"but these images are in \[0, 255\], and `normalized` is not given"),
+        ((-2.0, 2.0), {}, r"images are in \[-2, 2\], .* images are normalized, .* normalized=\(mean, std\)"),
         ((-2.0, 2.0), {"normalized": ((0.5,), (0.1,))}, None),
-        ((-9.0, 2.0), {"normalized": ((0.5,), (0.1,))}, "with the mean and std of `normalized`, but"),
+        ((-9.0, 2.0), {"normalized": ((0.5,), (0.1,))}, "computed with the mean and std of `normalized`"),
     ],
 )
 def test_first_images_out_of_range_are_refused(refs: list[str], images: Any, options: Any, message: str | None):
@@ -129,7 +129,7 @@ def test_references_are_texts_or_paths(refs: list[str]):
     [
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"not shape \(2, 1, 8, 8\) of uint8"),
         (torch.zeros(1, 8, 8), r"not shape \(1, 8, 8\) of float32"),
-        (torch.full((2, 1, 8, 8), float("nan")), r"these are in \[nan, nan\]"),
+        (torch.full((2, 1, 8, 8), float("nan")), r"images are in \[nan, nan\]"),
     ],
 )
 def test_wrong_images_are_refused(refs: list[str], images: Tensor, message: str):

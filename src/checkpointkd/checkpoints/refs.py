@@ -143,9 +143,10 @@ def warn_if_new_files(trajectory: Trajectory) -> None:
 
 
 def find_checkpoint(trajectory: Trajectory, which: str) -> Checkpoint:
-    """Return the checkpoint that `160`, `0.5`, `midpoint`, `last` or, where one was chosen, `best` stands for.
+    """Return the checkpoint or weight average that a reference names after its @.
 
-    A weight average, such as `mean:0.7-1.0`, is one too.
+    `which` is an epoch (`160`), a fraction (`0.5`), `midpoint`, `last`, a weight average (`mean:0.7-1.0`), or `best` if
+    `select` has chosen a teacher.
     """
     _check_form(which, which)
     if names_average(which):
@@ -177,7 +178,7 @@ def _exists(path: str) -> bool:
 
 
 def _selected(trajectory: Trajectory) -> list[str]:
-    """Return what `select` chose: epochs, or a weight average."""
+    """Return the epochs and weight averages that `select` chose."""
     selection = trajectory.selection()
     if selection is None:
         raise NoSuchEpoch(
@@ -191,6 +192,7 @@ def _selected(trajectory: Trajectory) -> list[str]:
         )
     if "best" in selection.names:
         raise UserError(
-            f"{trajectory.path / 'selection.json'} is damaged: it names itself. Run `checkpointkd select` again."
+            f"{trajectory.path / 'selection.json'} is damaged: its choice is `best` itself. Run `checkpointkd select` "
+            "again."
         )
     return list(selection.names)

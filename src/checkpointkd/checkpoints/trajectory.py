@@ -200,7 +200,7 @@ class Trajectory(Mapping[int, Checkpoint]):
         return self.at(0.5)
 
     def only(self, epochs: Collection[int]) -> Trajectory:
-        """Return the trajectory with these checkpoints alone."""
+        """Return a trajectory with only the checkpoints of these epochs."""
         return Trajectory(self.path, self.run, {epoch: self[epoch] for epoch in epochs})
 
     def at(self, fraction: float) -> Checkpoint:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("checkpointkd")
 
-FAR_BELOW = 0.6  # of the teachers' accuracy: a student below this share is pointed out
+FAR_BELOW = 0.6  # share of the teachers' accuracy; `distill` reports a student below it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
 
 
 def _point_out_if_far_below_the_teacher(student: Trajectory, teacher_images: int) -> None:
-    """Log if a student ends far below its teachers on the validation set, with the likely reasons."""
+    """Log the likely reasons if a student's validation accuracy is far below its teachers'."""
     result, run = student.result(), student.run
     assert isinstance(run, DistillRecord)
     teacher = run.teachers_measured.ensemble.accuracy

@@ -85,7 +85,7 @@ def evaluate(*references: str, options: EvaluateOptions) -> dict[str, Any]:
     if isinstance(weights, str):
         raise UserError(
             f"--teacher-weights {weights} is fitted when a student is trained. Give one number per checkpoint, such as "
-            "those that `fitted_weights` in the student's run.json has for auto."
+            "the `fitted_weights` that auto writes to a student's run.json."
         )
     return {
         "average": options.average,

@@ -249,14 +249,14 @@ class EnsembleOptions:
 
     teacher_weights: list[str] | None = None
     """The weight of each checkpoint of the ensemble, in order; weights sum to 1. auto: the weights whose mixture of
-    predictions has the lowest NLL on the validation set. auto-per-class: such weights for each class of the labels.
+    predictions has the lowest NLL on the validation set. auto-per-class: separate weights for each class of the labels.
     Default: equal weights."""
 
     def weights_of(self, members: int) -> tuple[float, ...] | FittedWeights | None:
         """Return the weights of this many checkpoints, or None for equal weights.
 
         Raises:
-            UserError: If their number differs, if they are no numbers, or if they do not sum to 1.
+            UserError: If the number of weights differs, if a weight is not a number, or if the weights do not sum to 1.
         """
         given = [self.teacher_weights] if isinstance(self.teacher_weights, str) else self.teacher_weights
         if given is None:
@@ -295,7 +295,7 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     method: str = "kd"
     """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, wsl, mlkd
     (several levels), mlkd-ls (with standardized logits). From their features: fitnets, at, sp, cc, vid, rkd, fsp, pkt,
-    crd, reviewkd. One of your own: package.module:Class."""
+    crd, reviewkd. A method of your own: package.module:Class."""
 
     tau_squared: bool = KDConfig.tau_squared
     """Multiply the distillation loss by the squared temperature, as is common and as the authors' code does. The

@@ -46,18 +46,18 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls."""
 
     teachers_from: list[str] | None = None
-    """Teachers to compare, as after the @ of a reference. Join those that teach together by +. Default: last, 0.7,
-    midpoint+last, mean:0.7-1.0."""
+    """Teachers to compare, written like the part of a reference after the @. Join the teachers of an ensemble by +.
+    Default: last, 0.7, midpoint+last, mean:0.7-1.0."""
 
     alpha: list[float] | None = None
-    """Weights of the labels to compare for kd. Default: 0.5 and 0.1. Other methods have their own. kd from the last
-    checkpoint with alpha 0.5 is always compared, and so is no teacher."""
+    """Weights of the labels to compare for kd. Default: 0.5 and 0.1. Other methods use their own default. The search
+    always compares no teacher, and kd from the last checkpoint with alpha 0.5."""
 
     tau: float | None = None
     """Softmax temperature of kd. Default: 5."""
 
     then_distill: Path | str | None = None
-    """Afterwards train the student in the chosen way, in this directory, with seed 0."""
+    """Train the student with the chosen candidate afterwards, in this directory, with seed 0."""
 
     def pilot_config(self) -> PilotConfig:
         """Return the settings of the search. Raises UserError for values out of range."""
@@ -121,8 +121,8 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
     """Choose the checkpoint that teaches. Afterwards RUN@best refers to it.
 
     Without --student, a rule chooses from the teacher's run alone: Algorithm 1 or another rule. With --student, short
-    pilot runs of that student compare methods and teachers: single checkpoints, two together, a weight average, and
-    training without a teacher.
+    pilot runs of that student compare methods and teachers: single checkpoints, ensembles of two, weight averages, and
+    no teacher.
 
     Example:
 
@@ -161,7 +161,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
         if choice.epoch != max(trajectory):
             log.info(
                 "The safe choice is the last checkpoint, %s@%d: no rule was clearly better in our experiments. "
-                "`select --student` measures which way to teach suits your student.",
+                "`select --student` measures which teachers and which method suit your student.",
                 run,
                 max(trajectory),
             )
@@ -171,7 +171,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
 
 
 def _check_free(folder: Path, student: str) -> None:
-    """Raise UserError if a student cannot be trained in this folder, before pilot runs are trained for it."""
+    """Raise UserError if the student cannot be trained in this folder. The check comes before the pilot runs."""
     from ..records import read_run
 
     for parent in folder.absolute().parents:
@@ -186,7 +186,7 @@ def _check_free(folder: Path, student: str) -> None:
 
 
 def _train_student(search: PilotSearch, choice: PilotResult, out: Path) -> None:
-    """Train the student in the chosen way."""
+    """Train the student with the chosen candidate."""
     from ..selection.pilot_result import training_call
     from . import distill, train
 
@@ -261,7 +261,7 @@ def _by_pilot_runs(
 
     settings = options.pilot_config()
     for method in settings.methods:
-        get_method(method)  # raises UserError for an unknown one
+        get_method(method)  # raises UserError for an unknown method
     data_config = options.config_like(trajectory.run.data, options.train_images)
     data = load_data(data_config, on_progress=options.on_progress)
     check_same_classes(trajectory, data)

@@ -1,6 +1,6 @@
-"""Search designs, replayed on stored pilot runs: what each of them would have chosen with a budget.
+"""Replay search designs on stored pilot runs, to see which candidate each design chooses with a budget.
 
-`effects` is the design that `select --student` uses. The others are compared with it at the same cost.
+`select --student` uses the design `effects`. The experiment compares the other designs with it at the same cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Design = Callable[[Sequence[Candidate], Candidate, Pilots, float], Candidate]
 
 
 def effects(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
-    """The search of `select --student`: a model of effects says which run is next, and decides."""
+    """Search as `select --student` does: a model of effects chooses each next run, and the candidate."""
     outcomes: list[PilotOutcome] = []
     while len(outcomes) + 1 <= runs:
         candidate = next_candidate(candidates, outcomes, default)
@@ -27,7 +27,7 @@ def effects(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots,
 
 
 def one_factor_at_a_time(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
-    """Compare methods from the last checkpoint, then teachers with the best method. The best score wins."""
+    """Compare methods from the last checkpoint, then teachers with the best method. Choose the best score."""
     tried = {default: pilots[default, 1]}
 
     def best() -> Candidate:
@@ -44,8 +44,8 @@ def one_factor_at_a_time(candidates: Sequence[Candidate], default: Candidate, pi
 
 
 def successive_halving(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
-    """Try candidates in the order of what won before. Then the best of them are trained twice as long, and decide."""
-    promoted = int(runs / 6) if runs >= 12 else 0  # one run of twice the length has nothing to be compared with
+    """Try candidates in the order of the prior, then train the best twice as long. Choose the best of these scores."""
+    promoted = int(runs / 6) if runs >= 12 else 0  # a single longer run cannot be compared with another one
     first = _by_prior(candidates, default)[: max(1, int(runs) - 2 * promoted)]
     ranked = sorted(first, key=lambda candidate: -pilots[candidate, 1].score)
     if not promoted:
@@ -54,12 +54,12 @@ def successive_halving(candidates: Sequence[Candidate], default: Candidate, pilo
 
 
 def prior_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
-    """Choose what won before, without any pilot run."""
+    """Choose the candidate with the highest expected gain by the prior, without any pilot run."""
     return decide(candidates, [], default, tried_only=False).candidate
 
 
 def pilots_alone(candidates: Sequence[Candidate], default: Candidate, pilots: Pilots, runs: float) -> Candidate:
-    """Try candidates in the order of what won before. The best score wins."""
+    """Try candidates in the order of the prior. Choose the best score."""
     first = _by_prior(candidates, default)[: max(1, int(runs))]
     return max(first, key=lambda candidate: pilots[candidate, 1].score)
 
@@ -74,7 +74,7 @@ DESIGNS: dict[str, Design] = {
 
 
 def _by_prior(candidates: Sequence[Candidate], default: Candidate) -> list[Candidate]:
-    """Return the default, no teacher, and the other candidates, the highest expected gain first."""
+    """Return the default, no teacher, then the other candidates in the order of their expected gain by the prior."""
     mean_C = decide(candidates, [], default).gains.mean_C
     expected = dict(zip(candidates, mean_C, strict=True))
     others = [candidate for candidate in candidates if candidate not in (default, NO_TEACHER)]

@@ -48,7 +48,7 @@ class Preset:
         compared_recipes: Teacher recipes that `lr-schedule` compares with `teacher_recipe`.
         alphas: Weights of the labels that `selection` compares for `kd`.
         budgets: Budgets of the pilot searches of `selection`, as shares of one distillation.
-        compared_teachers: Teacher runs per pair that `selection` compares ways to teach with.
+        compared_teachers: Teacher runs per pair from which `selection` takes teachers.
         compared_methods: The methods that `selection` compares.
         checkpoint_dtype: With float16, only runs of seed 0 keep more than the last checkpoint.
         decoder_steps: Optimizer steps per decoder fit.

@@ -73,7 +73,7 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
     """The recipe of the teachers, such as cifar100-step. Default: the preset's."""
 
     alpha: float | None = None
-    """The weight of the labels. For `selection` it replaces the several weights. Default: the preset's."""
+    """The weight of the labels. For `selection`, it replaces the preset's list of weights. Default: the preset's."""
 
     tau: float | None = None
     """The temperature. Default: the preset's."""
@@ -144,7 +144,7 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     Args:
         name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3. all: these nine, highest
             priority first. Not in the paper: lr-schedule tests which learning-rate schedule gives the paper's midpoint
-            accuracy. selection compares ways to teach, and the rules and searches that choose one.
+            accuracy. selection compares candidates, and the rules and searches that choose among them.
 
     Raises:
         UserError: If the experiment or preset is unknown, or if a task failed. The results of other tasks are kept and

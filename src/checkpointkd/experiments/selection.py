@@ -1,7 +1,7 @@
-"""The ways to teach a student: what each is worth, and the regret of rules and of searches that choose one.
+"""Measure the gain of every candidate, and the regret of the rules and searches that choose among them.
 
-A reference set has every method with every set of teachers. Each candidate has a whole student and pilot runs for each
-seed. So any search design can be replayed on stored pilot runs, at any budget.
+A reference set has every method with every set of teachers. For each seed, every candidate has a student of full
+length and pilot runs. So the experiment can replay any search design on stored pilot runs, with any budget.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEARCH = "effects"  # the design of `select --student`
 
 
 def teachers_of(pair: Pair, number: int) -> dict[str, Teachers]:
-    """Return the sets of teachers that are compared, by kind, from one run of the pair's teacher."""
+    """Return the compared sets of teachers by kind, all from one run of the pair's teacher."""
     run = teacher(pair, number)
     return {
         LAST: (CheckpointChoice(run, "last"),),
@@ -52,7 +52,7 @@ def candidates_of(preset: Preset) -> list[Candidate]:
 
 
 def student(pair: Pair, candidate: Candidate, number: int, seed: int) -> TrainTask | DistillTask:
-    """Return the whole student of a candidate."""
+    """Return the task that trains a candidate's student at full length."""
     if candidate == NO_TEACHER:
         return TrainTask(pair.student, "student", seed)
     teachers = teachers_of(pair, number)[candidate.kind]
@@ -85,7 +85,7 @@ def _longer_pilot_runs(preset: Preset, pair: Pair, number: int, seed: int) -> It
 
 
 def _fitted_temperatures(preset: Preset, pair: Pair, number: int, seed: int) -> Iterator[tuple[str, DistillTask]]:
-    """Yield the students of the last checkpoint at its own fitted temperature, which no search compares."""
+    """Yield students of the last checkpoint at its fitted temperature. No search compares this temperature."""
     for candidate in candidates_of(preset):
         task = student(pair, candidate, number, seed)
         if isinstance(task, DistillTask) and candidate.kind == LAST:
@@ -99,7 +99,7 @@ def _students_of_rules(preset: Preset, pair: Pair, number: int, seed: int) -> It
 
 
 def rules() -> list[str]:
-    """Return the rules whose choice is not a candidate by name."""
+    """Return the names of the rules, without `random`, and without `last`, whose choice is a candidate."""
     return [rule for rule in RULES if rule not in ("last", "random")]
 
 
@@ -108,7 +108,7 @@ def _variant(number: int, name: str) -> str:
 
 
 def _label(candidate: Candidate) -> str:
-    """Return a candidate as tables show it."""
+    """Return the name of a candidate in tables."""
     return candidate.method if candidate == NO_TEACHER else f"{_settings(candidate)}, {KINDS[candidate.kind]}"
 
 
@@ -123,7 +123,8 @@ def _settings(candidate: Candidate) -> str:
 class Reference:
     """The students and pilot runs of one pair with one teacher.
 
-    `accuracy` and `validation` are in %, by the label of a candidate or rule, then by seed. `pilots` are by seed.
+    `accuracy` and `validation` map the label of a candidate or rule, then a seed, to a value in %. `pilots` maps a seed
+    to its pilot runs.
     """
 
     accuracy: dict[str, dict[int, float]]
@@ -137,13 +138,13 @@ class Reference:
         return sorted(set.intersection(*(set(self.accuracy.get(label, {})) for label in self.labels.values())))
 
     def best(self, seed: int) -> float:
-        """Return the accuracy at a seed of the candidate that is best on the validation set by the other seeds."""
+        """Return the best candidate's accuracy at a seed. The other seeds' validation accuracies say which is best."""
         others = [other for other in self.seeds() if other != seed] or [seed]
         means = {label: fmean(self.validation[label][other] for other in others) for label in self.labels.values()}
         return self.accuracy[max(means, key=means.__getitem__)][seed]
 
     def searched(self, design: str, budget: float, default: Candidate, seed: int) -> str | None:
-        """Return the candidate that a design chooses with the pilot runs of a seed, or None if these are missing."""
+        """Return the candidate that a design chooses from a seed's pilot runs, or None if a pilot run is missing."""
         pilots = self.pilots.get(seed, {})
         try:
             chosen = DESIGNS[design](list(self.labels), default, pilots, budget * self.runs_per_distillation)
@@ -153,7 +154,7 @@ class Reference:
 
 
 def reference_of(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) -> Reference:
-    """Return the reference set of one pair with one teacher, as far as it was run."""
+    """Return the completed part of the reference set of one pair with one teacher."""
     labels = {candidate: _label(candidate) for candidate in candidates_of(preset)}
     accuracy: dict[str, dict[int, float]] = {}
     validation: dict[str, dict[int, float]] = {}
@@ -189,7 +190,7 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
 
 
 def choices(preset: Preset) -> dict[str, tuple[float, Callable[[Reference, int], str | None]]]:
-    """Return the cost of every way to choose, in distillations, and what it chooses from a reference set and a seed."""
+    """Return the cost of each way to choose, in distillations, and a function from reference and seed to the choice."""
     default = default_of(preset)
     fixed = [candidate for candidate in candidates_of(preset) if candidate.kind in (LAST, "none")]
     ways: dict[str, tuple[float, Callable[[Reference, int], str | None]]] = {
@@ -215,7 +216,7 @@ def default_of(preset: Preset) -> Candidate:
 def gaps_of(
     references: Sequence[Reference], choose: Callable[[Reference, int], str | None], baseline: str | None
 ) -> list[float]:
-    """Return by how many points a choice's students are better than the baseline's; with None, than the best's."""
+    """Return the gains of a choice's students over the baseline's in points; None compares with the best candidate."""
     gaps = []
     for reference in references:
         for seed in reference.seeds():
@@ -257,9 +258,10 @@ def _regret_table(preset: Preset, references: dict[tuple[str, int], Reference], 
         "cost, distillations",
     ]
     note = (
-        f"{students_note(preset, f'τ = {preset.tau:g} for kd')} n counts students: pairs times seeds, with teacher "
-        f"{which}. Regret: points behind the candidate that is best on the validation set by the other seeds' "
-        "students. So it can be negative. Intervals: 95%, Student's t. Searches are replayed on stored pilot runs."
+        f"{students_note(preset, f'τ = {preset.tau:g} for kd')} n is the number of students: pairs times seeds, with "
+        f"teacher {which}. Regret: accuracy of the best candidate minus that of the choice, in points. The other "
+        "seeds' validation accuracies determine the best candidate, so regret can be negative. Intervals: 95%, "
+        "Student's t. Searches are replayed on stored pilot runs."
     )
     return Table(f"Ways to choose, with teacher {which}{role}", columns, lines, note)
 
@@ -286,7 +288,7 @@ def _accuracy_table(preset: Preset, reference: Reference, pair: str, number: int
 
 
 def _claims(preset: Preset, references: dict[tuple[str, int], Reference]) -> list[Claim]:
-    """Return the claims that the search beats the default and the other free choices, on the teachers reported on."""
+    """Return the claims that the search is better than choices without a cost, for the last run of each teacher."""
     number = preset.compared_teachers - 1
     reported = [reference for (_, own), reference in references.items() if own == number]
     where = f"teacher {number + 1}, {pluralize(len(reported), 'pair')}"

@@ -30,9 +30,9 @@ def label_measures(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 
 def nuclear_norm(logits_NK: Tensor) -> float:
-    """Return the nuclear norm of the predictions over its largest possible value (Deng et al., ICML 2023).
+    """Return the nuclear norm of the predictions, divided by its largest possible value (Deng et al., ICML 2023).
 
-    It is large for predictions that are confident and spread over the classes. It needs no labels.
+    The norm is large for predictions that are confident and spread over the classes. It needs no labels.
 
     >>> one_hot, constant = 99 * torch.eye(3), torch.zeros(3, 3)
     >>> round(nuclear_norm(one_hot), 3), round(nuclear_norm(constant), 3)

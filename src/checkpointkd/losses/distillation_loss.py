@@ -36,7 +36,7 @@ def soft_targets(
         tau: The temperature.
         average: `probabilities` averages the softened probabilities (Eq. 2). `logits` softens the average logits,
             as the authors' code does.
-        weights: One weight per teacher, summing to 1, or such weights for each example (T, B); None for equal weights.
+        weights: One weight per teacher, summing to 1, or weights for each example (T, B). None: equal weights.
 
     >>> import torch
     >>> soft_targets(torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]), tau=4.0).tolist()
@@ -48,7 +48,7 @@ def soft_targets(
 
 
 def mean_over_teachers(values_TBK: Tensor, weights: Weights) -> Tensor:
-    """Return the weighted mean over teachers (B, K); None for equal weights."""
+    """Return the weighted mean over teachers (B, K). Without weights, all teachers count equally."""
     if weights is None:
         return values_TBK.mean(0)
     if isinstance(weights, Tensor):

@@ -132,9 +132,9 @@ class WTTM(nn.Module):
 class WSL(nn.Module):
     """Weighted soft labels (Zhou et al., ICLR 2021, Eq. 10): each example has its own weight between label and teacher.
 
-    The weight of the teachers' term is 1 − exp(−L_S / L_T), with the cross-entropies of the student's and the teachers'
-    predictions with the label. So the teacher counts where it has the lower loss. Defaults: label weight 1, weight 2.5,
-    τ 2, from the authors' published code.
+    The weight of the teachers' term is 1 − exp(−L_S / L_T). L_S and L_T are the cross-entropies of the student's and
+    the teachers' predictions with the label. So the teachers count more where their loss is lower. Defaults: label
+    weight 1, weight 2.5, τ 2, from the authors' published code.
     """
 
     alpha: ClassVar = 1.0

@@ -52,13 +52,13 @@ METHODS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Teaching:
-    """What a training adds to `DistillConfig`: fitted factors and weights, its epochs and its seed.
+    """Values that one training adds to `DistillConfig`: fitted factors and weights, its epochs and its seed.
 
     Attributes:
         scales: Factors of the teachers' logits, one per teacher. None: 1.
         weights: Fitted weights of the teachers, (T,), or for each class of the labels, (T, K). None: not fitted.
-        epochs: Epochs of the training. Only the teacher schedule `random` uses them, and the seed.
-        seed: The training's seed.
+        epochs: Epochs of the training. Only the teacher schedule `random` uses them.
+        seed: Seed of the training. Only the teacher schedule `random` uses it.
     """
 
     scales: Sequence[float] | None = None
@@ -111,7 +111,7 @@ class Supervised(nn.Module):
 class LogitDistillation(nn.Module):
     """Learn the labels and, by a method of `logits`, the teachers' predictions: α·H(y, p_S) + β·method.
 
-    The teachers see the same augmented images as the student. See `Teaching` for how they are used.
+    The teachers see the same augmented images as the student. `Teaching` describes how the teachers are used.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ def get_method(name: str) -> Any:
     """Return the class of a method: one of `METHODS`, or a user's own as `package.module:Class`.
 
     Raises:
-        UserError: For an unknown name, and for a class that lacks what every method has.
+        UserError: For an unknown name, and for a class that lacks an attribute that every method needs.
     """
     if name in METHODS:
         return METHODS[name]
@@ -301,7 +301,7 @@ def get_method(name: str) -> Any:
 def _in_use(
     objective: LogitDistillation | FeatureDistillation, train_fraction: float, labels_B: Tensor
 ) -> tuple[list[int], Weights]:
-    """Return the teachers that are used now, and their weights, which may differ between examples (T, B)."""
+    """Return the active teachers and their weights. Fitted weights by class differ between examples (T, B)."""
     teaching, count = objective.teaching, len(objective.teacher)
     if teaching.weights is not None:
         fitted = teaching.weights.to(labels_B.device)

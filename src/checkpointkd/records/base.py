@@ -79,7 +79,7 @@ class TeacherRecord(Record, frozen=True):
 
     @property
     def name(self) -> str:
-        """What references have after the @: the epoch or the weight average."""
+        """The part of a reference after the @: the epoch or the weight average."""
         return self.average or str(self.epoch)
 
 

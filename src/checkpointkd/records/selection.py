@@ -39,7 +39,7 @@ class PlanePoint(Record, frozen=True, kw_only=True):
     fits of the estimator, None for a single fit. `details` holds further numbers of the estimator.
 
     `accuracy` is the paper's I(Y;F). `label_information` is H(Y) − CE in nats, a lower bound on I(Y;F), with the
-    logits divided by the fitted `temperature`. `nuclear_norm` is that of the predictions, None in older files.
+    logits divided by the fitted `temperature`. `nuclear_norm` is None in older files.
     """
 
     epoch: int
@@ -68,7 +68,7 @@ class PlaneRecord(Record, frozen=True, kw_only=True):
 
 
 def teachers_in_words(names: Sequence[str], unit: str = "epoch") -> str:
-    """Return the name of teachers, which are epochs and weight averages.
+    """Return a text that names teachers, which are epochs and weight averages.
 
     >>> teachers_in_words(["10", "20"]), teachers_in_words(["mean:0.7-1.0"]), teachers_in_words([])
     ('epochs 10 + 20', 'mean:0.7-1.0', 'no teacher')
@@ -83,8 +83,8 @@ class SelectionRecord(Record, frozen=True, kw_only=True):
     """selection.json: what `select` chose last, by a rule or for a student by pilot runs.
 
     `scores` and `probability` (share of bootstrap resamples) are a rule's, by epoch; `made_with` says how the
-    checkpoints were scored. `student`, `teachers`, `method`, `alpha` and `tau` are a pilot search's: `teachers` has its
-    weight averages too.
+    checkpoints were scored. Only a pilot search sets `student`, `teachers`, `method`, `alpha` and `tau`. `teachers`
+    also contains weight averages.
     """
 
     rule: str
@@ -104,7 +104,7 @@ class SelectionRecord(Record, frozen=True, kw_only=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What RUN@best stands for: epochs and weight averages."""
+        """The epochs and weight averages that RUN@best refers to."""
         return self.teachers or tuple(map(str, self.epochs))
 
     @property
@@ -142,8 +142,8 @@ class DivergedRecord(Record, frozen=True):
 class PilotRunRecord(Record, frozen=True, kw_only=True):
     """One completed pilot run.
 
-    `teachers` are the checkpoints and weight averages that teach, none for no teacher. `alpha` is None for methods
-    whose default is used. `information` is H(Y) − CE of the student on the validation set, in nats.
+    `teachers` are the checkpoints and weight averages that teach; it is empty for no teacher. `alpha` is None if the
+    method's default is used. `information` is H(Y) − CE of the student on the validation set, in nats.
     """
 
     candidate: str
@@ -155,10 +155,10 @@ class PilotRunRecord(Record, frozen=True, kw_only=True):
 
 
 class CandidateRecord(Record, frozen=True, kw_only=True):
-    """What a search knows of one candidate, tried or not.
+    """One candidate of a search, with or without a pilot run.
 
     `gain` is the expected gain over the default in points of accuracy, with a 95% interval. `chance` is the chance that
-    it is the best. `accuracy` is that of its pilot run, None if it has none or if the run failed.
+    the candidate is the best. `accuracy` is that of its pilot run, None if there is no pilot run or if it failed.
     """
 
     candidate: str
@@ -172,12 +172,13 @@ class CandidateRecord(Record, frozen=True, kw_only=True):
 
 
 class PilotResult(Record, frozen=True, kw_only=True):
-    """The way to teach that a pilot search chose for a student.
+    """The candidate that a pilot search chose for a student.
 
-    `teachers` are checkpoints and weight averages that teach together, none for no teacher. `epochs` are those of
-    single checkpoints. `alpha` and `tau` are None where the method's defaults are used. `gain`, `low` and `high` are
-    the expected gain over the default, `kd` from the last checkpoint, in points, with a 95% interval. `candidates` are
-    in the order of their expected gain, `pilot_runs` in the order of training. `command` trains the student.
+    `teachers` are checkpoints and weight averages that teach together; it is empty for no teacher. `epochs` are the
+    teachers' epochs, empty if a teacher is a weight average. `alpha` and `tau` are None if the method's defaults are
+    used. `gain` is the expected gain in points over the default, `kd` from the last checkpoint. `low` and `high` are
+    the ends of its 95% interval. `candidates` are in the order of their expected gain, `pilot_runs` in the order of
+    training. `command` trains the student.
     """
 
     student: str

@@ -256,8 +256,8 @@ def conclusions(collected: Collected) -> list[str]:
         best = max(taught, key=lambda variant: variant.mean)
         sentences.append(
             f"{student}: the best teacher so far is {best.label}, with {best.mean:.1f}% on the test set. The "
-            f"difference from no teacher is {difference(best, baseline).text}. The best of several is favored by this "
-            "comparison."
+            f"difference from no teacher is {difference(best, baseline).text}. This comparison favors the best of "
+            "several teachers."
         )
         for verdict in dict.fromkeys(gap.verdict for _, gap in gaps):
             listed = "; ".join(f"{label}: {gap.mean:+.2f} points" for label, gap in gaps if gap.verdict == verdict)
@@ -265,7 +265,7 @@ def conclusions(collected: Collected) -> list[str]:
         if any(gap.mean < 0 for _, gap in gaps):
             sentences.append(
                 f"Some students of {student} are below the student without a teacher. Likely reasons: an under-trained "
-                "teacher, too small an α for it, or too few epochs."
+                "teacher, an α that is too small for it, or too few epochs."
             )
     return list(dict.fromkeys(sentences))
 

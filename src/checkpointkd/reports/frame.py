@@ -21,14 +21,14 @@ log = logging.getLogger("checkpointkd")
 def results(folder: Path | str, /) -> pandas.DataFrame:
     """Return every run below a folder as a tidy DataFrame, one row per run. Needs pandas.
 
-    Trials of `tune` and pilot runs are left out. A damaged run is left out with a warning. Accuracies are shares. The
-    columns are:
+    Trials of `tune` and pilot runs are left out. A damaged run is left out with a warning. Accuracies are in [0, 1].
+    The columns are:
 
     - `run`, the path below the folder; `kind`: train, distill or external;
     - `model`, `seed`, `precision`, `data`, `train_images`;
     - `epochs`, `batch_size`, `learning_rate`, `label_smoothing`;
     - `method`, `alpha`, `tau`, `teachers`, `teacher_schedule`, and `teacher_accuracy` on the validation set;
-    - `val_accuracy`, `val_nll`, `test_accuracy`, `test_nll`, `seconds`, of complete runs.
+    - `val_accuracy`, `val_nll`, `test_accuracy`, `test_nll`, `seconds`, for complete runs only.
 
     Example:
 

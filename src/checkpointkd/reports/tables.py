@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SPLITS = {"val": "validation set", "test": "test set"}
 SYMBOLS = {"alpha": "α", "tau": "τ"}
-SHOWN_CHANCE = 0.05  # of being the best, from which a candidate without a pilot run is listed
+SHOWN_CHANCE = 0.05  # least chance of being the best, for which a candidate without a pilot run is listed
 CLAIMS_NOTE = (
     "A positive effect agrees with the claim. p is two-sided and corrected for the number of claims in this experiment "
     "(Holm), including claims that have not run yet. Intervals are not corrected. Supported: the effect is positive, "
@@ -91,7 +91,7 @@ def choice_table(choice: Choice) -> Table:
 def pilot_table(result: PilotResult) -> Table:
     """Return the candidates of a pilot search, the highest expected gain first; the chosen one is marked.
 
-    Candidates without a pilot run are listed as far as one of them may be the best.
+    A candidate without a pilot run is listed if its chance of being the best is at least `SHOWN_CHANCE`.
     """
     shown = [
         row
@@ -119,7 +119,7 @@ def pilot_table(result: PilotResult) -> Table:
         f"{pluralize(result.spent_epochs // result.pilot_epochs, 'pilot run')} of {result.student} over "
         f"{pluralize(result.pilot_epochs, 'epoch')}, measured on the validation set. A full distillation has "
         f"{pluralize(result.student_epochs, 'epoch')}. The gain is that of a full distillation over kd from the last "
-        "checkpoint. It is estimated from all pilot runs and from earlier experiments."
+        "checkpoint. A model estimates it from all pilot runs and from earlier experiments."
         + (f" Left out: {pluralize(left_out, 'candidate')} without a pilot run." if left_out else "")
     )
     columns = ["candidate", "accuracy, %", "expected gain, points", "95% interval", "best, %"]
@@ -127,7 +127,7 @@ def pilot_table(result: PilotResult) -> Table:
 
 
 def pilot_sentences(result: PilotResult) -> list[str]:
-    """Return the outcome of a pilot search in sentences: the verdict, then what it cost."""
+    """Return the outcome of a pilot search in sentences: the verdict, then the cost."""
     share = result.spent_epochs / result.student_epochs
     cost = pluralize(result.spent_epochs, "epoch")
     return [

@@ -34,7 +34,7 @@ class Variant:
         family: what the students have in common with those that they can be compared with, as a key.
         smoothing: label smoothing; above 0, the student learned from the uniform teacher.
         distillation: how the teachers taught, where it was not plain KD.
-        teacher_accuracy: of the teachers together on the validation set, in percent.
+        teacher_accuracy: accuracy of the teachers together on the validation set, in percent.
         chosen: whether `select` chose exactly these teachers, for this student if for one.
     """
 
@@ -241,7 +241,7 @@ def _distillation(run: DistillRecord) -> str:
 
 
 def _selected_by(student: Trajectory, runs: Sequence[Trajectory]) -> str:
-    """Return what chose exactly these teachers; pilot runs count for their student, method and α only."""
+    """Name the rule that chose exactly these teachers, or the pilot search for the same student, method and α."""
     hashes = {teacher.sha256 for teacher in student.run.teachers}
     if not isinstance(student.run, DistillRecord):
         return ""

@@ -17,15 +17,15 @@ log = logging.getLogger("checkpointkd")
 
 LAST, EARLIER, SEVERAL, AVERAGE = "last", "earlier", "several", "average"  # kinds of teachers
 KD = "kd"
-LONGEST_NAME = 100  # of a folder, before its end is replaced
+LONGEST_NAME = 100  # of a folder, in characters; a hash replaces the rest of a longer name
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One full way to teach.
+    """One full way to teach: teachers, a method and α.
 
-    `teachers` are checkpoints of the run as references have them after the @: epochs and weight averages. There are
-    none for training without a teacher.
+    `teachers` are epochs and weight averages, written like the part of a reference after the @. Training without a
+    teacher has none.
     """
 
     teachers: tuple[str, ...]
@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def method_level(self) -> Level:
-        """The method with its α. The prior knows α 0.5 and 0.1; other α are between or beyond them."""
+        """The method with its α. The prior has effects of α 0.5 and 0.1; the effect of another α is interpolated."""
         if self.alpha is None:
             return Level(self.method, ((self.method, 1.0),))
         small = min(max((0.5 - self.alpha) / 0.4, 0.0), 1.0)
@@ -54,12 +54,12 @@ class Candidate:
 
     @property
     def teachers_level(self) -> Level:
-        """The set of teachers. The prior knows its kind."""
+        """The set of teachers. The prior has one effect for each kind of set."""
         return Level("+".join(self.teachers), ((self.kind, 1.0),))
 
     @property
     def folder_name(self) -> str:
-        """The start of the name of its pilot run's directory."""
+        """The first part of the name of the pilot run's directory."""
         if not self.teachers:
             return "no-teacher"
         alpha = "" if self.alpha is None else f"-alpha-{self.alpha!r}"
@@ -74,16 +74,16 @@ NO_TEACHER = Candidate((), "none", "no teacher")
 def candidates_of(
     trajectory: Trajectory, *, methods: Sequence[str], alphas: Sequence[float], teachers: Sequence[str]
 ) -> list[Candidate]:
-    """Return no teacher, then every method with every set of teachers. Those that the run cannot give are left out.
+    """Return no teacher, then every method with every set of teachers that the run has.
 
     Args:
         trajectory: The teacher's run.
         methods: Names of methods.
         alphas: The weights of the labels to try with `kd`.
-        teachers: Sets of teachers. A set is one or more checkpoints, as after the @ in a reference, joined by +.
+        teachers: Sets of teachers, as for `PilotConfig`.
 
     Raises:
-        UserError: If no set of teachers is left, or for a set that is no reference.
+        UserError: If the run has none of the sets of teachers, or if a set is not a valid reference.
     """
     found = [NO_TEACHER]
     for kind, names in _sets(trajectory, teachers):
@@ -94,7 +94,7 @@ def candidates_of(
 
 
 def default_candidate(trajectory: Trajectory) -> Candidate:
-    """Return what people do today: `kd` from the last checkpoint, with the default α."""
+    """Return the usual way to teach: `kd` from the last checkpoint, with the default α."""
     return Candidate((str(max(trajectory)),), LAST, KD, KDConfig.alpha)
 
 
@@ -126,13 +126,13 @@ def _sets(trajectory: Trajectory, teachers: Sequence[str]) -> Iterator[tuple[str
 
 
 def _resolved(trajectory: Trajectory, text: str) -> tuple[str, tuple[str, ...]]:
-    """Return the kind of a set of teachers, and its checkpoints by epoch or weight average."""
+    """Return the kind of a set of teachers, and the epoch or weight average of each of its teachers."""
     if "best" in text.split("+"):
         raise UserError("the search itself changes RUN@best. Name the epoch, or the weight average")
-    parts = [str(max(trajectory)) if part == "last" else part for part in text.split("+")]  # of an unfinished run too
+    parts = [str(max(trajectory)) if part == "last" else part for part in text.split("+")]  # in an unfinished run too
     checkpoints = [find_checkpoint(trajectory, part) for part in parts]
     if not trajectory.complete and any(checkpoint.average for checkpoint in checkpoints):
-        raise UserError("the run is not finished, so that its averages will change. Finish it, or name epochs")
+        raise UserError("the run is not finished, so its weight averages will change. Finish the run, or name epochs")
     names = tuple(dict.fromkeys(checkpoint.average or str(checkpoint.epoch) for checkpoint in checkpoints))
     if len(names) > 1:
         return SEVERAL, names

@@ -1,9 +1,9 @@
-"""What pilot runs say about ways to teach: a linear Gaussian model with effects of methods and of teachers.
+"""Estimate the gains of candidates from pilot runs, by a linear Gaussian model of effects of methods and teachers.
 
 The gain of a candidate is the sum of an effect of its method, an effect of its teachers and an interaction. A pilot run
 shows a share of the gain, with an error: short runs favor some methods and teachers, and every run is noisy. So each
-pilot run says something about all candidates that share its method or its teachers. The prior holds what earlier
-experiments found.
+pilot run also tells the model about the other candidates with the same method or teachers. The prior comes from earlier
+experiments.
 
 Letters in names: C candidates, R pilot runs.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 4096  # of the posterior, for the chance that a candidate is the best
-LEVEL_SD = 1e3  # in points; the accuracy of pilot runs is not known in advance
+LEVEL_SD = 1e3  # in points; large, because the accuracy of pilot runs is not known in advance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Standard deviations in points: between methods, between sets of teachers, and of what is left."""
+    """Standard deviations in points: between methods, between sets of teachers, and of the interaction."""
 
     method: float
     teachers: float
@@ -39,16 +39,16 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What is known before the first pilot run, in points of accuracy.
+    """Estimates before the first pilot run, in points of accuracy.
 
     Attributes:
         method_gain: Mean gain of each method over `kd` with α 0.5.
         teachers_gain: Mean gain of each kind of teachers over the last checkpoint.
         gain: Spread of the gains around these means.
         slope: The share of a gain that a pilot run shows.
-        bias_of_method: How much more than this share a pilot run shows for a method, on average.
+        bias_of_method: Mean amount by which a pilot run of each method shows more than this share.
         bias_of_teachers: The same for each kind of teachers.
-        bias: Spread of these errors, which do not change with the seed.
+        bias: Spread of these amounts, which do not change with the seed.
         noise: Standard deviation of a pilot run between seeds.
     """
 
@@ -66,26 +66,27 @@ class Prior:
 class Level:
     """A method or a set of teachers. Candidates with the same name share an effect.
 
-    `parts` are the keys of the prior that its mean is made of, with their weights; keys that it lacks count as 0.
+    `parts` are keys of the prior, with weights. The mean effect is the weighted sum over these keys. Keys that the
+    prior lacks count as 0.
     """
 
     name: str
     parts: tuple[tuple[str, float], ...]
 
     def of(self, means: Mapping[str, float]) -> float:
-        """Return its mean effect."""
+        """Return the mean effect."""
         return sum(weight * means.get(key, 0.0) for key, weight in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Gains:
-    """The posterior of the candidates' gains over one of them, in points: mean (C,) and covariance (C, C)."""
+    """The posterior of the candidates' gains over a baseline, in points: mean (C,) and covariance (C, C)."""
 
     mean_C: np.ndarray
     covariance_CC: np.ndarray
 
     def chance_best(self, allowed: Sequence[int] | None = None) -> np.ndarray:
-        """Return the chance (C,) that each candidate is the best of the allowed ones; 0 for others."""
+        """Return the chance (C,) that each candidate is the best of the allowed candidates; 0 if it is not allowed."""
         draws = np.random.default_rng(0).multivariate_normal(self.mean_C, self.covariance_CC, size=DRAWS, method="eigh")
         if allowed is not None:
             draws[:, [index for index in range(len(self.mean_C)) if index not in allowed]] = -np.inf
@@ -98,7 +99,7 @@ class Gains:
         return float(np.sqrt(max(variance, 0.0)))
 
     def expected_improvement(self, best: int) -> np.ndarray:
-        """Return by how many points (C,) each candidate is expected to be better than the best, counting gains only."""
+        """Return the expected improvement (C,) of each candidate over `best`, in points. A loss counts as 0."""
         from scipy.stats import norm
 
         sd_C = np.array([self.sd_of_difference(candidate, best) for candidate in range(len(self.mean_C))])
@@ -115,10 +116,10 @@ def posterior(
     *,
     baseline: int,
 ) -> Gains:
-    """Return the gains of candidates over one of them, after pilot runs.
+    """Return the posterior of the candidates' gains over the baseline, after pilot runs.
 
     Args:
-        prior: What is known before.
+        prior: Estimates before the pilot runs.
         methods: The method of each candidate.
         teachers: The set of teachers of each candidate.
         runs: The candidate and the score in points of each pilot run. Only differences between scores matter.

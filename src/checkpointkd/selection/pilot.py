@@ -1,11 +1,11 @@
-"""Pilot search: find the way to teach a given student by training short pilot runs.
+"""Pilot search: choose a candidate for a student by training short pilot runs.
 
-A pilot run is a whole distillation with 15% of the epochs (and at least 100 steps): its learning-rate schedule ends.
+A pilot run is a complete distillation with 15% of the epochs (and at least 100 steps): its learning-rate schedule ends.
 The first epochs of a long distillation would mislead. At a high learning rate students learn best from under-trained
-teachers, and better without a teacher than from converged ones.
+teachers, and better without a teacher than from converged teachers.
 
 pilot_plan.py decides which candidate is next, from the pilot runs before it. Each pilot run has its own run directory.
-So a stopped search continues, and a search with a larger budget goes on where the smaller one ended.
+So a stopped search continues, and a search with a larger budget keeps the runs of a smaller search.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RESULT = "pilot.json"
 
 
 def run_pilot_search(search: PilotSearch) -> PilotResult:
-    """Train the pilot runs that are not stored yet, choose a way to teach, and write pilot.json.
+    """Train the pilot runs that are not stored yet, choose a candidate, and write pilot.json.
 
     A search that continues keeps the checkpoints that it started with, though the trajectory may have more by now.
 
@@ -65,8 +65,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
         search = replace(search, trajectory=search.trajectory.only([teacher.epoch for teacher in record.teachers]))
         candidates = _candidates(search)
         log.info(
-            "Comparing %s by up to %s of %s for %s, with batch size %d. A whole distillation has %s with batch size "
-            "%d.",
+            "Comparing %s by up to %s of %s for %s, with batch size %d. A full distillation has %s with batch size %d.",
             pluralize(len(candidates), "candidate"),
             pluralize(run_count, "pilot run"),
             pluralize(pilot_epochs, "epoch"),
@@ -96,7 +95,7 @@ def _candidates(search: PilotSearch) -> list[Candidate]:
 
 
 class _Runner:
-    """Trains the pilot runs of one search in order. `outcomes` are those of this call so far."""
+    """Trains the pilot runs of one search in order. `outcomes` holds the outcomes of this call so far."""
 
     def __init__(
         self, search: PilotSearch, candidates: list[Candidate], pilot_epochs: int, run_count: int, batch_size: int
@@ -111,7 +110,7 @@ class _Runner:
         return self.search.trajectory.unit
 
     def run(self) -> PilotResult:
-        """Train the pilot runs and return the result. Stored runs beyond the budget are used as well."""
+        """Train the pilot runs and return the result. The result also uses stored runs beyond the budget."""
         while (candidate := next_candidate(self.candidates, self.outcomes, self.default)) is not None:
             stored = self.is_stored(candidate)
             if len(self.outcomes) >= self.run_count and not stored:
@@ -227,6 +226,6 @@ def measure_student(run: Trajectory, images: Images, device: torch.device) -> tu
 
 
 def _command(search: PilotSearch, result: PilotResult) -> str:
-    """Return the command that trains the student in the chosen way, or without a teacher."""
+    """Return the command that trains the student with the chosen candidate, or without a teacher."""
     name, options = training_call(search, result)
     return format_command([name, search.student], options)

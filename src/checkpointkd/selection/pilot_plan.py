@@ -1,6 +1,6 @@
 """Decide which pilot run to train next, and which candidate the pilot runs favor.
 
-These are pure functions; pilot.py trains the runs, and `reproduce selection` replays them on stored runs.
+All functions here are pure. pilot.py trains the runs, and `reproduce selection` replays the functions on stored runs.
 docs/selection.md has the evidence.
 
 Letters in names: C candidates.
@@ -24,8 +24,8 @@ from .prior import PRIOR
 PILOT_FRACTION = 0.15  # of the student's epochs; pilot runs of 10% ranked teachers differently (docs/selection.md)
 PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch size, for twice the steps in the same epochs
 MIN_STEPS = 100  # of a pilot run; after fewer steps students hardly differ
-MIN_RUNS = 2  # one run compares nothing
-WORST = 5.0  # points below both default and no teacher: lower scores say only that a candidate is bad
+MIN_RUNS = 2  # a comparison needs two runs
+WORST = 5.0  # points below both default and no teacher; a lower score only shows that a candidate is bad
 ENOUGH = 0.02  # points; the search stops when no run is expected to improve the choice by more
 
 
@@ -43,12 +43,12 @@ class PilotOutcome:
 
     @property
     def score(self) -> float:
-        """What candidates are compared by, in points."""
+        """The accuracy in points, by which candidates are compared."""
         return 100 * self.accuracy
 
 
 def pilot_batch_size(batch_size: int) -> int:
-    """Return the batch size of a pilot run, from that of the whole distillation."""
+    """Return the batch size of a pilot run, from that of the full distillation."""
     return max(1, round(PILOT_BATCH_FRACTION * batch_size))
 
 
@@ -63,7 +63,7 @@ def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch:
 
     Args:
         settings: The budget.
-        student_epochs: Epochs of one whole distillation.
+        student_epochs: Epochs of one full distillation.
         steps_per_epoch: Steps of an epoch of a pilot run.
 
     Raises:
@@ -78,7 +78,7 @@ def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch:
     if run_count < MIN_RUNS:
         longer = pilot_epochs > max(1, round(PILOT_FRACTION * student_epochs))
         because = f" (at least {MIN_STEPS} steps each)" if longer else ""
-        share = "" if not settings.in_epochs else ", or a share of one whole distillation, such as 1.0"
+        share = "" if not settings.in_epochs else ", or a share of one full distillation, such as 1.0"
         raise UserError(
             f"A budget of {pluralize(budget, 'epoch')} covers {pluralize(run_count, 'pilot run')} of "
             f"{pluralize(pilot_epochs, 'epoch')}{because}, but a comparison needs at least {MIN_RUNS}. "
@@ -112,8 +112,8 @@ def next_candidate(
 ) -> Candidate | None:
     """Return the candidate of the next pilot run, or None if no run is worth its cost.
 
-    The first two are the default and no teacher. Every later one is the candidate from which the largest improvement
-    over the best with a pilot run can be expected.
+    The first two runs are the default and no teacher. Each later run is the candidate with the largest expected
+    improvement over the best candidate with a pilot run.
     """
     tried = {outcome.candidate for outcome in outcomes}
     for candidate in (default, NO_TEACHER):
@@ -135,10 +135,10 @@ def next_candidate(
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """The candidate that is chosen, its expected gain over the default in points, and how sure that is.
+    """The chosen candidate, its expected gain over the default in points, and the uncertainty of this gain.
 
-    `low` and `high` bound the gain with probability 95%. `chance` is the chance that no other candidate is better; it
-    is 0 for candidates whose pilot run failed. `safe` is the candidate whose gain over the default is the surest.
+    `low` and `high` are the ends of the gain's 95% interval. `chance_C` is the chance of each candidate to be the best;
+    it is 0 if the candidate's pilot run failed. `safe` is the candidate whose interval has the highest lower end.
     """
 
     candidate: Candidate
@@ -160,8 +160,8 @@ def decide(
 ) -> Decision:
     """Choose the candidate with the highest expected gain.
 
-    Only candidates with a completed pilot run can be chosen, if there is any and `tried_only` is true. The others may
-    be the best, and count in the chance of the choice.
+    With `tried_only`, the choice is one of the candidates with a completed pilot run, if there is one. The other
+    candidates still count in the chance that the choice is the best.
     """
     gains = gains_of(candidates, outcomes, default, prior)
     failed = {outcome.candidate for outcome in outcomes if outcome.diverged}

@@ -1,4 +1,4 @@
-"""The result of a pilot search: the verdict in words, the table of candidates, and the call that trains the student."""
+"""The result of a pilot search: the verdict in words, the candidates, and the command that trains the student."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def summarize(
     """Return the result of a pilot search.
 
     Args:
-        decision: What is chosen.
+        decision: The decision of the search.
         candidates: All candidates, tried or not.
-        outcomes: The pilot runs, in order. Those that diverged count against the budget as if completed.
-        default: What gains are relative to.
+        outcomes: The pilot runs, in order. Diverged runs count against the budget like completed runs.
+        default: The candidate that gains are relative to.
         student: The student's model name.
         tau: The temperature of `kd`.
         pilot_epochs: Epochs of one pilot run.
-        student_epochs: Epochs of one whole distillation.
+        student_epochs: Epochs of one full distillation.
         unit: The unit of checkpoints, "epoch" or "step".
     """
     chosen, gains = decision.candidate, decision.gains
@@ -102,7 +102,7 @@ def _accuracy(outcome: PilotOutcome | None) -> float | None:
 def _verdict(
     decision: Decision, candidates: Sequence[Candidate], default: Candidate, default_failed: bool, unit: str
 ) -> str:
-    """Return what to use, what it is expected to gain, how sure that is, and the safe choice."""
+    """Return the choice, its expected gain with an interval, its chance to be the best, and the safe choice."""
     chosen, standard = decision.candidate.describe(unit), default.describe(unit)
     chance = 100 * decision.chance_C[candidates.index(decision.candidate)]
     best = f"The chance that it is the best of {pluralize(len(candidates), 'candidate')} is {chance:.0f}%"
@@ -116,11 +116,11 @@ def _verdict(
     )
     if decision.low > 0 or decision.safe == decision.candidate:
         return f"Use {chosen}. {gain}. {best}"
-    return f"Use {chosen}. {gain}. {best}. The gain is not sure. The safe choice is {decision.safe.describe(unit)}"
+    return f"Use {chosen}. {gain}. {best}. The gain is uncertain. The safe choice is {decision.safe.describe(unit)}"
 
 
 def _is_weak(search: PilotSearch, teachers: Sequence[str]) -> bool:
-    """Return whether one of these teachers is not clearly better than chance, as the pilot runs measured it."""
+    """Return whether one of these teachers was not clearly better than chance level in the pilot runs."""
     _, threshold = chance_level(search.data.val.labels_N)
     for path in (search.out / PILOT_RUNS).glob("*/run.json"):
         run = read_run(path)
@@ -130,7 +130,7 @@ def _is_weak(search: PilotSearch, teachers: Sequence[str]) -> bool:
 
 
 def training_call(search: PilotSearch, result: PilotResult) -> tuple[str, dict[str, Any]]:
-    """Return the command that trains the student in the chosen way, `train` or `distill`, and its options."""
+    """Return the command that trains the student with the chosen candidate, `train` or `distill`, and its options."""
     given = {**search.command_options, "precision": search.precision}
     if result.teachers:
         teachers = [f"{search.trajectory.source}@{name}" for name in result.teachers]

@@ -30,7 +30,7 @@ DIVERGED = "diverged.json"  # in the directory of a pilot run that diverged
 class PilotSearch:
     """The settings that all pilot runs of a search have in common, and the directory of the search.
 
-    `recipe` is that of the whole distillation. `command_options` are the user's options, for the command that trains
+    `recipe` is that of the full distillation. `command_options` are the user's options, for the command that trains
     the student.
     """
 

@@ -1,7 +1,7 @@
-"""What earlier experiments say about ways to teach: the prior of the pilot search.
+"""The prior of the pilot search, from earlier experiments.
 
-The means are from the first teacher of the preset `overfit` (`benchmarks/search_prior.py`), and for the methods that it
-has also from the preset `small` (docs/methods.md). The spreads are wide, because other regimes differ from both.
+The means come from the first teacher of the preset `overfit` (`benchmarks/search_prior.py`). For the methods in
+docs/methods.md, they come from the preset `small` too. The spreads are wide, because other settings differ from both.
 """
 
 from __future__ import annotations

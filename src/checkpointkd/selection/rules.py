@@ -184,7 +184,7 @@ def lowest_calibration_error(candidates: Candidates) -> Choice:
 
 
 def nuclear_norm(candidates: Candidates) -> Choice:
-    """The checkpoint whose predictions have the largest nuclear norm. It needs no labels (Deng et al., ICML 2023)."""
+    """The checkpoint whose predictions have the largest nuclear norm, without labels (Deng et al., ICML 2023)."""
     norms = [point.nuclear_norm for point in candidates.scored.points]
     if None in norms:
         raise UserError(

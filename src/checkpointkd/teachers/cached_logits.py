@@ -39,9 +39,8 @@ def cached_logits(
 ) -> CachedLogits:
     """Return training batches with the logits of teachers, for a training loop of your own.
 
-    The batches are those of `distill` with the same data, batch size and seed: the same images in the same order and
-    the same augmented views. The teachers see exactly these views. Logits that are missing in the cache are computed at
-    the start of an epoch.
+    `distill` with the same data, batch size and seed has the same batches: the same images, order and augmented views.
+    The teachers see exactly these views. Logits that are missing in the cache are computed at the start of an epoch.
 
     Example:
 
@@ -52,7 +51,7 @@ def cached_logits(
 
     Args:
         references: One or more checkpoint references, such as `runs/teacher@last`.
-        data: The images, as for `distill`. None: those of the teachers' run.
+        data: The data set, as for `distill`. None: the data set of the teachers' run.
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         seed: Seed of the order and of the augmentation.
         augment: Whether images are padded, cropped and flipped, as in `distill`.
@@ -60,13 +59,13 @@ def cached_logits(
         train_images: Use a class-balanced subset of this many training images. None: the teachers' number.
         select_on: `val` or `test`, as for `distill`. None: as in the teachers' run.
         precision: Precision of the teachers' forward passes, `fp32` or `bf16`.
-        device: Where images, logits and teachers are.
-        logit_cache_gb: What the whole cache may take up.
+        device: Device of the images, logits and teachers.
+        logit_cache_gb: Largest size of the whole logit cache, in GB.
         on_progress: Called while missing logits are computed.
 
     Raises:
         UserError: If a reference names no checkpoint, or if the teachers' classes differ from each other or from the
-            data's.
+            classes of the data set.
     """
     check_choice("precision", precision, Precision)
     if batch_size < 1:
@@ -118,7 +117,7 @@ class CachedLogits:
         """Return an epoch as a data set of (image, label, teacher logits (T, K)), in the order of `epoch`.
 
         Raises:
-            UserError: If the logits cannot be cached, as those of images that are streamed from files.
+            UserError: If the logits cannot be cached, as for images that are streamed from files.
         """
         if not isinstance(self._batches, CachedTeacherBatches):
             raise UserError("The logits of these images are not cached. Use `epoch` in place of `dataset`.")

@@ -26,7 +26,7 @@ from ..records.runs import EnsembleMeasured, TeacherMeasured, TeachersMeasured
 from .logit_cache import DEFAULT_LIMIT, clean_logits, manifests_of
 
 EM_STEPS = 200
-CLASS_PRIOR = 10.0  # images of a class that the weights of all images count as
+CLASS_PRIOR = 10.0  # number of images of a class that the weights of all images count as
 _FP16_RANGE = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
 
 
@@ -196,9 +196,10 @@ def logit_scales(teacher: Teacher, images: Images, teacher_tau: TeacherTau) -> t
 def fitted_weights(
     teacher: Teacher, images: Images, weights: tuple[float, ...] | FittedWeights | None
 ) -> Tensor | None:
-    """Return the weights that are fitted on the validation set; None unless `weights` asks for them.
+    """Return weights that are fitted on the validation set, or None if `weights` is not the name of a fit.
 
-    `auto` gives one weight per teacher, (T,), `auto-per-class` one for each class of the labels, (T, K).
+    `auto` gives one weight per teacher, (T,). `auto-per-class` gives one weight per teacher and class of the labels,
+    (T, K).
     """
     if not isinstance(weights, str):
         return None
@@ -207,9 +208,9 @@ def fitted_weights(
 
 
 def mixture_weights(logits_TNK: Tensor, labels_N: Tensor, *, per_class: bool = False) -> Tensor:
-    """Return the weights of a mixture of predictions with the lowest NLL, by expectation maximization.
+    """Return the weights whose mixture of predictions has the lowest NLL, by expectation maximization.
 
-    Weights of a class are shrunk to those of all images, which count as `CLASS_PRIOR` images of the class.
+    The weights of a class are shrunk toward the weights of all images, as if by `CLASS_PRIOR` more images of the class.
 
     Returns:
         Weights of the teachers, (T,), or for each class, (T, K). They sum to 1 over teachers.

@@ -1,4 +1,4 @@
-"""Checkpoints as a teacher in any training loop: one frozen module whose logits are those of Eq. 2.
+"""Checkpoints as a teacher in any training loop: one frozen module whose softmax is Eq. 2.
 
 Letters in names: B batch, C channels, H W height and width, K classes.
 """
@@ -49,13 +49,13 @@ def teacher(
         ensemble: `snapshot:K`, `full:K`, `mixed` or `all`, as for `distill`.
         weights: The weight of each teacher, summing to 1. None: equal weights.
         average: `probabilities` (Eq. 2) or `logits`.
-        normalized: Mean and standard deviation of each channel, if your images are normalized. None: they are in
-            [0, 1].
-        device: Where the teachers run.
+        normalized: Mean and standard deviation of each channel, if your images are normalized. None: the images are
+            in [0, 1].
+        device: Device of the teachers.
 
     Raises:
         UserError: If a reference names no checkpoint, if the teachers' classes differ, or if a value is out of range.
-            The module raises it if its first images are not in [0, 1].
+            The module raises UserError if its first images are not in [0, 1].
     """
     check_choice("average", average, EnsembleAverage)
     (tau,) = _numbers("tau", [tau])
@@ -77,7 +77,7 @@ def teacher(
 
 
 def texts_of(references: Sequence[Path | str], caller: str) -> list[str]:
-    """Return references as texts; raises UserError if there is none or if one is something else."""
+    """Return references as strings. Raise UserError if there is none, or if one is not a string or a path."""
     if not references:
         raise UserError(f"{caller} needs at least one checkpoint reference, such as 'runs/teacher@last'")
     for reference in references:
@@ -106,7 +106,7 @@ class TeacherModule(nn.Module):
     Attributes:
         classes: The names of the classes, in the order of the logits.
         references: The checkpoints.
-        pretrained_cfg: `mean` and `std` that input images are expected in. timm's distillation task reads them.
+        pretrained_cfg: `mean` and `std` with which input images are normalized. timm's distillation task reads them.
     """
 
     mean: Tensor
@@ -139,7 +139,7 @@ class TeacherModule(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> TeacherModule:
-        """Keep the evaluation mode, also inside a module that trains."""
+        """Stay in evaluation mode, also inside a module that trains."""
         return super().train(False)
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class TeacherModule(nn.Module):
 
 
 def _mean_and_std(normalized: Any) -> tuple[list[float], list[float]]:
-    """Return mean and std of each channel; raises UserError for what is not."""
+    """Return the mean and std of each channel. Raise UserError for other values."""
     if normalized is None:
         return [0.0], [1.0]
     try:
@@ -190,8 +190,8 @@ def _per_channel(values: Sequence[float]) -> tuple[float, ...]:
 def _check_range(images_BCHW: Tensor, *, normalized: bool) -> None:
     low, high = images_BCHW.min().item(), images_BCHW.max().item()
     if not (low >= -SLACK and high <= 1 + SLACK):  # NaN too
-        given = "with the mean and std of `normalized`" if normalized else "and `normalized` is not given"
+        given = "computed with the mean and std of `normalized`" if normalized else "and `normalized` is not given"
         raise UserError(
-            f"The teacher takes images in [0, 1], {given}, but these are in [{low:.3g}, {high:.3g}]. If they are "
-            "normalized, build the teacher with normalized=(mean, std), with one value per channel."
+            f"The teacher takes images in [0, 1], but these images are in [{low:.3g}, {high:.3g}], {given}. If your "
+            "images are normalized, build the teacher with normalized=(mean, std), with one value per channel."
         )

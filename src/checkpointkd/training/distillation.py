@@ -29,9 +29,9 @@ log = logging.getLogger("checkpointkd")
 
 @dataclass(frozen=True, eq=False)
 class PreparedTeachers:
-    """Loaded teachers, their measurement on the validation set, and what was fitted there.
+    """Loaded teachers, with their measurement, factors and weights from the validation set.
 
-    `scales` are factors of their logits, None for 1. `weights` are fitted weights, (T,) or (T, K), or None.
+    `scales` are factors of the teachers' logits; None means 1. `weights` are fitted weights, (T,) or (T, K), or None.
     """
 
     teacher: Teacher
@@ -56,7 +56,7 @@ class DistillSpec:
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
-        get_method(self.method)  # raises UserError for an unknown one
+        get_method(self.method)  # raises UserError for an unknown method
         if not 0 <= self.logit_cache_gb < 1e9:
             raise UserError(f"--logit-cache-gb must be from 0 to 10⁹, not {self.logit_cache_gb}")
         if isinstance(self.config.teacher_weights, str) and len(self.refs) == 1:
@@ -93,7 +93,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     check_compatible(teacher, data)
     given = spec.config.teacher_weights
     weights = fitted_weights(teacher, data.val, given)
-    # Weights by class need the label, so that they cannot be measured as a prediction.
+    # Weights by class depend on the label, so they give no prediction that could be measured.
     used = None if weights is None or weights.ndim == 2 else weights.tolist()
     measured = teacher.measure(data.val, average=spec.kd.average, weights=used if isinstance(given, str) else given)
     if verbose:
@@ -200,7 +200,7 @@ class _LazyTeachers:
 
 
 def _plain_weights(weights: Tensor | None) -> tuple[tuple[float, ...], ...] | None:
-    """Return fitted weights as run.json has them: for each teacher one weight, or one for each class."""
+    """Return fitted weights for run.json: for each teacher one weight, or one weight for each class."""
     return None if weights is None else tuple(map(tuple, weights.reshape(len(weights), -1).tolist()))
 
 

@@ -94,7 +94,7 @@ class TuneTask:
 @final
 @dataclass(frozen=True)
 class DistillTask:
-    """Distill a student from teachers, with the preset's α and τ, with tuned ones, or with an α of its own.
+    """Distill a student from teachers, with the preset's α and τ, with tuned values, or with an α of its own.
 
     Methods other than `kd` have their own default α and τ.
     """

@@ -21,9 +21,9 @@ RESULT = "pilot_run.json"
 @final
 @dataclass(frozen=True)
 class PilotRunTask:
-    """One pilot run, as the pilot search trains it: a student's whole training, with fewer epochs and a smaller batch.
+    """Train one pilot run as the pilot search does: the training of a student with fewer epochs and a smaller batch.
 
-    `student` is the training that the pilot run stands for. `lengths` counts in single lengths.
+    `student` is the full training that the pilot run stands for. `lengths` multiplies the usual length of a pilot run.
     """
 
     student: TrainTask | DistillTask

@@ -202,8 +202,10 @@ class ScoreTask:
 @final
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """A checkpoint of a run: `midpoint`, `last`, an epoch, a fraction; a weight average, such as `mean:0.7-1.0`; or
-    `best` (Algorithm 1) or another rule.
+    """A checkpoint of a run, by name or by rule.
+
+    `which` is `midpoint`, `last`, an epoch, a fraction, a weight average (`mean:0.7-1.0`), `best` (Algorithm 1) or
+    another rule.
     """
 
     training: TrainTask
@@ -225,7 +227,7 @@ class CheckpointChoice:
         return choice_by("algorithm1" if self.which == "best" else self.which, self.training.folder(context))
 
     def name(self, context: Context) -> int | str:
-        """Return the epoch of the checkpoint, or the name of the weight average. What it requires must be done."""
+        """Return the epoch of the checkpoint, or the name of the weight average. The required tasks must be done."""
         return self.which if self.is_average else self.epoch(context)
 
     def epoch(self, context: Context) -> int:
@@ -267,7 +269,7 @@ def pinned(context: Context, choices: Sequence[CheckpointChoice]) -> list[list[A
 
 
 def members(context: Context, choices: Sequence[CheckpointChoice]) -> list[list[Any]]:
-    """Return checkpoints as rows have them: network, seed, and epoch or weight average."""
+    """Return checkpoints for rows: network, seed, and epoch or weight average of each."""
     return [[choice.training.model, choice.training.seed, choice.name(context)] for choice in choices]
 
 
