@@ -22,6 +22,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["build"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.xref_missing"]  # `test_links_of_the_documentation_lead_somewhere` checks all links
+smartquotes = False  # they would make a dash of the -- of options
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
@@ -68,11 +69,13 @@ def _command(name: str, function: Any) -> list[str]:
         group = headings.get(argument)
         if group != shown:
             title = [] if group is None else [f"### {name}: {group[0].lower()}{group[1:]}", ""]
-            lines += ["", *title, "| option | meaning |", "|---|---|"]
+            lines += ["", *title, "| option | meaning | default |", "|---|---|---|"]
             shown = group
         is_option = signature.parameters[argument].kind is inspect.Parameter.KEYWORD_ONLY
         label = f"`--{argument.replace('_', '-')}`" if is_option else argument.upper()
-        lines.append(f"| {label} | {_escaped(text)} |")
+        default = signature.parameters[argument].default
+        shown_default = default if isinstance(default, str | float | int) and not isinstance(default, bool) else ""
+        lines.append(f"| {label} | {_escaped(text)} | {_escaped(str(shown_default))} |")
     return [*lines, ""]
 
 

@@ -184,7 +184,8 @@ def choice(chosen: Choice | PilotResult) -> RenderableType:
     if isinstance(chosen, PilotResult):
         verdict, *others = pilot_sentences(chosen)
         after = _lines([*others, "To train the student:"])
-        return Group(_lines([verdict]), *_table(pilot_table(chosen)), after, _line(chosen.command))
+        safe = [_lines(["The safe choice:"]), _line(chosen.safe_command)] if chosen.safe_command else []
+        return Group(_lines([verdict]), *_table(pilot_table(chosen)), after, _line(chosen.command), *safe)
     lines = [f"Selected: {chosen.unit} {chosen.epoch}. Reason: {chosen.reason}."]
     if chosen.runner_up is not None:
         lines.append(f"Runner-up: {chosen.unit} {chosen.runner_up}, {chosen.scores[chosen.runner_up] + 0.0:.4g}.")

@@ -40,7 +40,7 @@ def _students(name: str, test: list[float], val: list[float] | None = None, *, p
         rows.append({**of_pair, "kind": "network", "seed": seed, "accuracy": accuracy, "val_accuracy": validation})
         for lengths in (1, 2):
             run = {"kind": "pilot run", "seed": seed, "lengths": lengths, "epochs": 3 * lengths, "student_epochs": 18}
-            rows.append({**of_pair, **run, "information": 1.0, "val_accuracy": pilot})
+            rows.append({**of_pair, **run, "information": 1.0, "val_accuracy": pilot, "images": 5000})
     return rows
 
 
@@ -93,7 +93,7 @@ def test_no_design_uses_more_than_its_budget(design: str, runs: int):
     seen: set[Any] = set()
     candidates = candidates_of(PRESET)
     pilots = Counted(
-        {(candidate, length): PilotOutcome(candidate, 1.0, 0.5) for candidate in candidates for length in (1, 2)}
+        {(candidate, length): PilotOutcome(candidate, 1.0, 0.5, 5000) for candidate in candidates for length in (1, 2)}
     )
     DESIGNS[design](candidates, default_of(PRESET), pilots, runs)
     assert sum(used) <= runs

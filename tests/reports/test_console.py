@@ -109,7 +109,7 @@ def test_the_table_of_a_pilot_search_fits_80_columns():
     assert prose.startswith(f"For wrn_16_1: {pilot.reason}."), "the verdict comes first"
     assert "←" in prose
     assert "dkd" not in prose, "it was not tried and has little chance"
-    assert "Left out: 1 candidate without a pilot run." in prose
+    assert "Left out: 1 candidate without a pilot run and with little chance to be the best." in prose
     assert "The pilot runs took 75 epochs, 38% of a full distillation." in prose
 
 

@@ -32,7 +32,7 @@ DIST = Candidate(("30",), LAST, "dist")
 
 
 def _outcome(candidate: Candidate, accuracy: float) -> PilotOutcome:
-    return PilotOutcome(candidate, 1.0, accuracy / 100)
+    return PilotOutcome(candidate, 1.0, accuracy / 100, 5000)
 
 
 def _search(accuracy: dict[Candidate, float], runs: int) -> list[PilotOutcome]:
@@ -113,12 +113,12 @@ def test_search_stops_when_no_run_is_worth_its_cost():
 
 
 def test_diverged_candidate_is_not_chosen_and_not_trained_again():
-    outcomes = [_outcome(DEFAULT, 30.0), _outcome(NO_TEACHER, 28.0), PilotOutcome(DIST, math.nan, math.nan)]
+    outcomes = [_outcome(DEFAULT, 30.0), _outcome(NO_TEACHER, 28.0), PilotOutcome(DIST, math.nan, math.nan, 5000)]
     best = decide(CANDIDATES, outcomes[:2], DEFAULT).candidate
-    diverged = [*outcomes[:2], PilotOutcome(best, math.nan, math.nan)]
+    diverged = [*outcomes[:2], PilotOutcome(best, math.nan, math.nan, 5000)]
     assert decide(CANDIDATES, diverged, DEFAULT).candidate != best
     assert next_candidate(CANDIDATES, diverged, DEFAULT) != best
-    alone = [PilotOutcome(DEFAULT, math.nan, math.nan), PilotOutcome(NO_TEACHER, math.nan, math.nan)]
+    alone = [PilotOutcome(DEFAULT, math.nan, math.nan, 5000), PilotOutcome(NO_TEACHER, math.nan, math.nan, 5000)]
     assert next_candidate(CANDIDATES, alone, DEFAULT) not in (None, DEFAULT, NO_TEACHER)
 
 
@@ -149,7 +149,7 @@ def test_only_candidates_with_a_pilot_run_are_chosen():
 def test_failed_candidates_have_no_chance_to_be_the_best():
     failed = [Candidate(("30",), LAST, method) for method in ("dist", "dkd", "lskd")]
     outcomes = [_outcome(DEFAULT, 30.0), _outcome(NO_TEACHER, 25.0)]
-    outcomes += [PilotOutcome(candidate, math.nan, math.nan) for candidate in failed]
+    outcomes += [PilotOutcome(candidate, math.nan, math.nan, 5000) for candidate in failed]
     decision = decide(CANDIDATES, outcomes, DEFAULT)
     assert decision.chance_C.sum() == pytest.approx(1)
     assert [decision.chance_C[CANDIDATES.index(candidate)] for candidate in failed] == [0, 0, 0]
@@ -164,6 +164,21 @@ def test_sets_of_teachers_of_one_kind_have_effects_of_their_own():
     after = gains_of(candidates, [*outcomes, _outcome(early, 20.0)], DEFAULT).mean_C
     of_early, of_later = (after - before)[2:]
     assert of_early < 2 * of_later < 0
+
+
+def test_prior_expects_little_where_little_can_be_gained():
+    """At 95% accuracy no method gains 6 points. Few images make a pilot run noisier."""
+    low = [_outcome(DEFAULT, 10.0), _outcome(NO_TEACHER, 9.0)]
+    high = [_outcome(DEFAULT, 95.0), _outcome(NO_TEACHER, 94.0)]
+    expected = [gains_of(CANDIDATES, outcomes, DEFAULT).mean_C[CANDIDATES.index(DIST)] for outcomes in (low, high)]
+    assert expected[0] > 3
+    assert abs(expected[1]) < 1
+    few = [PilotOutcome(outcome.candidate, 1.0, outcome.accuracy, 50) for outcome in low]
+    spread = [
+        gains_of(CANDIDATES, outcomes, DEFAULT).sd_of_difference(CANDIDATES.index(NO_TEACHER), 1)
+        for outcomes in (low, few)
+    ]
+    assert spread[0] < spread[1]
 
 
 @pytest.mark.parametrize(("alpha", "share"), [(0.9, 0.0), (0.5, 0.0), (0.3, 0.5), (0.1, 1.0), (0.0, 1.0)])

@@ -39,8 +39,8 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     """The directory of the pilot runs. Required. Repeat the command to continue an interrupted search."""
 
     budget: str | float = PilotConfig.budget
-    """The cost of all pilot runs: a fraction of one full distillation, such as 1.0, or a number of epochs, such as
-    60."""
+    """The cost of all pilot runs. With a decimal point it is a share of one full distillation, such as 1.0. Without, it
+    is a number of epochs, such as 60."""
 
     methods: list[str] | None = None
     """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls."""
@@ -186,13 +186,17 @@ def _check_free(folder: Path, student: str) -> None:
 
 
 def _train_student(search: PilotSearch, choice: PilotResult, out: Path) -> None:
-    """Train the student with the chosen candidate."""
+    """Train the student in the chosen way, and log its accuracy."""
+    from ..selection.pilot import chosen_candidate
     from ..selection.pilot_result import training_call
     from . import distill, train
 
-    name, options = training_call(search, choice)
+    name, options = training_call(search, chosen_candidate(choice))
     options = {option: value for option, value in options.items() if value is not None}
-    (distill if name == "distill" else train)(search.student, out=out, on_progress=search.on_progress, **options)
+    student = (distill if name == "distill" else train)(
+        search.student, out=out, on_progress=search.on_progress, **options
+    )
+    log.info("%s: test accuracy %.1f%% after epoch %d", out, 100 * student.test_accuracy, student.planned_epochs)
 
 
 def _store(

@@ -169,7 +169,7 @@ def reference_of(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) -
     runs = 0.0
     for row in only(own, kind="pilot run"):
         candidate = by_label[row["variant"].removeprefix(prefix)]
-        outcome = PilotOutcome(candidate, row["information"], row["val_accuracy"] / 100)
+        outcome = PilotOutcome(candidate, row["information"], row["val_accuracy"] / 100, row["images"])
         pilots.setdefault(row["seed"], {})[candidate, row["lengths"]] = outcome
         runs = row["student_epochs"] * row["lengths"] / row["epochs"]
     return Reference(accuracy, validation, pilots, runs, labels)

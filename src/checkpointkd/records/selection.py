@@ -159,6 +159,8 @@ class CandidateRecord(Record, frozen=True, kw_only=True):
 
     `gain` is the expected gain over the default in points of accuracy, with a 95% interval. `chance` is the chance that
     the candidate is the best. `accuracy` is that of its pilot run, None if there is no pilot run or if it failed.
+    `below` says that this accuracy is far below that of the default and of no teacher, so that the gain is an upper
+    bound.
     """
 
     candidate: str
@@ -169,6 +171,7 @@ class CandidateRecord(Record, frozen=True, kw_only=True):
     accuracy: Share | None
     chosen: bool
     failed: bool = False
+    below: bool = False
 
 
 class PilotResult(Record, frozen=True, kw_only=True):
@@ -201,6 +204,7 @@ class PilotResult(Record, frozen=True, kw_only=True):
     unit: Literal["epoch", "step"] = "epoch"
     rule: str = "pilot"
     command: str = ""
+    safe_command: str = ""
     warnings: tuple[str, ...] = ()
 
 

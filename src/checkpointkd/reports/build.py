@@ -115,7 +115,11 @@ def _runs_page(collected: Collected) -> Page:
     return Page(
         title=f"Checkpoints as teachers: {collected.folder.resolve().name}",
         about=ABOUT,
-        summary=[*map(_verdict, collected.pilots.values()), *conclusions(collected), *map(_choice_sentence, planes)],
+        summary=[
+            *(_verdict(name, record) for name, record in collected.pilots.items()),
+            *conclusions(collected),
+            *(_choice_sentence(scored) for scored in planes if not _chosen_by_search(scored)),
+        ],
         notes=collected.notes,
         sections=sections,
         provenance=collected.provenance,
@@ -262,7 +266,7 @@ def conclusions(collected: Collected) -> list[str]:
         for verdict in dict.fromkeys(gap.verdict for _, gap in gaps):
             listed = "; ".join(f"{label}: {gap.mean:+.2f} points" for label, gap in gaps if gap.verdict == verdict)
             sentences.append(f"{student} compared with no teacher, {verdict}: {listed}.")
-        if any(gap.mean < 0 for _, gap in gaps):
+        if any(gap.mean + gap.half_width < 0 for _, gap in gaps):  # False for one seed, whose half-width is NaN
             sentences.append(
                 f"Some students of {student} are below the student without a teacher. Likely reasons: an under-trained "
                 "teacher, an α that is too small for it, or too few epochs."
@@ -270,8 +274,13 @@ def conclusions(collected: Collected) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
-def _verdict(record: PilotRecord) -> str:
-    return f"{record.result.student}: {record.result.reason}."
+def _verdict(name: str, record: PilotRecord) -> str:
+    runs = pluralize(len(record.result.pilot_runs), "pilot run")
+    return f"{name}, {runs} of {record.result.student}: {record.result.reason}."
+
+
+def _chosen_by_search(scored: Scored) -> bool:
+    return scored.selection is not None and scored.selection.rule == "pilot"
 
 
 def _choice_sentence(scored: Scored) -> str:

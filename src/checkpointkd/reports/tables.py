@@ -106,8 +106,8 @@ def pilot_table(result: PilotResult) -> Table:
                 if row.failed
                 else [
                     "" if row.accuracy is None else f"{100 * row.accuracy:.1f}",
-                    f"{row.gain:+.1f}",
-                    f"{row.low:+.1f} to {row.high:+.1f}",
+                    f"{'≤ ' * row.below}{row.gain:+.1f}",
+                    "" if row.below else f"{row.low:+.1f} to {row.high:+.1f}",
                     f"{100 * row.chance:.0f}",
                 ]
             ),
@@ -120,7 +120,11 @@ def pilot_table(result: PilotResult) -> Table:
         f"{pluralize(result.pilot_epochs, 'epoch')}, measured on the validation set. A full distillation has "
         f"{pluralize(result.student_epochs, 'epoch')}. The gain is that of a full distillation over kd from the last "
         "checkpoint. A model estimates it from all pilot runs and from earlier experiments."
-        + (f" Left out: {pluralize(left_out, 'candidate')} without a pilot run." if left_out else "")
+        + (
+            f" Left out: {pluralize(left_out, 'candidate')} without a pilot run and with little chance to be the best."
+            if left_out
+            else ""
+        )
     )
     columns = ["candidate", "accuracy, %", "expected gain, points", "95% interval", "best, %"]
     return Table("", columns, rows, note, [number for number, row in enumerate(shown) if row.chosen])

@@ -27,6 +27,10 @@ class Spread:
     teachers: float
     rest: float
 
+    def scaled(self, factor: float) -> Spread:
+        """Return the spread times a factor."""
+        return Spread(method=factor * self.method, teachers=factor * self.teachers, rest=factor * self.rest)
+
     def covariance(self, methods: Sequence[str], teachers: Sequence[str]) -> np.ndarray:
         """Return the covariance (C, C) of candidates with these methods and teachers."""
         method_C, teachers_C = np.array(methods), np.array(teachers)
@@ -60,6 +64,23 @@ class Prior:
     bias_of_teachers: Mapping[str, float]
     bias: Spread
     noise: float
+
+    def scaled(self, factor: float) -> Prior:
+        """Return the prior with all points times a factor."""
+        means = (self.method_gain, self.teachers_gain, self.bias_of_method, self.bias_of_teachers)
+        method_gain, teachers_gain, bias_of_method, bias_of_teachers = (
+            {name: factor * value for name, value in values.items()} for values in means
+        )
+        return Prior(
+            method_gain=method_gain,
+            teachers_gain=teachers_gain,
+            gain=self.gain.scaled(factor),
+            slope=self.slope,
+            bias_of_method=bias_of_method,
+            bias_of_teachers=bias_of_teachers,
+            bias=self.bias.scaled(factor),
+            noise=factor * self.noise,
+        )
 
 
 @dataclass(frozen=True)

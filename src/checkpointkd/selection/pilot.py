@@ -117,13 +117,20 @@ class _Runner:
                 break
             self.train(candidate)
             self.report(stored)
+        if candidate is None and len(self.outcomes) < self.run_count:
+            log.info("The search stops early: no other pilot run is expected to improve the choice")
+        if len(self.outcomes) > self.run_count:
+            log.info(
+                "%s of a larger budget are used as well", pluralize(len(self.outcomes) - self.run_count, "stored run")
+            )
         if all(outcome.diverged for outcome in self.outcomes):
             raise Diverged(
                 f"All pilot runs from {self.search.trajectory.source} failed, so there is nothing to choose. Use a "
                 "smaller --learning-rate and another --out."
             )
+        decision = decide(self.candidates, self.outcomes, self.default)
         result = summarize(
-            decide(self.candidates, self.outcomes, self.default),
+            decision,
             self.candidates,
             self.outcomes,
             default=self.default,
@@ -133,7 +140,13 @@ class _Runner:
             student_epochs=self.search.recipe.epochs,
             unit=self.unit,
         )
-        return msgspec.structs.replace(result, command=_command(self.search, result))
+        safe = "" if decision.safe == decision.candidate else self.command(decision.safe)
+        return msgspec.structs.replace(result, command=self.command(decision.candidate), safe_command=safe)
+
+    def command(self, candidate: Candidate) -> str:
+        """Return the command that trains the student with this candidate."""
+        name, options = training_call(self.search, candidate)
+        return format_command([name, self.search.student], options)
 
     def is_stored(self, candidate: Candidate) -> bool:
         out = pilot_run_path(self.search, candidate, self.pilot_epochs)
@@ -150,10 +163,10 @@ class _Runner:
                 raise
             log.warning("The pilot run of %s failed: %s", name, error)
             storage.write_json(out / DIVERGED, DivergedRecord(candidate=candidate.folder_name, reason=str(error)))
-            self.outcomes.append(PilotOutcome(candidate, math.nan, math.nan))
+            self.outcomes.append(PilotOutcome(candidate, math.nan, math.nan, len(self.search.data.val)))
             return
         information, accuracy = measure_student(run, self.search.data.val, self.search.device)
-        self.outcomes.append(PilotOutcome(candidate, information, accuracy))
+        self.outcomes.append(PilotOutcome(candidate, information, accuracy, len(self.search.data.val)))
 
     def train_or_load(self, candidate: Candidate, out: Path) -> Trajectory:
         search = self.search
@@ -225,7 +238,6 @@ def measure_student(run: Trajectory, images: Images, device: torch.device) -> tu
     return information, measure(logits_NK, images.labels_N)["accuracy"]
 
 
-def _command(search: PilotSearch, result: PilotResult) -> str:
-    """Return the command that trains the student with the chosen candidate, or without a teacher."""
-    name, options = training_call(search, result)
-    return format_command([name, search.student], options)
+def chosen_candidate(result: PilotResult) -> Candidate:
+    """Return the candidate of a result, without its kind."""
+    return Candidate(result.teachers, "", result.method or NO_TEACHER.method, result.alpha)

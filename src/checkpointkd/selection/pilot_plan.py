@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,8 @@ PILOT_FRACTION = 0.15  # of the student's epochs; pilot runs of 10% ranked teach
 PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch size, for twice the steps in the same epochs
 MIN_STEPS = 100  # of a pilot run; after fewer steps students hardly differ
 MIN_RUNS = 2  # a comparison needs two runs
+PRIOR_HEADROOM = 92.0  # points up to 100% that the pilot runs of the prior had
+MIN_SCALE = 0.05  # of the prior
 WORST = 5.0  # points below both default and no teacher; a lower score only shows that a candidate is bad
 ENOUGH = 0.02  # points; the search stops when no run is expected to improve the choice by more
 
@@ -36,6 +38,7 @@ class PilotOutcome:
     candidate: Candidate
     information: float
     accuracy: float
+    images: int  # that both were measured on
 
     @property
     def diverged(self) -> bool:
@@ -90,21 +93,35 @@ def plan_pilot_runs(settings: PilotConfig, student_epochs: int, steps_per_epoch:
 def gains_of(
     candidates: Sequence[Candidate], outcomes: Sequence[PilotOutcome], default: Candidate, prior: Prior = PRIOR
 ) -> Gains:
-    """Return the gains of all candidates over the default, in points, after these pilot runs."""
+    """Return the gains of all candidates over the default, in points, after these pilot runs.
+
+    The prior is scaled to the headroom: where the best student is already accurate, gains are small.
+    """
     number = {candidate: index for index, candidate in enumerate(candidates)}
     completed = [outcome for outcome in outcomes if not outcome.diverged]
-    floor = min((o.score for o in completed if o.candidate in (default, NO_TEACHER)), default=math.inf) - WORST
+    if completed:
+        best = max(completed, key=lambda outcome: outcome.score)
+        prior = prior.scaled(max(min(1.0, (100 - best.score) / PRIOR_HEADROOM), MIN_SCALE))
+        prior = replace(prior, noise=math.hypot(prior.noise, _sampling_error(best)))
+    floor = lowest_score(completed, default)
     return posterior(
         prior,
         [candidate.method_level for candidate in candidates],
         [candidate.teachers_level for candidate in candidates],
-        [(number[outcome.candidate], _at_least(floor, outcome.score)) for outcome in completed],
+        [(number[outcome.candidate], max(floor, outcome.score)) for outcome in completed],
         baseline=number[default],
     )
 
 
-def _at_least(floor: float, score: float) -> float:
-    return score if math.isinf(floor) else max(floor, score)
+def lowest_score(outcomes: Sequence[PilotOutcome], default: Candidate) -> float:
+    """Return the score below which scores count as this score; −∞ if neither the default nor no teacher was tried."""
+    standards = [o.score for o in outcomes if o.candidate in (default, NO_TEACHER) and not o.diverged]
+    return min(standards) - WORST if standards else -math.inf
+
+
+def _sampling_error(outcome: PilotOutcome) -> float:
+    """Return the standard error of an accuracy in points. Half of the variance is shared: the images are the same."""
+    return 100 * math.sqrt(outcome.accuracy * (1 - outcome.accuracy) / outcome.images / 2)
 
 
 def next_candidate(

@@ -13,7 +13,7 @@ from ..records.runs import DistillRecord, read_run
 from ..records.selection import CandidateRecord, PilotResult, PilotRunRecord
 from ..teachers.ensemble import chance_level
 from .candidates import Candidate
-from .pilot_plan import Decision, PilotOutcome
+from .pilot_plan import Decision, PilotOutcome, lowest_score
 from .pilot_store import PILOT_RUNS, PilotSearch
 
 
@@ -69,6 +69,7 @@ def summarize(
                 chance=float(decision.chance_C[index]),
                 accuracy=_accuracy(scores.get(candidates[index])),
                 failed=candidates[index] in failed,
+                below=_is_below(scores.get(candidates[index]), lowest_score(outcomes, default)),
                 chosen=candidates[index] == chosen,
             )
             for index in order
@@ -93,6 +94,10 @@ def summarize(
             f"The pilot run of {outcome.candidate.describe(unit)} failed" for outcome in outcomes if outcome.diverged
         ),
     )
+
+
+def _is_below(outcome: PilotOutcome | None, floor: float) -> bool:
+    return outcome is not None and not outcome.diverged and outcome.score < floor
 
 
 def _accuracy(outcome: PilotOutcome | None) -> float | None:
@@ -129,13 +134,14 @@ def _is_weak(search: PilotSearch, teachers: Sequence[str]) -> bool:
     return False
 
 
-def training_call(search: PilotSearch, result: PilotResult) -> tuple[str, dict[str, Any]]:
-    """Return the command that trains the student with the chosen candidate, `train` or `distill`, and its options."""
+def training_call(search: PilotSearch, candidate: Candidate) -> tuple[str, dict[str, Any]]:
+    """Return the command that trains the student with a candidate, `train` or `distill`, and its options."""
     given = {**search.command_options, "precision": search.precision}
-    if result.teachers:
-        teachers = [f"{search.trajectory.source}@{name}" for name in result.teachers]
-        options = {"method": result.method, "alpha": result.alpha, "tau": result.tau}
-        options["allow_weak_teacher"] = _is_weak(search, result.teachers)
+    if candidate.teachers:
+        teachers = [f"{search.trajectory.source}@{name}" for name in candidate.teachers]
+        tau = None if candidate.alpha is None else search.settings.tau
+        options = {"method": candidate.method, "alpha": candidate.alpha, "tau": tau}
+        options["allow_weak_teacher"] = _is_weak(search, candidate.teachers)
         return "distill", {"teachers": teachers, **given, **options}
     data = search.data.record
     options = {

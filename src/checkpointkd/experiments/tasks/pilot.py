@@ -88,6 +88,7 @@ class PilotRunTask:
                 "student_epochs": context.preset.student_epochs,
                 "information": result["information"],
                 "val_accuracy": 100 * result["accuracy"],
+                "images": open_run(task.folder(shorter)).run.data.val_size,
                 "run": task.folder(shorter).name,
             }
         ]
