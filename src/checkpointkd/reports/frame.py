@@ -27,7 +27,8 @@ def results(folder: Path | str, /) -> pandas.DataFrame:
     - `run`, the path below the folder; `kind`: train, distill or external;
     - `model`, `seed`, `precision`, `data`, `train_images`;
     - `epochs`, `batch_size`, `learning_rate`, `label_smoothing`;
-    - `method`, `alpha`, `tau`, `teachers`, `teacher_schedule`, and `teacher_accuracy` on the validation set;
+    - `method` ("none" without a teacher), `alpha`, `tau`, `teachers`, `teacher_schedule`, `teacher_weights`, `average`,
+      `teacher_tau`, `method_weight`, and `teacher_accuracy` on the validation set;
     - `val_accuracy`, `val_nll`, `test_accuracy`, `test_nll`, `seconds`, for complete runs only.
 
     Example:
@@ -69,11 +70,15 @@ def _row(run: Trajectory, folder: Path) -> dict[str, Any]:
         "batch_size": None if own is None else own.recipe.batch_size,
         "learning_rate": None if own is None else own.recipe.learning_rate,
         "label_smoothing": record.label_smoothing if isinstance(record, TrainRecord) else None,
-        "method": None if taught is None else taught.method,
+        "method": "none" if taught is None else taught.method,
         "alpha": None if taught is None else taught.kd.alpha,
         "tau": None if taught is None else taught.kd.tau,
         "teachers": None if taught is None else " ".join(taught.teacher_refs),
         "teacher_schedule": None if taught is None else taught.distill_config.teacher_schedule,
+        "teacher_weights": None if taught is None else _written(taught.distill_config.teacher_weights),
+        "average": None if taught is None else taught.kd.average,
+        "teacher_tau": None if taught is None else taught.distill_config.teacher_tau,
+        "method_weight": None if taught is None else taught.distill_config.method_weight,
         "teacher_accuracy": None if taught is None else taught.teachers_measured.ensemble.accuracy,
         "val_accuracy": None if result is None else result.val.accuracy,
         "val_nll": None if result is None else result.val.nll,
@@ -81,3 +86,7 @@ def _row(run: Trajectory, folder: Path) -> dict[str, Any]:
         "test_nll": None if test is None else test.nll,
         "seconds": None if result is None else result.seconds,
     }
+
+
+def _written(weights: tuple[float, ...] | str | None) -> str | None:
+    return " ".join(map(str, weights)) if isinstance(weights, tuple) else weights
