@@ -11,7 +11,7 @@ Letters in names: C candidates, R pilot runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,10 +26,6 @@ class Spread:
     method: float
     teachers: float
     rest: float
-
-    def scaled(self, factor: float) -> Spread:
-        """Return the spread times a factor."""
-        return Spread(method=factor * self.method, teachers=factor * self.teachers, rest=factor * self.rest)
 
     def covariance(self, methods: Sequence[str], teachers: Sequence[str]) -> np.ndarray:
         """Return the covariance (C, C) of candidates with these methods and teachers."""
@@ -65,22 +61,11 @@ class Prior:
     bias: Spread
     noise: float
 
-    def scaled(self, factor: float) -> Prior:
-        """Return the prior with all points times a factor."""
-        means = (self.method_gain, self.teachers_gain, self.bias_of_method, self.bias_of_teachers)
-        method_gain, teachers_gain, bias_of_method, bias_of_teachers = (
-            {name: factor * value for name, value in values.items()} for values in means
-        )
-        return Prior(
-            method_gain=method_gain,
-            teachers_gain=teachers_gain,
-            gain=self.gain.scaled(factor),
-            slope=self.slope,
-            bias_of_method=bias_of_method,
-            bias_of_teachers=bias_of_teachers,
-            bias=self.bias.scaled(factor),
-            noise=factor * self.noise,
-        )
+    def with_means_scaled(self, factor: float) -> Prior:
+        """Return the prior with all means times a factor. The spreads stay: a method can also fail."""
+        names = ("method_gain", "teachers_gain", "bias_of_method", "bias_of_teachers")
+        scaled = {name: {key: factor * mean for key, mean in getattr(self, name).items()} for name in names}
+        return replace(self, **scaled)
 
 
 @dataclass(frozen=True)

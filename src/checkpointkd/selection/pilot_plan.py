@@ -26,7 +26,6 @@ PILOT_BATCH_FRACTION = 0.5  # of the recipe's batch size, for twice the steps in
 MIN_STEPS = 100  # of a pilot run; after fewer steps students hardly differ
 MIN_RUNS = 2  # a comparison needs two runs
 PRIOR_HEADROOM = 92.0  # points up to 100% that the pilot runs of the prior had
-MIN_SCALE = 0.05  # of the prior
 WORST = 5.0  # points below both default and no teacher; a lower score only shows that a candidate is bad
 ENOUGH = 0.02  # points; the search stops when no run is expected to improve the choice by more
 
@@ -95,13 +94,13 @@ def gains_of(
 ) -> Gains:
     """Return the gains of all candidates over the default, in points, after these pilot runs.
 
-    The prior is scaled to the headroom: where the best student is already accurate, gains are small.
+    The means of the prior are scaled to the headroom: where the best student is already accurate, gains are small.
     """
     number = {candidate: index for index, candidate in enumerate(candidates)}
     completed = [outcome for outcome in outcomes if not outcome.diverged]
     if completed:
         best = max(completed, key=lambda outcome: outcome.score)
-        prior = prior.scaled(max(min(1.0, (100 - best.score) / PRIOR_HEADROOM), MIN_SCALE))
+        prior = prior.with_means_scaled(min(1.0, (100 - best.score) / PRIOR_HEADROOM))
         prior = replace(prior, noise=math.hypot(prior.noise, _sampling_error(best)))
     floor = lowest_score(completed, default)
     return posterior(
