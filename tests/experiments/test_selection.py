@@ -109,7 +109,8 @@ def test_table_has_a_line_for_every_choice_that_was_run():
     (accuracies,) = others
     assert isinstance(accuracies, Table)
     assert accuracies.rows[1] == ["dist", "51.00 ± 1.00", "51.00 ± 1.00", "51.00 ± 1.00", "61.00 ± 1.00", "—"]
-    assert results(PRESET, []).tables[0].rows == []
+    (empty,) = results(PRESET, []).tables
+    assert empty.rows == []
 
 
 def test_students_of_the_reference_set_are_taught_as_named(smoke: Path):

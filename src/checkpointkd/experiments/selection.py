@@ -17,6 +17,7 @@ from ..reports.charts import Table
 from ..selection import RULES
 from ..selection.candidates import AVERAGE, EARLIER, LAST, NO_TEACHER, SEVERAL, Candidate
 from ..selection.pilot_plan import PilotOutcome
+from ..selection.prior import FITTED_ON
 from .designs import DESIGNS, PRIOR_ALONE
 from .items import Item, Teachers, snapshot_ensemble, teacher
 from .presets import Pair, Preset
@@ -185,7 +186,12 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
         for number in range(preset.compared_teachers)
     }
     tables = [_regret_table(preset, references, [number]) for number in reversed(range(preset.compared_teachers))]
-    tables += [_accuracy_table(preset, reference, *key) for key, reference in references.items() if reference.accuracy]
+    tables = [table for table in tables if table.rows] or tables[:1]
+    tables += [
+        _accuracy_table(preset, reference, *key)
+        for key, reference in references.items()
+        if reference.accuracy.keys() - {NO_TEACHER.method}
+    ]
     return Results(tables=tables, claims=_claims(preset, references))
 
 
@@ -247,7 +253,8 @@ def _regret_table(preset: Preset, references: dict[tuple[str, int], Reference], 
                 ]
             )
     which = " and ".join(str(number + 1) for number in numbers)
-    role = "" if preset.compared_teachers == 1 else ("; the prior is fitted on it" if 0 in numbers else "")
+    fitted = preset.name in FITTED_ON and 0 in numbers
+    role = "; the prior was fitted on it" if fitted else ""
     columns = [
         "choice",
         "n",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from .effects import Prior, Spread
 
+FITTED_ON = ("overfit", "few-images")  # presets, with their first teacher
+
 PRIOR = Prior(
     method_gain={
         "kd, α 0.1": -0.4,
