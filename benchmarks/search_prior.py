@@ -3,9 +3,8 @@
     checkpointkd reproduce selection --preset PRESET --seeds 2 --data cifar100:PATH --out EXPERIMENTS
     python benchmarks/search_prior.py EXPERIMENTS...
 
-The prior is fitted on the first teacher of each experiment. The designs are compared on the others. Prints the prior as
-selection/prior.py has it, then the mean gain of each choice over the default, and writes
-benchmarks/results/search-prior.json.
+The prior is fitted on the first teacher of each experiment. Prints the means and spreads, which selection/prior.py has
+rounded, then the mean gain over the default and the mean regret of each choice, for each teacher.
 """
 
 from __future__ import annotations
