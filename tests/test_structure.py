@@ -22,6 +22,7 @@ LAYERS = [
     "checkpoints",
     "metrics",
     "device",
+    "executors",
     "exporting",
     "teachers",
     "training",

@@ -19,7 +19,7 @@ from .errors import UserError, unknown_name
 
 ClassOrder = Literal["auto", "superclass", "similarity", "given"]
 CheckpointDtype = Literal["float32", "float16"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Device = str  # auto, cpu, mps, cuda, or cuda:N; device.py checks it
 EstimatorName = Literal["decoder", "ridge"]
 INFORMATION_UNITS: dict[str, str] = {  # of I(X;F), by estimator
     "decoder": "negative excess reconstruction loss per pixel (a proxy, not nats)",

@@ -22,6 +22,10 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+class InUse(UserError):  # noqa: N818 - reads well where it is raised and caught
+    """Another process works in the folder."""
+
+
 class Diverged(UserError):  # noqa: N818 - reads well where it is raised and caught
     """Training diverged: the loss or the logits became NaN or infinite."""
 

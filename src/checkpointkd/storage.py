@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from .errors import UserError, first_line
+from .errors import InUse, UserError, first_line
 from .records.base import open_regular, plain, read_bytes
 
 try:
@@ -70,8 +71,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def path_aside(path: Path) -> Path:
-    """Return the path at which this process writes a file before renaming the file to `path`."""
-    return path.with_name(f"{path.name}.{os.getpid()}{TMP_SUFFIX}") if path.name else path
+    """Return the path at which this process writes a file before renaming the file to `path`.
+
+    The name has the host's: processes on two machines that share a folder may have the same number.
+    """
+    host = re.sub(r"\W", "-", socket.gethostname())[:40]
+    return path.with_name(f"{path.name}.{host}.{os.getpid()}{TMP_SUFFIX}") if path.name else path
 
 
 class UnfinishedFile(io.FileIO):
@@ -280,14 +285,19 @@ def load_state(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder, which is created if need be.
 
     The operating system releases the lock when the process dies. The lock file stays: removing it would split those
     that wait for it from those that come later.
 
+    Args:
+        folder: The folder.
+        wait: Seconds to wait for another process.
+
     Raises:
-        UserError: If another process holds the lock, with its process id, or if the folder cannot be written to.
+        InUse: If another process holds the lock, with its process id and host.
+        UserError: If the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -298,17 +308,17 @@ def locked(folder: Path) -> Iterator[None]:
     holder = folder / ".lock.holder"
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         holder_name = _start_of(holder) or "another process"
-        raise UserError(f"{folder} is in use by {holder_name}. Try again when that process has ended.") from None
+        raise InUse(f"{folder} is in use by {holder_name}. Try again when that process has ended.") from None
     except OSError as error:
         raise UserError(f"Could not write in {folder}: {error.strerror}") from None
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             holder.unlink(missing_ok=True)  # it may be a link, which must not be followed
             with open(holder, "x") as file:
-                file.write(f"process {os.getpid()}")
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
         remove_leftovers(folder)
         yield
     finally:
@@ -317,10 +327,23 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder."""
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
 def _start_of(path: Path) -> str:
     """The first characters of a text file; none if it cannot be read."""
     try:
-        return read_bytes(path)[:40].decode(errors="replace")
+        return read_bytes(path)[:100].decode(errors="replace")
     except UserError:
         return ""
 

@@ -33,6 +33,7 @@ from ..distill_config import (
     TeacherTau,
 )
 from ..errors import UserError, first_line
+from ..executors.base import ExecutorConfig, ExecutorName
 from ..recipes import recipe
 from ..records.base import read_bytes
 
@@ -49,8 +50,8 @@ class CommonOptions:
     """Common options."""
 
     device: Device = "auto"
-    """Where to compute: cpu, cuda, mps, or auto for the best device that PyTorch can use. Commands that compute
-    nothing ignore this option."""
+    """Where to compute: cpu, cuda, cuda:N for GPU number N, mps, or auto for the best device that PyTorch can use.
+    Commands that compute nothing ignore this option."""
 
     on_progress: OnProgress | None = None
     """From Python: a function that receives the name of the task, the number of finished steps and the total."""
@@ -61,6 +62,33 @@ class CommonOptions:
         from ..device import pick_device
 
         return pick_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """Where runs are trained."""
+
+    jobs: int = 1
+    """Runs that are trained at once, each in its own process. On a machine with several GPUs, they are spread over
+    the GPUs."""
+
+    executor: ExecutorName = "local"
+    """local: processes of this machine. ray: a Ray cluster; the environment variable RAY_ADDRESS names it. slurm: one
+    SLURM job for each run. All machines need --out and the data at the same paths."""
+
+    gpus_per_run: float | None = None
+    """The share of a GPU for each run, such as 0.25 for four runs per GPU; 0 for none. Default: the GPUs of this
+    machine in equal parts, one GPU of a Ray cluster that has GPUs, none of SLURM."""
+
+    slurm: list[str] | None = None
+    """Parameters of SLURM jobs as KEY=VALUE, such as partition=gpu timeout_min=240."""
+
+    def executor_config(self) -> ExecutorConfig:
+        """Return where runs are trained. Raises UserError for values out of range."""
+        slurm = [self.slurm] if isinstance(self.slurm, str) else self.slurm or []
+        return ExecutorConfig(
+            executor=self.executor, jobs=self.jobs, gpus_per_run=self.gpus_per_run, slurm=tuple(slurm)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import SamplerName, check_choice
 from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError
+from ..executors.base import JOBS_FOLDER, ExecutorConfig
 from ..records.base import plain
 from .checks import warn_if_any_saw_validation_images
-from .options import CommonOptions, DataOptions, RecipeOptions, RunOptions, TeacherOptions
+from .options import CommonOptions, DataOptions, ExecutorOptions, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, CommonOptions):
+class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, ExecutorOptions, CommonOptions):
     """Options of `tune`."""
 
     out: Path | str
@@ -50,10 +51,18 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Common
     """Students per trial, one for each seed. Trials are ranked by their mean accuracy."""
 
     storage: str | None = None
-    """URL of Optuna's storage, to share a study between machines. Default: a file in --out."""
+    """URL of Optuna's storage, to share a study between machines. journal:FILE is a file in a shared folder; all
+    processes then need the same --out. Default: a file in --out."""
 
     study_name: str = "checkpointkd"
     """Name of the study in the storage."""
+
+    def storage_url(self) -> str | None:
+        """Return the storage; None for a file in --out that only this process uses."""
+        journal = Path(self.out) / "study.journal"
+        if self.storage is None and (self.executor_config() != ExecutorConfig() or journal.exists()):
+            return f"journal:{journal}"
+        return self.storage
 
     def tune_config(self) -> TuneConfig:
         """Return what to try and how.
@@ -96,7 +105,7 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
     from ..training.distillation import DistillSpec
     from ..training.run import RunSpec
 
-    settings = options.tune_config()
+    settings, executor_config = options.tune_config(), options.executor_config()
     if not options.teachers:
         raise UserError("tune needs --teachers")
     refs = resolve_ensemble(options.teacher_list, options.ensemble)
@@ -124,11 +133,14 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
         ),
         data=data,
     )
+    storage_url = options.storage_url()
+    if executor_config != ExecutorConfig():
+        _run_workers(student, replace(options, storage=storage_url), executor_config)
     result = tuning.run_tuning(
         task,
         settings=settings,
         out=Path(options.out),
-        storage_url=options.storage,
+        storage_url=storage_url,
         study_name=options.study_name,
         on_progress=options.on_progress,
     )
@@ -153,3 +165,17 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in repeated} | {"precision": result.precision}
     given["teacher_batch_norm"] = None if options.teacher_batch_norm == "eval" else options.teacher_batch_norm
     return plain(result) | {"command": tuning.distill_command(result, options=given)}
+
+
+def _run_workers(student: str, options: TuneOptions, config: ExecutorConfig) -> None:
+    """Run the trials in as many processes as `config` says. The caller runs what they leave, and reads the result."""
+    from ..executors import open_executor, run_all
+
+    options = replace(options, jobs=1, executor="local", gpus_per_run=None, slurm=None, on_progress=None)
+    executor = open_executor(config, options.device, Path(options.out) / JOBS_FOLDER)
+    run_all(executor, _work, [(student, options)] * config.jobs)
+
+
+def _work(student: str, options: TuneOptions) -> None:
+    """Run trials until all have started, in a process of its own."""
+    tune.__wrapped__(student, options=options)  # type: ignore[attr-defined]

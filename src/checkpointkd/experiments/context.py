@@ -6,13 +6,16 @@ import hashlib
 import json
 import math
 import re
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import records, storage
-from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName
+from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName, PrecisionChoice
+from ..errors import UserError
 from ..recipes import recipe as get_recipe
 from ..records.experiments import NetworkSpeed
 from .presets import Preset, Role
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from ..data import Data
 
 VIEWS = 162  # of an image, by padding, cropping and flipping
+ID_FILE = ".folder-id"  # tells two folders of the same path on two machines apart
 DIGITS_VIEWS = 9  # digits are not flipped and shift by one pixel
 CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of other data sets are not cached
 
@@ -29,8 +33,8 @@ CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of oth
 class Context:
     """All that tasks of one preset share. A context can be sent to another process.
 
-    `speeds` has an entry per network. `teacher_steps` and `student_steps` are optimizer steps per epoch,
-    for estimates of time.
+    `speeds` has an entry per network. `folder_id` is the content of a file in `out`. `teacher_steps` and
+    `student_steps` are optimizer steps per epoch, for estimates of time.
     """
 
     out: Path
@@ -39,6 +43,7 @@ class Context:
     device: Device = "auto"
     logit_cache_gb: float = LOGIT_CACHE_GB
     speeds: dict[str, NetworkSpeed] = field(default_factory=dict)
+    folder_id: str = ""
     teacher_steps: int = 1
     student_steps: int = 1
 
@@ -46,6 +51,24 @@ class Context:
         """Return the folder of a task: the name is for people, the hash of the key makes it unique."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self.out / kind / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)[:120]}-{digest}"
+
+    def check_shared(self, wait: float) -> None:
+        """Check that this process sees the folder of the process that started the experiment.
+
+        Args:
+            wait: Seconds to wait for the file: a network file system may show a new file late.
+
+        Raises:
+            UserError: If the folder is missing or another one.
+        """
+        deadline = time.monotonic() + wait
+        while self.folder_id and _text(self.out / ID_FILE) != self.folder_id:
+            if time.monotonic() > deadline or _text(self.out / ID_FILE):
+                raise UserError(
+                    f"{socket.gethostname()} does not see the folder {self.out} of this experiment. Give --out a "
+                    "folder that all machines share, with the same path on each."
+                )
+            time.sleep(1)
 
     def data_config(self, role: Role) -> DataConfig:
         """Return the settings of the images that teachers or students train on."""
@@ -61,7 +84,8 @@ class Context:
     def with_speeds(self, models: Sequence[str], data: Data) -> Context:
         """Return the context with each network's precision and speed, from machine.json or measured now.
 
-        The precision is measured once and kept, so that equal runs compute alike: it is part of a run's key.
+        The precision is measured once, for the first network, and is the same for all: runs that are compared must
+        compute alike. It is part of a run's key.
         """
         from ..device import pick_device
         from ..training.precision import benchmark_training
@@ -77,8 +101,9 @@ class Context:
         recipe = get_recipe(self.preset.student_recipe)
         for model in dict.fromkeys(models):
             if model not in speeds:
+                precision = next((speed.precision for speed in speeds.values()), self.preset.precision)
                 measured = benchmark_training(
-                    model, data, recipe, precision=self.preset.precision, device=pick_device(self.device)
+                    model, data, recipe, precision=cast(PrecisionChoice, precision), device=pick_device(self.device)
                 )
                 speeds[model] = records.convert(measured, NetworkSpeed)
                 storage.write_json(path, records.plain({**stored, setting: speeds}))
@@ -115,3 +140,11 @@ class Context:
     @property
     def _views(self) -> int:
         return DIGITS_VIEWS if self.preset.dataset == "digits" else VIEWS
+
+
+def _text(path: Path) -> str:
+    """Return the content of a small file, nothing if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

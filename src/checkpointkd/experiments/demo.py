@@ -130,7 +130,7 @@ def _train_student(
     out: Path, teacher: Path, epochs: list[int], seed: int, sizes: Sizes, device: Device, on_progress: OnProgress
 ) -> None:
     """Train a student from the teacher's checkpoints of these epochs, or without a teacher."""
-    from .executor import warnings_only
+    from .scheduler import warnings_only
 
     name = "-".join(["epoch", *map(str, epochs)]) if epochs else "no-teacher"
     folder = out / "students" / f"{name}-seed{seed}"

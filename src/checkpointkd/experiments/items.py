@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .context import Context
 from .presets import Pair, Preset
-from .tasks import CheckpointChoice, DistillTask, EvaluateTask, Row, Task, TrainTask
+from .tasks import CheckpointChoice, DistillTask, EvaluateTask, PilotRunTask, Row, Task, TrainTask
 
 Teachers = tuple[CheckpointChoice, ...]
 
@@ -19,6 +19,14 @@ class Item:
     pair: Pair
     variant: str
     task: Task
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of a student or of its pilot run; None for what all seeds share."""
+        training = self.task.student if isinstance(self.task, PilotRunTask) else self.task
+        if isinstance(training, DistillTask) or (isinstance(training, TrainTask) and training.role == "student"):
+            return training.seed
+        return None
 
     def rows(self, context: Context) -> list[Row]:
         """Return the rows of the task, with pair and variant. The task must be done."""

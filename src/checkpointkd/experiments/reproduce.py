@@ -5,18 +5,21 @@ The command line imports this module, so it imports no torch; the modules that d
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commands.options import CommonOptions, LogitCacheOptions
+from ..commands.options import CommonOptions, ExecutorOptions, LogitCacheOptions
 from ..commands.signature import command
 from ..config import PrecisionChoice, SelectOn, check_choice
 from ..errors import UserError, pluralize, unknown_name
+from ..executors.base import ExecutorConfig
 from ..recipes import recipe as get_recipe
 from .catalog import EXPERIMENTS, PAPER, by_priority, get_experiment
 from .presets import Preset, get_preset
@@ -32,13 +35,14 @@ log = logging.getLogger("checkpointkd")
 
 ALL = "all"  # experiments of the paper
 PAGE = "report.html"
+LOCK_SECONDS = 300.0  # to wait for another process that measures speeds or writes results
 WRITE_SECONDS = 60.0  # between two writes of the results while tasks run
 NOTED_OPTIONS = ("teacher_epochs", "student_epochs", "train_images", "seeds", "teacher_recipe")
 PRESET_OPTIONS = ("train_images", "seeds", "teacher_recipe", "select_on", "alpha", "tau", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceOptions(LogitCacheOptions, CommonOptions):
+class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
     """Options of `reproduce`."""
 
     preset: str
@@ -84,8 +88,16 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
     precision: PrecisionChoice | None = None
     """fp32, bf16 or auto, as for `train`. Default: the preset's."""
 
-    jobs: int = 1
-    """Tasks that run at once, each in its own process."""
+    seed: int | None = None
+    """Train only the students of this seed. Several processes or machines may work on one experiment, each with its own
+    seed, in one shared folder."""
+
+    only: list[str] | None = None
+    """Train only the students of these pairs or variants, by their names in the tables; * stands for any text."""
+
+    merge: list[Path | str] | None = None
+    """Copy the finished runs of these folders into --out first. They must hold parts of the same experiments, computed
+    elsewhere."""
 
     time_limit: float | None = None
     """Stop after this many minutes and write the report. The same command continues unfinished runs from their last
@@ -122,11 +134,11 @@ class ReproduceOptions(LogitCacheOptions, CommonOptions):
         return preset if name != "selection" or self.alpha is None else replace(preset, alphas=(self.alpha,))
 
     def check_limits(self) -> None:
-        """Raise UserError if --jobs, --time-limit or --logit-cache-gb is out of range."""
+        """Raise UserError if --time-limit, --seed or --logit-cache-gb is out of range."""
         if self.time_limit is not None and not 0 < self.time_limit < 1e6:
             raise UserError(f"--time-limit must be above 0 and below 1,000,000, not {self.time_limit}")
-        if not 1 <= self.jobs <= 256:
-            raise UserError(f"--jobs must be from 1 to 256, not {self.jobs}")
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"--seed must be at least 0, not {self.seed}")
         if not 0 <= self.logit_cache_gb < 1e9:
             raise UserError(f"--logit-cache-gb must be from 0 to 10⁹, not {self.logit_cache_gb}")
 
@@ -155,35 +167,60 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     from ..reports.page import refuse_others
     from .context import Context
     from .estimate import estimate_of
+    from .merge import merge_folders
     from .store import Done, claim_folder, warn_of_other_settings
 
     if name not in (*EXPERIMENTS, ALL):
         raise unknown_name("experiment", name, (*EXPERIMENTS, ALL))
     options.check_limits()
+    executor_config = options.executor_config()
     deadline = math.inf if options.time_limit is None else time.monotonic() + 60 * options.time_limit
     preset = options.changed_preset(name)
     out, names = Path(options.out), PAPER if name == ALL else (name,)
     refuse_others(out / PAGE)
     context = Context(out, preset, options.data or preset.dataset, options.device, options.logit_cache_gb)
     data = load_data(context.data_config("teacher"), on_progress=options.on_progress)
-    with storage.locked(out):
-        claim_folder(out, preset, data)
+    items = {each: get_experiment(each).needs(preset) for each in names}
+    tasks = by_priority(preset, _chosen(items, options.seed, options.only))
+    with storage.locked(out, wait=LOCK_SECONDS):
+        context = replace(context, folder_id=claim_folder(out, preset, data))
         warn_of_other_settings(out, names, preset)
-        items = {each: get_experiment(each).needs(preset) for each in names}
-        tasks = by_priority(preset, items)
+        merge_folders(out, [Path(folder) for folder in options.merge or ()])
         context = context.with_speeds(_models(items), data)
-        done = Done(context)
-        estimate = estimate_of(context, tasks, done)
-        if preset.name == "paper" and estimate.left and not options.yes:
-            _ask(estimate.text)
-        log.info("%s", estimate.text)
-        return _run(context, items, tasks, done, estimate, deadline, options)
+    done = Done(context)
+    estimate = estimate_of(context, tasks, done)
+    if preset.name == "paper" and estimate.left and not options.yes:
+        _ask(estimate.text)
+    log.info("%s", estimate.text)
+    return _run(context, items, tasks, done, estimate, deadline, executor_config, options)
 
 
 def _models(items: dict[str, list[Item]]) -> list[str]:
     """Return the networks of the pairs that the experiments use."""
     pairs = dict.fromkeys(item.pair for needed in items.values() for item in needed)
     return [model for pair in pairs for model in (pair.teacher, pair.student)]
+
+
+def _chosen(items: dict[str, list[Item]], seed: int | None, only: Sequence[str] | str | None) -> dict[str, list[Item]]:
+    """Return the items of this seed and of these pairs or variants. Raises UserError if there are none."""
+    patterns = [only] if isinstance(only, str) else only
+    known = dict.fromkeys(
+        name for needed in items.values() for item in needed for name in (item.pair.name, item.variant)
+    )
+    for pattern in patterns or ():
+        if not fnmatch.filter(known, pattern):
+            raise unknown_name("pair or variant", pattern, known)
+
+    def is_chosen(item: Item) -> bool:
+        names = (item.pair.name, item.variant)
+        named = patterns is None or any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+        return named and (seed is None or item.seed in (None, seed))
+
+    chosen = {name: [item for item in needed if is_chosen(item)] for name, needed in items.items()}
+    if not any(chosen.values()):
+        seeds = {item.seed for needed in items.values() for item in needed if item.seed is not None}
+        raise UserError(f"No student has --seed {seed}. The seeds are 0 to {max(seeds, default=0)}; see --seeds.")
+    return chosen
 
 
 def _ask(question: str) -> None:
@@ -202,34 +239,46 @@ def _run(
     done: Done,
     estimate: Estimate,
     deadline: float,
+    executor_config: ExecutorConfig,
     options: ReproduceOptions,
 ) -> dict[str, Any]:
     """Run the tasks and write the results, even if the tasks are stopped; then write the report."""
+    from .. import storage
+    from ..executors import JOBS_FOLDER, InProcessExecutor, open_executor
     from ..reports.build import write_report
-    from .executor import DEPENDENCY_FAILED, run_tasks
+    from .scheduler import DEPENDENCY_FAILED, run_tasks
     from .store import write_results
     from .tasks import ordered
 
     written_at = time.monotonic()
 
+    def write(failed: dict[Task, str]) -> dict[str, dict[str, Any]]:
+        with storage.locked(context.out, wait=LOCK_SECONDS):
+            return write_results(context, items, done, failed)
+
     def on_done(task: Task) -> None:
         nonlocal written_at
         if time.monotonic() - written_at > WRITE_SECONDS:
-            write_results(context, items, done, {})
+            write({})
             written_at = time.monotonic()
 
+    # a deadline needs a process even for one job: it stops whatever runs
+    in_process = executor_config == ExecutorConfig() and deadline == math.inf
+    executor = (
+        InProcessExecutor() if in_process else open_executor(executor_config, context.device, context.out / JOBS_FOLDER)
+    )
     failed: dict[Task, str] = {}
     try:
         failed = run_tasks(
             context,
             tasks,
-            jobs=options.jobs,
+            executor=executor,
             on_progress=options.on_progress,
             on_done=on_done,
             deadline=deadline,
         )
     finally:
-        results = write_results(context, items, done, failed)
+        results = write(failed)
     left = [task for task in ordered(tasks) if task not in failed and not done(task)]
     if left:
         count = estimate.tasks - len(left)
@@ -241,7 +290,8 @@ def _run(
             "No task finished within --time-limit. No progress is kept unless one epoch with its evaluation fits into "
             "the limit. Use a longer limit."
         )
-    page = write_report(context.out, out=context.out / PAGE)
+    with storage.locked(context.out, wait=LOCK_SECONDS):
+        page = write_report(context.out, out=context.out / PAGE)
     errors = [error for error in failed.values() if error != DEPENDENCY_FAILED]
     if failed:
         dependents = len(failed) - len(errors)

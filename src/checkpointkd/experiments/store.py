@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,11 @@ from ..records.base import config_differences
 from ..records.experiments import ExperimentRecord, PresetRecord, StoreRecord
 from ..reports.charts import to_plain
 from .catalog import get_experiment
-from .context import Context
-from .executor import DEPENDENCY_FAILED
+from .context import ID_FILE, Context
 from .items import Item
 from .presets import Preset
 from .results import tuned_table
+from .scheduler import DEPENDENCY_FAILED
 from .tasks import Task, ordered
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("checkpointkd")
 
 RESULT = "experiment.json"
+STORE = "experiments.json"
 
 
 class Done:
@@ -44,24 +46,33 @@ class Done:
         return task in self._done
 
 
-def claim_folder(out: Path, preset: Preset, data: Data) -> None:
-    """Note which preset and images the experiments in a folder have in common.
+def claim_folder(out: Path, preset: Preset, data: Data) -> str:
+    """Note which preset and images the experiments in a folder have in common, and return the folder's id.
+
+    Hold `storage.locked(out)`.
 
     Raises:
         UserError: If the folder holds experiments with another preset or other images, or something else.
     """
-    path = out / "experiments.json"
+    path = out / STORE
     wanted = StoreRecord(preset=preset.name, dataset=preset.dataset, images_sha256=data.record.sha256)
     if not path.exists():
         names = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
         if names:
             raise UserError(f"{out} holds something else ({', '.join(names[:3])}). Choose another --out.")
         storage.write_json(path, records.plain(wanted))
-        return
-    stored = records.read(path, StoreRecord, remedy="Choose another --out, or restore the file.")
+    check_same_setting(out, wanted)
+    if not (out / ID_FILE).exists():
+        storage.atomic_write_bytes(out / ID_FILE, uuid.uuid4().hex.encode())
+    return (out / ID_FILE).read_text(encoding="utf-8")
+
+
+def check_same_setting(folder: Path, wanted: StoreRecord, *, remedy: str = "Choose another --out.") -> None:
+    """Check that experiments in a folder have this preset and these images. Raises UserError if they do not."""
+    stored = records.read(folder / STORE, StoreRecord, remedy=f"{remedy.removesuffix('.')}, or restore the file.")
     for name, label in (("preset", "preset"), ("dataset", "data set"), ("images_sha256", "image content")):
         if getattr(stored, name) != getattr(wanted, name):
-            raise UserError(f"{out} holds experiments with the {label} {getattr(stored, name)}. Choose another --out.")
+            raise UserError(f"{folder} holds experiments with the {label} {getattr(stored, name)}. {remedy}")
 
 
 def warn_of_other_settings(out: Path, names: Sequence[str], preset: Preset) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 RUNG = "completed_rung_"  # starts the names of attributes in which Optuna's pruners keep the reports that passed
 VALUES = "values"  # the user attribute of an enqueued trial with the values that it was given
+JOURNAL = "journal:"  # starts the URL of a journal file
+DEAD_SECONDS = 30.0  # without a sign of life, until a trial in a journal is repeated
 HEARTBEAT_SECONDS = 60  # in a shared storage; without it another machine takes a trial over
 
 
@@ -105,8 +108,12 @@ def open_study(
     return study
 
 
-def _storage(url: str, *, shared: bool) -> optuna.storages.RDBStorage:
+def _storage(url: str, *, shared: bool) -> optuna.storages.BaseStorage:
     """Return the storage. In a shared one, another machine repeats the trials of a machine that died."""
+    if url.startswith(JOURNAL):
+        path = Path(url.removeprefix(JOURNAL))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     if not shared:
         return optuna.storages.RDBStorage(url)
     with warnings.catch_warnings():
@@ -212,7 +219,9 @@ def run_trial(
     `Study.optimize` abandons a stopped trial. Shared studies use `Study.optimize`, because it sends heartbeats.
     """
     if shared:
-        study.optimize(objective, n_trials=1, callbacks=[callback])
+        # the exception: this process was thought dead, and another repeats the trial
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            study.optimize(objective, n_trials=1, callbacks=[callback])
         return
     interrupted = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
     trial = optuna.Trial(study, interrupted[0]._trial_id) if interrupted else study.ask()
@@ -221,6 +230,29 @@ def run_trial(
     except optuna.TrialPruned:
         ended = study.tell(trial, state=TrialState.PRUNED)
     callback(study, ended)
+
+
+def has_running_trials(study: optuna.Study) -> bool:
+    """Return whether a process runs, or seems to run, a trial."""
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
+def repeat_dead_trials(study: optuna.Study, last_sign_of_life: Callable[[FrozenTrial], float]) -> None:
+    """Fail the trials of processes that died, and enqueue their values again. Their runs continue where they stopped.
+
+    A journal has no heartbeat, so a trial counts as dead by its age.
+
+    Args:
+        study: A study in a journal.
+        last_sign_of_life: Returns when a trial's process last wrote something, in seconds since 1970.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if time.time() - last_sign_of_life(trial) < DEAD_SECONDS:
+            continue
+        with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another process was first
+            study.tell(trial.number, state=TrialState.FAIL)
+            values = values_of(trial)
+            study.enqueue_trial(values, user_attrs={VALUES: values})
 
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:

@@ -7,32 +7,32 @@ any storage of Optuna's that several machines share.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from .. import storage
-from ..analysis.statistics import Z
 from ..checkpoints import RunDir, Trajectory, refuse_inside_run
 from ..checkpoints.run_dir import read_metrics
 from ..config import OnProgress, Recipe, SamplerName, check_choice
 from ..data import Data
 from ..errors import Diverged, UserError, pluralize
 from ..losses import get_method, takes_features
-from ..records.base import plain, provenance
-from ..records.tuning import BestTrialRecord, TrialRecord, TuneRecord, TuneSettings
+from ..records.base import plain
+from ..records.tuning import TuneRecord
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
 from ..training.run import RunSpec
 from .command_line import format_command, format_number
+from .tune_result import PRECISION, describe, ended_trials, rounded, shown_values, tune_record, tune_settings
 
 if TYPE_CHECKING:
     import optuna
@@ -43,12 +43,12 @@ log = logging.getLogger("checkpointkd")
 RESULT = "tune.json"
 STUDY = "study.db"
 TRIALS = "trials"
-PRECISION = "precision"  # the study's attribute with the precision that the first trial used
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TAUS = (1.0, 2.0, 4.0, 8.0, 16.0)
 WEIGHT_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the method's default weight
 TPE_TRIALS = 25  # unless --trials says otherwise
+WAIT_SECONDS = 1.0  # between two looks at the trials of other processes
 RUNGS = 9  # equal parts of a trial; Hyperband compares trials after 1, 3 and 9 of them
 
 
@@ -141,24 +141,29 @@ def run_tuning(
     except ImportError:
         raise UserError("`tune` needs Optuna: pip install 'checkpointkd[tune]'") from None
     refuse_inside_run(out)
-    if storage_url is not None and "://" not in storage_url:
-        raise UserError(f"--storage takes a URL, such as sqlite:///study.db, not {storage_url!r}")
+    if storage_url is not None and "://" not in storage_url and not storage_url.startswith(optuna_storage.JOURNAL):
+        raise UserError(f"--storage takes a URL, such as sqlite:///study.db, or journal:FILE, not {storage_url!r}")
     for values in settings.grid():
         _with_values(task, values)  # raises UserError for impossible values, before any trial starts
     prepared = prepare_teachers(task.spec, task.data, device=task.run.device)
     url, shared = storage_url or optuna_storage.sqlite_url(out / STUDY), storage_url is not None
     fingerprint = _fingerprint(task, settings)
-    with storage.locked(out), optuna_storage.quiet():
+    with contextlib.nullcontext() if shared else storage.locked(out), optuna_storage.quiet():
         study = optuna_storage.open_study(url, study_name, task, settings, fingerprint, shared=shared)
         shown_url = optuna_storage.without_password(url) if shared else STUDY
         runner = _Runner(task, settings, out, study, shown_url, prepared, on_progress)
         result = runner.write_result()
         runner.log_start(result)
-        while _ended(result, settings) < settings.planned and optuna_storage.enqueue_next(
-            study, settings, fingerprint, shared=shared
-        ):
+        while ended_trials(result, settings) < settings.planned:
             with optuna_storage.storage_errors(url):
-                optuna_storage.run_trial(study, runner.objective, runner.log_trial, shared=shared)
+                if url.startswith(optuna_storage.JOURNAL):
+                    optuna_storage.repeat_dead_trials(study, runner.last_sign_of_life)
+                if optuna_storage.enqueue_next(study, settings, fingerprint, shared=shared):
+                    optuna_storage.run_trial(study, runner.objective, runner.log_trial, shared=shared)
+                elif not url.startswith(optuna_storage.JOURNAL) or not optuna_storage.has_running_trials(study):
+                    break
+                else:  # other processes run the last trials; one of them may die
+                    time.sleep(WAIT_SECONDS)
             result = runner.write_result()
     if result.best is None:
         raise UserError(f"All trials in {out} were stopped. {out / RESULT} has the reasons.")
@@ -186,10 +191,9 @@ class _Runner:
         accuracies = []
         for number in range(self.settings.seeds):
             seed = self.task.run.seed + number
-            names = [*(f"{name}-{format_number(value)}" for name, value in values.items()), f"seed-{seed}"]
             run = replace(
                 self.task.run,
-                out=self.out / TRIALS / "_".join(names),
+                out=self.run_path(values, seed),
                 recipe=recipe,
                 save_every=self.task.rung_epochs,
                 seed=seed,
@@ -202,6 +206,25 @@ class _Runner:
             accuracies.append(result.val.accuracy)
         trial.set_user_attr("accuracies", accuracies)
         return sum(accuracies) / len(accuracies)
+
+    def run_path(self, values: Mapping[str, float], seed: int) -> Path:
+        """Return the run directory of one student of a trial."""
+        names = [*(f"{name}-{format_number(value)}" for name, value in values.items()), f"seed-{seed}"]
+        return self.out / TRIALS / "_".join(names)
+
+    def last_sign_of_life(self, trial: FrozenTrial) -> float:
+        """Return when the process of a trial last wrote something, in seconds since 1970; now, if it holds a lock."""
+        from .optuna_storage import values_of
+
+        values = {name: rounded(v) if self.settings.sampler == "tpe" else v for name, v in values_of(trial).items()}
+        signs = [trial.datetime_start.timestamp() if trial.datetime_start else 0.0]
+        for number in range(self.settings.seeds):
+            run = self.run_path(values, self.task.run.seed + number)
+            if storage.is_locked(run):
+                return time.time()
+            with contextlib.suppress(OSError):
+                signs.append((run / "metrics.jsonl").stat().st_mtime)
+        return max(signs)
 
     def distill(self, trial: optuna.Trial, run: RunSpec, spec: DistillSpec, *, prune: bool) -> Trajectory:
         """Train one student of a trial, or continue it. Raises `optuna.TrialPruned` if it is pruned or diverges."""
@@ -240,10 +263,11 @@ class _Runner:
 
     def write_result(self) -> TuneRecord:
         """Write tune.json and return its content."""
-        result = _result(self.study, self.task, self.settings, self.shown_url)
+        result = tune_record(self.study, self.task, self.settings, self.shown_url)
+        self.out.mkdir(parents=True, exist_ok=True)
         storage.write_json(self.out / RESULT, result)
         if self.on_progress is not None:
-            self.on_progress(f"tune {self.out}", _ended(result, self.settings), self.settings.planned)
+            self.on_progress(f"tune {self.out}", ended_trials(result, self.settings), self.settings.planned)
         return result
 
     def log_start(self, result: TuneRecord) -> None:
@@ -255,7 +279,7 @@ class _Runner:
                 "another --out.",
                 pluralize(len(pruned), "trial"),
             )
-        ended = _ended(result, self.settings)
+        ended = ended_trials(result, self.settings)
         if 0 < ended < self.settings.planned:
             log.info("%s continues after %d of %d trials", self.out, ended, self.settings.planned)
 
@@ -267,11 +291,11 @@ class _Runner:
         best = result.best
         log.info(
             "Trial %d of %d, %s: %s%s",
-            _ended(result, self.settings),
+            ended_trials(result, self.settings),
             self.settings.planned,
-            _describe(_shown_values(trial, self.settings)),
+            describe(shown_values(trial, self.settings)),
             optuna_storage.outcome(trial),
-            f"; best so far: {100 * best.accuracy:.1f}% with {_describe(best.values)}" if best else "",
+            f"; best so far: {100 * best.accuracy:.1f}% with {describe(best.values)}" if best else "",
         )
 
 
@@ -284,29 +308,12 @@ def distill_command(result: TuneRecord, *, options: Mapping[str, Any]) -> str:
     )
 
 
-def _tune_settings(task: TuneTask, settings: TuneConfig) -> TuneSettings:
-    return TuneSettings(
-        student=task.run.model,
-        method=task.spec.method,
-        average=task.spec.kd.average,
-        tau_squared=task.spec.kd.tau_squared,
-        teachers=tuple(ref.checkpoint.record for ref in task.spec.refs),
-        distill_config=task.spec.config,
-        data=task.data.record,
-        recipe=task.run.recipe,
-        seed=task.run.seed,
-        seeds=settings.seeds,
-        space={name: tuple(sorted(set(values))) for name, values in settings.space.items()},
-        sampler=settings.sampler,
-    )
-
-
 def _fingerprint(task: TuneTask, settings: TuneConfig) -> str:
     """Return a hash of what all trials of a study have in common. Values and sampler may change; names may not.
 
     The order of a grid and the seed of TPE follow from it, so a change of its content changes the trials.
     """
-    fields = plain(_tune_settings(task, settings)) | {"data": task.data.record.identity}
+    fields = plain(tune_settings(task, settings)) | {"data": task.data.record.identity}
     common = {name: value for name, value in fields.items() if name not in ("space", "sampler")}
     common |= {"searched": sorted(settings.space), "precision": task.run.precision}
     return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
@@ -331,67 +338,4 @@ def _suggest(trial: optuna.Trial, settings: TuneConfig) -> dict[str, float]:
     if settings.sampler == "grid":
         return suggested
     ranges = {name: (min(values), max(values)) for name, values in settings.space.items()}
-    return {name: min(max(_round(value), ranges[name][0]), ranges[name][1]) for name, value in suggested.items()}
-
-
-def _shown_values(trial: FrozenTrial, settings: TuneConfig) -> dict[str, float]:
-    """Return the values of a trial for logs and reports."""
-    return {name: _round(value) if settings.sampler == "tpe" else value for name, value in trial.params.items()}
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def _result(study: optuna.Study, task: TuneTask, settings: TuneConfig, shown_url: str) -> TuneRecord:
-    """Return all trials that ended, and the best of those that were not stopped."""
-    images = len(task.data.val)
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
-    trials = tuple(_trial_record(trial, settings) for trial in ended)
-    return TuneRecord(
-        **msgspec.structs.asdict(_tune_settings(task, settings)),
-        planned=settings.planned,
-        images=images,
-        precision=study.user_attrs.get(PRECISION),
-        storage=shown_url,
-        teacher_refs=tuple(ref.text for ref in task.spec.refs),
-        best=_best(trials, images),
-        trials=trials,
-        provenance=provenance(),
-    )
-
-
-def _trial_record(trial: FrozenTrial, settings: TuneConfig) -> TrialRecord:
-    complete = trial.state.name == "COMPLETE"
-    return TrialRecord(
-        trial=trial.number,
-        values=_shown_values(trial, settings),
-        accuracy=trial.value if complete else None,
-        accuracies=tuple(trial.user_attrs["accuracies"]) if complete else None,
-        stopped=None if complete else trial.user_attrs.get("failed", f"after epoch {trial.last_step}"),
-        last_seen=trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
-        seconds=trial.duration.total_seconds() if trial.duration is not None else None,
-    )
-
-
-def _best(trials: tuple[TrialRecord, ...], images: int) -> BestTrialRecord | None:
-    """Return the most accurate trial, the earlier of several, and how many others it does not differ from."""
-    complete = [(trial.accuracy, -trial.trial, trial) for trial in trials if trial.accuracy is not None]
-    if not complete:
-        return None
-    accuracy, _, best = max(complete, key=lambda item: item[:2])
-    standard_error = math.sqrt(accuracy * (1 - accuracy) / images)
-    margin = Z * standard_error * math.sqrt(2)
-    comparable = sum(accuracy - other <= margin for other, _, trial in complete if trial is not best)
-    return BestTrialRecord(**msgspec.structs.asdict(best), accuracy_se=standard_error, comparable=comparable)
-
-
-def _ended(result: TuneRecord, settings: TuneConfig) -> int:
-    """Return how many planned trials have ended. A grid may have had other values before."""
-    if settings.sampler == "tpe":
-        return len(result.trials)
-    return sum(values in [trial.values for trial in result.trials] for values in settings.grid())
-
-
-def _describe(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {format_number(value)}" for name, value in values.items())
+    return {name: min(max(rounded(value), ranges[name][0]), ranges[name][1]) for name, value in suggested.items()}

@@ -76,7 +76,7 @@ def _seconds_per_step(
             began = time.perf_counter()
             step(state, batch, precision=precision, train_fraction=0.0)
             if device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             measured.append(time.perf_counter() - began)
     return {precision: min(measured[1:]) for precision, measured in seconds.items()}  # the first step loads kernels
 

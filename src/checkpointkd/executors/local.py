@@ -1,0 +1,164 @@
+"""Work in this process, or in processes of this machine, each with its GPU and its CPU threads."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..config import Device
+from ..errors import UserError, pluralize
+from .base import Executor, ExecutorConfig, WorkerDied
+
+WATCH_SECONDS = 0.5  # between two looks of a process at its parent
+
+
+def open_executor(config: ExecutorConfig, device: Device, folder: Path) -> Executor:
+    """Return the executor of these settings, for work on a device. SLURM's scripts and logs go into `folder`.
+
+    Raises:
+        UserError: If the executor is not installed or not reachable, or if this machine has too few GPUs.
+    """
+    if config.executor == "ray":
+        from .on_ray import RayExecutor
+
+        return RayExecutor(config)
+    if config.executor == "slurm":
+        from .slurm import SlurmExecutor
+
+        return SlurmExecutor(config, folder)
+    return LocalExecutor(devices_of_slots(config.jobs, config.gpus_per_run, _visible_gpus(device)))
+
+
+def devices_of_slots(jobs: int, gpus_per_run: float | None, gpus: Sequence[str]) -> list[str | None]:
+    """Return the GPU of each of `jobs` slots, None for a slot that may use whatever is visible.
+
+    Args:
+        jobs: The number of slots.
+        gpus_per_run: The share of a GPU that each slot takes, from 0 to 1. None spreads the slots evenly.
+        gpus: The visible GPUs, as in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        UserError: If the GPUs are too few.
+
+    >>> devices_of_slots(3, None, ["0", "1"]), devices_of_slots(2, 0.5, ["0", "1"]), devices_of_slots(2, None, [])
+    (['0', '1', '0'], ['0', '1'], [None, None])
+    """
+    if gpus_per_run == 0:
+        return [""] * jobs
+    if not gpus:
+        if gpus_per_run is not None:
+            raise UserError(
+                f"--gpus-per-run {gpus_per_run:g}: PyTorch finds no CUDA GPU on this machine. Leave it out."
+            )
+        return [None] * jobs
+    if gpus_per_run is not None and jobs > (largest := len(gpus) * math.floor(1 / gpus_per_run + 1e-9)):
+        raise UserError(
+            f"--jobs {jobs} with --gpus-per-run {gpus_per_run:g} needs more than the {pluralize(len(gpus), 'GPU')} of "
+            f"this machine. Use --jobs {largest} or fewer."
+        )
+    return [gpus[slot % len(gpus)] for slot in range(jobs)]
+
+
+def _visible_gpus(device: Device) -> list[str]:
+    """Return the GPUs that work on a device may be spread over, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    if device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] or [str(number) for number in range(count)]
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class InProcessExecutor:
+    """Runs one function at a time in this process. `submit` returns when the function has ended."""
+
+    jobs = 1
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+class LocalExecutor:
+    """Runs functions in processes that die with this one, one process per slot.
+
+    A slot keeps its process: starting one takes seconds. A slot whose process died gets another.
+    """
+
+    def __init__(self, devices: Sequence[str | None]) -> None:
+        self.jobs = len(devices)
+        self._threads = max(1, cores() // self.jobs)
+        self._devices = list(devices)
+        self._pools: dict[int, Any] = {}
+        self._idle = list(reversed(range(self.jobs)))
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        slot = self._idle.pop()
+        if slot not in self._pools:
+            self._pools[slot] = self._new_pool(self._devices[slot])
+        future: Future[Any] = Future()
+        inner = self._pools[slot].submit(function, *arguments)
+        inner.add_done_callback(partial(self._finish, slot, future))
+        return future
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, kill_workers=True)
+        self._pools.clear()
+
+    def _new_pool(self, device: str | None) -> Any:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        env = {"OMP_NUM_THREADS": str(self._threads)}  # read when PyTorch is imported
+        if device is not None:
+            env["CUDA_VISIBLE_DEVICES"] = device
+        return ProcessPoolExecutor(1, env=env, initializer=_start, initargs=(os.getpid(), self._threads))
+
+    def _finish(self, slot: int, future: Future[Any], inner: Future[Any]) -> None:
+        from joblib.externals.loky.process_executor import BrokenProcessPool
+
+        if inner.cancelled():
+            future.cancel()
+            return
+        error = inner.exception()
+        if isinstance(error, BrokenProcessPool):
+            self._pools.pop(slot, None)
+            error = WorkerDied("its process was killed, perhaps for lack of memory")
+        self._idle.append(slot)
+        if error is None:
+            future.set_result(inner.result())
+        else:
+            future.set_exception(error)
+
+
+def _start(parent: int, threads: int) -> None:
+    """Prepare a new process: Ctrl-C is for its parent, and it ends when its parent does, even if that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,71 @@
+"""Merge folders of experiments that were computed apart, as on machines that share no folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import records, storage
+from ..errors import UserError, check_exists, pluralize
+from ..records.experiments import StoreRecord
+from .store import STORE, check_same_setting
+
+log = logging.getLogger("checkpointkd")
+
+KINDS = ("runs", "tuned", "measured", "correlated")  # folders of tasks, each with one folder per task
+LEFT_OUT = shutil.ignore_patterns(".lock*", f"*{storage.TMP_SUFFIX}")
+
+
+def merge_folders(out: Path, folders: Sequence[Path]) -> None:
+    """Copy the finished work of other folders into one. Hold `storage.locked(out)`.
+
+    Work that `out` has already finished stays as it is.
+
+    Raises:
+        UserError: If a folder holds other experiments, or another training of a run that both folders have: its
+            students learned from other weights.
+    """
+    wanted = records.read(out / STORE, StoreRecord, remedy="Restore the file.")
+    for folder in folders:
+        check_exists(folder, "folder of experiments")
+        if not (folder / STORE).exists():
+            raise UserError(f"{folder} holds no experiments: it has no {STORE}. Give a folder that `reproduce` wrote.")
+        check_same_setting(folder, wanted, remedy="Give a folder of the same experiment.")
+        for run in sorted(folder.glob("runs/*")):
+            _check_same_weights(run, out / "runs" / run.name)
+    for folder in folders:
+        copied = sum(_copy(source, out / kind / source.name) for kind in KINDS for source in folder.glob(f"{kind}/*"))
+        log.info("%s copied from %s", pluralize(copied, "folder"), folder)
+
+
+def _check_same_weights(run: Path, other: Path) -> None:
+    """Raise UserError if two finished trainings of one run have different weights."""
+    if not all((folder / "result.json").exists() for folder in (run, other)):
+        return
+    last = max((run / "checkpoints").glob("*.safetensors"), default=None, key=lambda path: path.name)
+    if last is None or not (other / "checkpoints" / last.name).exists():
+        return
+    first, second = (storage.read_metadata(folder / "checkpoints" / last.name)["sha256"] for folder in (run, other))
+    if first != second:
+        raise UserError(
+            f"{run} and {other} are trainings of the same run with different weights: another machine rounds in "
+            f"another way. The students of the two teachers cannot be compared as one. Copy the teachers to all "
+            "machines before their students are trained."
+        )
+
+
+def _copy(source: Path, target: Path) -> bool:
+    """Copy the folder of a finished task, or what was measured of a run that both have; return whether it did."""
+    if not any((source / name).exists() for name in ("result.json", "tune.json", "measured.json", "correlated.json")):
+        return False
+    if (target / "result.json").exists() or not (source / "result.json").exists():
+        missing = [path for path in source.iterdir() if path.is_file() and not (target / path.name).exists()]
+        missing = [path for path in missing if not path.name.startswith(".") and path.name != "state.bin"]
+        for path in missing:
+            storage.atomic_copy(path, target / path.name)
+        return bool(missing)
+    with storage.locked(target):  # raises InUse while another process trains it
+        shutil.copytree(source, target, ignore=LEFT_OUT, dirs_exist_ok=True)
+    return True
