@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from checkpointkd.cli import COMMANDS, build_app
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
@@ -38,44 +41,48 @@ html_show_sphinx = False
 def setup(app: Any) -> None:
     app.connect("builder-inited", lambda app: _write_command_line(Path(app.srcdir)))
     app.connect("source-read", _link_outside)
-    app.connect("autodoc-process-docstring", _literal_examples, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", _python_examples, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", _public_signature)
 
 
 def _write_command_line(folder: Path) -> None:
     """Write reference/command-line.md, one section per command."""
-    from checkpointkd.cli import COMMANDS
-
-    lines = ["# Command line", "", "Every command is also a Python function with the same options.", ""]
-    for name, (module, _) in COMMANDS.items():
-        lines += _command(name, getattr(import_module(f"checkpointkd.{module}"), name))
+    lines = [
+        "# Command line",
+        "",
+        "Every command is also a [Python function](python.md) with the same options.",
+        "An option with several values takes them one after the other: `--tau 2 4 8`.",
+        "",
+    ]
+    for name in COMMANDS:
+        lines += command_section(name)
     (folder / "reference").mkdir(exist_ok=True)
     (folder / "reference" / "command-line.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _command(name: str, function: Any) -> list[str]:
-    """Return the section of one command: its description, its example, and a table of options for each heading."""
-    doc = inspect.getdoc(function) or ""
+def command_section(name: str) -> list[str]:
+    """Return the section of one command: its description, its examples, and a table of options for each heading."""
+    module, _ = COMMANDS[name]
+    doc = inspect.getdoc(getattr(import_module(f"checkpointkd.{module}"), name)) or ""
     description, _, rest = doc.partition("\n\nExample:")
-    example = [line.strip() for line in rest.partition("\n\nArgs:")[0].splitlines() if line.strip()]
-    lines = [f"## {name}", "", *_escaped(description).splitlines(), ""]
-    if example:
-        lines += ["```console", *example, "```", ""]
-    headings = {option.parameter.name: option.heading for option in getattr(function, "options", [])}
-    signature = inspect.signature(function)
-    shown: str | None = ""
-    for argument, text in _arguments(doc).items():
-        if argument == "on_progress":  # for Python only
-            continue
-        group = headings.get(argument)
+    examples = [line.strip() for line in rest.partition("\n\nArgs:")[0].splitlines() if line.strip()]
+    lines = [f"## {name}", "", *_escaped(description).splitlines(), "", "```console", *examples, "```", ""]
+    texts = _arguments(doc)
+    shown = None
+    for argument in build_app([name])[name].assemble_argument_collection():
+        group = argument.parameter.group[0].name
         if group != shown:
-            title = [] if group is None else [f"### {name}: {group[0].lower()}{group[1:]}", ""]
-            lines += ["", *title, "| option | meaning | default |", "|---|---|---|"]
+            title = [] if group in ("Arguments", "Parameters") else [f"### {name}: {group[0].lower()}{group[1:]}", ""]
+            first = "argument" if group == "Arguments" else "option"
+            lines += ["", *title, f"| {first} | meaning | default |", "|---|---|---|"]
             shown = group
-        is_option = signature.parameters[argument].kind is inspect.Parameter.KEYWORD_ONLY
-        label = f"`--{argument.replace('_', '-')}`" if is_option else argument.upper()
-        default = signature.parameters[argument].default
-        shown_default = default if isinstance(default, str | float | int) and not isinstance(default, bool) else ""
-        lines.append(f"| {label} | {_escaped(text)} | {_escaped(str(shown_default))} |")
+        names = ", ".join(argument.names if group == "Arguments" else (f"`{option}`" for option in argument.names))
+        text = argument.parameter.help or texts[argument.field_info.name]
+        default = argument.field_info.default
+        if isinstance(default, bool):
+            default = "yes" if default else ""
+        shown_default = default if isinstance(default, str | float | int) else ""
+        lines.append(f"| {names} | {_escaped(text)} | {_escaped(str(shown_default))} |")
     return [*lines, ""]
 
 
@@ -103,6 +110,31 @@ def _link_outside(app: Any, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", replaced, source[0])
 
 
-def _literal_examples(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
-    """Show the code below `Example:` without changes."""
-    lines[:] = ["Example::" if line == "Example:" else line for line in lines]
+def _python_examples(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Show the code below `Example:` without changes, and commands as the calls that they make."""
+    lines[:] = ["Example::" if line == "Example:" else _as_call(line) for line in lines]
+
+
+def _as_call(line: str) -> str:
+    """Return the Python call of an example's command; other lines stay as they are.
+
+    The parser of the command line reads the command, so the call has the values that the function would get.
+    """
+    words = shlex.split(line) if line.lstrip().startswith("checkpointkd ") else []
+    if not words:
+        return line
+    _, given, *_ = build_app([words[1]]).parse_args(words[1:], exit_on_error=False, print_error=False)
+    values = [*map(_literal, given.args), *(f"{name}={_literal(value)}" for name, value in given.kwargs.items())]
+    return f"{line[: -len(line.lstrip())]}ckd.{words[1]}({', '.join(values)})"
+
+
+def _literal(value: Any) -> str:
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text.replace("'", '"')
+
+
+def _public_signature(
+    _app: Any, _what: str, _name: str, _object: Any, _options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Leave out private parameters, which begin with an underscore."""
+    return signature and re.sub(r", _\w+=[^,)]*", "", signature), returned
