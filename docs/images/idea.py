@@ -38,7 +38,7 @@ def draw() -> bytes:
     with matplotlib.rc_context(STYLE | {"font.size": 11, "axes.grid": False, "svg.hashsalt": "idea"}):
         canvas = Figure(figsize=(7.2, 6.0), facecolor="white")
         axes = canvas.subplots(2, 2, gridspec_kw={"hspace": 0.62, "wspace": 0.42}).ravel()
-        canvas.subplots_adjust(left=0.08, right=0.97, top=0.91, bottom=0.1)
+        canvas.subplots_adjust(left=0.08, right=0.97, top=0.91, bottom=0.07)
         _trajectory(axes[0])
         _plane(axes[1])
         _choice(axes[2])
