@@ -42,8 +42,8 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if path.name != "command-line
 SMALLER = {
     "train": "--epochs 2 --save-every 1 --train-images 200 --precision fp32",
     "score": "--decoder-steps 2 --decoder-seeds 1",
-    "distill": "--epochs 1 --precision fp32",
-    "tune": "--epochs 1 --train-images 200 --trials 1 --precision fp32",
+    "distill": "--epochs 1 --precision fp32 --allow-weak-teacher",
+    "tune": "--epochs 1 --train-images 200 --trials 1 --precision fp32 --allow-weak-teacher",
     "reproduce": "--teacher-epochs 2 --student-epochs 2 --train-images 200 --seeds 1 --time-limit 0.1 --precision fp32",
 }
 TESTED_ELSEWHERE = {"demo"}  # tests/experiments/test_demo.py
