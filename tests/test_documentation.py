@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from checkpointkd.data import load_data
 
 from .checkpoints import writers
 from .data.image_files import folder_of_digits
+from .results_page import check_results_page, tables
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -87,6 +88,10 @@ def test_readme_goes_from_a_teacher_to_a_report(readme_folder: Path):
     assert len(_blocks(README, "python")) == 1
     assert (readme_folder / "runs" / "student" / "student.safetensors").exists()
     assert (readme_folder / "runs" / "report.html").exists()
+
+
+def test_get_started_has_the_commands_of_readme():
+    assert _blocks(README, "sh")[0] in START.read_text(encoding="utf-8")
 
 
 def test_readme_is_one_screen_and_a_half():
@@ -270,30 +275,17 @@ def test_the_python_reference_shows_calls_that_python_accepts():
             inspect.signature(getattr(ckd, name)).bind(*map(ast.literal_eval, tree.args), **values)
 
 
-def _tables(text: str) -> Iterator[list[str]]:
-    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
-        yield table.splitlines()
-
-
 RESULTS = sorted((DOCS / "results").glob("*/README.md"))
 
 
 @pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.parent.name)
 def test_results_begin_with_a_summary_then_figures_then_all_rows(page: Path):
-    text = page.read_text(encoding="utf-8")
-    assert text.split("\n\n")[1].startswith("|"), "a table right after the title"
-    assert len(next(_tables(text))) - 2 <= 10, "at most ten rows"
-    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    expected = ["Setting", "Figures", "All rows", "How to read the claims", "Where this comes from"]
-    assert headings == [heading for heading in expected if heading != "Figures" or "![" in text]
-    assert "![" not in text.partition("## All rows")[2]
-    for name in re.findall(r"\w+\.jsonl(?:\.gz)?\b", text):
-        assert (page.parent / name).exists()
+    check_results_page(page)
 
 
 def test_the_paper_page_names_functions_that_exist():
     text = (DOCS / "paper.md").read_text(encoding="utf-8")
-    rows = [row.split("|")[1:-1] for row in next(_tables(text))[2:]]
+    rows = [row.split("|")[1:-1] for row in tables(text)[0][2:]]
     names = [name for row in rows for name in re.findall(r"`([\w.]+)`", row[1])]
     assert len(names) > 20
     for name in names:
