@@ -14,6 +14,7 @@ LAYERS = [
     "records",
     "recipes",
     "seeding",
+    "ranks",
     "storage",
     "user_code",
     "data",

@@ -45,6 +45,7 @@ COMMANDS = {
     "report": ("commands.report", "report"),
     "cache": ("commands.cache", "cache"),
 }
+SEVERAL_PROCESSES = ("train", "distill")  # commands that torchrun may start
 WITHOUT_TORCH = ("cache",)
 
 OUT_OF_MEMORY = "[Oo]ut of memory|[Cc](an.t|annot) allocate memory|could not create a (primitive|memory)"
@@ -104,11 +105,14 @@ def _command(function: Callable[..., Any], renderer: str) -> Callable[..., None]
         with _loading_torch(needed=function.__name__ not in WITHOUT_TORCH):
             from . import console
             from .progress import Bars
+        secondary = _check_processes(function.__name__)
         with Bars() as bars:
-            log.handlers = [_BarsHandler(bars)]
-            if "on_progress" in signature.parameters:
+            log.handlers = [logging.NullHandler() if secondary else _BarsHandler(bars)]
+            if "on_progress" in signature.parameters and not secondary:
                 options["on_progress"] = bars
             result = function(*arguments, **options)
+        if secondary:
+            return
         console.show_json(result) if json else console.show(getattr(console, renderer)(result))
 
     shown = [p for p in signature.parameters.values() if p.name != "on_progress" and not p.name.startswith("_")]
@@ -120,6 +124,21 @@ def _command(function: Callable[..., Any], renderer: str) -> Callable[..., None]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = function.__doc__
     return command
+
+
+def _check_processes(command: str) -> bool:
+    """Return whether this process is one of several, but not the main one, which alone prints.
+
+    Raises:
+        UserError: If there are several processes and the command does not train one network.
+    """
+    if "RANK" not in os.environ:
+        return False
+    from .ranks import is_secondary, refuse_several_processes
+
+    if command not in SEVERAL_PROCESSES:
+        refuse_several_processes(command)
+    return is_secondary()
 
 
 def _for_command_line(parameter: inspect.Parameter, heading: str | None, position: int) -> inspect.Parameter:
@@ -134,7 +153,7 @@ def _for_command_line(parameter: inspect.Parameter, heading: str | None, positio
         how["converter"] = _whole_number
     elif annotation in (bool, JSON) and parameter.default is False:
         how |= {"negative": (), "show_default": False}
-    elif annotation in (list[str], list[str] | None, list[float] | None):
+    elif annotation in (list[str], list[str] | None, list[float] | None, list[Path | str] | None):
         how |= {"consume_multiple": True, "negative": ()}
     elif annotation == Path | str:
         annotation = Path
@@ -204,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         build_app(names)(words, exit_on_error=False, print_error=False)
     except UserError as error:
-        return _fail(str(error))
+        return _fail_once(error)
     except cyclopts.CycloptsError as error:
         return _fail(_usage_error(error))
     except KeyboardInterrupt as error:
@@ -237,6 +256,13 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
         " ".join(str(error).split()).rstrip(".")
         + f". `{command} --help` lists the {'options' if ' ' in command else 'commands'}"
     )
+
+
+def _fail_once(error: UserError) -> int:
+    """Print an error in one of the processes that train a network together."""
+    from .ranks import reports
+
+    return _fail(str(error)) if reports(error) else 2
 
 
 def _fail(message: str) -> int:

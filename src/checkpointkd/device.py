@@ -8,6 +8,7 @@ import torch
 
 from .config import Device
 from .errors import UserError, pluralize, unknown_name
+from .ranks import local_rank, world_size
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -24,6 +25,8 @@ def pick_device(device: Device) -> torch.device:
     if kind not in DEVICES:
         raise unknown_name("device", device, (*DEVICES, "cuda:N"))
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if world_size() > 1 and not number and available["cuda"] and kind in ("auto", "cuda"):
+        return torch.device("cuda", local_rank())
     if kind == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
     if not available[kind]:

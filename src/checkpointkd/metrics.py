@@ -15,13 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import Images, eval_batch_size
+from .ranks import ALONE, Ranks
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Images) -> Tensor:
-    """Return the network's logits on clean images, float32 (N, K) on the CPU. Its training mode is restored."""
+def predict(network: nn.Module, images: Images, *, ranks: Ranks = ALONE) -> Tensor:
+    """Return the network's logits on clean images, float32 (N, K) on the CPU. Its training mode is restored.
+
+    With several `ranks`, each predicts a part of the images, and all get all logits.
+    """
+    if ranks.world_size > 1 and len(images) >= ranks.world_size:
+        part_NK = predict(network, images.subset(ranks.part(torch.arange(len(images)))))
+        return ranks.gather(part_NK.to(next(network.parameters()).device)).cpu()
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()

@@ -242,6 +242,10 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     """Also evaluate the test set after each of the last ten epochs and report the best accuracy, as the authors' code
     does. That number is optimistic. Needs --select-on test."""
 
+    local_batch_norm: bool = False
+    """With several processes (torchrun): keep the batch statistics of each process apart. Faster, but the result then
+    depends on the number of processes."""
+
     checkpoint_dtype: CheckpointDtype = "float32"
     """float16 halves the size of checkpoints. All later commands use the rounded weights."""
 
@@ -258,6 +262,7 @@ class TrainingOptions(LearningRateOptions, RunOptions):
             seed=self.seed,
             precision=self.precision,
             compile=self.compile,
+            local_batch_norm=self.local_batch_norm,
             best_of_last_ten=self.best_of_last_ten,
             checkpoint_dtype=self.checkpoint_dtype,
         )

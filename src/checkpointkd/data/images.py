@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..ranks import ALONE, Ranks
 from ..seeding import generator
 
 
@@ -24,6 +25,8 @@ class Batch:
     index_B: Tensor  # the image's number in the official data set
     view_B: Tensor | None  # None where the augmentation has no finite set of views
     teacher_TBK: Tensor | None = None  # the teachers' logits, where they are cached
+    ranks: Ranks = ALONE  # the processes that share the global batch
+    total: int | None = None  # the examples of the global batch; None where one process has them all
 
 
 class EpochLoader(Protocol):
@@ -73,8 +76,16 @@ class Images(Protocol):
         """Yield the images without augmentation, in order, at most `size` at a time."""
         ...
 
-    def batches(self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True) -> EpochLoader:
-        """Return batches to train on."""
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        augment: bool = True,
+        ranks: Ranks = ALONE,
+    ) -> EpochLoader:
+        """Return batches to train on: of each global batch of `batch_size` images, the share of this process."""
         ...
 
     def sha256(self) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..ranks import ALONE, Ranks
 from .images import Batch, deviation_or_one, epoch_order
 from .views import Views
 
@@ -63,10 +64,16 @@ class InMemoryImages:
             yield self.subset(rows_B).to_float()
 
     def batches(
-        self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        augment: bool = True,
+        ranks: Ranks = ALONE,
     ) -> InMemoryBatches:
         """Return batches to train on."""
-        return InMemoryBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+        return InMemoryBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
 
     def sha256(self) -> str:
         """Return the identity of these images: the hash of their pixels, labels and order."""
@@ -111,8 +118,16 @@ class InMemoryBatches:
     """
 
     def __init__(
-        self, images: InMemoryImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
+        self,
+        images: InMemoryImages,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        augment: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.views, self.batch_size, self.seed, self.augment = images.views, batch_size, seed, augment
         self.device = torch.device(device)
         self._max_value = images.max_value
@@ -125,11 +140,12 @@ class InMemoryBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of the epoch that follows `epoch` completed ones."""
         view_N = self.view_N(epoch)
-        for row_B in self.rows(epoch):
-            yield self.batch(row_B, view_N[row_B])
+        for row_G in self.rows(epoch):
+            row_B = self.ranks.part(row_G)
+            yield replace(self.batch(row_B, view_N[row_B]), total=len(row_G))
 
     def rows(self, epoch: int) -> Sequence[Tensor]:
-        """Return the rows of the images in each batch of an epoch."""
+        """Return the rows of the images in each global batch of an epoch."""
         order_N = epoch_order(len(self._labels_N), seed=self.seed, epoch=epoch).to(self.device)
         return order_N.split(self.batch_size)
 
@@ -147,4 +163,5 @@ class InMemoryBatches:
             labels_B=self._labels_N[row_B],
             index_B=self._index_N[row_B],
             view_B=view_B,
+            ranks=self.ranks,
         )

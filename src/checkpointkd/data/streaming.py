@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import EvalTransform
 from ..errors import READER_KILLED, UserError
+from ..ranks import ALONE, Ranks
 from ..seeding import generator
 from .image_io import EncodedImages, decode_number
 from .images import Batch, deviation_or_one, epoch_order, eval_batch_size
@@ -76,10 +77,16 @@ class StreamingImages:
             yield pixels_BCHW.float() / 255  # a new tensor: a worker's must not be written to
 
     def batches(
-        self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = True
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        augment: bool = True,
+        ranks: Ranks = ALONE,
     ) -> StreamingBatches:
         """Return batches to train on."""
-        return StreamingBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment)
+        return StreamingBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
 
     def warn_if_enlarged(self) -> None:
         """Warn if the first image is smaller than `size`."""
@@ -129,8 +136,16 @@ class StreamingBatches:
     """Batches of streamed images."""
 
     def __init__(
-        self, images: StreamingImages, *, batch_size: int, seed: int, device: torch.device | str, augment: bool
+        self,
+        images: StreamingImages,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        augment: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
         self.device = torch.device(device)
 
@@ -140,14 +155,17 @@ class StreamingBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of the epoch that follows `epoch` completed ones."""
         cropped = _CroppedImages(self.images, (self.seed, epoch) if self.augment else None)
-        rows = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        for pixels_BCHW, row_B in _load(cropped, rows, pin=self.device.type == "cuda"):
+        whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
+        loaded = _load(cropped, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
+        for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield Batch(
                 images_BCHW=pixels_BCHW.float().div_(255),
                 labels_B=self.images.labels_N[row_B].to(self.device),
                 index_B=self.images.index_N[row_B].to(self.device),
                 view_B=None,
+                ranks=self.ranks,
+                total=len(row_G),
             )
 
 

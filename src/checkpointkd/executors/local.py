@@ -18,6 +18,7 @@ from ..errors import UserError, pluralize
 from .base import Executor, ExecutorConfig, WorkerDied
 
 WATCH_SECONDS = 0.5  # between two looks of a process at its parent
+CLOSE_SECONDS = 0.1  # loky's thread fails if its processes are killed in the moment in which it takes up work
 
 
 def open_executor(config: ExecutorConfig, device: Device, folder: Path) -> Executor:
@@ -120,6 +121,7 @@ class LocalExecutor:
         return future
 
     def close(self) -> None:
+        time.sleep(CLOSE_SECONDS)
         for pool in self._pools.values():
             pool.shutdown(wait=True, kill_workers=True)
         self._pools.clear()

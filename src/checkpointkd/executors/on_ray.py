@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from ..errors import UserError, first_line
 from .base import ExecutorConfig, WorkerDied
+
+CONNECT_SECONDS = 10.0
 
 
 class RayExecutor:
@@ -69,6 +72,7 @@ def _connect(ray: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:
+            _check_answers(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
@@ -78,6 +82,13 @@ def _connect(ray: Any) -> None:
             f"Ray could not be reached at {where}: {first_line(error)}. Start it with `ray start --head`, or unset "
             "RAY_ADDRESS to run on this machine."
         ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nothing answers at HOST:PORT. Ray itself would try for many minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:

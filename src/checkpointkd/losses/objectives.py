@@ -143,8 +143,20 @@ class LogitDistillation(nn.Module):
         teacher_TBK = _scaled(teacher_TBK, self.teaching.scales, active)
         weight = _weight_at(train_fraction, self.weight, self.method.warm_up)
         hard_B = cross_entropy(student_BK, batch.labels_B)
-        soft_B = self.method(student_BK, teacher_TBK, batch.labels_B, kd_config, weights)
+        soft_B = self._soft(student_BK, teacher_TBK, batch, kd_config, weights)
         return kd_config.alpha * hard_B + weight * soft_B, logits_BK
+
+    def _soft(
+        self, student_BK: Tensor, teacher_TBK: Tensor, batch: Batch, kd_config: KDConfig, weights: Weights
+    ) -> Tensor:
+        """Return the method's term (B,), computed from the logits of the global batch: it may compare examples."""
+        ranks = batch.ranks
+        if ranks.world_size > 1:
+            teacher_TBK = ranks.gather(teacher_TBK.transpose(0, 1).contiguous()).transpose(0, 1)
+            if isinstance(weights, Tensor):
+                weights = ranks.gather(weights.T.contiguous()).T
+        soft_G = self.method(ranks.together(student_BK), teacher_TBK, ranks.gather(batch.labels_B), kd_config, weights)
+        return ranks.own(soft_G, len(student_BK))
 
 
 @final
@@ -207,9 +219,25 @@ class FeatureDistillation(nn.Module):
                     channels_first_map(activations[path], images_BCHW) for path in self.pairs[member].student
                 ]
                 teacher_maps = [channels_first_map(feature, images_BCHW) for feature in teacher_features]
-                term_B = self.methods[member](student_maps, teacher_maps, batch)
+                term_B = self._term(member, student_maps, teacher_maps, batch)
                 loss_B = loss_B + weight * share * term_B
         return loss_B, logits_BK
+
+    def _term(self, member: int, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
+        """Return a method's term (B,), computed from the features of the global batch: it may compare examples."""
+        ranks, count = batch.ranks, len(batch.labels_B)
+        if ranks.world_size == 1:
+            return self.methods[member](student, teacher, batch)
+        whole = Batch(
+            images_BCHW=batch.images_BCHW[:0],  # no method reads them
+            labels_B=ranks.gather(batch.labels_B),
+            index_B=ranks.gather(batch.index_B),
+            view_B=None,
+        )
+        student, teacher = [ranks.together(maps) for maps in student], [ranks.gather(maps) for maps in teacher]
+        with ranks.same_draws():
+            term_G = self.methods[member](student, teacher, whole)
+        return ranks.own(term_G, count)
 
 
 def distillation(

@@ -66,6 +66,7 @@ class OwnRunRecord(RunRecord, frozen=True, kw_only=True):
     best_of_last_ten: bool
     checkpoint_dtype: CheckpointDtype
     device: str
+    batch_norm_processes: Annotated[int, Meta(ge=1)] = 1  # with statistics of their own; 1 where they are shared
 
 
 class TrainRecord(OwnRunRecord, frozen=True, tag="train", kw_only=True):

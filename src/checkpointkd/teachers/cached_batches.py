@@ -51,11 +51,16 @@ class CachedTeacherBatches:
         """Yield the batches of the epoch that follows `epoch` completed ones, with `teacher_TBK` in float32."""
         view_N = self.batches.view_N(epoch)
         logits_TNK = self.logits(view_N, self.active_teachers(epoch))
-        for row_B in self.batches.rows(epoch):
-            yield replace(self.batches.batch(row_B, view_N[row_B]), teacher_TBK=logits_TNK[:, row_B].float())
+        for row_G in self.batches.rows(epoch):
+            row_B = self.batches.ranks.part(row_G)
+            batch = self.batches.batch(row_B, view_N[row_B])
+            yield replace(batch, teacher_TBK=logits_TNK[:, row_B].float(), total=len(row_G))
 
     def logits(self, view_N: Tensor, members: Collection[int] | None = None) -> Tensor:
         """Return the teachers' logits of one view of each image, and store those that were missing.
+
+        With several processes, image i belongs to process i mod their number. Each process looks up and computes its
+        own images. Then all processes share the logits, once per epoch.
 
         Args:
             view_N: The number of the view of each image.
@@ -64,7 +69,9 @@ class CachedTeacherBatches:
         Returns:
             Logits (T, N, K) in float16, on the device of the batches.
         """
-        row_N = torch.arange(len(view_N)) * len(self.batches.views) + view_N.cpu()
+        ranks = self.batches.ranks
+        own_N = torch.arange(ranks.rank, len(view_N), ranks.world_size)
+        row_N = own_N * len(self.batches.views) + view_N.cpu()[own_N]
         stored, missing = [], []
         for member, file in enumerate(self.files):
             if members is not None and member not in members:
@@ -78,13 +85,17 @@ class CachedTeacherBatches:
         for member, (file, logits_NK, missing_M) in enumerate(zip(self.files, stored, missing, strict=True)):
             for start in range(0, len(missing_M), FILL_BATCH):
                 image_B = missing_M[start : start + FILL_BATCH]
-                logits_BK = self._compute(member, image_B, view_N)
+                logits_BK = self._compute(member, own_N[image_B], view_N)
                 file.write(row_N[image_B], logits_BK)
                 logits_NK[image_B] = logits_BK
                 done += len(image_B)
                 if total > 10 * FILL_BATCH:  # a progress bar for less would only flicker
                     self.on_progress(TEACHER_FORWARD, done, total)
-        return torch.stack(stored).to(self.batches.device)
+        logits_NTK = ranks.gather(torch.stack(stored, 1).to(self.batches.device))
+        if ranks.world_size > 1:
+            owners = [torch.arange(rank, len(view_N), ranks.world_size) for rank in range(ranks.world_size)]
+            logits_NTK = logits_NTK[torch.cat(owners).argsort()]
+        return logits_NTK.transpose(0, 1)
 
     def _compute(self, member: int, image_B: Tensor, view_N: Tensor) -> Tensor:
         """One teacher's logits (B, K) on the CPU, by a forward pass of FILL_BATCH images, some of them repeated."""

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..exporting import write_student
 from ..losses import Teaching, distillation, get_method, takes_features
 from ..models import Network
+from ..ranks import is_secondary
 from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
@@ -160,7 +161,7 @@ def run_distillation(
         wrap_batches=wrap_batches,
     )
     trajectory = run_training(run, data, method, on_row=on_row, on_progress=on_progress)
-    if run.evaluate_test:
+    if run.evaluate_test and not is_secondary():
         write_student(trajectory)
     return trajectory
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import Precision, Recipe
 from ..data import Batch, EpochLoader
 from ..errors import Diverged, UserError, first_line
+from ..ranks import ALONE, Ranks
 from ..seeding import derive_seed
 
 Row = dict[str, Any]
@@ -81,6 +82,8 @@ def fit(
     seed: int,
     precision: Precision = "fp32",
     on_step: OnStep | None = None,
+    ranks: Ranks = ALONE,
+    unused: bool = False,
 ) -> Iterator[Row]:
     """Train from where the state is to the recipe's last epoch. Yield one row after each epoch.
 
@@ -90,6 +93,10 @@ def fit(
 
     Each epoch seeds PyTorch's global generators from (seed, epoch), so that dropout, too, resumes bit for bit. The
     caller's generator states are restored before each row.
+
+    With several `ranks`, `batches` must give each its share of the global batches, and all ranks must have the same
+    state. Gradients are averaged by DistributedDataParallel; `unused` says that some parameters have no gradient in
+    some steps. Dropout differs between ranks.
 
     Raises:
         Diverged: At the end of an epoch whose loss became NaN or infinite. The state cannot be used any more.
@@ -105,20 +112,34 @@ def fit(
     [1, 2]
     """
     device = next(state.model.parameters()).device
+    learner = ranks.wrap(Learner(state.model, state.objective), unused=unused)
     while state.epoch < recipe.epochs:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derive_seed("epoch", seed, state.epoch))
-            row = _train_epoch(state, batches, recipe, precision, device, on_step)
+            ranks.seed(derive_seed("epoch", seed, state.epoch), derive_seed("epoch", seed, state.epoch, ranks.rank))
+            row = _train_epoch(state, learner, batches, recipe, precision, device, on_step, ranks)
         yield row
+
+
+class Learner(nn.Module):
+    """A network and its objective as one module, so that layers of the objective are trained alike."""
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, train_fraction: float) -> tuple[Tensor, Tensor | None]:
+        return self.objective(self.model, batch, train_fraction)
 
 
 def _train_epoch(
     state: State,
+    learner: nn.Module,
     batches: EpochLoader,
     recipe: Recipe,
     precision: Precision,
     device: torch.device,
     on_step: OnStep | None,
+    ranks: Ranks,
 ) -> Row:
     began, steps = time.perf_counter(), len(batches)
     state.model.train()
@@ -131,7 +152,7 @@ def _train_epoch(
         learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, logits_BK = step(state, batch, precision=precision, train_fraction=train_fraction)
+        loss, logits_BK = step(state, batch, precision=precision, train_fraction=train_fraction, learner=learner)
         with torch.no_grad():
             count = len(batch.labels_B)
             correct = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
@@ -139,16 +160,17 @@ def _train_epoch(
             first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), number, first_bad_step)
         if on_step is not None:
             on_step(number + 1, steps)
-    total_loss, total_correct, examples = sums.tolist()
-    bad = int(first_bad_step)
+    total_loss, total_correct, examples = ranks.sum(sums).tolist()
+    bad = _first_of_all(int(first_bad_step), steps, ranks, device)
     if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
         bad = steps - 1
     if bad >= 0:
         rate = recipe.learning_rate_at(state.epoch + bad / steps)
-        raise Diverged(
-            f"The loss became NaN or infinite in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning rate "
-            f"{rate:.4g}. The checkpoints up to epoch {state.epoch} are intact. Try a smaller learning rate."
-        )
+        with ranks.alike():
+            raise Diverged(
+                f"The loss became NaN or infinite in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning "
+                f"rate {rate:.4g}. The checkpoints up to epoch {state.epoch} are intact. Try a smaller learning rate."
+            )
     state.epoch += 1
     row: Row = {"epoch": state.epoch, "loss": total_loss / examples}
     if logits_BK is not None:
@@ -156,15 +178,36 @@ def _train_epoch(
     return {**row, "learning_rate": learning_rate, "seconds": round(time.perf_counter() - began, 3)}
 
 
-def step(state: State, batch: Batch, *, precision: Precision, train_fraction: float) -> tuple[Tensor, Tensor | None]:
-    """Do one training step: forward, loss, backward, update. Return the mean loss, and the logits if there are any."""
+def step(
+    state: State, batch: Batch, *, precision: Precision, train_fraction: float, learner: nn.Module | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Do one training step: forward, loss, backward, update.
+
+    Returns:
+        The mean loss of this process's examples, and their logits if there are any.
+    """
+    ranks = batch.ranks
     with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        loss_B, logits_BK = state.objective(state.model, batch, train_fraction)
-        loss = loss_B.mean()
+        if learner is None:
+            loss_B, logits_BK = state.objective(state.model, batch, train_fraction)
+        else:
+            loss_B, logits_BK = learner(batch, train_fraction)
+        # DDP takes the mean of the gradients over processes, whose shares may differ in size
+        loss = loss_B.mean() if ranks.world_size == 1 else loss_B.sum() * (ranks.world_size / (batch.total or 1))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.optimizer.step()
+    if ranks.world_size > 1:
+        loss = loss_B.sum() / max(1, len(batch.labels_B))
     return loss.detach(), logits_BK
+
+
+def _first_of_all(bad: int, steps: int, ranks: Ranks, device: torch.device) -> int:
+    """Return the first bad step of any process, -1 if there is none."""
+    if ranks.world_size == 1:
+        return bad
+    latest = int(ranks.max(torch.tensor(-bad if bad >= 0 else -steps, device=device)))
+    return -1 if latest == -steps else -latest
 
 
 def _all_finite(model: nn.Module) -> bool:

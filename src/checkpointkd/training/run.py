@@ -30,6 +30,7 @@ from ..errors import Diverged, UserError, first_line, pluralize
 from ..losses import Supervised
 from ..metrics import measure, predict
 from ..models import Network, build_network, check_trainable, read_config
+from ..ranks import Ranks, joined, synchronize_batch_norm, world_size
 from ..records.base import Measured
 from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
 from ..storage import locked
@@ -57,6 +58,7 @@ class RunSpec:
     seed: int = 0
     precision: PrecisionChoice = "auto"
     compile: bool = False
+    local_batch_norm: bool = False
     best_of_last_ten: bool = False
     checkpoint_dtype: CheckpointDtype = "float32"
     evaluate_test: bool = True
@@ -128,20 +130,29 @@ def run_training(
     _check_last_batch(network, spec, data, images_BCHW[:1])
     metadata = method.metadata()
     objective = method.objective(network)
-    with locked(spec.out):
+    with joined(spec.device) as ranks, _locked_by_main(spec.out, ranks):
         folder = RunDir(spec.out)
-        precision = folder.precision() if spec.precision == "auto" else spec.precision
-        if precision is None:
-            long_enough = spec.recipe.epochs * _steps_per_epoch(spec, data) >= MIN_STEPS_TO_BENCHMARK
-            precision = (
-                benchmark_precision(deepcopy(network), data, spec.recipe, spec.device) if long_enough else "fp32"
-            )
-        fields = {**_common_fields(spec, data, precision), **method.identity, **metadata}
-        stored = folder.open(method.record(**fields))
-        if folder.complete:  # by another process, meanwhile
+
+        def opened() -> tuple[Precision, Any]:
+            precision = folder.precision() if spec.precision == "auto" else spec.precision
+            if precision is None:
+                long_enough = spec.recipe.epochs * _steps_per_epoch(spec, data) >= MIN_STEPS_TO_BENCHMARK
+                precision = (
+                    benchmark_precision(deepcopy(network), data, spec.recipe, spec.device) if long_enough else "fp32"
+                )
+            fields = {**_common_fields(spec, data, precision), **method.identity, **metadata}
+            return precision, folder.open(method.record(**fields))
+
+        precision, stored = ranks.from_main(opened)
+        if ranks.from_main(lambda: folder.complete):  # by another process, meanwhile
             return open_trajectory(spec.out)
         if stored is None and spec.verbose:
             _log_start(spec, data)
+        if ranks.world_size > 1:
+            with ranks.alike():
+                _check_global_batch(spec, ranks)
+                if not spec.local_batch_norm:
+                    synchronize_batch_norm(network, device=spec.device)
         state = start(network, objective, spec.recipe, device=spec.device)
         if spec.compile:
             network.compile()
@@ -151,12 +162,35 @@ def run_training(
                 raise UserError(f"{spec.out / 'state.bin'} is damaged: it is of epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", spec.out, state.epoch, spec.recipe.epochs)
         batches = data.train.batches(
-            batch_size=spec.recipe.batch_size, seed=spec.seed, device=spec.device, augment=spec.recipe.augment
+            batch_size=spec.recipe.batch_size,
+            seed=spec.seed,
+            device=spec.device,
+            augment=spec.recipe.augment,
+            ranks=ranks,
         )
         batches = method.wrap_batches(batches, precision)
         with _compiler_errors() if spec.compile else contextlib.nullcontext():
-            _train(spec, data, folder, state, batches, precision, on_row=on_row, on_progress=on_progress)
+            _train(spec, data, folder, state, batches, precision, ranks, on_row=on_row, on_progress=on_progress)
     return open_trajectory(spec.out)
+
+
+@contextlib.contextmanager
+def _locked_by_main(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the lock of the run directory in the main process; all processes fail if it does."""
+    lock = locked(out) if ranks.is_main else contextlib.nullcontext()
+    ranks.from_main(lock.__enter__)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _check_global_batch(spec: RunSpec, ranks: Ranks) -> None:
+    if spec.recipe.batch_size < ranks.world_size:
+        raise UserError(
+            f"--batch-size {spec.recipe.batch_size} is smaller than the number of processes, {ranks.world_size}. It is "
+            "the number of images per step of all processes together. Use a larger batch or fewer processes."
+        )
 
 
 def _check_last_batch(network: Network, spec: RunSpec, data: Data, image_1CHW: Tensor) -> None:
@@ -192,53 +226,74 @@ def _train(
     state: State,
     batches: EpochLoader,
     precision: Precision,
+    ranks: Ranks,
     *,
     on_row: Callable[[Row], None],
     on_progress: OnProgress | None,
 ) -> None:
     """Train to the last epoch, saving each, then measure and finish."""
     began = time.perf_counter()
-    rows = folder.rows(up_to=state.epoch)
+    rows = ranks.from_main(lambda: folder.rows(up_to=state.epoch))
     total = spec.recipe.epochs * len(batches)
 
     def on_step(step: int, steps: int) -> None:
-        if on_progress is not None:
+        if on_progress is not None and ranks.is_main:
             on_progress(str(spec.out), state.epoch * steps + step, total)
 
     test = load_test(config_of(data.record), on_progress=on_progress) if spec.evaluate_test else None
     val: Measured | None = None  # of the last network
-    for row in fit(state, batches, recipe=spec.recipe, seed=spec.seed, precision=precision, on_step=on_step):
+    training = fit(
+        state,
+        batches,
+        recipe=spec.recipe,
+        seed=spec.seed,
+        precision=precision,
+        on_step=on_step,
+        ranks=ranks,
+        unused=ranks.world_size > 1 and _has_unused_parameters(state, data),
+    )
+    for row in training:
         if state.epoch % spec.interval == 0 or state.epoch == spec.recipe.epochs:
             saved = _as_saved(state.model, spec)
-            measured = _measure(saved, data.val)
+            measured = _measure(saved, data.val, ranks)
             if not math.isfinite(measured.nll):
                 raise Diverged(f"The network's logits are not finite after epoch {state.epoch}")
             row = {**row, "val_accuracy": measured.accuracy, "val_nll": measured.nll}
             val = measured if state.epoch == spec.recipe.epochs else None
             float16 = spec.checkpoint_dtype == "float16"
-            folder.save_checkpoint(state.epoch, fp16_state_dict(saved) if float16 else saved.state_dict())
+            tensors = fp16_state_dict(saved) if float16 else saved.state_dict()
+            ranks.from_main(lambda: folder.save_checkpoint(state.epoch, tensors))  # noqa: B023 - called at once
         if spec.best_of_last_ten and test is not None and state.epoch > spec.recipe.epochs - 10:
-            row = {**row, "test_accuracy": _measure(_as_saved(state.model, spec), test).accuracy}
+            row = {**row, "test_accuracy": _measure(_as_saved(state.model, spec), test, ranks).accuracy}
         rows.append(row)
-        folder.save_epoch(rows, state.to_dict())
+        ranks.from_main(lambda: folder.save_epoch(rows, state.to_dict()))
         on_row(row)
     network = _as_saved(state.model, spec)
-    val = val or _measure(network, data.val)
+    val = val or _measure(network, data.val, ranks)
     tested = None
     if test is not None:
-        tested = val if data.record.select_on == "test" else _measure(network, test)
+        tested = val if data.record.select_on == "test" else _measure(network, test, ranks)
     best = max(rows[-10:], key=lambda row: row["test_accuracy"]) if spec.best_of_last_ten else None
-    folder.finish(
-        RunResult(
-            epoch=state.epoch,
-            val=val,
-            test=tested,
-            test_images=None if test is None else len(test),
-            best_of_last_ten=None if best is None else BestEpoch(epoch=best["epoch"], accuracy=best["test_accuracy"]),
-            seconds=round(sum(row["seconds"] for row in rows), 3),
-            wall_seconds_since_start_or_resume=round(time.perf_counter() - began, 3),
-        )
+    result = RunResult(
+        epoch=state.epoch,
+        val=val,
+        test=tested,
+        test_images=None if test is None else len(test),
+        best_of_last_ten=None if best is None else BestEpoch(epoch=best["epoch"], accuracy=best["test_accuracy"]),
+        seconds=round(sum(row["seconds"] for row in rows), 3),
+        wall_seconds_since_start_or_resume=round(time.perf_counter() - began, 3),
     )
+    ranks.from_main(lambda: folder.finish(result))
+
+
+def _has_unused_parameters(state: State, data: Data) -> bool:
+    """Return whether a step may leave parameters without gradient, which DistributedDataParallel has to know."""
+    if any(True for _ in state.objective.parameters()):
+        return True  # of a method with layers of its own: a teacher schedule may leave some out
+    network = deepcopy(state.model).train()
+    device = next(network.parameters()).device
+    network(data.train.subset(torch.arange(2)).to_float().to(device)).sum().backward()
+    return any(parameter.grad is None for parameter in network.parameters() if parameter.requires_grad)
 
 
 def fp16_state_dict(network: nn.Module) -> dict[str, Tensor]:
@@ -290,6 +345,7 @@ def _common_fields(spec: RunSpec, data: Data, precision: Precision) -> dict[str,
         "best_of_last_ten": spec.best_of_last_ten,
         "checkpoint_dtype": spec.checkpoint_dtype,
         "device": str(spec.device),
+        "batch_norm_processes": world_size() if spec.local_batch_norm else 1,
     }
 
 
@@ -326,5 +382,5 @@ def _as_saved(network: nn.Module, spec: RunSpec) -> nn.Module:
     return copy
 
 
-def _measure(network: nn.Module, images: Images) -> Measured:
-    return records.convert(measure(predict(network, images), images.labels_N), Measured)
+def _measure(network: nn.Module, images: Images, ranks: Ranks) -> Measured:
+    return records.convert(measure(predict(network, images, ranks=ranks), images.labels_N), Measured)

@@ -1,0 +1,316 @@
+"""The processes that train one network together, as torchrun, `accelerate launch` or srun start them.
+
+Each process takes its share of each global batch. All that matters is computed from the whole batch: batch statistics,
+losses that compare examples, and the mean of the loss. So the result does not depend on the number of processes, up to
+the order of floating-point sums.
+
+Letters in names: B examples of this process, G examples of the global batch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import UserError
+
+T = TypeVar("T")
+ONE_PROCESS = "an error of one process among several"  # a note that marks an exception
+TIMEOUT = timedelta(hours=2)  # longer than any pause in which only the main process works
+
+
+class SharedError(UserError):
+    """An error that another process reports. This one ends without a word."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among those that train one network, and how they work together."""
+
+    rank: int = 0
+    world_size: int = 1
+    _draws: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # the main process's generators
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process reads and writes the run directory."""
+        return self.rank == 0
+
+    def part(self, rows_G: Tensor) -> Tensor:
+        """Return this process's share of a global batch (B,), which may be empty."""
+        return rows_G if self.world_size == 1 else rows_G.tensor_split(self.world_size)[self.rank]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Return in every process what the main process makes, or raise there what it raises."""
+        if self.world_size == 1:
+            return make()
+        made: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                made[0] = make()
+            except UserError as error:
+                dist.broadcast_object_list([None, str(error)])
+                raise
+        dist.broadcast_object_list(made)
+        if made[1] is not None:
+            raise SharedError(made[1])
+        return made[0]
+
+    @contextlib.contextmanager
+    def alike(self) -> Iterator[None]:
+        """Mark errors that every process raises at this point: only the main process reports them."""
+        try:
+            yield
+        except UserError as error:
+            if self.is_main:
+                raise
+            raise SharedError(str(error)) from None
+
+    def gather(self, rows_BX: Tensor) -> Tensor:
+        """Return the rows of all processes, in their order, without gradient. Their numbers may differ."""
+        if self.world_size == 1:
+            return rows_BX
+        counts = [torch.zeros((), dtype=torch.long, device=rows_BX.device) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor(len(rows_BX), device=rows_BX.device))
+        sizes = [int(count) for count in counts]
+        padded = rows_BX.new_zeros(max(sizes), *rows_BX.shape[1:])
+        padded[: len(rows_BX)] = rows_BX
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded)
+        return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+
+    def together(self, rows_BX: Tensor) -> Tensor:
+        """Return the rows of the global batch (G, …), with gradient."""
+        return rows_BX if self.world_size == 1 else _Together.apply(rows_BX, self)
+
+    def own(self, rows_GX: Tensor, count: int) -> Tensor:
+        """Return this process's `count` rows of the global batch."""
+        if self.world_size == 1:
+            return rows_GX
+        start = sum(map(len, torch.arange(len(rows_GX)).tensor_split(self.world_size)[: self.rank]))
+        return rows_GX[start : start + count]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over processes, without gradient."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """Return the maximum over processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def seed(self, seed: int, own_seed: int) -> None:
+        """Seed PyTorch's generators: `seed` in the main process, `own_seed` in the others, so that dropout differs."""
+        torch.manual_seed(seed)
+        if not self.is_main:
+            self._draws.update(_generator_states())
+            torch.manual_seed(own_seed)
+
+    @contextlib.contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Draw the same random numbers in every process: what the main process draws if its network draws none."""
+        if self.is_main:
+            yield
+            return
+        own = _generator_states()
+        _set_generator_states(self._draws)
+        try:
+            yield
+        finally:
+            self._draws.update(_generator_states())
+            _set_generator_states(own)
+
+    def wrap(self, learner: nn.Module, *, unused: bool) -> nn.Module:
+        """Return a module that averages gradients over processes.
+
+        Args:
+            learner: The module that computes the loss, with all that trains.
+            unused: Whether some parameters have no gradient in some steps.
+        """
+        if self.world_size == 1:
+            return learner
+        parallel: Any = nn.parallel.DistributedDataParallel
+        new_name = "forward_sync_buffers"  # of broadcast_buffers, from PyTorch 2.13 on
+        name = new_name if new_name in inspect.signature(parallel).parameters else "broadcast_buffers"
+        return parallel(learner, find_unused_parameters=unused, **{name: False})
+
+
+ALONE = Ranks()
+
+
+def world_size() -> int:
+    """Return the number of processes that were started to work together."""
+    return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
+
+
+def is_secondary() -> bool:
+    """Return whether this process was started with others and is not the main one."""
+    return world_size() > 1 and os.environ["RANK"] != "0"
+
+
+def local_rank() -> int:
+    """Return this process's number among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
+def refuse_several_processes(command: str) -> None:
+    """Raise UserError if this process is one of several that were started to train one network."""
+    if world_size() > 1:
+        raise UserError(
+            f"`{command}` does not run under torchrun: it has nothing to split between {world_size()} processes. Start "
+            "it as one process. For several runs at once, use --jobs and --executor."
+        )
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the other processes. They stay joined until this process ends."""
+    if world_size() == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    except SharedError:
+        raise
+    except UserError as error:
+        atexit.unregister(dist.destroy_process_group)  # it could wait for the others
+        error.add_note(ONE_PROCESS)
+        raise
+    except RuntimeError as error:
+        if not re.search("gloo|NCCL|ncclInternal|Connection closed", str(error)):
+            raise
+        raise SharedError("another process ended") from None
+
+
+def _generator_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generator_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def reports(error: UserError) -> bool:
+    """Return whether this process is the one that prints an error: each is printed once."""
+    if isinstance(error, SharedError):
+        return False
+    return not is_secondary() or ONE_PROCESS in getattr(error, "__notes__", ())
+
+
+class _Together(torch.autograd.Function):
+    """All rows in every process. The gradient of a row is the sum over processes, all of which use it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_BX: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks, ctx.count = ranks, len(rows_BX)
+        return ranks.gather(rows_BX)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        summed_GX = ctx.ranks.sum(gradients[0].clone(memory_format=torch.contiguous_format))
+        return ctx.ranks.own(summed_GX, ctx.count), None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes in every process; the gradient, too, is the sum over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def synchronize_batch_norm(network: nn.Module, *, device: torch.device) -> None:
+    """Let a network's batch normalization use the statistics of the global batch. Names of parameters stay.
+
+    On CUDA, PyTorch's SyncBatchNorm and timm's do it; PyTorch's own conversion would drop the activation of timm's
+    BatchNormAct2d. On a CPU, which SyncBatchNorm does not support, it is done here.
+
+    Raises:
+        UserError: For a subclass of batch normalization that neither knows.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        is_timm = type(module).__module__.startswith("timm.") and type(module).__name__ == "BatchNormAct2d"
+        if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and not is_timm:
+            raise UserError(
+                f"The layer {name} is a {type(module).__name__}, whose statistics cannot be synchronized between "
+                "processes. Use --local-batch-norm, which keeps them apart."
+            )
+        if device.type != "cuda":
+            _synchronize_on_cpu(module, is_timm)
+    if device.type == "cuda":
+        with contextlib.suppress(ImportError):
+            from timm.layers.norm_act import convert_sync_batchnorm
+
+            convert_sync_batchnorm(network)
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+def _synchronize_on_cpu(module: _BatchNorm, is_timm: bool) -> None:
+    """Give a module another class with the same name. A forward method of its own would not survive a deep copy."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = _batch_norm(self, x)
+        return self.act(self.drop(x)) if is_timm else x
+
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def _batch_norm(module: _BatchNorm, x: Tensor) -> Tensor:
+    """Normalize by the statistics of all processes, and update the running statistics as PyTorch does."""
+    if not module.training:
+        return F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    count = _Sum.apply(x.new_tensor(x.numel() / x.shape[1]))
+    mean_C = _Sum.apply(x.sum(axes)) / count
+    centered = x - mean_C.reshape(shape)
+    var_C = _Sum.apply(centered.square().sum(axes)) / count
+    with torch.no_grad():
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+        momentum = module.momentum if module.momentum is not None else 1 / float(module.num_batches_tracked)
+        if module.running_mean is not None:
+            module.running_mean.lerp_(mean_C.to(module.running_mean.dtype), momentum)
+            unbiased_C = var_C * count / (count - 1).clamp_min(1)
+            module.running_var.lerp_(unbiased_C.to(module.running_var.dtype), momentum)
+    normalized = centered * (var_C + module.eps).rsqrt().reshape(shape)
+    if module.weight is None:
+        return normalized
+    return normalized * module.weight.reshape(shape) + module.bias.reshape(shape)
