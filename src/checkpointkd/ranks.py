@@ -302,13 +302,12 @@ def _batch_norm(module: _BatchNorm, x: Tensor) -> Tensor:
     mean_C = _Sum.apply(x.sum(axes)) / count
     centered = x - mean_C.reshape(shape)
     var_C = _Sum.apply(centered.square().sum(axes)) / count
-    with torch.no_grad():
-        if module.num_batches_tracked is not None:
+    if module.running_mean is not None and module.running_var is not None and module.num_batches_tracked is not None:
+        with torch.no_grad():
             module.num_batches_tracked.add_(1)
-        momentum = module.momentum if module.momentum is not None else 1 / float(module.num_batches_tracked)
-        if module.running_mean is not None:
-            module.running_mean.lerp_(mean_C.to(module.running_mean.dtype), momentum)
+            momentum = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
             unbiased_C = var_C * count / (count - 1).clamp_min(1)
+            module.running_mean.lerp_(mean_C.to(module.running_mean.dtype), momentum)
             module.running_var.lerp_(unbiased_C.to(module.running_var.dtype), momentum)
     normalized = centered * (var_C + module.eps).rsqrt().reshape(shape)
     if module.weight is None:

@@ -76,7 +76,7 @@ def match_features(
 
 
 def channels_first_map(features: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Return the features of a batch as float32 maps (B, D, h, w); vectors become maps with h = w = 1.
+    """Return the features of a batch as maps (B, D, h, w), at least float32; vectors become maps with h = w = 1.
 
     Raises:
         UserError: The features are not one map, one row of tokens or one vector per image.
@@ -87,7 +87,7 @@ def channels_first_map(features: Tensor, images_BCHW: Tensor) -> Tensor:
             f"Features of shape {shape} and type {dtype} are not one map or vector for each of "
             f"{len(images_BCHW)} images. Name another module."
         )
-    features = features.float()
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     if features.dim() == 2:
         return features[:, :, None, None]
     if features.dim() == 4 and features.shape[2:] == (1, 1):

@@ -210,7 +210,7 @@ class FeatureDistillation(nn.Module):
             student_BK = _at_least_float32(logits_BK)
             loss_B = kd_config.alpha * cross_entropy(student_BK, batch.labels_B)
             if kd_config.alpha < 1:
-                teacher_TBK = torch.stack([teacher_BK for teacher_BK, _ in outputs]).float()
+                teacher_TBK = _at_least_float32(torch.stack([teacher_BK for teacher_BK, _ in outputs]))
                 teacher_TBK = _scaled(teacher_TBK, self.teaching.scales, active)
                 loss_B = loss_B + (1 - kd_config.alpha) * soft_loss(student_BK, teacher_TBK, kd_config, weights)
             shares = (1 / len(active),) * len(active) if weights is None else weights
