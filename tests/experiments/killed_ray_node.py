@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_memory_monitor_refresh_ms"] = "0"
 
 from ray.cluster_utils import Cluster
 
@@ -35,7 +34,8 @@ def main() -> int:
     )
     deadline = time.monotonic() + 300
     while not half_trained(out):
-        assert process.poll() is None and time.monotonic() < deadline, "the run did not start"
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "the run did not start"
         time.sleep(0.01)
     cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")

@@ -94,8 +94,7 @@ def train(method: str, model: str = "resnet_8") -> dict:
             synchronize_batch_norm(student, device=device)
         state = start(student, objective, recipe, device=device)
         batches = Doubles(data.batches(batch_size=BATCH, seed=3, device=device, ranks=ranks))
-        unused = ranks.world_size > 1 and any(True for _ in objective.parameters())
-        rows = list(fit(state, batches, recipe=recipe, seed=5, ranks=ranks, unused=unused))
+        rows = list(fit(state, batches, recipe=recipe, seed=5, ranks=ranks))
     return {
         "weights": {**student.state_dict(), **{f"objective.{k}": v for k, v in objective.state_dict().items()}},
         "loss": [row["loss"] for row in rows],

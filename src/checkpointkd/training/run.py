@@ -288,8 +288,9 @@ def _train(
 
 def _has_unused_parameters(state: State, data: Data) -> bool:
     """Return whether a step may leave parameters without gradient, which DistributedDataParallel has to know."""
-    if any(True for _ in state.objective.parameters()):
-        return True  # of a method with layers of its own: a teacher schedule may leave some out
+    config = getattr(state.objective, "distill_config", None)
+    if config is not None and config.teacher_schedule != "joint" and any(True for _ in state.objective.parameters()):
+        return True  # the layers of teachers that are not in use
     network = deepcopy(state.model).train()
     device = next(network.parameters()).device
     network(data.train.subset(torch.arange(2)).to_float().to(device)).sum().backward()
