@@ -123,14 +123,15 @@ def wait_until_half_trained(out: Path, process: subprocess.Popen[str]) -> Path:
     return run
 
 
-LONG = ("--student-epochs", "40", "--only", "last", "scratch")
+FIGURE2 = ("reproduce", "figure2", "--preset", "smoke", "--seeds", "1", "--student-epochs", "40")
+FIGURE2 = (*FIGURE2, "--only", "last", "scratch")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long students, trained in one process."""
     out = started(smoke, tmp_path_factory.mktemp("undisturbed") / "out")
-    assert main(["reproduce", "figure2", "--preset", "smoke", "--seeds", "1", *LONG, "--out", str(out)]) == 0
+    assert main([*FIGURE2, "--out", str(out)]) == 0
     return out
 
 
@@ -144,15 +145,12 @@ def check_continued(out: Path, undisturbed: Path, printed: str, finished: dict[P
 @pytest.mark.slow
 def test_a_killed_local_process_is_replaced(smoke: Path, undisturbed: Path, tmp_path: Path):
     out = started(smoke, tmp_path / "out")
-    process = start(
-        "reproduce", "figure2", "--preset", "smoke", "--seeds", "1", *LONG, "--jobs", "2", "--out", str(out)
-    )
+    process = start(*FIGURE2, "--jobs", "2", "--out", str(out))
     wait_until_half_trained(out, process)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
-    worker = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout
-    pids = [int(line.split()[0]) for line in worker.splitlines() if "popen_loky_posix" in line]
+    listing = ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)]
+    children = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
+    pids = [int(line.split()[0]) for line in children if "popen_loky_posix" in line]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     _, printed = process.communicate(timeout=280)
@@ -166,7 +164,7 @@ def test_a_killed_slurm_job_is_replaced(smoke: Path, undisturbed: Path, tmp_path
     pytest.importorskip("submitit")
     out = started(smoke, tmp_path / "out")
     words = ("--executor", "slurm", "--slurm", "cluster=local", "timeout_min=10", "--jobs", "1", "--out", str(out))
-    process = start("reproduce", "figure2", "--preset", "smoke", "--seeds", "1", *LONG, *words)
+    process = start(*FIGURE2, *words)
     wait_until_half_trained(out, process)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
     subprocess.run(["pkill", "-KILL", "-f", f"submitit.core._submit {out}"], check=True)
@@ -180,7 +178,7 @@ def test_a_killed_ray_node_is_replaced(smoke: Path, undisturbed: Path, tmp_path:
     pytest.importorskip("ray")
     out = started(smoke, tmp_path / "out")
     script = Path(__file__).with_name("killed_ray_node.py")
-    words = ["reproduce", "figure2", "--preset", "smoke", "--seeds", "1", *LONG, "--executor", "ray", "--out", str(out)]
+    words = [*FIGURE2, "--executor", "ray", "--out", str(out)]
     process = subprocess.run(
         [sys.executable, str(script), str(out), *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=500
     )
