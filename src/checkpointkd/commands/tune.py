@@ -60,9 +60,13 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Execut
     def storage_url(self) -> str | None:
         """Return the storage; None for a file in --out that only this process uses."""
         journal = Path(self.out) / "study.journal"
-        if self.storage is None and (self.executor_config() != ExecutorConfig() or journal.exists()):
-            return f"journal:{journal}"
-        return self.storage
+        if self.storage is not None or (self.executor_config() == ExecutorConfig() and not journal.exists()):
+            return self.storage
+        if (Path(self.out) / "study.db").exists():
+            raise UserError(
+                f"{self.out} holds a search without --jobs. Leave out --jobs and --executor, or choose another --out."
+            )
+        return f"journal:{journal}"
 
     def tune_config(self) -> TuneConfig:
         """Return what to try and how.
@@ -105,7 +109,7 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
     from ..training.distillation import DistillSpec
     from ..training.run import RunSpec
 
-    settings, executor_config = options.tune_config(), options.executor_config()
+    settings, executor_config, storage_url = options.tune_config(), options.executor_config(), options.storage_url()
     if not options.teachers:
         raise UserError("tune needs --teachers")
     refs = resolve_ensemble(options.teacher_list, options.ensemble)
@@ -133,7 +137,6 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
         ),
         data=data,
     )
-    storage_url = options.storage_url()
     if executor_config != ExecutorConfig():
         _run_workers(student, replace(options, storage=storage_url), executor_config)
     result = tuning.run_tuning(

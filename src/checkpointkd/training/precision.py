@@ -21,6 +21,7 @@ from .loop import State, start, step
 log = logging.getLogger("checkpointkd")
 
 MIN_STEPS_TO_BENCHMARK = 100  # the benchmark itself takes up to twelve steps
+FEW_IMAGES = 8  # whose step says whether a whole batch can be timed in seconds
 FASTER = 0.7  # of the time in fp32; near 1 the measurement would choose by chance, and equal commands would differ
 
 
@@ -66,8 +67,13 @@ def _supports_bf16(device: torch.device) -> bool:
 def _seconds_per_step(
     network: nn.Module, data: Data, recipe: Recipe, device: torch.device, precisions: Sequence[Precision]
 ) -> dict[Precision, float]:
-    """The least time of a training step in each precision, measured in turn."""
-    state, batch = _state_and_batch(network, data, recipe, device)
+    """The least time of a training step in each precision, measured in turn.
+
+    Where whole batches would take long, smaller ones are timed, and the time grows with the number of images.
+    """
+    whole = min(recipe.batch_size, len(data.train))
+    images = _images_to_time(network, data, recipe, device, whole)
+    state, batch = _state_and_batch(network, data, replace(recipe, batch_size=images), device)
     seconds: dict[Precision, list[float]] = {precision: [] for precision in precisions}
     for trial in range(6):
         for precision, measured in seconds.items():
@@ -78,7 +84,24 @@ def _seconds_per_step(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             measured.append(time.perf_counter() - began)
-    return {precision: min(measured[1:]) for precision, measured in seconds.items()}  # the first step loads kernels
+    # the first step loads kernels
+    return {precision: min(measured[1:]) * whole / images for precision, measured in seconds.items()}
+
+
+def _images_to_time(network: nn.Module, data: Data, recipe: Recipe, device: torch.device, whole: int) -> int:
+    """Return the size of the batch to time: the whole one, or one whose steps take about a second."""
+    if whole <= FEW_IMAGES:
+        return whole
+    state, batch = _state_and_batch(network, data, replace(recipe, batch_size=FEW_IMAGES), device)
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        step(state, batch, precision="fp32", train_fraction=0.0)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    affordable = int(FEW_IMAGES / min(seconds))  # images in one second
+    return whole if affordable >= whole else max(FEW_IMAGES, affordable)
 
 
 def _state_and_batch(network: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> tuple[State, Batch]:
