@@ -138,13 +138,14 @@ BEFORE: dict[str, Callable[[Path], None]] = {"external-checkpoints": _external}
 
 
 def _smaller(command: list[str], data: Path) -> list[str]:
-    """Return a command that does the same with less: options of SMALLER replace those that are there."""
-    words = [word.replace("cifar100:PATH", f"cifar100:{data}") for word in command]
+    """Return a command that does the same with less: options of SMALLER replace others, and digits train in no time."""
+    place = "digits" if command[0] == "train" else f"cifar100:{data}"
+    words = [word.replace("cifar100:PATH", place) for word in command]
     options = shlex.split(SMALLER.get(command[0], ""))
     for name in options[::2]:
         if name in words:
-            place = words.index(name)
-            del words[place : place + 2]
+            at = words.index(name)
+            del words[at : at + 2]
     return words + options + (["--yes"] if command[0] == "reproduce" and "--yes" not in words else [])
 
 
