@@ -245,24 +245,10 @@ def test_an_unknown_module_path_lists_the_modules():
 
 def test_a_model_without_a_map_names_the_option():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(UserError, match=r"has no convolutional map\. Name a module .* with --feature-layer"):
+    with pytest.raises(UserError, match=r"has no map or grid .*\. Name a module .* with --feature-layer"):
         last_map_path(flat, torch.rand(2, 1, 8, 8))
     with pytest.raises(UserError, match="with --student-features"):
         vector_path(nn.Flatten(), torch.rand(2, 1, 8, 8), option="--student-features")
-
-
-def test_a_transformer_names_its_last_tokens_which_are_maps():
-    timm = pytest.importorskip("timm")
-    network = timm.create_model("test_vit", num_classes=10).eval()
-    images = torch.rand(2, 3, 160, 160)
-    with pytest.raises(UserError, match=r"ends in tokens.* with --feature-layer, for example 'norm'"):
-        last_map_path(network, images)
-    with capture_activations(network, ["norm", "patch_embed.norm"]) as activations:
-        network(images)
-    map_BhwD = as_map(activations["norm"], (160, 160))
-    assert map_BhwD is not None
-    assert map_BhwD.shape == (2, 10, 10, network.embed_dim)
-    assert torch.equal(map_BhwD[:, 3, 7], activations["norm"][:, 1 + 10 * 3 + 7])  # after the class token
 
 
 def test_the_last_map_of_a_network_with_functional_pooling_and_relu():
@@ -318,13 +304,13 @@ def test_channels_last_maps_are_recognized_by_the_images_proportions():
 
 
 def test_a_module_whose_output_is_not_a_tensor_is_refused():
-    class Two(nn.Module):
+    class Named(nn.Module):
         def forward(self, images):
-            return images, images
+            return {"images": images}
 
-    network = nn.Sequential(Two())
+    network = nn.Sequential(Named())
     with (
-        pytest.raises(UserError, match="The value at '0' has type tuple, not Tensor"),
+        pytest.raises(UserError, match="The value at '0' has type dict, not Tensor"),
         capture_activations(network, ["0"]),
     ):
         network(torch.rand(1, 1, 8, 8))
@@ -338,7 +324,7 @@ def test_a_module_whose_output_is_not_a_tensor_is_refused():
         ("mobilenetv2_0.75", 32, ["blocks.2", "blocks.5", "blocks.12", "last"], "classifier:input"),
         ("timm:resnet18", 64, ["layer1", "layer2", "layer3", "layer4"], "fc:input"),
         ("timm:mobilenetv2_100", 96, ["blocks.1", "blocks.2", "blocks.4", "bn2"], "classifier:input"),
-        ("timm:vit_tiny_patch16_224", 224, ["norm"], "head:input"),
+        ("timm:vit_tiny_patch16_224", 224, ["blocks.10"], "head:input"),
     ],
 )
 def test_stages_and_vector_of_common_classifiers(model: str, size: int, stages: list[str], vector: str):
@@ -373,7 +359,7 @@ def test_stages_of_a_network_without_stage_modules():
     images = torch.rand(2, 1, 16, 16)
     assert stage_paths(_Wrapped(), images) == ["inner.stages.0", "inner.stages.1", "inner.act"]
     assert vector_path(_Wrapped(), images) == "inner"
-    with pytest.raises(UserError, match=r"The model has no convolutional maps\. Name modules"):
+    with pytest.raises(UserError, match=r"The model has no maps or grids .*\. Name modules"):
         stage_paths(nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), images)
 
 

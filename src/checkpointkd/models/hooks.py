@@ -6,14 +6,18 @@ Letters in names: B batch, C channels, D channels of a map, T tokens, H W image 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..seeding import generator
 
 _LISTED_MODULES = 30  # module names in an error message
 _MAX_STAGES = 4
@@ -24,7 +28,8 @@ _MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens
 def capture_activations(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
     """Record the tensors at these paths during every forward pass within the context.
 
-    The dict holds clones of the latest pass, because a later layer may work in place.
+    The dict holds clones of the latest pass, because a later layer may work in place. Of a tuple it holds the first
+    entry, and of an output of Hugging Face's transformers `last_hidden_state`.
 
     Raises:
         UserError: The module has no submodule at a path, or the value there is not a tensor.
@@ -44,6 +49,7 @@ def capture_activations(module: nn.Module, paths: list[str]) -> Iterator[dict[st
             raise UserError(_no_module(path, [name for name in modules if name]))
 
         def record(value: object, path: str = path) -> None:
+            value = _first(getattr(value, "last_hidden_state", value))
             if not isinstance(value, Tensor):
                 raise UserError(
                     f"The value at {path!r} has type {type(value).__name__}, not Tensor. Name another module."
@@ -72,10 +78,16 @@ def _no_module(path: str, modules: list[str]) -> str:
 
 
 def last_map_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feature-layer") -> str:
-    """Return the path of a classifier's last convolutional map, after batch norm and ReLU, before global pooling.
+    """Return the path of the last map or token grid that a classifier reads.
 
-    Runs the images once. The path is the input of the last module that turns a map into a value without extent. Where
-    pooling is not a module, it is the output of the last module that outputs a map.
+    Runs the images forward and backward once. Values whose positions all have zero gradient of the logits do not count:
+    behind the last block of a vision transformer with a class token, the classifier reads no patch token. In a network
+    with tokens, a value counts only if everything that reaches the logits from the image passes through it. So the path
+    is that of a block, not of a module inside a block.
+
+    For a convolutional network this is the map after batch norm and ReLU, before global pooling. The path is the input
+    of the last module that turns a map into a value without extent. Where pooling is not a module, it is the output of
+    the last module that outputs a map.
 
     Args:
         module: The classifier.
@@ -83,50 +95,45 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--fe
         option: The command-line option that names a module instead; for the error message.
 
     Raises:
-        UserError: The model has no map, or it ends in tokens, as transformers do.
+        UserError: The model has no map, or none that the classifier reads.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
+    >>> last_map_path(net, torch.zeros(1, 1, 8, 8))
+    '2:input'
     """
-    pooled = last = tokens = None
     size = (images_BCHW.shape[2], images_BCHW.shape[3])
     leaves = {name for name, submodule in module.named_modules() if not list(submodule.children())}
-    for name, value_in, value_out in _record_calls(module, images_BCHW):
-        if isinstance(value_out, Tensor) and value_out.dim() == 3 and as_map(value_out, size) is not None:
-            tokens = name
-        elif _is_map(value_out, size):
-            tokens = None
-            pooled, last = None, name  # an earlier pooling, as in squeeze-excite, was not the global one
-        elif name in leaves and last is not None and _is_map(value_in, size):
+    forward_pass = _run(module, images_BCHW)
+    pooled = None
+    for name, value_in, value_out in reversed(forward_pass.calls):
+        if forward_pass.extent(value_out) > 0:
+            return pooled or name
+        loses_extent = name in leaves and _is_map(value_in, size) and not _is_map(value_out, size)
+        if pooled is None and loses_extent and forward_pass.extent(value_in) > 0:
             pooled = f"{name}:input"
-    if tokens is not None:
-        raise UserError(
-            "The model ends in tokens, not in a convolutional map. Name a module that outputs a map or tokens with "
-            f"{option}, for example {tokens!r}."
-        )
-    path = pooled or last
-    if path is None:
-        raise UserError(
-            f"The model has no convolutional map. Name a module that outputs a map or tokens with {option}; without "
-            "one, its features cannot be used."
-        )
-    return path
+    raise UserError(
+        "The model has no map or grid of square patches that its logits depend on. Name a module that outputs a map or "
+        f"tokens with {option}; without one, its features cannot be used."
+    )
 
 
 def stage_paths(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feature-layer") -> list[str]:
     """Return the paths of a classifier's stage ends: the last map of each size, largest size first, at most four.
 
-    A module counts as within a stage, and only its output is considered, if it shrinks maps by at most a factor of
-    two. Otherwise, and if it is never called itself, its submodules are considered. The arguments are those of
-    `last_map_path`.
+    Only maps and tokens that the classifier reads count, as in `last_map_path`. A module counts as within a stage, and
+    only its output is considered, if it shrinks maps by at most a factor of two. Otherwise, and if it is never called
+    itself, its submodules are considered. The arguments are those of `last_map_path`.
 
     Raises:
-        UserError: The model has no convolutional maps.
+        UserError: The model has no convolutional maps or tokens.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 4, 3, 2, 1), nn.Flatten())
     >>> stage_paths(net, torch.zeros(1, 1, 8, 8))
     ['1', '2']
     """
-    size = (images_BCHW.shape[2], images_BCHW.shape[3])
+    forward_pass = _run(module, images_BCHW)
     calls: dict[str, tuple[object, object]] = {}
-    for name, value_in, value_out in _record_calls(module, images_BCHW):
+    for name, value_in, value_out in forward_pass.calls:
         calls.pop(name, None)  # the last call of a module counts, also for the order
         calls[name] = (value_in, value_out)
     children: dict[str, list[str]] = {}  # called modules by the nearest called module around them
@@ -139,7 +146,7 @@ def stage_paths(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feat
 
     def walk(parent: str) -> None:
         for name in children.get(parent, []):
-            extent_in, extent_out = (_extent(value, size) for value in calls[name])
+            extent_in, extent_out = (forward_pass.extent(value) for value in calls[name])
             if name in children and (extent_out == 0 or extent_in > 2 * extent_out + 2):
                 walk(name)
             elif extent_out > 0:
@@ -148,8 +155,8 @@ def stage_paths(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feat
     walk("")
     if not path_of_extent:
         raise UserError(
-            f"The model has no convolutional maps. Name modules that output maps or tokens with {option}; without "
-            "them, its features cannot be used."
+            f"The model has no maps or grids of square patches that its logits depend on. Name modules that "
+            f"output maps or tokens with {option}; without them, its features cannot be used."
         )
     return [path_of_extent[extent] for extent in sorted(path_of_extent, reverse=True)][-_MAX_STAGES:]
 
@@ -162,41 +169,144 @@ def vector_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feat
     modules = dict(module.named_modules())
     linear_layers = [
         name
-        for name, value_in, _ in _record_calls(module, images_BCHW)
+        for name, value_in, _ in _run(module, images_BCHW).calls
         if isinstance(modules[name], nn.Linear) and isinstance(value_in, Tensor) and value_in.dim() == 2
     ]
     return f"{linear_layers[-1]}:input" if linear_layers else last_map_path(module, images_BCHW, option=option)
 
 
-def _record_calls(module: nn.Module, images_BCHW: Tensor) -> list[tuple[str, object, object]]:
-    """Return path, first input and output of each submodule call, in the order in which the calls end."""
-    images_BCHW = images_BCHW.to(next(module.parameters(), images_BCHW).device)
+def logits_of(output: Any) -> Any:
+    """Return the logits in a network's output: itself, `.logits`, the entry `logits` of a dict, or the first entry."""
+    if isinstance(output, Mapping):
+        return output["logits"] if "logits" in output else next(iter(output.values()))
+    return output[0] if type(output) in (tuple, list) else getattr(output, "logits", output)
+
+
+def _first(value: Any) -> Any:
+    """Return the first entry of a tuple or list, as blocks of transformers output, or the value itself."""
+    return value[0] if type(value) in (tuple, list) and len(value) > 0 else value
+
+
+@dataclass(frozen=True, eq=False)
+class _ForwardPass:
+    """The calls of a forward pass, and which of their values the logits depend on.
+
+    `calls` has path, first input and output of each submodule call, in the order in which the calls end. `gradients`
+    has the gradient of the logits by the id of the value; it is None if the network cannot be differentiated.
+    """
+
+    calls: list[tuple[str, object, object]]
+    images_BCHW: Tensor
+    logits: Any
+    gradients: dict[int, Tensor | None] | None
+
+    def extent(self, value: object) -> int:
+        """Return the longer side in positions of a map or token grid that the classifier reads; 0 for other values."""
+        size = (self.images_BCHW.shape[2], self.images_BCHW.shape[3])
+        map_BhwD = as_map(value, size) if isinstance(value, Tensor) else None
+        if not isinstance(value, Tensor) or map_BhwD is None or min(map_BhwD.shape[1:3]) == 1:
+            return 0
+        if value.dim() == 3 and not self._may_have_patches(value.shape[1], map_BhwD.shape[1] * map_BhwD.shape[2]):
+            return 0
+        if self.gradients is not None:
+            gradient = self.gradients.get(id(value))
+            gradient_BhwD = None if gradient is None else as_map(gradient, size)
+            if gradient_BhwD is None or not gradient_BhwD.any() or (self._has_tokens and self._is_bypassed(value)):
+                return 0
+        return max(map_BhwD.shape[1:3])
+
+    def _may_have_patches(self, tokens: int, patches: int) -> bool:
+        """Return whether so many tokens can be so many patches, by the maps that the network cuts into tokens."""
+        cut = {
+            value.shape[2] * value.shape[3]
+            for *_, value in self.calls
+            if isinstance(value, Tensor) and value.dim() == 4
+        }
+        counts = cut.intersection(range(tokens - _MAX_PREFIX_TOKENS, tokens + 1))
+        return not counts or patches in counts
+
+    @functools.cached_property
+    def _has_tokens(self) -> bool:
+        """Whether the network computes token grids, and then also queries, keys, values and attention weights."""
+        return any(gradient is not None and gradient.dim() == 3 for gradient in (self.gradients or {}).values())
+
+    def _is_bypassed(self, value: Tensor) -> bool:
+        """Return whether the logits also depend on the images by a way around this value."""
+        stack, visited = [(self.logits.grad_fn, self.logits.output_nr)], {None}
+        while stack:
+            node, output = stack.pop()
+            if node in visited or (node is value.grad_fn and output == value.output_nr):
+                continue
+            if node is self.images_BCHW.grad_fn:
+                return True
+            visited.add(node)
+            stack += node.next_functions
+        return False
+
+
+def _run(module: nn.Module, images_BCHW: Tensor) -> _ForwardPass:
+    """Run the images forward and the logits backward. No parameter and no gradient of the module changes."""
+    device = next(module.parameters(), images_BCHW).device
+    try:
+        return _differentiated(module, images_BCHW.detach().to(device))
+    except RuntimeError:  # for example operations in place, which have no gradient
+        with torch.no_grad():
+            calls, logits = _record_calls(module, images_BCHW.to(device))
+        return _ForwardPass(calls, images_BCHW, logits, None)
+
+
+@torch.enable_grad()
+def _differentiated(module: nn.Module, images_BCHW: Tensor) -> _ForwardPass:
+    images_BCHW = images_BCHW.requires_grad_().clone()  # a copy may be changed in place, a leaf may not
+    calls, logits = _record_calls(module, images_BCHW)
+    if not (isinstance(logits, Tensor) and logits.requires_grad):
+        return _ForwardPass(calls, images_BCHW, logits, None)
+    size = (images_BCHW.shape[2], images_BCHW.shape[3])
+    values = {
+        id(value): value
+        for _, *values in calls
+        for value in values
+        if isinstance(value, Tensor) and value.requires_grad and as_map(value, size) is not None
+    }
+    if not any(
+        id(value_out) in values for *_, value_out in calls
+    ):  # for example features that are computed without gradients
+        return _ForwardPass(calls, images_BCHW, logits, None)
+    # Random weights, because the sum of probabilities has no gradient.
+    weights = torch.randn(logits.shape, generator=generator("gradient")).to(logits)
+    gradients = torch.autograd.grad((logits * weights).sum(), list(values.values()), allow_unused=True)
+    return _ForwardPass(calls, images_BCHW, logits, dict(zip(values, gradients, strict=True)))
+
+
+def _record_calls(module: nn.Module, images_BCHW: Tensor) -> tuple[list[tuple[str, object, object]], Any]:
+    """Run the module in evaluation mode. Return path, first input and output of each submodule call, and the logits."""
     calls: list[tuple[str, object, object]] = []
 
-    def record(name: str, inputs: tuple, output: object) -> None:
-        calls.append((name, inputs[0] if inputs else None, output))
+    def record(name: str, inputs: tuple, output: object) -> object:
+        calls.append((name, inputs[0] if inputs else None, _first(output)))
+        return output.clone() if isinstance(output, Tensor) else None  # a later layer may work in place
 
     handles = [
         submodule.register_forward_hook(lambda _, inputs, output, name=name: record(name, inputs, output))
         for name, submodule in module.named_modules()
         if name
     ]
+    # Layers that start at zero have no gradient before them. The choice is to depend on the architecture alone.
+    draw = generator("zeros")
+    zeros = {
+        name: 0.02 * torch.randn(parameter.shape, generator=draw).to(parameter)
+        for name, parameter in module.named_parameters()
+        if parameter.is_floating_point() and not parameter.any()
+    }
     was_training = module.training
     try:
         module.eval()
-        with torch.no_grad():
-            module(images_BCHW)
+        output = torch.func.functional_call(module, zeros, (images_BCHW,)) if zeros else module(images_BCHW)
     finally:
         module.train(was_training)
         for handle in handles:
             handle.remove()
-    return calls
-
-
-def _extent(value: object, image_size: tuple[int, int]) -> int:
-    """Return the longer side of a map in positions; 0 for a value that is not a map."""
-    map_BhwD = as_map(value, image_size) if isinstance(value, Tensor) else None
-    return max(map_BhwD.shape[1:3]) if map_BhwD is not None and min(map_BhwD.shape[1:3]) > 1 else 0
+    return calls, logits_of(output)
 
 
 def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
@@ -226,9 +336,21 @@ def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
         for prefix in range(_MAX_PREFIX_TOKENS + 1):
             tokens = features.shape[1] - prefix
             height = round(math.sqrt(max(tokens, 0) * image_size[0] / image_size[1]))
-            if height > 1 and tokens % height == 0 and _same_proportions((height, tokens // height), image_size):
+            if height > 1 and tokens % height == 0 and _is_patch_grid((height, tokens // height), image_size):
                 return features[:, prefix:].unflatten(1, (height, -1))
     return None
+
+
+def _is_patch_grid(grid: tuple[int, int], image_size: tuple[int, int]) -> bool:
+    """Return whether square patches of some size cut the image into this grid, the last ones perhaps in part.
+
+    >>> _is_patch_grid((6, 4), (100, 64)), _is_patch_grid((7, 4), (100, 64)), _is_patch_grid((9, 10), (64, 64))
+    (True, True, False)
+    """
+    (h, w), (H, W) = grid, image_size
+    if H == W or w <= 1:
+        return h == w > 1
+    return any(h - H // side in (0, 1) and w - W // side in (0, 1) for side in range(1, max(H, W)))
 
 
 def _same_proportions(map_size: tuple[int, ...], image_size: tuple[int, int]) -> bool:

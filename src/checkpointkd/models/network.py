@@ -6,12 +6,13 @@ Letters in names: B batch, C channels, H W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ChannelOrder
+from .hooks import logits_of
 
 ONE_CHANNEL = (  # the end of a message about a network with one channel and images in color
     ". For a network that takes one channel, give `checkpointkd inspect` --mean M --std S with one number each. The "
@@ -51,10 +52,7 @@ class Network(nn.Module):
         self.body, self.channel_order = body, channel_order
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        output = self.body(self.normalized(images_BCHW))
-        if isinstance(output, Mapping):
-            return output["logits"] if "logits" in output else next(iter(output.values()))
-        return output[0] if type(output) in (tuple, list) else getattr(output, "logits", output)
+        return logits_of(self.body(self.normalized(images_BCHW)))
 
     def normalized(self, images_BCHW: Tensor) -> Tensor:
         """Return the body's input for a batch of images in [0, 1]."""
