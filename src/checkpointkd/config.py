@@ -202,9 +202,10 @@ class EstimatorConfig:
     """How I(X;F) is estimated (§4.2): the estimator, the images it is fitted on, and the images it is measured on.
 
     By default the decoder is fitted on a tenth of the training images, at least 1,000, and measured on the validation
-    set. At most 10,000 images of each are used. Ridge uses 1,000 of each, which separate checkpoints as well. `steps`,
-    `batch_size`, `learning_rate` and `seeds` apply to the decoder. The paper and its code give no learning-rate
-    schedule. Adam with a cosine schedule needs a few hundred small steps. SGD in InfoPro's recipe needs many epochs.
+    set. At most 10,000 images of each are used, and at most 2,000 of images of more than 32 pixels per side. Ridge uses
+    1,000 of each, which separate checkpoints as well. `steps`, `batch_size`, `learning_rate` and `seeds` apply to the
+    decoder. The paper and its code give no learning-rate schedule. Adam with a cosine schedule needs a few hundred
+    small steps. SGD in InfoPro's recipe needs many epochs.
     """
 
     estimator: EstimatorName = "decoder"
@@ -226,12 +227,15 @@ class EstimatorConfig:
         if not 0 < self.learning_rate <= 1e3:
             raise UserError(f"The decoder's learning rate must be above 0 and at most 1,000, not {self.learning_rate}")
 
-    def images(self, train: int, val: int) -> tuple[int, int]:
+    def images(self, train: int, val: int, *, large: bool = False) -> tuple[int, int]:
         """Return how many images to fit on and to measure on, given the sizes of the training and validation sets.
+
+        Of images of more than 32 pixels per side the decoder uses at most 2,000 of each.
 
         >>> EstimatorConfig().images(45_000, 5_000), EstimatorConfig(estimator="ridge").images(45_000, 5_000)
         ((4500, 5000), (1000, 1000))
         """
         decoder = self.estimator == "decoder"
-        fit = self.fit_images or (min(10_000, max(1_000, train // 10)) if decoder else 1_000)
-        return min(train, fit), min(val, self.measure_images or (10_000 if decoder else 1_000))
+        most = 2_000 if large else 10_000
+        fit = self.fit_images or (min(most, max(1_000, train // 10)) if decoder else 1_000)
+        return min(train, fit), min(val, self.measure_images or (most if decoder else 1_000))

@@ -103,6 +103,18 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in minutes or hours.
+
+    >>> duration(90), duration(5400), duration(90 * 3600)
+    ('2 minutes', '1.5 hours', '90 hours')
+    """
+    if seconds < 3600:
+        return pluralize(max(1, round(seconds / 60)), "minute")
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"
+
+
 def format_bytes(number: int) -> str:
     """Return a size in decimal megabytes or gigabytes.
 

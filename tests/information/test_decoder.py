@@ -253,7 +253,7 @@ def test_scores_are_replaced_only_when_all_new_ones_are_made(teacher_run: Path):
 
 
 def test_infinite_features_are_refused(teacher_run: Path, monkeypatch: pytest.MonkeyPatch):
-    from checkpointkd.information import plane as module
+    from checkpointkd.information import features as module
 
     monkeypatch.setattr(module, "as_map", lambda features, size: features.permute(0, 2, 3, 1) * float("inf"))
     with pytest.raises(UserError, match="has NaN or infinite values"):

@@ -118,7 +118,7 @@ def test_a_network_without_maps_is_told_which_options_name_features(teacher_run:
         "def net(num_classes, in_channels): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    message = r"Features of the student: The model has no convolutional map.*--student-features and --teacher-features"
+    message = r"Features of the student: The model has no map.*--student-features and --teacher-features"
     for method in ("sp", "fitnets"):
         with pytest.raises(UserError, match=message):
             ckd.distill("flat:net", teachers=[str(teacher_run)], method=method, epochs=1, out=tmp_path / "s")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import pluralize
+from ..errors import duration, pluralize
 from .context import Context
 from .tasks import CheckpointChoice, DistillTask, Task, ordered
 
@@ -72,15 +72,3 @@ def estimate_of(context: Context, tasks: Sequence[Task], done: Callable[[Task], 
         seconds=seconds,
         gigabytes=sum(task.megabytes(context) for task in left) / 1e3 + cache,
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in minutes or hours.
-
-    >>> duration(90), duration(5400), duration(90 * 3600)
-    ('2 minutes', '1.5 hours', '90 hours')
-    """
-    if seconds < 3600:
-        return pluralize(max(1, round(seconds / 60)), "minute")
-    hours = seconds / 3600
-    return f"{hours:.1f} hours" if hours < 10 else f"{hours:,.0f} hours"

@@ -161,6 +161,24 @@ def smoke() -> Preset:
     )
 
 
+def smoke_tiny_imagenet() -> Preset:
+    """2,000 images of Tiny-ImageNet, to check that the data set works. Its results mean nothing."""
+    return replace(
+        smoke(),
+        dataset="tiny-imagenet",
+        pairs=(Pair(teacher="wrn_10_1", student="resnet_8"),),
+        teacher_recipe="tiny-imagenet",
+        student_recipe="tiny-imagenet",
+        teacher_epochs=4,
+        student_epochs=2,
+        save_every=1,
+        student_save_every=1,
+        train_images=2_000,
+        compared_recipes=(),
+        note="Preset smoke trains for a few epochs on 2,000 images of Tiny-ImageNet. Its results mean nothing.",
+    )
+
+
 def digits() -> Preset:
     """200 images of digits, with long runs and five seeds: enough to tell rules apart, in half an hour."""
     pairs = [(teacher, student) for teacher in ("wrn_16_2", "resnet_14") for student in ("wrn_10_1", "resnet_8")]
@@ -325,7 +343,7 @@ def paper_imagenet() -> Preset:
 
 
 PRESETS = {
-    "smoke": {"digits": smoke},
+    "smoke": {"digits": smoke, "tiny-imagenet": smoke_tiny_imagenet},
     "digits": {"digits": digits},
     "small": {"cifar100": small},
     "overfit": {"cifar100": overfit},

@@ -55,8 +55,8 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
     """The folder of the experiments and of their runs."""
 
     data: str | None = None
-    """The data set as NAME or NAME:PATH. The preset paper also takes tiny-imagenet (for table2) and imagenet:PATH (for
-    table1). Default: the preset's."""
+    """The data set as NAME or NAME:PATH. The presets paper and smoke also take tiny-imagenet (for table2), paper also
+    imagenet:PATH (for table1). Default: the preset's."""
 
     select_on: SelectOn | None = None
     """The images for choosing checkpoints and hyperparameters: val or test, as for `train`. Default: the preset's."""

@@ -1,6 +1,7 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
 from .decoder import Decoders, LargeDecoders, decoder_information, pixel_entropy, reconstruction_loss
+from .features import maps_and_logits
 from .labels import label_entropy, label_measures, per_image
 from .plane import (
     ESTIMATORS,
@@ -8,7 +9,6 @@ from .plane import (
     Plane,
     load_plane,
     load_planes,
-    maps_and_logits,
     score_trajectory,
     stale_epochs,
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import EstimatorConfig, Recipe
-from ..data import Batch, EpochLoader, Images, eval_batch_size
+from ..data import Batch, EpochLoader, Images
 from ..seeding import generator
 from ..training.loop import OnStep, fit, start
+from .features import feature_batch_size, is_large, rows_of
 
 HIDDEN = 12  # channels between the decoder's two convolutions, as in InfoPro
 LARGE = 96  # pixels per side; larger images use InfoPro's decoder for ImageNet
+SMALL_SIDE = 32  # pixels; images from this side to LARGE are averaged down to it, which takes a quarter of the time
 
 
 class Decoders(nn.Module):
@@ -147,13 +149,14 @@ def _initial_weights(out_channels: int, in_channels: int, side: int, seed: int) 
 class Reconstruction(nn.Module):
     """Objective: each decoder reconstructs the images of the batch from its checkpoint's features."""
 
-    def __init__(self, maps_ANhwD: Tensor, row_of_index: Tensor) -> None:
+    def __init__(self, maps_ANhwD: Sequence[Tensor] | Tensor, row_of_index: Tensor) -> None:
         super().__init__()
         self.maps_ANhwD, self.row_of_index = maps_ANhwD, row_of_index
 
     def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, None]:
-        maps_ABhwD = self.maps_ANhwD[:, self.row_of_index[batch.index_B]]
-        loss_BG = reconstruction_loss(model(maps_ABhwD), batch.images_BCHW)
+        rows_B = self.row_of_index[batch.index_B.to(self.row_of_index.device)]
+        maps_ABhwD = rows_of(self.maps_ANhwD, rows_B, batch.images_BCHW.device)
+        loss_BG = reconstruction_loss(model(maps_ABhwD), decoded_images(batch.images_BCHW))
         return loss_BG.sum(1), None  # not the mean: a gradient must not depend on the number of decoders
 
 
@@ -171,6 +174,23 @@ def reconstruction_loss(reconstruction_BGCHW: Tensor, images_BCHW: Tensor) -> Te
     return F.binary_cross_entropy_with_logits(reconstruction_BGCHW, target, reduction="none").mean((2, 3, 4))
 
 
+def decoded_size(height: int, width: int) -> tuple[int, int]:
+    """Return the size at which images are reconstructed.
+
+    >>> decoded_size(32, 32), decoded_size(64, 64), decoded_size(64, 96), decoded_size(224, 224)
+    ((32, 32), (32, 32), (21, 32), (224, 224))
+    """
+    shrink = 1 if max(height, width) > LARGE else max(1, max(height, width) // SMALL_SIDE)
+    return height // shrink, width // shrink
+
+
+def decoded_images(images_BCHW: Tensor) -> Tensor:
+    """Return the images at the size at which they are reconstructed."""
+    height, width = images_BCHW.shape[2:]
+    size = decoded_size(height, width)
+    return images_BCHW if size == (height, width) else F.adaptive_avg_pool2d(images_BCHW, size)
+
+
 def pixel_entropy(images_NCHW: Tensor) -> Tensor:
     """Return the lowest reconstruction loss that any decoder can reach on each image, (N,), in nats per pixel.
 
@@ -184,12 +204,13 @@ def pixel_entropy(images_NCHW: Tensor) -> Tensor:
 
 def decoder_information(
     fitted_on: Images,
-    fitted_maps_ANhwD: Tensor,
+    fitted_maps_ANhwD: Sequence[Tensor] | Tensor,
     measured_on: Images,
-    measured_maps_ANhwD: Tensor,
+    measured_maps_ANhwD: Sequence[Tensor] | Tensor,
     *,
     settings: EstimatorConfig,
     on_step: OnStep | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
     """Estimate I(X;F) by decoders (§4.2): fit them on clean images and measure their loss on other images.
 
@@ -200,34 +221,45 @@ def decoder_information(
         measured_maps_ANhwD: The maps of these images.
         settings: The decoders' number of seeds, steps, batch size and learning rate.
         on_step: Progress callback, (steps done, steps in all).
+        device: Where to compute; by default where the maps are.
 
     Returns:
         The negative excess of the loss over its minimum, (A, S, N), and the mean `reconstruction_loss` of each
-        checkpoint, both in nats per pixel and channel.
+        checkpoint, both in nats per pixel and channel. For large images also `gain` over the best constant image.
     """
-    device = fitted_maps_ANhwD.device
-    decoders = _fit_decoders(fitted_on, fitted_maps_ANhwD, settings, on_step)
-    losses = []
+    device = device or fitted_maps_ANhwD[0].device
+    decoders = _fit_decoders(fitted_on, fitted_maps_ANhwD, settings, on_step, device)
+    losses, start = [], 0
     with torch.no_grad():
         # A larger chunk would not fit a processor's cache.
-        chunk_size = min(settings.batch_size, len(fitted_on)) if device.type == "cpu" else 500
-        chunks = zip(measured_maps_ANhwD.split(chunk_size, 1), measured_on.iter_batches(chunk_size), strict=True)
-        for maps_ABhwD, images_BCHW in chunks:
-            losses.append(reconstruction_loss(decoders(maps_ABhwD), images_BCHW.to(device)))
+        small = device.type == "cpu" or is_large(measured_on)
+        chunk_size = min(settings.batch_size, len(fitted_on)) if small else 500
+        for images_BCHW in measured_on.iter_batches(chunk_size):
+            maps_ABhwD = rows_of(measured_maps_ANhwD, slice(start, start + len(images_BCHW)), device)
+            losses.append(reconstruction_loss(decoders(maps_ABhwD), decoded_images(images_BCHW).to(device)))
+            start += len(images_BCHW)
     loss_ASN = torch.cat(losses).T.unflatten(0, (len(fitted_maps_ANhwD), settings.seeds)).double().cpu()
     details = {"reconstruction_loss": loss_ASN.mean((1, 2)).tolist()}
+    if is_large(measured_on):
+        details["gain"] = (_blank_loss(fitted_on, measured_on) - loss_ASN.mean((1, 2))).tolist()
     return _minimal_loss(measured_on) - loss_ASN, details
 
 
-def _fit_decoders(images: Images, maps_ANhwD: Tensor, settings: EstimatorConfig, on_step: OnStep | None) -> nn.Module:
+def _fit_decoders(
+    images: Images,
+    maps_ANhwD: Sequence[Tensor] | Tensor,
+    settings: EstimatorConfig,
+    on_step: OnStep | None,
+    device: torch.device,
+) -> nn.Module:
     """Return decoders of all checkpoints and seeds, fitted on these images, in evaluation mode."""
-    device = maps_ANhwD.device
-    image_channels, height, width = images.shape
+    image_channels, *size = images.shape
+    height, width = decoded_size(*size)
     kind = LargeDecoders if max(height, width) > LARGE else Decoders
     decoders = kind(
         checkpoints=len(maps_ANhwD),
         seeds=list(range(settings.seeds)),
-        channels=maps_ANhwD.shape[-1],
+        channels=maps_ANhwD[0].shape[-1],
         image_channels=image_channels,
         size=(height, width),
     )
@@ -235,7 +267,7 @@ def _fit_decoders(images: Images, maps_ANhwD: Tensor, settings: EstimatorConfig,
     batches = images.batches(batch_size=batch_size, seed=0, device=device, augment=False)
     row_of_index = torch.full((int(images.index_N.max()) + 1,), -1)
     row_of_index[images.index_N] = torch.arange(len(images))
-    objective = Reconstruction(maps_ANhwD, row_of_index.to(device))
+    objective = Reconstruction(maps_ANhwD, row_of_index.to(maps_ANhwD[0].device))
     # One epoch of this recipe has `settings.steps` steps, whatever the number of images.
     recipe = Recipe(
         epochs=1,
@@ -251,9 +283,24 @@ def _fit_decoders(images: Images, maps_ANhwD: Tensor, settings: EstimatorConfig,
 
 
 @functools.lru_cache(maxsize=1)
+def _blank_loss(fitted_on: Images, measured_on: Images) -> float:
+    """Return the mean loss of the best image that depends on nothing, the mean of the fitted images."""
+    size = feature_batch_size(fitted_on) // 4 + 1
+    sums = torch.stack([decoded_images(chunk).double().sum(0) for chunk in fitted_on.iter_batches(size)])
+    mean_CHW = sums.sum(0) / len(fitted_on)
+    logits_GCHW = torch.logit(mean_CHW, eps=1e-6).float()[None]
+    losses = [
+        reconstruction_loss(logits_GCHW.expand(len(chunk), -1, -1, -1, -1), decoded_images(chunk)).double().sum()
+        for chunk in measured_on.iter_batches(size)
+    ]
+    return torch.stack(losses).sum().item() / len(measured_on)
+
+
+@functools.lru_cache(maxsize=1)
 def _minimal_loss(images: Images) -> Tensor:
     """Return the lowest possible reconstruction loss of each image, (N,), float64."""
-    return torch.cat([pixel_entropy(chunk.double()) for chunk in images.iter_batches(eval_batch_size(images))])
+    size = feature_batch_size(images) // 4 + 1 if is_large(images) else feature_batch_size(images)
+    return torch.cat([pixel_entropy(decoded_images(chunk).double()) for chunk in images.iter_batches(size)])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,21 +20,26 @@ from torch import Tensor
 from .. import records, storage
 from ..checkpoints import Checkpoint, Trajectory
 from ..config import EstimatorConfig, OnProgress
-from ..data import Data, Images, eval_batch_size, stratified
-from ..errors import UserError
-from ..models import Network, as_map, capture_activations, last_map_path, names_code
+from ..data import Data, Images, stratified
+from ..errors import UserError, duration, pluralize
+from ..models import capture_activations, last_map_path, names_code
 from ..records.selection import PlanePoint, PlaneRecord, PlaneSettings
 from ..training.loop import OnStep
 from .decoder import decoder_information
+from .features import MAX_MAP_BYTES, is_large, maps_and_logits
 from .labels import label_measures, per_image
 from .ridge import ridge_information
 
 log = logging.getLogger("checkpointkd")
 
 FILE = "plane.json"
-MAX_MAP_BYTES = 2e9  # of all maps in memory; it limits the number of checkpoints that are scored together
 MAX_CHECKPOINTS = {"cpu": 1}  # scored together: one fits a processor's cache
 MAX_CHECKPOINTS_ON_ACCELERATOR = 10
+_EMPTY = (
+    "The %s found no information about the images in the features of %s %d. Stop with Ctrl-C, and raise --fit-images "
+    "above %d, name an earlier layer with --feature-layer, or use the other --estimator."
+)
+_TIMED_STEPS = 5  # of a decoder, after which the time of all checkpoints is estimated
 UNFINISHED = "-unfinished"  # ends the key, in plane.json, of scores that will replace others once all are made
 
 ImageParts = dict[str, np.ndarray]  # each image's contribution: "information" (S, N), the rest of `per_image` (N,)
@@ -41,7 +47,9 @@ Scores = dict[int, tuple[PlanePoint, ImageParts]]  # by epoch
 
 
 class ImageInformationEstimator(Protocol):
-    """An estimator of I(X;F), from clean images and the maps (A, N, h, w, D) that A checkpoints make of them.
+    """An estimator of I(X;F), from clean images and the maps (N, h, w, D) that each of A checkpoints makes of them.
+
+    The maps are float32, or float16 for large images. They may lie on another device than the one to compute on.
 
     It fits on some images and measures on others. It returns each measured image's contribution (A, S, N), whose mean
     is the estimate, larger for more information. It also returns further numbers, one per checkpoint, by name.
@@ -50,16 +58,22 @@ class ImageInformationEstimator(Protocol):
     def __call__(
         self,
         fitted_on: Images,
-        fitted_maps_ANhwD: Tensor,
+        fitted_maps_ANhwD: Sequence[Tensor] | Tensor,
         measured_on: Images,
-        measured_maps_ANhwD: Tensor,
+        measured_maps_ANhwD: Sequence[Tensor] | Tensor,
         *,
         settings: EstimatorConfig,
         on_step: OnStep | None,
+        device: torch.device | None = None,
     ) -> tuple[Tensor, dict[str, list[float]]]: ...
 
 
 ESTIMATORS: dict[str, ImageInformationEstimator] = {"decoder": decoder_information, "ridge": ridge_information}
+
+
+def _is_empty(point: PlanePoint) -> bool:
+    """Return whether an estimate is 0, or that of decoders no better than the best constant image."""
+    return point.details.get("gain", 1.0) <= 0 or ("strength" in point.details and point.image_information == 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +117,7 @@ def score_trajectory(
     """
     if len(trajectory) == 0:
         raise UserError(f"The run in {trajectory.source} has saved no checkpoint yet")
-    fit_count, measure_count = settings.images(len(data.train), len(data.val))
+    fit_count, measure_count = settings.images(len(data.train), len(data.val), large=is_large(data.val))
     if min(fit_count, measure_count) < 2:
         raise UserError(
             f"Scoring needs at least 2 images to fit on and 2 to measure on, not {fit_count} and {measure_count}. "
@@ -120,17 +134,25 @@ def score_trajectory(
         precision=trajectory.run.precision,
         data=msgspec.structs.replace(data.record, source=None),
         unit="step" if trajectory.unit == "step" else "epoch",
+        features="float16" if is_large(data.val) else "float32",
     )
     key, replaced, scores = _stored_scores(trajectory, plane_settings)
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in scores]
-    map_bytes = 4 * map_size * (fit_count + measure_count)
-    most = MAX_CHECKPOINTS.get(device.type, MAX_CHECKPOINTS_ON_ACCELERATOR)
+    map_bytes = (2 if is_large(data.val) else 4) * map_size * (fit_count + measure_count)
+    most = MAX_CHECKPOINTS.get(device.type, 1 if is_large(data.val) else MAX_CHECKPOINTS_ON_ACCELERATOR)
     chunk_size = max(1, min(most, int(MAX_MAP_BYTES // map_bytes)))
+    maps_on = device if map_bytes <= MAX_MAP_BYTES else torch.device("cpu")
+    warned = False
     for start in range(0, len(todo), chunk_size):
         chunk = todo[start : start + chunk_size]
         on_step = _chunk_progress(start, len(chunk), len(todo), on_progress)
-        for point, parts in _score(chunk, fitted_on, measured_on, plane_settings, device, on_step):
+        if start == 0:
+            on_step = _with_estimate(on_step, len(todo) / len(chunk), pluralize(len(todo), "checkpoint"))
+        for point, parts in _score(chunk, fitted_on, measured_on, plane_settings, device, maps_on, on_step):
             scores[point.epoch] = (point, parts)
+            if not warned and _is_empty(point):
+                warned = True
+                log.warning(_EMPTY, settings.estimator, plane_settings.unit, point.epoch, fit_count)
         _store(trajectory, scores, plane_settings, key)  # after each chunk: a killed process keeps its scores
     finished = replaced is not None and key != settings.estimator
     removed = not todo and (replaced is None or len(scores) < len(replaced.points))
@@ -287,12 +309,30 @@ def _chunk_progress(start: int, size: int, count: int, on_progress: OnProgress |
     return lambda done, steps: on_progress(f"{count} checkpoints", start * steps + size * done, count * steps)
 
 
+def _with_estimate(on_step: OnStep | None, chunks: float, what: str) -> OnStep:
+    """Return a callback that also logs how long all chunks take, after a few steps of the first one."""
+    times = [time.perf_counter()]
+
+    def record(done: int, steps: int) -> None:
+        times.append(time.perf_counter())
+        if done == min(_TIMED_STEPS, steps):
+            step = (times[-1] - times[1]) / max(1, done - 1)
+            seconds = chunks * (times[-1] - times[0] + step * (steps - done))
+            if seconds > 30:
+                log.info("Scoring %s takes about %s on this machine", what, duration(seconds))
+        if on_step is not None:
+            on_step(done, steps)
+
+    return record
+
+
 def _score(
     checkpoints: list[Checkpoint],
     fitted_on: Images,
     measured_on: Images,
     settings: PlaneSettings,
     device: torch.device,
+    maps_on: torch.device,
     on_step: OnStep | None,
 ) -> Iterator[tuple[PlanePoint, ImageParts]]:
     """Yield the point of each checkpoint and the contribution of each image to it."""
@@ -300,20 +340,21 @@ def _score(
     for checkpoint in checkpoints:  # one network at a time
         network = checkpoint.network(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            fitted_maps.append(maps_and_logits(network, fitted_on, settings.feature_layer)[0])
-            maps_NhwD, logits_NK = maps_and_logits(network, measured_on, settings.feature_layer)
+            fitted_maps.append(maps_and_logits(network, fitted_on, settings.feature_layer, maps_on=maps_on)[0])
+            maps_NhwD, logits_NK = maps_and_logits(network, measured_on, settings.feature_layer, maps_on=maps_on)
+        del network
         if not logits_NK.isfinite().all():
             raise UserError(f"{checkpoint.path} has NaN or infinite logits")
         measured_maps.append(maps_NhwD)
         logits.append(logits_NK)
-    estimator = ESTIMATORS[settings.estimator]
-    information_ASN, details = estimator(
+    information_ASN, details = ESTIMATORS[settings.estimator](
         fitted_on,
-        torch.stack(fitted_maps),
+        fitted_maps,
         measured_on,
-        torch.stack(measured_maps),
+        measured_maps,
         settings=settings.estimator_config,
         on_step=on_step,
+        device=device,
     )
     for number, checkpoint in enumerate(checkpoints):
         information_SN = information_ASN[number].double().cpu()
@@ -330,43 +371,3 @@ def _score(
         )
         parts = {name: part_N.numpy() for name, part_N in per_image(logits_NK, labels_N).items()}
         yield point, {"information": information_SN.float().numpy(), **parts}
-
-
-@torch.no_grad()
-def maps_and_logits(network: Network, images: Images, layer: str) -> tuple[Tensor, Tensor]:
-    """Return the map of a layer and the logits for every clean image.
-
-    Args:
-        network: The network.
-        images: Images in [0, 1].
-        layer: The path of a module in the body of the network.
-
-    Returns:
-        The maps (N, h, w, D) on the network's device, and the logits (N, K) on the CPU.
-
-    Raises:
-        UserError: If the layer's output is no map, or if values are out of range or not finite.
-    """
-    device = next(network.parameters()).device
-    maps, logits = [], []
-    with capture_activations(network.body, [layer]) as activations:
-        for images_BCHW in images.iter_batches(eval_batch_size(images, device)):
-            if not ((images_BCHW >= 0) & (images_BCHW <= 1)).all():
-                low, high = images_BCHW.min(), images_BCHW.max()
-                raise UserError(f"Images must be in [0, 1], but these are in [{low:g}, {high:g}]")
-            logits.append(network(images_BCHW.to(device, memory_format=torch.channels_last)).float().cpu())
-            if layer not in activations:
-                raise UserError(f"The network never computes the layer {layer!r}. Choose another --feature-layer.")
-            maps_BhwD = as_map(activations[layer], images.shape[1:])
-            expected = (len(images_BCHW), *(maps[0].shape[1:] if maps else ()))
-            if maps_BhwD is None or maps_BhwD.shape[: len(expected)] != expected:
-                raise UserError(
-                    f"The output of layer {layer!r} is neither a feature map nor a sequence of tokens. It has the "
-                    f"shape {list(activations[layer].shape[1:])} per image. Choose another --feature-layer."
-                )
-            if not maps_BhwD.isfinite().all():
-                raise UserError(
-                    f"The output of layer {layer!r} has NaN or infinite values. The checkpoint may be damaged."
-                )
-            maps.append(maps_BhwD.float())
-    return torch.cat(maps).contiguous(), torch.cat(logits)

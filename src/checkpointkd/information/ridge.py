@@ -5,11 +5,17 @@ its strength. If patch and residual on unseen images are Gaussian, the map holds
 nats about the patch. The estimate is the mean over positions. With N images to fit on it is about Q·P / 2N too low, and
 never too high on average.
 
+Images of more than 32 pixels per side have large maps and large patches. For them the channels of a map are first
+reduced to its leading principal components, and each principal component of a patch has its own strength. A component
+that cannot be predicted then counts as 0 nats, where one strength for all would make the whole estimate 0.
+
 Letters in names: A checkpoints, N images, D map channels, C image channels, h w map height and width, H W image height
 and width, P predictors (channels of a neighborhood), Q values of a patch, L strengths.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,22 +25,26 @@ from ..config import EstimatorConfig
 from ..data import Images
 from ..errors import UserError
 from ..training.loop import OnStep
+from .features import is_large
 
 PATCH = 4  # values per side and channel of a patch; larger patches are averaged down to this size
 MAX_PREDICTORS = 4608  # a 3×3 neighborhood for up to 512 channels; for more channels the position alone
 STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # in units of the mean variance of a predictor
 ROUNDING_VARIANCE = 1 / (12 * 255**2)  # of a pixel rounded to one of 256 gray levels
+COMPONENTS = 128  # of a map's channels, for large images
+ROWS_PER_PREDICTOR = 8  # fewer components are kept of a map whose positions are few
 CHUNK = 250  # images whose neighborhoods are in memory at the same time
 
 
 def ridge_information(
     fitted_on: Images,
-    fitted_maps_ANhwD: Tensor,
+    fitted_maps_ANhwD: Sequence[Tensor] | Tensor,
     measured_on: Images,
-    measured_maps_ANhwD: Tensor,
+    measured_maps_ANhwD: Sequence[Tensor] | Tensor,
     *,
     settings: EstimatorConfig,
     on_step: OnStep | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
     """Estimate the information of each checkpoint's map about an image patch, in nats.
 
@@ -50,7 +60,7 @@ def ridge_information(
     """
     information, explained, strengths = [], [], []
     fitted, measured = (
-        _patches(images, maps.shape[2:4])
+        _patches(images, maps[0].shape[1:3])
         for images, maps in ((fitted_on, fitted_maps_ANhwD), (measured_on, measured_maps_ANhwD))
     )
     values = fitted.shape[-1]
@@ -59,9 +69,18 @@ def ridge_information(
             f"{len(measured)} images are too few to measure on with the ridge estimator, which needs more than "
             f"{2 * values}: two per value of a patch. Use more images, or the decoder."
         )
-    fitted, measured = fitted.to(fitted_maps_ANhwD.device), measured.to(fitted_maps_ANhwD.device)
+    device, reduced = device or fitted_maps_ANhwD[0].device, is_large(fitted_on)
+    fitted, measured = fitted.to(device), measured.to(device)
+    mean_hwQ = fitted.double().mean(0).float()
+    basis_QQ = _principal_axes((fitted - mean_hwQ).flatten(0, 2)) if reduced else None
+    if basis_QQ is not None:  # a rotation, so log det Σ does not change
+        fitted, measured = fitted @ basis_QQ, measured @ basis_QQ
     for fitted_maps, measured_maps in zip(fitted_maps_ANhwD, measured_maps_ANhwD, strict=True):
-        residual, strength = _residuals(fitted_maps, fitted, measured_maps, measured)
+        if reduced:
+            fitted_maps, measured_maps = _reduced(fitted_maps, measured_maps, device)
+        residual, strength = _residuals(
+            fitted_maps.to(device), fitted, measured_maps.to(device), measured, strength_per_value=reduced
+        )
         centered = measured.double() - fitted.double().mean(0)
         information.append(_nats(centered, residual))
         explained.append(1 - residual.square().sum().item() / centered.square().sum().item())
@@ -94,8 +113,35 @@ def _half_log_det(values_NhwQ: Tensor) -> Tensor:
     return 0.5 * (log_det_L[:, None] + influence_LN)
 
 
-def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measured: Tensor) -> tuple[Tensor, float]:
-    """Return the residuals of the regression on the measured images, (N, h, w, Q) in float64, and its strength."""
+def _principal_axes(centered_ND: Tensor) -> Tensor:
+    """Return the principal axes of centered values, (D, D), the largest first."""
+    return torch.linalg.eigh((centered_ND.T @ centered_ND).double())[1].flip(1).float()
+
+
+def _reduced(fitted_maps: Tensor, measured_maps: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return both sets of maps in the leading principal components of the fitted ones, as float32 on the device."""
+    count, height, width, channels = fitted_maps.shape
+    mean_D = sum(chunk.to(device).float().mean((1, 2)).sum(0) for chunk in fitted_maps.split(CHUNK)) / count
+    gram_DD = torch.zeros(channels, channels, device=device)
+    for chunk in fitted_maps.split(CHUNK):
+        centered = (chunk.to(device).float() - mean_D).flatten(0, 2)
+        gram_DD += centered.T @ centered
+    reach = 9 if height * width > 1 else 1
+    most = max(1, min(COMPONENTS, count * height * width // (ROWS_PER_PREDICTOR * reach)))
+    axes_DR = torch.linalg.eigh(gram_DD.double())[1].flip(1)[:, :most].float()
+    return tuple(
+        torch.cat([(chunk.to(device).float() - mean_D) @ axes_DR for chunk in maps.split(CHUNK)])
+        for maps in (fitted_maps, measured_maps)
+    )  # type: ignore[return-value]
+
+
+def _residuals(
+    fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measured: Tensor, *, strength_per_value: bool
+) -> tuple[Tensor, float]:
+    """Return the residuals of the regression on the measured images, (N, h, w, Q) in float64, and its strength.
+
+    With a strength for each value of a patch, the largest strength is infinite, and the mean of them is returned.
+    """
     height, width, channels = fitted_maps.shape[1:]
     reach = 1 if 9 * channels <= MAX_PREDICTORS and height * width > 1 else 0
     mean_hwP = _neighborhoods(fitted_maps.double().mean(0, keepdim=True), reach)[0]
@@ -108,24 +154,28 @@ def _residuals(fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measu
         y = (patches - mean_hwQ.float()).flatten(0, 2)
         gram_PP = gram_PP + _gram(x).double()
         cross_PQ = cross_PQ + (x.T @ y).double()
-    total = (fitted.double() - mean_hwQ).square().sum()
+    total_Q = (fitted.double() - mean_hwQ).square().sum((0, 1, 2))
     count = fitted[..., 0].numel()
     root_P, vectors_PP = torch.linalg.eigh(gram_PP)
     root_P = root_P.clamp_min(0)
-    power_P = (vectors_PP.T @ cross_PQ).square().sum(1)
-    strength_L = STRENGTHS.to(root_P.device) * root_P.mean()
+    cross_PQ = vectors_PP.T @ cross_PQ
+    power_PQ = cross_PQ.square()
+    if not strength_per_value:
+        power_PQ, total_Q = power_PQ.sum(1, keepdim=True), total_Q.sum(0, keepdim=True)
+    strengths = torch.cat([STRENGTHS, torch.tensor([torch.inf])]) if strength_per_value else STRENGTHS
+    strength_L = strengths.to(root_P.device) * root_P.mean()
     shrunk_LP = 1 / (root_P + strength_L[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
-    rss_L = total - 2 * (shrunk_LP @ power_P) + (root_P * shrunk_LP**2) @ power_P
+    rss_LQ = total_Q - 2 * (shrunk_LP @ power_PQ) + (root_P * shrunk_LP**2) @ power_PQ
     freedom_L = (root_P * shrunk_LP).sum(1) + height * width
     # Degrees of freedom are compared with all positions, though positions of one image are not independent.
-    gcv_L = rss_L / (1 - freedom_L / count).clamp_min(1e-3) ** 2
-    best = int(gcv_L.argmin())
-    weights_PQ = (vectors_PP * shrunk_LP[best]) @ (vectors_PP.T @ cross_PQ)
+    gcv_LQ = rss_LQ / (1 - freedom_L / count).clamp_min(1e-3)[:, None] ** 2
+    best_Q = gcv_LQ.argmin(0)
+    weights_PQ = vectors_PP @ (shrunk_LP[best_Q].T * cross_PQ)
     residuals = [
         patches - mean_hwQ - ((_neighborhoods(maps, reach) - mean_hwP.float()) @ weights_PQ.float()).double()
         for maps, patches in zip(measured_maps.split(CHUNK), measured.double().split(CHUNK), strict=True)
     ]
-    return torch.cat(residuals), STRENGTHS[best].item()
+    return torch.cat(residuals), strengths[best_Q].clamp_max(STRENGTHS[-1]).mean().item()
 
 
 def _gram(x_NP: Tensor) -> Tensor:

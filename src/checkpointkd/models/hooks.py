@@ -259,7 +259,7 @@ def _run(module: nn.Module, images_BCHW: Tensor) -> _ForwardPass:
 def _differentiated(module: nn.Module, images_BCHW: Tensor) -> _ForwardPass:
     images_BCHW = images_BCHW.requires_grad_().clone()  # a copy may be changed in place, a leaf may not
     calls, logits = _record_calls(module, images_BCHW)
-    if not (isinstance(logits, Tensor) and logits.requires_grad):
+    if not (isinstance(logits, Tensor) and logits.requires_grad) or logits.is_meta:
         return _ForwardPass(calls, images_BCHW, logits, None)
     size = (images_BCHW.shape[2], images_BCHW.shape[3])
     values = {
@@ -296,7 +296,7 @@ def _record_calls(module: nn.Module, images_BCHW: Tensor) -> tuple[list[tuple[st
     zeros = {
         name: 0.02 * torch.randn(parameter.shape, generator=draw).to(parameter)
         for name, parameter in module.named_parameters()
-        if parameter.is_floating_point() and not parameter.any()
+        if parameter.is_floating_point() and not parameter.is_meta and not parameter.any()
     }
     was_training = module.training
     try:

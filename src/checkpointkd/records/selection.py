@@ -19,6 +19,7 @@ class PlaneSettings(Record, frozen=True, kw_only=True):
     precision: Precision
     data: DataRecord  # its source is None: where the images lie does not change a score
     unit: Literal["epoch", "step"] = "epoch"
+    features: Literal["float32", "float16"] = "float32"
 
     @property
     def estimator(self) -> str:
