@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from ..data import Data
     from ..information import Plane
 
-log = logging.getLogger("checkpointkd")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(DataSetOptions, CommonOptions):
@@ -33,14 +30,16 @@ class ScoreOptions(DataSetOptions, CommonOptions):
     which is faster and gives nats."""
 
     feature_layer: str | None = None
-    """The module, by its path in the model, whose feature map is decoded. Default: the map before global pooling."""
+    """The module, by its path in the model, whose feature map is decoded. Default: the last map or tokens that
+    the logits depend on; before global pooling for a convolutional network."""
 
     fit_images: int | None = None
     """Number of training images that the estimator is fitted on. Default: a tenth of them, at least 1,000 and at most
-    10,000; 1,000 for ridge."""
+    10,000, or 2,000 of images of more than 32 pixels; 1,000 for ridge."""
 
     measure_images: int | None = None
-    """Number of validation images that the estimator is evaluated on. Default: all, at most 10,000; 1,000 for ridge."""
+    """Number of validation images that the estimator is evaluated on. Default: all, at most 10,000, or
+    2,000 of images of more than 32 pixels; 1,000 for ridge."""
 
     decoder_steps: int = EstimatorConfig.steps
     """Training steps of each decoder."""
@@ -80,7 +79,7 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
     check_same_classes(trajectory, data)
     warn_if_saw_validation_images(str(run), trajectory.run, data)
     with locked(trajectory.path):
-        plane = score_trajectory(
+        return score_trajectory(
             trajectory,
             data,
             settings=settings,
@@ -88,13 +87,6 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
             device=options.torch_device,
             on_progress=_prefixed("score", options.on_progress),
         )
-    if len(plane.points) > 1 and len({point.image_information for point in plane.points}) == 1:
-        log.warning(
-            "I(X;F) is the same at every checkpoint: the %s learned nothing about the images. Give it more images with "
-            "--fit-images, or use the other estimator.",
-            options.estimator,
-        )
-    return plane
 
 
 def _open(run: Path | str, options: ScoreOptions) -> tuple[Trajectory, Data]:

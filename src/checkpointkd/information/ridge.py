@@ -31,7 +31,7 @@ PATCH = 4  # values per side and channel of a patch; larger patches are averaged
 MAX_PREDICTORS = 4608  # a 3×3 neighborhood for up to 512 channels; for more channels the position alone
 STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # in units of the mean variance of a predictor
 ROUNDING_VARIANCE = 1 / (12 * 255**2)  # of a pixel rounded to one of 256 gray levels
-COMPONENTS = 128  # of a map's channels, for large images
+COMPONENTS = 64  # of a map's channels, for large images
 ROWS_PER_PREDICTOR = 8  # fewer components are kept of a map whose positions are few
 CHUNK = 250  # images whose neighborhoods are in memory at the same time
 
