@@ -502,3 +502,20 @@ def test_a_constant_channel_does_not_spoil_the_training(tmp_path: Path):
         out=tmp_path / "run",
     )
     assert run.run.std[1:] == (1.0, 1.0)
+
+
+def test_animated_rotated_and_truncated_images():
+    """The first frame counts, the stored orientation does not, as in torchvision; and half an image is refused."""
+    red, blue = (Image.new("RGB", (16, 8), color) for color in ("red", "blue"))
+    stream = io.BytesIO()
+    red.save(stream, "GIF", save_all=True, append_images=[blue])
+    assert decode_rgb(stream.getvalue(), name="x").getpixel((0, 0)) == (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90°
+    stream = io.BytesIO()
+    red.save(stream, "JPEG", exif=exif)
+    assert decode_rgb(stream.getvalue(), name="x").size == (16, 8)
+    assert decode_rgb(stream.getvalue(), name="x", turn=True).size == (8, 16)
+    for content in (stream.getvalue()[:-60], encoded(digit(0, 0, size=(64, 64)), "PNG")[:200]):
+        with pytest.raises(UserError, match=r"^x (cannot be decoded|is not an image)"):
+            decode_rgb(content, name="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -12,8 +13,7 @@ import torch
 from checkpointkd.config import EstimatorConfig
 from checkpointkd.data.in_memory import InMemoryImages
 from checkpointkd.errors import UserError
-from checkpointkd.information import decoder_information, maps_and_logits, ridge_information
-from checkpointkd.information.decoder import decoded_images
+from checkpointkd.information import maps_and_logits, ridge_information
 from checkpointkd.information.features import LARGE_SIDE
 from checkpointkd.information.ridge import COMPONENTS
 from checkpointkd.models import build_network
@@ -33,7 +33,7 @@ images = InMemoryImages(pixels, torch.zeros(count).long(), torch.arange(count))
 body = torch.nn.Sequential(
     torch.nn.Conv2d(1, 64, 3, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 2)
 )
-maps_and_logits(Network(body, mean=[0.5], std=[0.5]), images.subset(torch.arange(50)), "0")
+maps_and_logits(Network(body, mean=[0.5], std=[0.5]), images.subset(torch.arange(256)), "0")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 maps, _ = maps_and_logits(Network(body, mean=[0.5], std=[0.5]), images, "0")
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, maps.numel())
@@ -78,10 +78,13 @@ def test_values_beyond_the_range_of_16_bits_are_cut_with_a_warning(caplog: pytes
 
 
 def test_memory_of_features_is_their_16_bit_size():
-    """3,000 images of 15×15×64 values take 86 MB in 16 bits; 32 bits and a copy would take 346 MB."""
-    process = subprocess.run([sys.executable, "-c", PEAK, "3000"], capture_output=True, text=True, check=True)
+    """3,000 images of 16×16×64 values take 98 MB in 16 bits; 32 bits and a copy would take 393 MB."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # or freed batches stay in the process
+    process = subprocess.run(
+        [sys.executable, "-c", PEAK, "3000"], env=environment, capture_output=True, text=True, check=True
+    )
     before, peak, values = map(int, process.stdout.split())
-    assert (peak - before) * 1024 < 1.25 * 2 * values
+    assert (peak - before) * 1024 < 1.25 * 2 * values + 32e6
 
 
 def test_networks_without_logits_are_refused():
@@ -109,13 +112,3 @@ def test_ridge_finds_information_in_few_positions_with_many_channels():
     assert full.mean() > 4
     assert empty.mean() < 0.1
     assert COMPONENTS < 512
-
-
-def test_the_decoder_says_what_it_gains_over_a_constant_image():
-    images, other = _blocks(128, 64), _blocks(64, 64, seed=1)
-    settings = EstimatorConfig(steps=150, seeds=1)
-    maps, maps_other = (decoded_images(each.to_float()).permute(0, 2, 3, 1)[None] * 4 for each in (images, other))
-    _, details = decoder_information(images, maps, other, maps_other, settings=settings)
-    _, blank = decoder_information(images, 0 * maps, other, 0 * maps_other, settings=settings)
-    assert details["gain"][0] > 0.01
-    assert blank["gain"][0] < 0.001
