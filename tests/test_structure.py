@@ -17,6 +17,7 @@ LAYERS = [
     "ranks",
     "storage",
     "user_code",
+    "user_data",
     "data",
     "models",
     "losses",

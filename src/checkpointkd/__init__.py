@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from .reports.frame import results
     from .teachers.cached_logits import cached_logits
     from .teachers.teacher_module import teacher
+    from .user_code import named
+    from .user_data import Data
 
 __all__ = [
+    "Data",
     "Trajectory",
     "UserError",
     "cache",
@@ -44,6 +47,7 @@ __all__ = [
     "inspect",
     "lightning_callback",
     "load",
+    "named",
     "open_trajectory",
     "report",
     "reproduce",
@@ -59,7 +63,9 @@ __all__ = [
 
 # Imported on first use, so that the command line answers `--help` without importing torch.
 _MODULES = {
+    "Data": ".user_data",
     "Trajectory": ".checkpoints",
+    "named": ".user_code",
     "open_trajectory": ".checkpoints",
     "UserError": ".errors",
     "load": ".exporting",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 
 from .errors import READER_KILLED, UserError, discard, first_line, print_message, printable
+from .user_data import Data as UserData
 
 if TYPE_CHECKING:
     from .progress import Bars
@@ -159,8 +160,10 @@ def _for_command_line(parameter: inspect.Parameter, heading: str | None, positio
         annotation = Path
     elif annotation == Path | str | None:
         annotation = Path | None
-    elif annotation == str | float:
+    elif annotation in (str | float, str | UserData):
         annotation = str
+    elif annotation == str | UserData | None:
+        annotation = str | None
     return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(**how)] if how else annotation)
 
 

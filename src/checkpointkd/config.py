@@ -172,6 +172,8 @@ class DataConfig:
         image_size: Width and height to which images from folders are resized and cropped.
         flip: Whether horizontal flips preserve the class, and so are used as augmentation.
         eval_transform: How images from folders become squares when they are not augmented.
+        val: The validation images: the name of a split, or for image folders also a folder. None: the official
+            validation split if there is one beside the test split, otherwise a part of the training images.
         class_order: The class names in the order of the network's logits. `names` sorts the names. `timm` is timm's
             order of folders, which ignores case and sorts numbers by value.
     """
@@ -185,12 +187,15 @@ class DataConfig:
     flip: bool | None = None  # None: the data set's default, true except for digits
     eval_transform: EvalTransform = EvalTransform()
     class_order: tuple[str, ...] | NamedOrder | None = None  # None: the data set's
+    val: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("select_on", self.select_on, SelectOn)
         fraction = self.val_fraction
         if not (fraction is None or 0 < fraction < 1):
             raise UserError(f"val_fraction must lie between 0 and 1, not {fraction}")
+        if self.val is not None and self.select_on == "test":
+            raise UserError(f"--val {self.val} cannot be combined with --select-on test, which chooses on test images")
         if not (self.train_images is None or self.train_images >= 1):
             raise UserError(f"train_images must be at least 1, not {self.train_images}")
         if not (self.image_size is None or 8 <= self.image_size <= 4096):

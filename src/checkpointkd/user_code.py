@@ -1,4 +1,8 @@
-"""Import a network or a distillation method that a user names as `package.module:NAME`."""
+"""Networks, methods, data sets, rules and estimators of the user, by name.
+
+A name is `package.module:NAME`, which is imported, or `object:NAME`, which `named` has given to an object of this
+process. No torch here.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,65 @@ from typing import Any
 
 from .errors import UserError, first_line
 
+OBJECT = "object:"  # before the name of an object of this process
+_objects: dict[str, Any] = {}
+
+
+def named(value: Any, name: str | None = None) -> str:
+    """Return a name under which commands of this process find an object.
+
+    Give the name to commands in place of the object. It becomes part of a run's identity. A later process must call
+    `named` again, with the same name, before it uses the run. A function or class of an imported module needs no name:
+    later processes import it.
+
+    Args:
+        value: A function that builds a network, or a method, rule or estimator.
+        name: Its name. None: the name of the function or class.
+
+    Raises:
+        UserError: If the object has no name of its own, such as a lambda, and none is given.
+
+    >>> named(lambda num_classes: None, "tiny")
+    'object:tiny'
+    >>> from checkpointkd.selection.rules import midpoint
+    >>> named(midpoint)
+    'checkpointkd.selection.rules:midpoint'
+    """
+    if name is None:
+        path, module = str(getattr(value, "__qualname__", "")), str(getattr(value, "__module__", ""))
+        if path.isidentifier() and module != "__main__" and getattr(sys.modules.get(module), path, None) is value:
+            return f"{module}:{path}"
+        name = path.rpartition(".")[-1]
+        if not name.isidentifier():  # "<lambda>", or nothing
+            raise UserError(f"{value!r} has no name. Give it one: checkpointkd.named(..., 'NAME')")
+    if not (name and name.isprintable() and name.strip() == name):
+        raise UserError(f"A name must be printable and on one line, not {name!r}")
+    _objects[name] = value
+    return OBJECT + name
+
+
+def name_of(value: Any) -> str:
+    """Return a name as it is, and the name of any other object, see `named`."""
+    return value if isinstance(value, str) else named(value)
+
 
 def import_object(name: str, *, kind: str) -> Any:
-    """Return the object that `package.module:NAME` names. This runs the user's code.
+    """Return the object that a name stands for. For `package.module:NAME` this runs the user's code.
 
     Args:
         name: The name, with a colon.
         kind: The kind of object, for errors: "Model" or "Method".
 
     Raises:
-        UserError: If the module or the object cannot be imported.
+        UserError: If the module or the object cannot be imported, or if this process has no such object.
     """
+    if name.startswith(OBJECT):
+        if name.removeprefix(OBJECT) not in _objects:
+            raise UserError(
+                f"{kind} {name!r} is an object of the process that made the run. Make it again, and call "
+                f"checkpointkd.named(..., {name.removeprefix(OBJECT)!r}) before this command."
+            )
+        return _objects[name.removeprefix(OBJECT)]
     module_name, _, attribute = name.partition(":")
     with current_folder_last():
         try:

@@ -21,7 +21,7 @@ from .signature import command
 
 # The folders in the cache directory. Commands make the clearable ones again when they need them.
 CLEARABLE = {"logits": "teacher logits", "decoded": "decoded images", "averages": "weight averages"}
-KEPT = {"external": "records of external checkpoints", "trusted": "networks whose code may run"}
+KEPT = {"external": "records of external checkpoints", "trusted": "networks and data sets whose code may run"}
 ALL = "all"
 
 

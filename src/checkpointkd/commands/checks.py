@@ -36,7 +36,7 @@ def warn_if_saw_validation_images(name: str, run: AnyRun, data: Data) -> None:
     """Warn if the run's training may have included images of the validation set that is used now."""
     used, trained_on = data.record, run.data
     if isinstance(run, ExternalRecord):
-        if used.select_on == "val":
+        if used.select_on == "val" and used.val_sha256 is None:
             log.warning(
                 "%s was trained elsewhere and may have seen the validation set, which is a part of the training set. "
                 "Its validation accuracy may be too high. `inspect --select-on test` uses the test set instead.",
@@ -45,7 +45,7 @@ def warn_if_saw_validation_images(name: str, run: AnyRun, data: Data) -> None:
         return
     if used.select_on == "test" and trained_on.sha256 == used.sha256:
         return  # no run of this toolkit trains on test images
-    split = ("sha256", "select_on", "val_fraction", "split_seed")
+    split = ("sha256", "select_on", "val_fraction", "split_seed", "val_sha256")
     if any(getattr(trained_on, field) != getattr(used, field) for field in split):
         log.warning(
             "%s was trained on another split (other data, other settings, or changed files) and may have seen the "

@@ -36,6 +36,7 @@ from ..errors import UserError, first_line
 from ..executors.base import ExecutorConfig, ExecutorName
 from ..recipes import recipe
 from ..records.base import read_bytes
+from ..user_data import Data as UserData
 
 if TYPE_CHECKING:
     import torch
@@ -95,10 +96,17 @@ class ExecutorOptions:
 class DataSetOptions:
     """Data."""
 
-    data: str | None = None
+    data: str | UserData | None = None
     """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet. NAME:PATH names the place of the data.
-    folder:PATH takes your own images, in PATH/train/CLASS and PATH/val/CLASS. hf:NAME takes a data set of the Hugging
-    Face Hub. Default: the data set of the given run or teachers."""
+    folder:PATH takes your own images, in PATH/train/CLASS and PATH/val/CLASS, and PATH/test/CLASS if it exists. hf:NAME
+    takes a data set of the Hugging Face Hub. package.module:callable takes the checkpointkd.Data that your function
+    returns; in Python, data= also takes this object. Default: the data set of the given run or teachers."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, str | None):
+            from ..data.own import data_name
+
+            object.__setattr__(self, "data", data_name(self.data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +116,12 @@ class DataOptions(DataSetOptions):
     select_on: SelectOn | None = None
     """The images for choosing checkpoints and hyperparameters. val: a part of the training set that is kept out of
     training. test: the test set, as in the paper. Default: as in the given run or first teacher, otherwise val."""
+
+    val: str | None = None
+    """The validation set, for folder:PATH, imagenet and hf:NAME: the name of a split, or a folder with a folder per
+    class. It should hold images that a teacher from elsewhere has not seen. Default: as in the given run or first
+    teacher, otherwise the data set's own validation split beside its test split, otherwise a part of the training
+    set."""
 
     image_size: int | None = None
     """For image folders: resize and crop images to squares of this side in pixels. Default: as in the given run or
@@ -126,8 +140,9 @@ class DataOptions(DataSetOptions):
     flip: bool | None = None
     """Augment with horizontal flips. Default: as in the given run or first teacher, otherwise yes (no for digits)."""
 
-    def config(self, data: str, train_images: int | None = None) -> DataConfig:
+    def config(self, data: str | UserData, train_images: int | None = None) -> DataConfig:
         """Return the settings of this data set, for a command that follows no run."""
+        assert isinstance(data, str)  # see __post_init__
         self._check_resize(data)
         return DataConfig(
             data=data,
@@ -137,13 +152,14 @@ class DataOptions(DataSetOptions):
             flip=self.flip,
             eval_transform=EvalTransform().resized_by(self.resize or "crop"),
             class_order=self._order(),
+            val=self.val,
         )
 
     def config_like(self, record: DataRecord, train_images: int | None = None) -> DataConfig:
         """Return the settings of a run's data, with the given options in place of the run's."""
         from ..data import config_like
 
-        self._check_resize(self.data or record.name)
+        self._check_resize(str(self.data or record.name))
         return config_like(
             record,
             self.data,
@@ -153,6 +169,7 @@ class DataOptions(DataSetOptions):
             self.flip,
             resize=self.resize,
             class_order=self._order(),
+            val=self.val,
         )
 
     def _check_resize(self, data: str) -> None:

@@ -107,7 +107,7 @@ def _open(run: Path | str, options: ScoreOptions) -> tuple[Trajectory, Data]:
         if options.data is None or options.model is None:
             raise UserError("--model is for external checkpoints and needs --data")
         stated = stated_preprocessing(scan_folder(run).last)
-        data = load_as_stated(stated, DataConfig(data=options.data), given=(), on_progress=options.on_progress)
+        data = load_as_stated(stated, DataConfig(data=str(options.data)), given=(), on_progress=options.on_progress)
         trajectory = register_external(run, model=options.model, data=data, on_progress=options.on_progress)
         return trajectory, data
     if trajectory.new_files():

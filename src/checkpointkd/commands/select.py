@@ -271,7 +271,7 @@ def _by_pilot_runs(
     check_same_classes(trajectory, data)
     warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
     repeated = ("data", "recipe", "epochs", "batch_size", "learning_rate", "train_images")
-    repeated += ("select_on", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
+    repeated += ("select_on", "val", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
     search = PilotSearch(
         student=student,
         trajectory=trajectory,

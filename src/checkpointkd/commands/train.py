@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..user_data import Data as UserData
 from .options import CommonOptions, DataOptions, TrainingOptions
 from .signature import command
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class TrainOptions(DataOptions, TrainingOptions, CommonOptions):
     """Options of `train`."""
 
-    data: str = field()  # required: there is no run to take it from
+    data: str | UserData = field()  # required: there is no run to take it from
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the labels, in [0, 1). Label smoothing is distillation from a uniform
     teacher (§4.3)."""

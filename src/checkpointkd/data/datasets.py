@@ -23,6 +23,7 @@ class DataSet:
     test: Callable[[], Images]
     recipe: str  # the name of its default recipe
     val_fraction: float = 0.1
+    val: Callable[[], Images] | None = None  # the official validation split, if there is one beside the test split
     reordered: bool = False  # whether the classes are in an order that the user or a checkpoint gave
 
     def __post_init__(self) -> None:

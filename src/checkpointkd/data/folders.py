@@ -59,25 +59,36 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
     require_pillow(str(root))
     train = root / "train"
     test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    val = None
+    if test is not None and test.name != "test" and (root / "test").is_dir() and _class_folders(root / "test"):
+        test, val = root / "test", test
+    if settings.val is not None:
+        val = root / settings.val if (root / settings.val).is_dir() else Path(settings.val).expanduser()
+        if not val.is_dir() or val == train:
+            raise UserError(f"--val {settings.val} names neither a folder in {root} beside train nor another folder")
+        if val == test:
+            raise UserError(f"--val {settings.val} names the test set. Give other images, or --select-on test.")
     if test is None or not train.is_dir():
         raise UserError(
             f"{root} must hold a folder train and a folder val (or {', '.join(TEST_FOLDERS[1:])}), each with a folder "
             "per class"
         )
-    class_folders = {split: _class_folders(split) for split in (train, test)}
+    others = [test] if val is None else [test, val]
+    class_folders = {split: _class_folders(split) for split in (train, *others)}
     classes = tuple(class_folders[train])
-    if class_folders[train].keys() != class_folders[test].keys():
-        names = {split: set(class_folders[split]) for split in (train, test)}
-        only_train, only_test = sorted(names[train] - names[test]), sorted(names[test] - names[train])
-        only = [
-            f"only in {split.name}: {_some(names)}"
-            for split, names in ((train, only_train), (test, only_test))
-            if names
-        ]
-        raise UserError(f"The classes in {train} and {test} differ ({'; '.join(only)})")
+    for other in others:
+        if class_folders[train].keys() != class_folders[other].keys():
+            names = {split: set(class_folders[split]) for split in (train, other)}
+            only_train, only_other = sorted(names[train] - names[other]), sorted(names[other] - names[train])
+            only = [
+                f"only in {split.name}: {_some(names)}"
+                for split, names in ((train, only_train), (other, only_other))
+                if names
+            ]
+            raise UserError(f"The classes in {train} and {other} differ ({'; '.join(only)})")
 
-    for name in classes:  # so that an error in the test folder precedes the training
-        _image_names(test / class_folders[test][name])
+        for name in classes:  # so that an error in the test folder precedes the training
+            _image_names(other / class_folders[other][name])
 
     def images(split: Path) -> StreamingImages:
         names, labels = [], []
@@ -104,6 +115,7 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
         classes=classes,
         train=lambda: images(train),
         test=lambda: images(test),
+        val=None if val is None else lambda: images(val),
         recipe="imagenet" if (settings.image_size or 224) > 64 else "cifar100",
     )
 

@@ -51,7 +51,9 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
     classes = tuple(features[label].names)
     side, flip = settings.image_size or 224, settings.flip is not False
     test = _test_split(splits, label, path)
-    labels = {split: _checked_labels(splits, split, label, path) for split in ("train", test)}
+    val = _val_split(splits, label, test, path, settings)
+    used = ("train", test) if val is None else ("train", test, val)
+    labels = {split: _checked_labels(splits, split, label, path) for split in used}
     roots = _readable_folders(path)
 
     def encoded(split: str) -> HubImages:
@@ -87,9 +89,16 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
             classes,
             train=lambda: streamed("train"),
             test=lambda: streamed(test),
+            val=None if val is None else lambda: streamed(val),
             recipe="imagenet" if side > SMALL else "cifar100",
         )
-    return DataSet(classes, train=lambda: small("train", size), test=lambda: small(test, size), recipe="cifar100")
+    return DataSet(
+        classes,
+        train=lambda: small("train", size),
+        test=lambda: small(test, size),
+        val=None if val is None else lambda: small(val, size),
+        recipe="cifar100",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +170,31 @@ def _checked_labels(splits: Any, split: str, label: str, path: str) -> Tensor:
 def _test_split(splits: Any, label: str, path: str) -> str:
     """Return the name of the first split to test on that has labels."""
     for split in TEST_SPLITS:
-        if split in splits and label in splits[split].features:
-            values = splits[split][label][:]
-            if values and all(value is not None and value >= 0 for value in values):
-                return split
+        if _is_labeled(splits, split, label):
+            return split
     raise UserError(f"hf:{path} has no labeled split {', '.join(TEST_SPLITS)} to test on (splits: {', '.join(splits)})")
+
+
+def _val_split(splits: Any, label: str, test: str, path: str, settings: DataConfig) -> str | None:
+    """Return the name of the split to validate on: --val, or one beside `test`; None without such a split."""
+    if settings.val is None:
+        beside = [split for split in TEST_SPLITS[1:] if test == "test" and _is_labeled(splits, split, label)]
+        return beside[0] if beside else None
+    if settings.val in ("train", test) or not _is_labeled(splits, settings.val, label):
+        usable = [split for split in splits if split not in ("train", test) and _is_labeled(splits, split, label)]
+        raise UserError(
+            f"--val {settings.val} names no labeled split of hf:{path} beside train and the test split {test}. "
+            f"Such splits: {', '.join(usable) or 'none'}"
+        )
+    return settings.val
+
+
+def _is_labeled(splits: Any, split: str, label: str) -> bool:
+    """Return whether there is a split of this name whose images all have a label."""
+    if split not in splits or label not in splits[split].features:
+        return False
+    values = splits[split][label][:]
+    return len(values) > 0 and all(value is not None and value >= 0 for value in values)
 
 
 def _load(datasets: Any, path: str) -> Any:

@@ -5,15 +5,20 @@ Letters in names: N images, B batch, C channels, H W height and width, K classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..ranks import ALONE, Ranks
 from ..seeding import generator
+
+SLACK = 1e-3  # by which images may leave [0, 1], for rounding and interpolation
+MEASURED = 1_000  # images on which mean and deviation of the channels are estimated, where not all are in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,41 @@ class Images(Protocol):
 def deviation_or_one(deviation: float) -> float:
     """Return a channel's standard deviation, or 1 if the channel is constant: dividing by 0 would give NaN."""
     return deviation if deviation > 1e-6 else 1.0
+
+
+def estimated_statistics(images: Images) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, over 1,000 evenly spaced images."""
+    rows_M = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).long()
+    channels, count = images.shape[0], 0
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    for images_BCHW in images.subset(rows_M).iter_batches(max(1, eval_batch_size(images) // 4)):
+        level = images_BCHW.double()
+        total += level.sum((0, 2, 3))
+        squares += level.square().sum((0, 2, 3))
+        count += level[:, 0].numel()
+    mean = total / count
+    deviations = (squares / count - mean**2).clamp_min(0).sqrt().tolist()
+    return mean.tolist(), list(map(deviation_or_one, deviations))
+
+
+def mean_and_std(normalized: Any) -> tuple[list[float], list[float]]:
+    """Return the mean and std of each channel that a user gives as `normalized`; 0 and 1 for None.
+
+    Raises:
+        UserError: If the value is not a mean and a positive std of each channel.
+    """
+    if normalized is None:
+        return [0.0], [1.0]
+    try:
+        mean, std = ([float(value) for value in values] for values in normalized)
+    except (TypeError, ValueError):
+        mean, std = [], []
+    if not 0 < len(mean) == len(std) or not all(map(math.isfinite, mean)) or not all(0 < v < math.inf for v in std):
+        raise UserError(
+            "normalized takes a mean and a positive std of each channel, as in ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), "
+            f"not {normalized!r}"
+        )
+    return mean, std
 
 
 def eval_batch_size(images: Images, device: torch.device | str = "cpu") -> int:

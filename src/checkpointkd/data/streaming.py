@@ -24,7 +24,7 @@ from ..errors import READER_KILLED, UserError
 from ..ranks import ALONE, Ranks
 from ..seeding import generator
 from .image_io import EncodedImages, decode_number
-from .images import Batch, deviation_or_one, epoch_order, eval_batch_size
+from .images import Batch, epoch_order, estimated_statistics, eval_batch_size
 from .workers import workers
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ log = logging.getLogger("checkpointkd")
 
 IMAGENET = EvalTransform()
 SAMPLED = 100  # images whose bytes are part of a data set's identity
-MEASURED = 1_000  # images on which mean and deviation of the channels are estimated
 CROP_KEY = "part"  # a key of the random draw of crops: another word would change every result
 
 
@@ -73,7 +72,7 @@ class StreamingImages:
 
     def iter_batches(self, size: int) -> Iterator[Tensor]:
         """Yield the images without augmentation, in order, at most `size` at a time."""
-        for pixels_BCHW, _ in _load(_CroppedImages(self, None), torch.arange(len(self)).split(size)):
+        for pixels_BCHW, _ in load_rows(_CroppedImages(self, None), torch.arange(len(self)).split(size)):
             yield pixels_BCHW.float() / 255  # a new tensor: a worker's must not be written to
 
     def batches(
@@ -112,22 +111,18 @@ class StreamingImages:
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel, over 1,000 evenly spaced images."""
-        rows_M = torch.linspace(0, len(self) - 1, min(MEASURED, len(self))).long()
-        total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-        for images_BCHW in self.subset(rows_M).iter_batches(max(1, eval_batch_size(self) // 4)):
-            level = images_BCHW.double()
-            total += level.sum((0, 2, 3))
-            squares += level.square().sum((0, 2, 3))
-            count += level[:, 0].numel()
-        mean = total / count
-        deviations = (squares / count - mean**2).clamp_min(0).sqrt().tolist()
-        return mean.tolist(), list(map(deviation_or_one, deviations))
+        return estimated_statistics(self)
+
+
+def sample_numbers(count: int) -> list[int]:
+    """Return the numbers of 100 evenly spaced images."""
+    return sorted({round(number) for number in np.linspace(0, count - 1, min(SAMPLED, count))})
 
 
 def sample_digest(encoded: EncodedImages, count: int) -> str:
     """Return a hash of the bytes of 100 evenly spaced images: reading all of a large data set would take hours."""
     digest = hashlib.sha256(str(count).encode())
-    for number in sorted({round(number) for number in np.linspace(0, count - 1, min(SAMPLED, count))}):
+    for number in sample_numbers(count):
         digest.update(hashlib.sha256(encoded.read(number)).digest())
     return digest.hexdigest()
 
@@ -156,7 +151,7 @@ class StreamingBatches:
         """Yield the batches of the epoch that follows `epoch` completed ones."""
         cropped = _CroppedImages(self.images, (self.seed, epoch) if self.augment else None)
         whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        loaded = _load(cropped, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
+        loaded = load_rows(cropped, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
         for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield Batch(
@@ -239,12 +234,15 @@ class _CroppedImages(Dataset):
         return pixels_HWC, row
 
 
-def _load(cropped: _CroppedImages, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pixels (B, C, H, W), uint8, and the rows of each batch, in order."""
+def load_rows(images: Dataset, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pixels (B, C, H, W) and the rows of each batch, in order.
+
+    `images[row]` is an array (H, W, C) and the row, or a UserError, which is raised here.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers than CPUs
         loader = DataLoader(
-            cropped,
+            images,
             batch_sampler=[rows_B.tolist() for rows_B in batches],
             num_workers=0 if len(batches) == 1 else min(workers(), len(batches)),
             collate_fn=_collate,

@@ -17,6 +17,7 @@ from msgspec import Meta
 from ..config import EvalTransform, SelectOn
 from ..errors import UserError
 
+PLACES = ("source", "val")  # fields of DataRecord that say where images lie
 LARGEST_FILE = 1 << 29  # bytes of a JSON file
 
 T = TypeVar("T")
@@ -58,6 +59,8 @@ class DataRecord(Record, frozen=True, omit_defaults=True):
     val_size: Count
     eval_transform: EvalTransform = EvalTransform()
     class_order: tuple[str, ...] | None = None
+    val: str | None = None  # --val; may be a place that differs from machine to machine
+    val_sha256: str | None = None  # of validation images that are no part of the training images
 
     @property
     def spec(self) -> str:
@@ -67,7 +70,7 @@ class DataRecord(Record, frozen=True, omit_defaults=True):
     @property
     def identity(self) -> dict[str, Any]:
         """All fields that say what the images are; where they lie is not among them."""
-        return {name: value for name, value in plain(self).items() if name != "source"}
+        return {name: value for name, value in plain(self).items() if name not in PLACES}
 
 
 class TeacherRecord(Record, frozen=True):
@@ -166,7 +169,7 @@ def read_bytes(path: Path, *, largest: int | None = LARGEST_FILE) -> bytes:
 
 
 def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """List how given settings differ from stored ones. The `source` of data, their place on disk, may differ.
+    """List how given settings differ from stored ones. The places of data on disk may differ.
 
     >>> config_differences({"seed": 1, "recipe": {"epochs": 3}}, {"seed": 1, "recipe": {"epochs": 5}})
     ['recipe epochs 5 stored, 3 given']
@@ -176,6 +179,6 @@ def config_differences(given: dict[str, Any], stored: dict[str, Any]) -> list[st
         stored_value = stored.get(name)
         if isinstance(value, dict) and isinstance(stored_value, dict):
             differences += [f"{name} {difference}" for difference in config_differences(value, stored_value)]
-        elif name != "source" and stored_value != value:
+        elif name not in PLACES and stored_value != value:
             differences.append(f"{name} {stored_value!r} stored, {value!r} given")
     return differences

@@ -127,7 +127,7 @@ def with_cached_logits(
         log.info("Teachers run at every step: with batch statistics, logits depend on the other images of a batch")
         return batches
     if not isinstance(batches, InMemoryBatches) or not isinstance(images, InMemoryImages):
-        log.info("Teachers run at every step: streamed images have no finite number of views")
+        log.info("Teachers run at every step: these images have no finite number of views")
         return batches
     if (model := user_code_in(teacher.members)) is not None:
         log.info("Teachers run at every step: the code of %s may change, so its logits are not cached", model)

@@ -18,6 +18,7 @@ from ..checkpoints import resolve_ensemble
 from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn, check_choice
 from ..data import Batch, EpochLoader, config_like, load_data
 from ..errors import UserError
+from ..user_data import Data
 from .cached_batches import CachedTeacherBatches, with_cached_logits
 from .ensemble import Teacher, check_compatible
 from .teacher_module import texts_of
@@ -25,7 +26,7 @@ from .teacher_module import texts_of
 
 def cached_logits(
     *references: Path | str,
-    data: str | None = None,
+    data: str | Data | None = None,
     batch_size: int = 64,
     seed: int = 0,
     augment: bool = True,
@@ -51,7 +52,7 @@ def cached_logits(
 
     Args:
         references: One or more checkpoint references, such as `runs/teacher@last`.
-        data: The data set, as for `distill`. None: the data set of the teachers' run.
+        data: The data set, as for `distill`: a name or a `checkpointkd.Data`. None: the data set of the teachers' run.
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         seed: Seed of the order and of the augmentation.
         augment: Whether images are padded, cropped and flipped, as in `distill`.

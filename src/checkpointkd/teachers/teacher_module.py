@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from ..checkpoints import resolve_ensemble
 from ..config import check_choice
+from ..data.images import SLACK, mean_and_std
 from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError, first_line
 from ..losses.distillation_loss import mean_over_teachers, soft_targets
 from .ensemble import Teacher
-
-SLACK = 1e-3  # by which images may leave [0, 1], for rounding and interpolation
 
 
 def teacher(
@@ -129,7 +128,7 @@ class TeacherModule(nn.Module):
         self.average: EnsembleAverage = average
         self.weights = None if weights is None else tuple(weights)
         self._normalized = normalized is not None
-        mean, std = _mean_and_std(normalized)
+        mean, std = mean_and_std(normalized)
         self.pretrained_cfg = {"mean": _per_channel(mean), "std": _per_channel(std)}
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values, dtype=torch.float32, device=members.device).reshape(1, -1, 1, 1)
@@ -165,22 +164,6 @@ class TeacherModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{', '.join(self.references)}; tau={self.tau:g}, average={self.average}"
-
-
-def _mean_and_std(normalized: Any) -> tuple[list[float], list[float]]:
-    """Return the mean and std of each channel. Raise UserError for other values."""
-    if normalized is None:
-        return [0.0], [1.0]
-    try:
-        mean, std = ([float(value) for value in values] for values in normalized)
-    except (TypeError, ValueError):
-        mean, std = [], []
-    if not 0 < len(mean) == len(std) or not all(map(math.isfinite, mean)) or not all(0 < v < math.inf for v in std):
-        raise UserError(
-            "normalized takes a mean and a positive std of each channel, as in ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), "
-            f"not {normalized!r}"
-        )
-    return mean, std
 
 
 def _per_channel(values: Sequence[float]) -> tuple[float, ...]:
