@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
+from .commands.options import Model
 from .errors import READER_KILLED, UserError, discard, first_line, print_message, printable
 from .user_data import Data as UserData
 
@@ -160,9 +161,9 @@ def _for_command_line(parameter: inspect.Parameter, heading: str | None, positio
         annotation = Path
     elif annotation == Path | str | None:
         annotation = Path | None
-    elif annotation in (str | float, str | UserData):
+    elif annotation in (str | float, str | UserData, Model):
         annotation = str
-    elif annotation == str | UserData | None:
+    elif annotation in (str | UserData | None, Model | None):
         annotation = str | None
     return parameter.replace(annotation=Annotated[annotation, cyclopts.Parameter(**how)] if how else annotation)
 

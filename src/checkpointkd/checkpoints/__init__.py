@@ -2,6 +2,7 @@
 
 from .describe import describe, is_registered
 from .external import GIVEN, refresh_external, register_external
+from .initial import initial_network
 from .metadata import metadata_dir, trust_code
 from .refs import CheckpointRef, find_checkpoint, last_of, resolve, resolve_ensemble, warn_if_new_files
 from .run_dir import RunDir, refuse_inside_run
@@ -18,6 +19,7 @@ __all__ = [
     "build_from_run",
     "describe",
     "find_checkpoint",
+    "initial_network",
     "is_registered",
     "last_of",
     "load_as_stated",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from ..distill_config import KDConfig
 from ..errors import UserError
 from ..records.runs import DistillRecord
+from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
-from .options import CommonOptions, DataOptions, TeacherOptions, TrainingOptions
+from .options import CommonOptions, DataOptions, Model, TeacherOptions, TrainingOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions
 
 
 @command(DistillOptions)
-def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
+def distill(student: Model, /, *, options: DistillOptions) -> Trajectory:
     """Train a student with one or several checkpoints as teachers. Repeat the command to continue an interrupted run.
 
     The teachers' validation accuracies are logged before the training starts.
@@ -77,6 +78,7 @@ def distill(student: str, /, *, options: DistillOptions) -> Trajectory:
     from ..data import load_data
     from ..training.distillation import DistillSpec, run_distillation
 
+    student = name_of(student)
     kd = options.kd_config()
     if not options.teachers:
         raise UserError("distill needs --teachers. To train without a teacher, use `checkpointkd train`")

@@ -6,9 +6,10 @@ heading in `--help`. No torch here: the command line reads these classes to answ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..config import (
     LOGIT_CACHE_GB,
@@ -37,6 +38,8 @@ from ..executors.base import ExecutorConfig, ExecutorName
 from ..recipes import recipe
 from ..records.base import read_bytes
 from ..user_data import Data as UserData
+
+Model = str | Callable[..., Any]  # the name of a network, or a function that builds it
 
 if TYPE_CHECKING:
     import torch
@@ -266,6 +269,10 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     checkpoint_dtype: CheckpointDtype = "float32"
     """float16 halves the size of checkpoints. All later commands use the rounded weights."""
 
+    init: str | None = None
+    """The weights that the network starts from: pretrained, which downloads timm's; a checkpoint reference, such as
+    RUN@last; or a file of any trainer. A classifier of other classes starts fresh. Default: random weights."""
+
     def run_spec(self, model: str, data: Data, device: torch.device) -> RunSpec:
         """Return the description of the run of this network."""
         from ..training.run import RunSpec
@@ -282,6 +289,7 @@ class TrainingOptions(LearningRateOptions, RunOptions):
             local_batch_norm=self.local_batch_norm,
             best_of_last_ten=self.best_of_last_ten,
             checkpoint_dtype=self.checkpoint_dtype,
+            init=self.init,
         )
 
 

@@ -12,8 +12,9 @@ from ..config import EstimatorConfig, EstimatorName, check_choice
 from ..distill_config import PilotConfig
 from ..errors import UserError, unknown_name
 from ..records.selection import teachers_in_words
+from ..user_code import name_of
 from .checks import check_same_classes, warn_if_saw_validation_images
-from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, RunOptions
+from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, Model, RunOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ DEFAULT_RULE = "algorithm1"
 class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptions):
     """With --student: compare candidates by pilot runs."""
 
-    student: str | None = None
+    student: Model | None = None
     """The student's network, as for `train`. This option starts a pilot search. The options below apply to it only."""
 
     out: Path | str | None = None
@@ -105,13 +106,14 @@ class SelectOptions(PilotOptions, CommonOptions):
             for name in ("alpha", "tau"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name} applies to kd, which is not among --methods")
+        student = name_of(self.student)
         if self.then_distill is not None:
-            _check_free(Path(self.then_distill), self.student)
-        return self.student, Path(self.out)
+            _check_free(Path(self.then_distill), student)
+        return student, Path(self.out)
 
 
 @overload
-def select(run: Path | str, /, *, student: str, out: Path | str, **options: Any) -> PilotResult: ...
+def select(run: Path | str, /, *, student: Model, out: Path | str, **options: Any) -> PilotResult: ...
 @overload
 def select(run: Path | str, /, *, student: None = None, **options: Any) -> Choice: ...
 @command(SelectOptions)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..user_code import name_of
 from ..user_data import Data as UserData
-from .options import CommonOptions, DataOptions, TrainingOptions
+from .options import CommonOptions, DataOptions, Model, TrainingOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class TrainOptions(DataOptions, TrainingOptions, CommonOptions):
 
 
 @command(TrainOptions)
-def train(model: str, /, *, options: TrainOptions) -> Trajectory:
+def train(model: Model, /, *, options: TrainOptions) -> Trajectory:
     """Train a network and keep its trajectory of checkpoints. Repeat the command to continue an interrupted run.
 
     Example:
@@ -34,7 +35,7 @@ def train(model: str, /, *, options: TrainOptions) -> Trajectory:
     Args:
         model: The network: wrn_D_K, such as wrn_16_2; resnet_D, such as resnet_32; mobilenetv2_W, such as
             mobilenetv2_0.75; timm:NAME; hf:FOLDER with a config.json of transformers; or your own, as
-            package.module:callable.
+            package.module:callable, or in Python as a function that takes num_classes= and in_channels=.
 
     Raises:
         UserError: If the directory holds another run or other files, or if the loss becomes NaN or infinite.
@@ -44,5 +45,5 @@ def train(model: str, /, *, options: TrainOptions) -> Trajectory:
 
     method = from_labels(options.label_smoothing)
     data = load_data(options.config(options.data, options.train_images), on_progress=options.on_progress)
-    spec = options.run_spec(model, data, options.torch_device)
+    spec = options.run_spec(name_of(model), data, options.torch_device)
     return run_training(spec, data, method, on_progress=options.on_progress)

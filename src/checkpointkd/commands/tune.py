@@ -11,8 +11,9 @@ from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError
 from ..executors.base import JOBS_FOLDER, ExecutorConfig
 from ..records.base import plain
+from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
-from .options import CommonOptions, DataOptions, ExecutorOptions, RecipeOptions, RunOptions, TeacherOptions
+from .options import CommonOptions, DataOptions, ExecutorOptions, Model, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Execut
 
 
 @command(TuneOptions)
-def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
+def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
     """Find the α and τ with which teachers teach a student best, measured on the validation set.
 
     Repeat the command to continue an interrupted search. The logit cache makes a trial about as fast as training
@@ -119,7 +120,7 @@ def tune(student: str, /, *, options: TuneOptions) -> dict[str, Any]:
     alpha, tau = defaults(options.method)
     task = tuning.TuneTask(
         run=RunSpec(
-            model=student,
+            model=name_of(student),
             out=Path(options.out),
             recipe=options.recipe_for(data),
             device=options.torch_device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..config import ChannelOrder
 from ..errors import UserError, first_line, unknown_name
 from ..seeding import derive_seed
 from ..user_code import current_folder_last, import_object
-from .hooks import as_map, capture_activations, last_map_path, stage_paths, vector_path
+from .hooks import as_map, capture_activations, last_map_path, main_output, stage_paths, vector_path
 from .hugging_face import PREFIX as HUGGING_FACE
 from .hugging_face import build_from_config, most_parameters, read_config
 from .mobilenet_v2 import MobileNetV2
@@ -41,6 +42,8 @@ __all__ = [
     "stage_paths",
     "vector_path",
 ]
+
+log = logging.getLogger("checkpointkd")
 
 # D and K stand for integers, W for a decimal number; the builder receives them in order.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -69,6 +72,7 @@ def build_network(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     channel_order: ChannelOrder = "rgb",
+    pretrained: bool = False,
 ) -> Network:
     """Build a network by name; its initial weights are a function of the seed.
 
@@ -83,6 +87,7 @@ def build_network(
         seed: Seed of the initial weights.
         config: For `hf:FOLDER`, what `read_config` returned before. By default it is read now.
         channel_order: `bgr` if the network takes the blue channel first.
+        pretrained: Start from timm's pretrained weights, which are downloaded; other networks have none.
 
     Raises:
         UserError: The name is unknown, or the user's module or callable fails.
@@ -93,7 +98,10 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
-        body = _build_body(model, config, num_classes=num_classes, in_channels=in_channels)
+        if pretrained:
+            body = _build_pretrained(model, num_classes=num_classes, in_channels=in_channels)
+        else:
+            body = _build_body(model, config, num_classes=num_classes, in_channels=in_channels)
     return Network(body, mean=mean, std=std, channel_order=channel_order)
 
 
@@ -110,7 +118,10 @@ def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, mode
         UserError: A pass fails, or the output is not logits (B, K).
     """
     try:
-        logits_BK = network.train()(images_BCHW)
+        output = network.train().body(network.normalized(images_BCHW))
+        logits_BK, which = main_output(output)
+        if which:
+            log.info("%s returns several outputs. Its logits are %s.", model, which)
         output = (
             f"shape {tuple(logits_BK.shape)}" if isinstance(logits_BK, Tensor) else f"type {type(logits_BK).__name__}"
         )
@@ -176,11 +187,29 @@ def _build_timm(name: str, arguments: Mapping[str, Any], *, num_classes: int, in
         close = difflib.get_close_matches(name, timm.list_models(), n=6, cutoff=0.5)
         raise unknown_name("timm model", name, close or ["resnet18", "resnet34", "resnet50", "mobilenetv2_100"])
     try:
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments)
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **arguments)
     except Exception as error:  # an argument may have any value
         if not arguments:
             raise
         raise UserError(f"timm cannot build {name!r} with {dict(arguments)}: {first_line(error)}") from None
+
+
+def _build_pretrained(model: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    """Return a network of timm with pretrained weights. timm replaces a classifier of other classes by a fresh one."""
+    if not model.startswith(TIMM):
+        raise UserError(f"--init pretrained applies to timm:NAME. For {model} give --init PATH with its weights.")
+    name, _, arguments = model.removeprefix(TIMM).partition("?")
+    given = {**_timm_arguments(model, arguments), "pretrained": True}
+    body = _build_timm(name, given, num_classes=num_classes, in_channels=in_channels)
+    classes = getattr(body, "pretrained_cfg", {}).get("num_classes")
+    if classes != num_classes:
+        log.info(
+            "%s starts from pretrained weights with a fresh classifier (%s, not %s classes)",
+            model,
+            num_classes,
+            classes,
+        )
+    return body
 
 
 def _build_custom(model: str, **sizes: int) -> nn.Module:

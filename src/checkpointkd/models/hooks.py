@@ -175,11 +175,22 @@ def vector_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feat
     return f"{linear_layers[-1]}:input" if linear_layers else last_map_path(module, images_BCHW, option=option)
 
 
-def logits_of(output: Any) -> Any:
-    """Return the logits in a network's output: itself, `.logits`, the entry `logits` of a dict, or the first entry."""
+def main_output(output: Any) -> tuple[Any, str]:
+    """Return the logits among a module's outputs, and which output they are: "" if it is the only one.
+
+    They are `logits` of a dict or an object, otherwise the first output. Others are auxiliary heads.
+
+    >>> main_output((1, 2)), main_output({"aux": 2, "logits": 1}), main_output(1)
+    ((1, 'the first of 2 outputs'), (1, "'logits' of 2 outputs"), (1, ''))
+    """
     if isinstance(output, Mapping):
-        return output["logits"] if "logits" in output else next(iter(output.values()))
-    return output[0] if type(output) in (tuple, list) else getattr(output, "logits", output)
+        name = "logits" if "logits" in output else next(iter(output))
+        return output[name], f"{name!r} of {len(output)} outputs" if len(output) > 1 else ""
+    if not isinstance(output, Tensor) and getattr(output, "logits", None) is not None:
+        return output.logits, "'logits'"
+    if isinstance(output, tuple | list):
+        return output[0], f"the first of {len(output)} outputs" if len(output) > 1 else ""
+    return output, ""
 
 
 def _first(value: Any) -> Any:
@@ -306,7 +317,7 @@ def _record_calls(module: nn.Module, images_BCHW: Tensor) -> tuple[list[tuple[st
         module.train(was_training)
         for handle in handles:
             handle.remove()
-    return calls, logits_of(output)
+    return calls, main_output(output)[0]
 
 
 def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:

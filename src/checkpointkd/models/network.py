@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ChannelOrder
-from .hooks import logits_of
+from .hooks import main_output
 
 ONE_CHANNEL = (  # the end of a message about a network with one channel and images in color
     ". For a network that takes one channel, give `checkpointkd inspect` --mean M --std S with one number each. The "
@@ -52,7 +52,7 @@ class Network(nn.Module):
         self.body, self.channel_order = body, channel_order
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return logits_of(self.body(self.normalized(images_BCHW)))
+        return main_output(self.body(self.normalized(images_BCHW)))[0]
 
     def normalized(self, images_BCHW: Tensor) -> Tensor:
         """Return the body's input for a batch of images in [0, 1]."""

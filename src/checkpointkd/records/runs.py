@@ -67,6 +67,8 @@ class OwnRunRecord(RunRecord, frozen=True, kw_only=True):
     checkpoint_dtype: CheckpointDtype
     device: str
     batch_norm_processes: Annotated[int, Meta(ge=1)] = 1  # with statistics of their own; 1 where they are shared
+    init: str | None = None  # --init: which weights the network starts from; None for random ones
+    init_sha256: str | None = None
 
 
 class TrainRecord(OwnRunRecord, frozen=True, tag="train", kw_only=True):
@@ -180,7 +182,7 @@ class ConvertRecord(Record, frozen=True, kw_only=True):
     provenance: Provenance
 
 
-METADATA = {"format", "mean", "std", "device", "provenance"}
+METADATA = {"format", "init", "mean", "std", "device", "provenance"}
 METADATA |= {"teacher_refs", "teachers_measured", "teachers_cost", "teacher_scales"}
 AnyRun = TrainRecord | DistillRecord | ExternalRecord
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import records
-from ..checkpoints import RunDir, Trajectory, open_trajectory
+from ..checkpoints import RunDir, Trajectory, initial_network, open_trajectory
 from ..config import (
     CheckpointDtype,
     OnProgress,
@@ -47,7 +47,7 @@ class RunSpec:
     `save_every` is None for a twentieth of the run. `checkpoint_dtype` rounds checkpoints when they are saved and
     measures what was saved; training itself goes on unrounded. `best_of_last_ten` also measures the test images after
     each of the last ten epochs. Without `evaluate_test` the test images are left alone. Without `verbose` the start of
-    a run is not logged.
+    a run is not logged. `init` names the weights that the network starts from, see `initial_network`.
     """
 
     model: str
@@ -63,6 +63,7 @@ class RunSpec:
     checkpoint_dtype: CheckpointDtype = "float32"
     evaluate_test: bool = True
     verbose: bool = True
+    init: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PrecisionChoice)
@@ -124,7 +125,7 @@ def run_training(
     complete = _complete_run(spec, data, method)
     if complete is not None:
         return complete
-    network = _build(spec, data)
+    network, init_sha256 = _build(spec, data)
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
     _check_last_batch(network, spec, data, images_BCHW[:1])
@@ -140,7 +141,7 @@ def run_training(
                 precision = (
                     benchmark_precision(deepcopy(network), data, spec.recipe, spec.device) if long_enough else "fp32"
                 )
-            fields = {**_common_fields(spec, data, precision), **method.identity, **metadata}
+            fields = {**_common_fields(spec, data, precision, init_sha256), **method.identity, **metadata}
             return precision, folder.open(method.record(**fields))
 
         precision, stored = ranks.from_main(opened)
@@ -313,7 +314,8 @@ def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | Non
     if stored is None:
         return None
     precision = stored.precision if spec.precision == "auto" else spec.precision
-    asked = {**_common_fields(spec, data, precision), **method.identity}
+    init_sha256 = None if spec.init is None else _build(spec, data)[1]
+    asked = {**_common_fields(spec, data, precision, init_sha256), **method.identity}
     kind = method.record.__struct_config__.tag
     identity = {"kind": kind} | {name: value for name, value in asked.items() if name not in records.METADATA}
     folder.refuse_another(run_differences(records.plain(identity), records.identity_of(stored)))
@@ -328,7 +330,7 @@ def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | Non
     return run
 
 
-def _common_fields(spec: RunSpec, data: Data, precision: Precision) -> dict[str, Any]:
+def _common_fields(spec: RunSpec, data: Data, precision: Precision, init_sha256: str | None) -> dict[str, Any]:
     """The record's fields that all methods share."""
     mean, std = data.train.channel_statistics()
     return {
@@ -347,14 +349,27 @@ def _common_fields(spec: RunSpec, data: Data, precision: Precision) -> dict[str,
         "checkpoint_dtype": spec.checkpoint_dtype,
         "device": str(spec.device),
         "batch_norm_processes": world_size() if spec.local_batch_norm else 1,
+        "init": spec.init,
+        "init_sha256": init_sha256,
     }
 
 
-def _build(spec: RunSpec, data: Data) -> Network:
+def _build(spec: RunSpec, data: Data) -> tuple[Network, str | None]:
+    """Return the network before its training, and the hash of the weights that it starts from; None if random."""
     mean, std = data.train.channel_statistics()
-    return build_network(
-        spec.model, num_classes=len(data.classes), in_channels=len(mean), mean=mean, std=std, seed=spec.seed
-    )
+
+    def build(classes: int, pretrained: bool) -> Network:
+        return build_network(
+            spec.model,
+            num_classes=classes,
+            in_channels=len(mean),
+            mean=mean,
+            std=std,
+            seed=spec.seed,
+            pretrained=pretrained,
+        )
+
+    return initial_network(spec.init, build, classes=len(data.classes), model=spec.model)
 
 
 def _steps_per_epoch(spec: RunSpec, data: Data) -> int:
