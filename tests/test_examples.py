@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,33 @@ def test_checkpoints_of_a_plain_pytorch_loop_teach_students(tmp_path: Path):
     assert len(accuracies) == 5
     assert accuracies[-1] > 85
     assert len(re.findall(r"^(?:no teacher|teachers .*): \d+\.\d%$", output, re.MULTILINE)) == 3
+
+
+ONE_SCREEN = {  # examples by name, and a pattern of what they print
+    "own_data_and_network": r"teacher (9\d\.\d|8[5-9]\.\d)%, student \d\d\.\d%\n.*state_dict.safetensors",
+    "plain_loop": r"epoch 5: loss (\d\.\d+)",
+    "timm_distillation": r"epoch 3: loss (\d\.\d+)",
+    "lightning_distillation": r"epoch 4: validation accuracy \d\d\.\d%",
+    "hugging_face_trainer": r"loss \d\.\d+ over 21 steps",
+    "own_method_rule_estimator": r"the highest score, .*\nobject:cosine: \d\d\.\d%",
+    "results_to_pandas": r"test_accuracy",
+}
+
+
+@pytest.mark.parametrize("name", ONE_SCREEN)
+def test_an_example_of_one_screen(name: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    """Run in this process, where torchvision can be imported."""
+    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 60, "one screen"
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        if name in ("lightning_distillation", "hugging_face_trainer"):
+            warnings.simplefilter("ignore")  # of these libraries
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    assert re.search(ONE_SCREEN[name], output), output
+
+
+def test_the_examples_are_all_run():
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {"quickstart", "your_own_checkpoints", *ONE_SCREEN}

@@ -145,7 +145,11 @@ def test_only_hf_names_are_looked_for_on_the_hub(student: ckd.Trajectory, tmp_pa
 def test_an_export_has_the_hubs_layout_and_onnx_says_the_same(student: ckd.Trajectory, tmp_path: Path):
     out = tmp_path / "export"
     written = ckd.export(str(student.path), out=out, onnx=True)
-    assert _files(out) == {"config.json", "model.safetensors", "README.md", "model.onnx"} == set(written["files"])
+    assert (
+        _files(out)
+        == {"config.json", "model.safetensors", "state_dict.safetensors", "README.md", "model.onnx"}
+        == set(written["files"])
+    )
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     images = _images()
     expected = predict(ckd.load(out), load_data(DataConfig(data="digits", train_images=60)).val)
@@ -211,6 +215,24 @@ def test_a_damaged_copy_takes_nothing_with_it_and_is_made_anew(student: ckd.Traj
     assert (student.path / "student.safetensors").read_bytes() == student.last.path.read_bytes()
 
 
+def test_the_student_loads_in_plain_pytorch(student: ckd.Trajectory, tmp_path: Path):
+    """The code of the model card, without our loader: the original network, and images that torchvision normalizes."""
+    import re
+
+    from safetensors.torch import load_file
+    from torchvision import transforms
+
+    out = tmp_path / "out"
+    ckd.export(str(student.path), out=out)
+    network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.0], std=[1.0], seed=9).body.eval()
+    network.load_state_dict(load_file(out / "state_dict.safetensors"))
+    code = re.findall(r"^transform = (.*)$", (out / "README.md").read_text(), re.MULTILINE)
+    normalize = eval(code[0], {"transforms": transforms}).transforms[-1]
+    images = _images()
+    with torch.no_grad():
+        torch.testing.assert_close(network(normalize(images)), ckd.load(out)(images), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("last", ["README.md", "config.json"])
 def test_a_killed_export_can_be_given_again(student: ckd.Trajectory, tmp_path: Path, last: str):
     """A process that dies when it is about to put a file in its place."""
@@ -228,7 +250,7 @@ def test_a_killed_export_can_be_given_again(student: ckd.Trajectory, tmp_path: P
     assert done.returncode == 9
     assert not (out / "config.json").exists()
     ckd.export(str(student.path), out=out)
-    assert _files(out) == {"config.json", "model.safetensors", "README.md"}
+    assert _files(out) == {"config.json", "model.safetensors", "state_dict.safetensors", "README.md"}
     ckd.load(out)
 
 

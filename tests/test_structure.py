@@ -31,6 +31,7 @@ LAYERS = [
     "information",
     "analysis",
     "selection",
+    "testing",
     "reports",
     "commands",
     "experiments",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .experiments.demo import demo
     from .experiments.reproduce import reproduce
     from .exporting import load
+    from .information.in_memory import plane
     from .reports.frame import results
     from .teachers.cached_logits import cached_logits
     from .teachers.teacher_module import teacher
@@ -49,6 +50,7 @@ __all__ = [
     "load",
     "named",
     "open_trajectory",
+    "plane",
     "report",
     "reproduce",
     "results",
@@ -70,6 +72,7 @@ _MODULES = {
     "UserError": ".errors",
     "load": ".exporting",
     "cached_logits": ".teachers.cached_logits",
+    "plane": ".information.in_memory",
     "results": ".reports.frame",
     "teacher": ".teachers.teacher_module",
     "demo": ".experiments.demo",

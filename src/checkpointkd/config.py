@@ -65,6 +65,21 @@ def check_choice(kind: str, value: str, choices: object) -> None:
         raise unknown_name(kind, value, get_args(choices))
 
 
+def check_estimator(name: str) -> None:
+    """Check that an estimator of I(X;F) is known, or is a user's own, `package.module:NAME`.
+
+    Raises:
+        UserError: If it is neither; the message names the nearest choice.
+    """
+    if ":" not in name:
+        check_choice("estimator", name, EstimatorName)
+
+
+def information_unit(estimator: str) -> str:
+    """Return the unit of an estimator's I(X;F)."""
+    return INFORMATION_UNITS.get(estimator, "in the unit of this function")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one network is trained.
@@ -213,7 +228,7 @@ class EstimatorConfig:
     small steps. SGD in InfoPro's recipe needs many epochs.
     """
 
-    estimator: EstimatorName = "decoder"
+    estimator: str = "decoder"  # an EstimatorName, or a user's own
     fit_images: int | None = None
     measure_images: int | None = None
     steps: int = 300
@@ -222,7 +237,7 @@ class EstimatorConfig:
     seeds: int = 2
 
     def __post_init__(self) -> None:
-        check_choice("estimator", self.estimator, EstimatorName)
+        check_estimator(self.estimator)
         limits = {"steps": 10**6, "seeds": 100, "batch_size": 10**5}
         for name in (*limits, "fit_images", "measure_images"):
             value = getattr(self, name)

@@ -29,6 +29,7 @@ log = logging.getLogger("checkpointkd")
 CONFIG = "config.json"
 STUDENT = "student.safetensors"  # in a student's run folder
 WEIGHTS = "model.safetensors"  # in the Hub's layout
+PLAIN = "state_dict.safetensors"  # the original network's tensors under its own names
 ONNX = "model.onnx"
 HUB = "hf:"  # before the name of a repository on the Hugging Face Hub
 FORMAT = "checkpointkd"
@@ -172,7 +173,7 @@ def write_export(reference: str, *, out: Path, onnx: bool = False) -> dict[str, 
     there = {entry.name for entry in out.iterdir()} if out.exists() else set()
     there = {name for name in there if not name.startswith(".lock") and not name.endswith(storage.TMP_SUFFIX)}
     if there:
-        ours = {CONFIG, WEIGHTS, ONNX, "README.md", ".gitattributes"}
+        ours = {CONFIG, WEIGHTS, PLAIN, ONNX, "README.md", ".gitattributes"}
         config = storage.read_json(out / CONFIG) if (out / CONFIG).exists() else {"sha256": checkpoint.sha256}
         same = isinstance(config, dict) and config.get("sha256") == checkpoint.sha256
         begun = WEIGHTS in there and _is_whole(out / WEIGHTS, checkpoint.sha256)  # an export that was killed, at least
@@ -181,10 +182,11 @@ def write_export(reference: str, *, out: Path, onnx: bool = False) -> dict[str, 
     network = checkpoint.network()
     result = None if isinstance(run, ExternalRecord) else open_trajectory(checkpoint.saved_path.parents[1]).result()
     config = config_of(checkpoint, result=result, weights=WEIGHTS)
-    written = [WEIGHTS, "README.md", CONFIG]
+    written = [WEIGHTS, PLAIN, "README.md", CONFIG]
     content, difference = _onnx(network, config) if onnx else (b"", None)
     with storage.locked(out):
         storage.save_tensors(out / WEIGHTS, network.state_dict(), {"format": "pt"})
+        storage.save_tensors(out / PLAIN, network.body.state_dict(), {"format": "pt"})
         if onnx:
             storage.atomic_write_bytes(out / ONNX, content)
             written.append(ONNX)
@@ -311,6 +313,17 @@ def _card(config: dict[str, Any]) -> str:
         f"logits = network(images)  # floats in [0, 1], {config['image_shape']} each; network.classes has the names",
         "```",
         "",
+        f"Without checkpointkd, `{PLAIN}` is the state dict of the original network ({config['model']}). This network "
+        "takes normalized images:",
+        "",
+        "```python",
+        "from safetensors.torch import load_file",
+        "from torchvision import transforms",
+        f'network.load_state_dict(load_file("{PLAIN}"))',
+        f"transform = transforms.Compose([transforms.ToTensor(), {_normalize(config)}])",
+        "```",
+        *([] if config.get("channel_order", "rgb") == "rgb" else ["", "Its channels are blue, green, red."]),
+        "",
         f"Checkpoint of epoch {config['epoch']}, trained on {config['data']['train_size']:,} images "
         f"(`--select-on {config['data']['select_on']}`).",
     ]
@@ -322,3 +335,9 @@ def _card(config: dict[str, Any]) -> str:
             f"`{teacher['sha256'][:12]}`, validation accuracy {100 * teacher['accuracy']:.1f}%."
         )
     return "\n".join(lines) + "\n"
+
+
+def _normalize(config: dict[str, Any]) -> str:
+    """Return the code of torchvision's transform that normalizes images for the original network."""
+    mean, std = ([round(value, 6) for value in config[name]] for name in ("mean", "std"))
+    return f"transforms.Normalize({mean}, {std})"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..config import DataConfig, EstimatorConfig, EstimatorName, OnProgress
+from ..config import DataConfig, EstimatorConfig, OnProgress
 from ..errors import UserError
+from ..user_code import name_of
 from .checks import check_same_classes, warn_if_saw_validation_images
 from .options import CommonOptions, DataSetOptions
 from .signature import command
@@ -25,9 +27,9 @@ class ScoreOptions(DataSetOptions, CommonOptions):
     model: str | None = None
     """For external checkpoints: their network, as for `train`. Later commands remember it."""
 
-    estimator: EstimatorName = EstimatorConfig.estimator
-    """The estimator of I(X;F): decoder, the paper's reconstruction decoder; or ridge, a linear decoder in closed form,
-    which is faster and gives nats."""
+    estimator: str | Callable[..., Any] = EstimatorConfig.estimator
+    """The estimator of I(X;F): decoder, the paper's reconstruction decoder; ridge, a linear decoder in closed form,
+    which is faster and gives nats; or your own, as package.module:function."""
 
     feature_layer: str | None = None
     """The module, by its path in the model, whose feature map is decoded. Default: the last map or tokens that
@@ -69,7 +71,7 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
     from ..storage import locked
 
     settings = EstimatorConfig(
-        estimator=options.estimator,
+        estimator=name_of(options.estimator),
         fit_images=options.fit_images,
         measure_images=options.measure_images,
         steps=options.decoder_steps,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..config import EstimatorConfig, EstimatorName, check_choice
+from ..config import EstimatorConfig, check_estimator
 from ..distill_config import PilotConfig
-from ..errors import UserError, unknown_name
+from ..errors import UserError
 from ..records.selection import teachers_in_words
 from ..user_code import name_of
 from .checks import check_same_classes, warn_if_saw_validation_images
@@ -19,6 +20,7 @@ from .signature import command
 
 if TYPE_CHECKING:
     from ..checkpoints import Trajectory
+    from ..information import Plane
     from ..records.selection import PilotResult, PlaneSettings
     from ..selection import Choice
     from ..selection.pilot_store import PilotSearch
@@ -27,6 +29,7 @@ log = logging.getLogger("checkpointkd")
 
 AUTO = "auto"
 DEFAULT_RULE = "algorithm1"
+DEFAULT_LOGIT_RULE = "lowest-nll"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +79,24 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
 class SelectOptions(PilotOptions, CommonOptions):
     """Options of `select`."""
 
-    rule: str | None = None
+    rule: str | Callable[..., Any] | None = None
     """The rule: algorithm1; midpoint, last, random, best-accuracy; transition, the steepest rise of accuracy;
     lowest-nll, lowest-brier, lowest-calibration-error; mcmi, the largest conditional mutual information;
-    wrong-class-variance; nuclear-norm, which needs no labels. Default: pilot runs with --student, otherwise
-    algorithm1."""
+    wrong-class-variance; nuclear-norm, which needs no labels; or your own, as package.module:function.
+    Default: pilot runs with --student, lowest-nll with --logits, otherwise algorithm1."""
 
-    estimator: EstimatorName = EstimatorConfig.estimator
-    """The estimator of I(X;F) whose scores the rule uses: decoder or ridge."""
+    estimator: str | Callable[..., Any] = EstimatorConfig.estimator
+    """The estimator of I(X;F) whose scores the rule uses: decoder, ridge, or your own as package.module:function."""
+
+    logits: Path | str | None = None
+    """In place of RUN: a folder with an array of labels (N,) named labels, and one array of logits (N, K) for each
+    checkpoint, named by its epoch, as npy, npz or safetensors. All rules but algorithm1 apply. selection.json and
+    report.html are written into the folder."""
+
+    @property
+    def rule_name(self) -> str | None:
+        """The rule's name; None for the default."""
+        return None if self.rule in (None, AUTO) else name_of(self.rule)
 
     def pilot_runs(self) -> tuple[str, Path] | None:
         """Return the student and the directory of its pilot runs, or None if a rule chooses.
@@ -96,8 +109,8 @@ class SelectOptions(PilotOptions, CommonOptions):
                 if getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name.replace('_', '-')} needs --student, which starts pilot runs")
             return None
-        if self.rule not in (None, AUTO):
-            raise UserError(f"--rule {self.rule} cannot be combined with --student, which compares pilot runs")
+        if self.rule_name is not None:
+            raise UserError(f"--rule {self.rule_name} cannot be combined with --student, which compares pilot runs")
         if self.estimator != EstimatorConfig.estimator:
             raise UserError("--estimator cannot be combined with --student, which compares pilot runs")
         if self.out is None:
@@ -115,10 +128,10 @@ class SelectOptions(PilotOptions, CommonOptions):
 @overload
 def select(run: Path | str, /, *, student: Model, out: Path | str, **options: Any) -> PilotResult: ...
 @overload
-def select(run: Path | str, /, *, student: None = None, **options: Any) -> Choice: ...
+def select(run: Path | str | Plane | None = None, /, *, student: None = None, **options: Any) -> Choice: ...
 @command(SelectOptions)
 def select(  # pyright: ignore[reportInconsistentOverload] - the options are those of SelectOptions
-    run: Path | str, /, *, options: SelectOptions
+    run: Path | str | None = None, /, *, options: SelectOptions
 ) -> Choice | PilotResult:
     """Choose the checkpoint that teaches. Afterwards RUN@best refers to it.
 
@@ -132,18 +145,31 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
 
         checkpointkd select runs/teacher --student wrn_10_1 --out runs/pilot
 
+        checkpointkd select --logits FOLDER --rule lowest-nll
+
     Args:
-        run: The run directory.
+        run: The run directory. In Python also what `checkpointkd.plane` returned; then nothing is stored.
 
     Raises:
         UserError: If the rule needs scores and the checkpoints have none, or if the budget is too small for pilot runs.
     """
     from ..checkpoints import open_trajectory, warn_if_new_files
-    from ..selection import RULES
+    from ..information import Plane
+    from ..selection import get_rule
 
-    if options.rule not in (None, AUTO, *RULES):
-        raise unknown_name("rule", options.rule, (AUTO, *RULES))
-    check_choice("estimator", options.estimator, EstimatorName)
+    rule, estimator = options.rule_name, name_of(options.estimator)
+    if rule is not None:
+        get_rule(rule)  # raises UserError for an unknown rule
+    check_estimator(estimator)
+    if options.logits is not None or isinstance(run, Plane):
+        if options.logits is not None and run is not None:
+            raise UserError(f"--logits takes the place of {run}. Leave one of them out.")
+        if options.student is not None:
+            raise UserError("--student needs a run directory with checkpoints, which can teach")
+        options.pilot_runs()  # raises UserError for options of pilot runs
+        return _without_run(run, options.logits, rule)
+    if run is None:
+        raise UserError("select needs a run directory, or --logits FOLDER")
     trajectory = open_trajectory(run)
     warn_if_new_files(trajectory)
     pilot_runs = options.pilot_runs()
@@ -157,8 +183,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
             log.info("For %s: %s.", search.student, choice.reason)
             _train_student(search, choice, Path(options.then_distill))
     else:
-        rule = DEFAULT_RULE if options.rule in (None, AUTO) else options.rule
-        choice, made_with = _by_rule(trajectory, rule, options.estimator)
+        choice, made_with = _by_rule(trajectory, rule or DEFAULT_RULE, estimator)
         _store(run, trajectory, choice, made_with=made_with)
         if choice.epoch != max(trajectory):
             log.info(
@@ -228,16 +253,38 @@ def _describe_best(trajectory: Trajectory) -> str | None:
     return f"{teachers}, for {selection.student}" if selection.student else f"{teachers}, by rule {selection.rule}"
 
 
-def _by_rule(trajectory: Trajectory, rule: str, estimator: EstimatorName) -> tuple[Choice, PlaneSettings | None]:
+def _without_run(plane: Any, logits: Path | str | None, rule: str | None) -> Choice:
+    """Choose from a plane in memory, or from a folder of logits, into which the choice and a report are written."""
+    from ..reports.build import write_choice
+    from ..selection import Candidates, choose
+    from ..selection.logit_files import candidates_of_logits
+    from ..selection.selected import selection_record
+    from ..storage import write_json
+
+    if logits is None:
+        choice = choose(Candidates(plane.epochs, max(plane.epochs), plane), rule=rule or DEFAULT_RULE)
+    else:
+        folder = Path(logits)
+        candidates = candidates_of_logits(folder)
+        choice = choose(candidates, rule=rule or DEFAULT_LOGIT_RULE)
+        root = folder if folder.is_dir() else folder.parent
+        write_json(root / "selection.json", selection_record(choice))
+        log.info("Report: %s", write_choice(choice, candidates, out=root / "report.html"))
+    for warning in choice.warnings:
+        log.warning("%s", warning)
+    return choice
+
+
+def _by_rule(trajectory: Trajectory, rule: str, estimator: str) -> tuple[Choice, PlaneSettings | None]:
     """Return a rule's choice, and the settings of the scores that it used, if any.
 
     Raises:
         UserError: If the scores are absent, out of date, or of other images than the run's.
     """
     from ..information import load_plane, stale_epochs
-    from ..selection import NEED_NO_SCORES, Candidates, choose
+    from ..selection import Candidates, choose, needs_scores
 
-    plane = None if rule in NEED_NO_SCORES else load_plane(trajectory, estimator=estimator)
+    plane = None if not needs_scores(rule) else load_plane(trajectory, estimator=estimator)
     again = f"Run `checkpointkd score {trajectory.source}` again"
     if plane is not None and (stale := stale_epochs(plane, trajectory)):
         epochs = ", ".join(map(str, stale))

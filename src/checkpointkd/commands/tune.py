@@ -11,7 +11,6 @@ from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError
 from ..executors.base import JOBS_FOLDER, ExecutorConfig
 from ..records.base import plain
-from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, ExecutorOptions, Model, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
@@ -110,6 +109,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
     from ..training.distillation import DistillSpec
     from ..training.run import RunSpec
 
+    network = name_of(student)
     settings, executor_config, storage_url = options.tune_config(), options.executor_config(), options.storage_url()
     if not options.teachers:
         raise UserError("tune needs --teachers")
@@ -120,7 +120,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
     alpha, tau = defaults(options.method)
     task = tuning.TuneTask(
         run=RunSpec(
-            model=name_of(student),
+            model=network,
             out=Path(options.out),
             recipe=options.recipe_for(data),
             device=options.torch_device,
@@ -139,7 +139,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
         data=data,
     )
     if executor_config != ExecutorConfig():
-        _run_workers(student, replace(options, storage=storage_url), executor_config)
+        _run_workers(network, replace(options, storage=storage_url), executor_config)
     result = tuning.run_tuning(
         task,
         settings=settings,

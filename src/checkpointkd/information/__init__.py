@@ -1,11 +1,11 @@
 """The information plane: estimators of I(X;F) and I(Y;F), and the plane that they span."""
 
 from .decoder import Decoders, LargeDecoders, decoder_information, pixel_entropy, reconstruction_loss
+from .estimators import ESTIMATORS, ImageInformationEstimator, get_estimator
 from .features import maps_and_logits
+from .in_memory import LogitScores, scores_of_logits
 from .labels import label_entropy, label_measures, per_image
 from .plane import (
-    ESTIMATORS,
-    ImageInformationEstimator,
     Plane,
     load_plane,
     load_planes,
@@ -19,8 +19,10 @@ __all__ = [
     "Decoders",
     "ImageInformationEstimator",
     "LargeDecoders",
+    "LogitScores",
     "Plane",
     "decoder_information",
+    "get_estimator",
     "label_entropy",
     "label_measures",
     "load_plane",
@@ -31,5 +33,6 @@ __all__ = [
     "reconstruction_loss",
     "ridge_information",
     "score_trajectory",
+    "scores_of_logits",
     "stale_epochs",
 ]

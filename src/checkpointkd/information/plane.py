@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import records, storage
-from ..checkpoints import Checkpoint, Trajectory
+from ..checkpoints import Trajectory
 from ..config import EstimatorConfig, OnProgress
 from ..data import Data, Images, stratified
 from ..errors import UserError, duration, pluralize
 from ..models import capture_activations, last_map_path, names_code
 from ..records.selection import PlanePoint, PlaneRecord, PlaneSettings
 from ..training.loop import OnStep
-from .decoder import decoder_information
+from .estimators import ScoredCheckpoint, get_estimator
 from .features import MAX_MAP_BYTES, is_large, maps_and_logits
 from .labels import label_measures, per_image
-from .ridge import ridge_information
 
 log = logging.getLogger("checkpointkd")
 
@@ -44,31 +43,6 @@ UNFINISHED = "-unfinished"  # ends the key, in plane.json, of scores that will r
 
 ImageParts = dict[str, np.ndarray]  # each image's contribution: "information" (S, N), the rest of `per_image` (N,)
 Scores = dict[int, tuple[PlanePoint, ImageParts]]  # by epoch
-
-
-class ImageInformationEstimator(Protocol):
-    """An estimator of I(X;F), from clean images and the maps (N, h, w, D) that each of A checkpoints makes of them.
-
-    The maps are float32, or float16 for large images. They may lie on another device than the one to compute on.
-
-    It fits on some images and measures on others. It returns each measured image's contribution (A, S, N), whose mean
-    is the estimate, larger for more information. It also returns further numbers, one per checkpoint, by name.
-    """
-
-    def __call__(
-        self,
-        fitted_on: Images,
-        fitted_maps_ANhwD: Sequence[Tensor] | Tensor,
-        measured_on: Images,
-        measured_maps_ANhwD: Sequence[Tensor] | Tensor,
-        *,
-        settings: EstimatorConfig,
-        on_step: OnStep | None,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, dict[str, list[float]]]: ...
-
-
-ESTIMATORS: dict[str, ImageInformationEstimator] = {"decoder": decoder_information, "ridge": ridge_information}
 
 
 def _is_empty(point: PlanePoint) -> bool:
@@ -148,7 +122,7 @@ def score_trajectory(
         on_step = _chunk_progress(start, len(chunk), len(todo), on_progress)
         if start == 0:
             on_step = _with_estimate(on_step, len(todo) / len(chunk), pluralize(len(todo), "checkpoint"))
-        for point, parts in _score(chunk, fitted_on, measured_on, plane_settings, device, maps_on, on_step):
+        for point, parts in score_checkpoints(chunk, fitted_on, measured_on, plane_settings, device, maps_on, on_step):
             scores[point.epoch] = (point, parts)
             if not warned and _is_empty(point):
                 warned = True
@@ -179,8 +153,9 @@ def _stored_scores(trajectory: Trajectory, settings: PlaneSettings) -> tuple[str
     Scores with other settings stay under the estimator's key until the new ones are complete.
     """
     stored = load_planes(trajectory).get(settings.estimator)
-    if stored is not None and names_code(trajectory.run.model):
-        log.info("The code of %s may have changed, so all checkpoints are scored again", trajectory.run.model)
+    code = next(filter(names_code, (trajectory.run.model, settings.estimator)), None)
+    if stored is not None and code is not None:
+        log.info("The code of %s may have changed, so all checkpoints are scored again", code)
         return settings.estimator + UNFINISHED, stored, {}
     if stored is None or stored.settings == settings:
         return settings.estimator, stored, _valid_scores(stored, trajectory, settings)
@@ -289,7 +264,8 @@ def _store(trajectory: Trajectory, scores: Scores, settings: PlaneSettings, key:
         "information_ASN" if name == "information" else name: torch.from_numpy(np.stack([part[name] for part in parts]))
         for name in parts[0]
     }
-    arrays_path = trajectory.path / f"plane-{key}-{storage.content_hash(arrays)[:12]}.safetensors"
+    name = re.sub(r"[^\w.-]", "_", key)  # the name of a user's own estimator has a colon
+    arrays_path = trajectory.path / f"plane-{name}-{storage.content_hash(arrays)[:12]}.safetensors"
     storage.save_tensors(arrays_path, arrays)
     stored = _read(trajectory) if (trajectory.path / FILE).exists() else {}
     stored.pop(key + UNFINISHED, None)
@@ -326,8 +302,8 @@ def _with_estimate(on_step: OnStep | None, chunks: float, what: str) -> OnStep:
     return record
 
 
-def _score(
-    checkpoints: list[Checkpoint],
+def score_checkpoints(
+    checkpoints: Sequence[ScoredCheckpoint],
     fitted_on: Images,
     measured_on: Images,
     settings: PlaneSettings,
@@ -347,7 +323,7 @@ def _score(
             raise UserError(f"{checkpoint.path} has NaN or infinite logits")
         measured_maps.append(maps_NhwD)
         logits.append(logits_NK)
-    information_ASN, details = ESTIMATORS[settings.estimator](
+    information_ASN, details = get_estimator(settings.estimator)(
         fitted_on,
         fitted_maps,
         measured_on,
@@ -356,6 +332,12 @@ def _score(
         on_step=on_step,
         device=device,
     )
+    shape = tuple(information_ASN.shape)
+    if len(shape) != 3 or (shape[0], shape[2]) != (len(checkpoints), len(measured_on)):
+        raise UserError(
+            f"The estimator {settings.estimator} returned values of shape {shape}. It must return one value for each "
+            f"checkpoint, fit and image, ({len(checkpoints)}, fits, {len(measured_on)})."
+        )
     for number, checkpoint in enumerate(checkpoints):
         information_SN = information_ASN[number].double().cpu()
         logits_NK, labels_N = logits[number], measured_on.labels_N

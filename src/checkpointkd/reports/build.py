@@ -10,8 +10,10 @@ from typing import Any
 from ..analysis.statistics import AVERAGE, Claim, Verdict
 from ..config import CORRELATION_KINDS
 from ..errors import pluralize
+from ..records.base import plain, provenance
 from ..records.experiments import ExperimentRecord, PresetRecord
 from ..records.selection import PilotRecord, teachers_in_words
+from ..selection import Candidates, Choice
 from .charts import Figure
 from .collect import Collected, Scored, collect
 from .figures import correlation_heatmaps, curves_charts, plane_chart, points_of, students_charts, tune_chart
@@ -19,11 +21,13 @@ from .page import Page, Section, write_page
 from .tables import (
     CLAIMS_NOTE,
     SPLITS,
+    choice_table,
     correlation_sentences,
     correlation_table,
     pilot_sentences,
     pilot_table,
     plane_table,
+    predictions_table,
     students_table,
     tune_table,
 )
@@ -86,6 +90,23 @@ def write_correlation(result: Mapping[str, Any], *, out: Path) -> Path:
         },
     )
     return write_page(page, out=out)
+
+
+def write_choice(choice: Choice, candidates: Candidates, *, out: Path) -> Path:
+    """Write a rule's choice among checkpoints as one HTML file; raises UserError if `out` is not a report."""
+    return write_page(
+        Page(
+            title=f"Choice by the rule {choice.rule}",
+            about="Measures of each checkpoint's predictions on the same images, and the checkpoint that a rule chose.",
+            summary=[f"Selected: {choice.unit} {choice.epoch}. Reason: {choice.reason}.", *choice.warnings],
+            sections=[
+                Section(title="Scores by the rule", tables=[choice_table(choice)]),
+                Section(title="Predictions", tables=[predictions_table(candidates.scored, chosen=choice.epochs)]),
+            ],
+            provenance={"images": f"{candidates.scored.images['correct'].shape[1]:,}", **plain(provenance())},
+        ),
+        out=out,
+    )
 
 
 def _runs_page(collected: Collected) -> Page:

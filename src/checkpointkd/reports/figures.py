@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import CORRELATION_KINDS, INFORMATION_UNITS, EstimatorConfig
+from ..config import CORRELATION_KINDS, EstimatorConfig, information_unit
 from ..errors import pluralize
 from ..records.base import DataRecord
 from ..records.tuning import TrialRecord, TuneRecord
@@ -105,7 +105,7 @@ def curves_chart(
         y_title="I(Y;F) by accuracy, %",
         series=series,
         caption="The larger point is the last checkpoint of a run; numbers are epochs. I(X;F) by "
-        f"{estimator}, larger for more information: {INFORMATION_UNITS[estimator]}.",
+        f"{estimator}, larger for more information: {information_unit(estimator)}.",
         alt="The checkpoints of several runs by I(X;F) and accuracy",
     )
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.statistics import Claim, claim_from
-from ..config import CORRELATION_KINDS, INFORMATION_UNITS
+from ..config import CORRELATION_KINDS, information_unit
 from ..errors import format_bytes, pluralize
 from ..records.selection import PilotResult
 from ..records.tuning import TuneRecord
 from .charts import Table
 
 if TYPE_CHECKING:
-    from ..information import Plane
+    from ..information import LogitScores, Plane
     from ..selection import Choice
 
 SPLITS = {"val": "validation set", "test": "test set"}
@@ -62,11 +62,28 @@ def plane_table(plane: Plane, *, chosen: Sequence[int] = ()) -> Table:
     ]
     note = (
         f"Measured on {plane.information_ASN.shape[-1]:,} images of {settings.measured_on}. NLL and H(Y) − CE, a lower "
-        f"bound of I(Y;F), are in nats. I(X;F) is by {settings.estimator}: {INFORMATION_UNITS[settings.estimator]}. "
+        f"bound of I(Y;F), are in nats. I(X;F) is by {settings.estimator}: {information_unit(settings.estimator)}. "
         "Its ± is the standard error over images; the next column is the standard deviation over fits of the estimator."
     )
     columns = [settings.unit, "accuracy, %", "NLL", "H(Y) − CE", "I(X;F)", "sd of fits", "sha256"]
     return Table("", columns, rows, note, [row for row, point in enumerate(points) if point.epoch in chosen])
+
+
+def predictions_table(scores: Plane | LogitScores, *, chosen: Sequence[int] = ()) -> Table:
+    """Return the measures of each checkpoint's predictions that need no image; the chosen epochs are marked."""
+    rows = [
+        [
+            str(point.epoch),
+            _plus_minus(100 * point.accuracy, 100 * point.accuracy_se, 1),
+            f"{point.nll:.3f}",
+            f"{point.label_information:.3f}",
+            f"{point.temperature:.2f}",
+        ]
+        for point in scores.points
+    ]
+    note = "NLL and H(Y) − CE, a lower bound of I(Y;F), are in nats. Temperature: the one that fits these images best."
+    columns = ["epoch", "accuracy, %", "NLL", "H(Y) − CE", "temperature"]
+    return Table("", columns, rows, note, [row for row, point in enumerate(scores.points) if point.epoch in chosen])
 
 
 def choice_table(choice: Choice) -> Table:

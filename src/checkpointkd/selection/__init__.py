@@ -7,8 +7,21 @@ from .rules import (
     Choice,
     algorithm1_index,
     choose,
+    get_rule,
+    needs_scores,
     normalized,
     resamples,
 )
 
-__all__ = ["NEED_NO_SCORES", "RULES", "Candidates", "Choice", "algorithm1_index", "choose", "normalized", "resamples"]
+__all__ = [
+    "NEED_NO_SCORES",
+    "RULES",
+    "Candidates",
+    "Choice",
+    "algorithm1_index",
+    "choose",
+    "get_rule",
+    "needs_scores",
+    "normalized",
+    "resamples",
+]

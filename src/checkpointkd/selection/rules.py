@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError, unknown_name
-from ..information import Plane
+from ..information import LogitScores, Plane
 from ..metrics import calibration_error
+from ..user_code import import_object
 
 RESAMPLES = 1000
 UNDERTRAINED = 0.8  # warn if the chosen teacher's accuracy is below this share of the last checkpoint's
@@ -78,12 +80,12 @@ class Candidates:
 
     epochs: list[int]
     planned_epochs: int
-    plane: Plane | None = None
+    plane: Plane | LogitScores | None = None
     unit: str = "epoch"  # or "step": the unit of `epochs`
 
     @property
-    def scored(self) -> Plane:
-        """The plane, for rules that need one; `choose` checks that it is there."""
+    def scored(self) -> Plane | LogitScores:
+        """The scores, for rules that need some; `choose` checks that they are there."""
         assert self.plane is not None
         return self.plane
 
@@ -91,6 +93,7 @@ class Candidates:
 def algorithm1(candidates: Candidates) -> Choice:
     """Algorithm 1 (§5): the largest sum of I(X;F) and I(Y;F), each normalized over the saved checkpoints."""
     plane = candidates.scored
+    assert isinstance(plane, Plane)  # `choose` checks it
     information_A = np.array([point.image_information for point in plane.points])
     accuracy_A = np.array([point.accuracy for point in plane.points])
     x_A, y_A, sum_A = normalized(information_A), normalized(accuracy_A), algorithm1_index(information_A, accuracy_A)
@@ -236,28 +239,64 @@ RULES: dict[str, Rule] = {
     "nuclear-norm": nuclear_norm,
 }
 NEED_NO_SCORES = ("midpoint", "last", "random")
+NEED_IMAGES = ("algorithm1",)  # I(X;F) cannot be estimated from logits
+
+
+def get_rule(name: str) -> Callable[[Candidates], Any]:
+    """Return a rule: one of `RULES`, or a user's own as `package.module:function`. Raises UserError if unknown."""
+    if name in RULES:
+        return RULES[name]
+    if ":" not in name:
+        raise unknown_name("rule", name, (*RULES, "package.module:function"))
+    return import_object(name, kind="Rule")
+
+
+def needs_scores(name: str) -> bool:
+    """Return whether a rule needs scored checkpoints. A user's rule needs them unless `needs_scores` is False."""
+    return name not in NEED_NO_SCORES and (name in RULES or getattr(get_rule(name), "needs_scores", True))
 
 
 def choose(candidates: Candidates, *, rule: str) -> Choice:
     """Apply a rule by name.
 
+    A user's own rule takes the candidates, and returns a `Choice` or a score for each checkpoint, larger is better.
+
     Raises:
         UserError: If the rule is unknown, if there is no checkpoint, or if the rule needs scores that are missing or
             not finite.
     """
-    if rule not in RULES:
-        raise unknown_name("rule", rule, RULES)
+    function = get_rule(rule)
     if not candidates.epochs:
         raise UserError("The run has no checkpoint to choose from")
-    if rule not in NEED_NO_SCORES:
+    if needs_scores(rule):
         if candidates.plane is None:
             raise UserError(f"The rule {rule!r} needs scored checkpoints. Run `checkpointkd score` first.")
+        from_logits = isinstance(candidates.plane, LogitScores)
+        if rule in NEED_IMAGES and from_logits:
+            usable = ", ".join(name for name in RULES if name not in NEED_IMAGES)
+            raise UserError(f"The rule {rule} needs images, not only logits. Rules without images: {usable}")
         for point in candidates.plane.points:
-            if not all(map(math.isfinite, (point.image_information, point.accuracy, point.nll))):
+            information = 0.0 if from_logits else point.image_information
+            if not all(map(math.isfinite, (information, point.accuracy, point.nll))):
                 raise UserError(
                     f"The scores of {candidates.unit} {point.epoch} are NaN or infinite. The checkpoint may be damaged."
                 )
-    return RULES[rule](candidates)
+    result = function(candidates)
+    return result if isinstance(result, Choice) else _by_own_scores(rule, candidates, result)
+
+
+def _by_own_scores(rule: str, candidates: Candidates, scores: Any) -> Choice:
+    """Choose by the scores that a user's rule returned."""
+    try:
+        score_A = np.asarray(scores, dtype=float)
+    except (TypeError, ValueError):
+        score_A = np.zeros(0)
+    if score_A.shape != (len(candidates.epochs),) or not np.isfinite(score_A).all():
+        raise UserError(
+            f"The rule {rule} must return a Choice, or one finite number for each of the {len(candidates.epochs)} "
+            f"checkpoints, not {scores!r}"
+        )
+    return _highest_score(rule, candidates, score_A, f"the highest score, {score_A.max():.4g}")
 
 
 def resamples(images: int) -> np.ndarray:

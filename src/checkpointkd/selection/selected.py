@@ -19,17 +19,7 @@ def write_selection(
         made_with: How the checkpoints were scored, for a rule that uses scores.
     """
     if isinstance(selected, Choice):
-        record = SelectionRecord(
-            rule=selected.rule,
-            reason=selected.reason,
-            epochs=selected.epochs,
-            unit="step" if selected.unit == "step" else "epoch",
-            runner_up=selected.runner_up,
-            scores=selected.scores,
-            probability=selected.probability,
-            warnings=selected.warnings,
-            made_with=made_with,
-        )
+        record = selection_record(selected, made_with=made_with)
     else:
         record = SelectionRecord(
             rule=selected.rule,
@@ -44,3 +34,18 @@ def write_selection(
             warnings=selected.warnings,
         )
     storage.write_json(trajectory.path / "selection.json", record)
+
+
+def selection_record(choice: Choice, *, made_with: PlaneSettings | None = None) -> SelectionRecord:
+    """Return the record of a rule's choice."""
+    return SelectionRecord(
+        rule=choice.rule,
+        reason=choice.reason,
+        epochs=choice.epochs,
+        unit="step" if choice.unit == "step" else "epoch",
+        runner_up=choice.runner_up,
+        scores=choice.scores,
+        probability=choice.probability,
+        warnings=choice.warnings,
+        made_with=made_with,
+    )
