@@ -121,10 +121,8 @@ class DataOptions(DataSetOptions):
     training. test: the test set, as in the paper. Default: as in the given run or first teacher, otherwise val."""
 
     val: str | None = None
-    """The validation set, for folder:PATH, imagenet and hf:NAME: the name of a split, or a folder with a folder per
-    class. It should hold images that a teacher from elsewhere has not seen. Default: as in the given run or first
-    teacher, otherwise the data set's own validation split beside its test split, otherwise a part of the training
-    set."""
+    """The validation set, for folder:PATH, imagenet and hf:NAME: a split, or a folder with a folder per class. Default:
+    as in the given run, otherwise the data set's own validation split, otherwise a part of the training set."""
 
     image_size: int | None = None
     """For image folders: resize and crop images to squares of this side in pixels. Default: as in the given run or
@@ -270,8 +268,8 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     """float16 halves the size of checkpoints. All later commands use the rounded weights."""
 
     init: str | None = None
-    """The weights that the network starts from: pretrained, which downloads timm's; a checkpoint reference, such as
-    RUN@last; or a file of any trainer. A classifier of other classes starts fresh. Default: random weights."""
+    """The first weights: pretrained, which downloads timm's; a reference, such as RUN@last; or a file of any trainer. A
+    classifier of other classes starts fresh. Default: random weights."""
 
     def run_spec(self, model: str, data: Data, device: torch.device) -> RunSpec:
         """Return the description of the run of this network."""

@@ -11,6 +11,7 @@ from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError
 from ..executors.base import JOBS_FOLDER, ExecutorConfig
 from ..records.base import plain
+from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
 from .options import CommonOptions, DataOptions, ExecutorOptions, Model, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
