@@ -73,22 +73,22 @@ class ExecutorOptions:
     """Where runs are trained."""
 
     jobs: int = 1
-    """Runs that are trained at once, each in its own process. On a machine with several GPUs, they are spread over
-    the GPUs."""
+    """Number of runs to train at the same time, each in its own process. On a machine with several GPUs, the runs are
+    spread over the GPUs."""
 
     executor: ExecutorName = "local"
-    """local: processes of this machine. ray: a Ray cluster; the environment variable RAY_ADDRESS names it. slurm: one
-    SLURM job for each run. All machines need --out and the data at the same paths."""
+    """local: processes on this machine. ray: the Ray cluster at the address in the environment variable RAY_ADDRESS.
+    slurm: one SLURM job per run. All machines need --out and the data at the same paths."""
 
     gpus_per_run: float | None = None
-    """The share of a GPU for each run, such as 0.25 for four runs per GPU; 0 for none. Default: the GPUs of this
-    machine in equal parts, one GPU of a Ray cluster that has GPUs, none of SLURM."""
+    """Share of a GPU for each run: 0.25 for four runs per GPU, 0 for no GPU. Default: local: an equal share of the GPUs
+    of this machine; ray: one GPU if the cluster has GPUs; slurm: no GPU."""
 
     slurm: list[str] | None = None
-    """Parameters of SLURM jobs as KEY=VALUE, such as partition=gpu timeout_min=240."""
+    """Parameters of the SLURM jobs as KEY=VALUE, such as partition=gpu timeout_min=240."""
 
     def executor_config(self) -> ExecutorConfig:
-        """Return where runs are trained. Raises UserError for values out of range."""
+        """Return the settings of the executor. Raises UserError for values out of range."""
         slurm = [self.slurm] if isinstance(self.slurm, str) else self.slurm or []
         return ExecutorConfig(
             executor=self.executor, jobs=self.jobs, gpus_per_run=self.gpus_per_run, slurm=tuple(slurm)
@@ -261,8 +261,8 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     does. That number is optimistic. Needs --select-on test."""
 
     local_batch_norm: bool = False
-    """With several processes (torchrun): keep the batch statistics of each process apart. Faster, but the result then
-    depends on the number of processes."""
+    """With several processes (torchrun): batch normalization uses the statistics of each process, not of the global
+    batch. Faster, but the result then depends on the number of processes."""
 
     checkpoint_dtype: CheckpointDtype = "float32"
     """float16 halves the size of checkpoints. All later commands use the rounded weights."""

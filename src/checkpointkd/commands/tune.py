@@ -52,7 +52,7 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Execut
     """Students per trial, one for each seed. Trials are ranked by their mean accuracy."""
 
     storage: str | None = None
-    """URL of Optuna's storage, to share a study between machines. journal:FILE is a file in a shared folder; all
+    """URL of an Optuna storage, to share a study between machines. journal:FILE is a file in a shared folder; all
     processes then need the same --out. Default: a file in --out."""
 
     study_name: str = "checkpointkd"
@@ -65,7 +65,8 @@ class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, Execut
             return self.storage
         if (Path(self.out) / "study.db").exists():
             raise UserError(
-                f"{self.out} holds a search without --jobs. Leave out --jobs and --executor, or choose another --out."
+                f"{self.out} holds a study that was started without --jobs. Leave out --jobs and --executor, or "
+                "choose another --out."
             )
         return f"journal:{journal}"
 
@@ -173,7 +174,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
 
 
 def _run_workers(student: str, options: TuneOptions, config: ExecutorConfig) -> None:
-    """Run the trials in as many processes as `config` says. The caller runs what they leave, and reads the result."""
+    """Run the trials in `config.jobs` processes. The caller runs the trials that they leave, and reads the result."""
     from ..executors import open_executor, run_all
 
     options = replace(options, jobs=1, executor="local", gpus_per_run=None, slurm=None, on_progress=None)
@@ -182,5 +183,5 @@ def _run_workers(student: str, options: TuneOptions, config: ExecutorConfig) -> 
 
 
 def _work(student: str, options: TuneOptions) -> None:
-    """Run trials until all have started, in a process of its own."""
+    """Run trials in this process until all trials have started."""
     tune.__wrapped__(student, options=options)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Where independent pieces of work run: in processes of this machine, on Ray, or as SLURM jobs.
+"""Executors run independent function calls: in processes on this machine, on Ray, or as SLURM jobs.
 
-An executor has one method, `submit`, which returns a `concurrent.futures.Future`. A function that raises sets its
-exception; a process or machine that dies sets `WorkerDied`. The caller submits the same work again.
+`submit` starts a call and returns a `concurrent.futures.Future`. If the function raises, the future holds the
+exception. If the process or machine dies, the future holds `WorkerDied`, and the caller submits the call again.
 """
 
 from .base import JOBS_FOLDER, MAX_ATTEMPTS, Executor, ExecutorConfig, ExecutorName, WorkerDied, run_all

@@ -14,15 +14,15 @@ ExecutorName = Literal["local", "ray", "slurm"]
 
 
 class WorkerDied(Exception):  # noqa: N818 - reads well where it is raised and caught
-    """The process or machine that ran some work is gone. What the work saved is still there."""
+    """The process or machine that ran a call has died. Files that the call saved are still there."""
 
 
 JOBS_FOLDER = ".jobs"  # of SLURM's scripts and logs, in the folder of results
-MAX_ATTEMPTS = 3  # of work whose process or machine dies
+MAX_ATTEMPTS = 3  # of a call whose process or machine dies
 
 
 class Executor(Protocol):
-    """Runs functions elsewhere, `jobs` at once."""
+    """Runs up to `jobs` functions at once."""
 
     @property
     def jobs(self) -> int:
@@ -34,16 +34,20 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop all that runs."""
+        """Stop all running functions."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorConfig:
-    """Which executor, how many pieces of work run at once, and what each of them gets.
+    """The settings of an executor.
 
-    `gpus_per_run` is None for an equal share of the GPUs of this machine, for one GPU of a Ray cluster that has GPUs,
-    and for none of SLURM's. `slurm` holds parameters of SLURM as KEY=VALUE.
+    Attributes:
+        executor: Where functions run.
+        jobs: How many functions run at once.
+        gpus_per_run: The share of a GPU for each function. None is an equal share of the GPUs of this machine, one GPU
+            of a Ray cluster that has GPUs, and no GPU for SLURM.
+        slurm: Parameters of SLURM jobs as KEY=VALUE.
     """
 
     executor: ExecutorName = "local"
@@ -62,18 +66,18 @@ class ExecutorConfig:
                 "run on several GPUs, start `train` or `distill` with torchrun."
             )
         if self.executor == "slurm" and share not in (None, 0, 1):
-            raise UserError(f"--gpus-per-run must be 0 or 1 for SLURM, not {share:g}: SLURM gives out whole GPUs")
+            raise UserError(f"--gpus-per-run must be 0 or 1 for SLURM, not {share:g}: SLURM gives out whole GPUs.")
         if self.slurm and self.executor != "slurm":
-            raise UserError("--slurm applies to --executor slurm only")
+            raise UserError("--slurm applies to --executor slurm only. Add --executor slurm, or leave out --slurm.")
 
 
 def run_all(executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Call a function once for each tuple of arguments, and return the results in order. Closes the executor.
 
-    A call whose process dies is made again, at most three times in all.
+    A call whose process dies is repeated, up to three attempts in all.
 
     Raises:
-        WorkerDied: If a call failed three times. Other errors of the function pass through.
+        WorkerDied: If the process died in each of three attempts. Errors that the function raises are passed on.
     """
     waiting = [(number, 1) for number in range(len(calls))]
     running: dict[Future[Any], tuple[int, int]] = {}

@@ -1,4 +1,4 @@
-"""Work in this process, or in processes of this machine, each with its GPU and its CPU threads."""
+"""Run functions in this process, or in other processes on this machine, each with its GPU and CPU threads."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from ..config import Device
 from ..errors import UserError, pluralize
 from .base import Executor, ExecutorConfig, WorkerDied
 
-WATCH_SECONDS = 0.5  # between two looks of a process at its parent
-CLOSE_SECONDS = 0.1  # loky's thread fails if its processes are killed in the moment in which it takes up work
+WATCH_SECONDS = 0.5  # between two checks that the parent process is alive
+CLOSE_SECONDS = 0.1  # loky's thread fails if its processes are killed while it starts a call
 
 
 def open_executor(config: ExecutorConfig, device: Device, folder: Path) -> Executor:
-    """Return the executor of these settings, for work on a device. SLURM's scripts and logs go into `folder`.
+    """Return the executor of these settings, for functions that compute on a device.
+
+    `folder` is for SLURM's scripts and logs.
 
     Raises:
-        UserError: If the executor is not installed or not reachable, or if this machine has too few GPUs.
+        UserError: If the executor is not installed or cannot be reached, or if this machine has too few GPUs.
     """
     if config.executor == "ray":
         from .on_ray import RayExecutor
@@ -39,7 +41,7 @@ def open_executor(config: ExecutorConfig, device: Device, folder: Path) -> Execu
 
 
 def devices_of_slots(jobs: int, gpus_per_run: float | None, gpus: Sequence[str]) -> list[str | None]:
-    """Return the GPU of each of `jobs` slots, None for a slot that may use whatever is visible.
+    """Return the GPU of each of `jobs` slots, or None for a slot that may use all visible GPUs.
 
     Args:
         jobs: The number of slots.
@@ -57,7 +59,8 @@ def devices_of_slots(jobs: int, gpus_per_run: float | None, gpus: Sequence[str])
     if not gpus:
         if gpus_per_run is not None:
             raise UserError(
-                f"--gpus-per-run {gpus_per_run:g}: PyTorch finds no CUDA GPU on this machine. Leave it out."
+                f"--gpus-per-run {gpus_per_run:g} needs a GPU, but PyTorch finds no CUDA GPU on this machine. "
+                "Leave out --gpus-per-run."
             )
         return [None] * jobs
     if gpus_per_run is not None and jobs > (largest := len(gpus) * math.floor(1 / gpus_per_run + 1e-9)):
@@ -69,7 +72,7 @@ def devices_of_slots(jobs: int, gpus_per_run: float | None, gpus: Sequence[str])
 
 
 def _visible_gpus(device: Device) -> list[str]:
-    """Return the GPUs that work on a device may be spread over, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    """Return the GPUs over which slots may be spread, by their names in CUDA_VISIBLE_DEVICES."""
     if device not in ("auto", "cuda"):
         return []
     import torch
@@ -85,7 +88,7 @@ def cores() -> int:
 
 
 class InProcessExecutor:
-    """Runs one function at a time in this process. `submit` returns when the function has ended."""
+    """Runs one function at a time in this process. `submit` returns after the function has ended."""
 
     jobs = 1
 
@@ -99,9 +102,9 @@ class InProcessExecutor:
 
 
 class LocalExecutor:
-    """Runs functions in processes that die with this one, one process per slot.
+    """Runs functions in other processes, one per slot. They end when this process ends.
 
-    A slot keeps its process: starting one takes seconds. A slot whose process died gets another.
+    A slot keeps its process, because starting one takes seconds. If the process dies, the slot gets a new one.
     """
 
     def __init__(self, devices: Sequence[str | None]) -> None:
@@ -143,7 +146,7 @@ class LocalExecutor:
         error = inner.exception()
         if isinstance(error, BrokenProcessPool):
             self._pools.pop(slot, None)
-            error = WorkerDied("its process was killed, perhaps for lack of memory")
+            error = WorkerDied("its process was killed, perhaps because memory ran out")
         self._idle.append(slot)
         if error is None:
             future.set_result(inner.result())
@@ -152,7 +155,7 @@ class LocalExecutor:
 
 
 def _start(parent: int, threads: int) -> None:
-    """Prepare a new process: Ctrl-C is for its parent, and it ends when its parent does, even if that is killed."""
+    """Prepare a new process: it leaves Ctrl-C to its parent, and it ends when its parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

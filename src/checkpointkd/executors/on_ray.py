@@ -1,4 +1,4 @@
-"""Work on a Ray cluster. Needs the extra `ray`."""
+"""Run functions on a Ray cluster. Needs the extra `ray`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CONNECT_SECONDS = 10.0
 
 
 class RayExecutor:
-    """Runs functions as Ray tasks, with one CPU core and a GPU or a share of it each.
+    """Runs functions as Ray tasks, each with one CPU core and a share of a GPU.
 
-    RAY_ADDRESS names the cluster. Without it, Ray starts on this machine. Ray sets CUDA_VISIBLE_DEVICES of each task.
+    RAY_ADDRESS names the cluster. Without it, Ray starts on this machine. Ray sets CUDA_VISIBLE_DEVICES for each task.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
@@ -34,7 +34,7 @@ class RayExecutor:
         gpus = ray.cluster_resources().get("GPU", 0)
         share = config.gpus_per_run if config.gpus_per_run is not None else min(1, gpus)
         if share > gpus:
-            raise UserError(f"--gpus-per-run {share:g}: no node of the Ray cluster has a GPU. Leave it out.")
+            raise UserError(f"The Ray cluster has no GPU for --gpus-per-run {share:g}. Leave out --gpus-per-run.")
         # a task that dies is submitted again by the caller, as with every executor
         self._remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_call)
         self._folder = os.getcwd()
@@ -61,7 +61,7 @@ class RayExecutor:
         if error is None:
             future.set_result(inner.result())
         elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            future.set_exception(WorkerDied(f"Ray lost it ({type(error).__name__}: {first_line(error)})"))
+            future.set_exception(WorkerDied(f"Ray lost its process ({type(error).__name__}: {first_line(error)})"))
         else:
             future.set_exception(getattr(error, "cause", None) or error)
 
@@ -85,14 +85,14 @@ def _connect(ray: Any) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raise OSError if nothing answers at HOST:PORT. Ray itself would try for many minutes."""
+    """Raise OSError if nothing answers at HOST:PORT. Ray itself would retry for many minutes."""
     host, separator, port = address.rpartition(":")
     if separator and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a Ray worker, in the folder where the command was started: its paths may be relative."""
+    """Run a function in a Ray worker. Change to the folder where the command was started, as paths may be relative."""
     import torch
 
     torch.set_num_threads(1)

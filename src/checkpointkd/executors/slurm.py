@@ -1,4 +1,4 @@
-"""Work as SLURM jobs. Needs the extra `slurm`, which is submitit."""
+"""Run functions as SLURM jobs. Needs the extra `slurm`, which installs submitit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..errors import UserError, first_line
 from .base import ExecutorConfig, WorkerDied
 
 POLL_SECONDS = 1.0
-TIMEOUT_MINUTES = 240  # of a job, unless --slurm timeout_min=… says otherwise; the next job continues
+TIMEOUT_MINUTES = 240  # of a job, unless --slurm sets timeout_min; the next job continues
 
 
 class SlurmExecutor:
     """Runs each function as a SLURM job. At the time limit and after a preemption the job is queued again.
 
-    Scripts, results and logs of jobs are files in `folder`. All machines must see it.
+    Scripts, results and logs of jobs are files in `folder`, which all machines must share.
     """
 
     def __init__(self, config: ExecutorConfig, folder: Path) -> None:
@@ -64,7 +64,7 @@ class SlurmExecutor:
 
 
 class _Call:
-    """A call that submitit queues again when SLURM stops its job before it has ended."""
+    """A call that submitit queues again if SLURM stops its job early."""
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -76,7 +76,7 @@ class _Call:
 
 
 def _set(future: Future[Any], job: Any) -> None:
-    """Pass on what a job returned or raised."""
+    """Set the result or the exception of a job."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
@@ -88,14 +88,14 @@ def _set(future: Future[Any], job: Any) -> None:
 
 
 def _parameters(config: ExecutorConfig) -> dict[str, Any]:
-    """Return the parameters of submitit from KEY=VALUE texts."""
+    """Return the parameters for submitit from KEY=VALUE strings."""
     parameters: dict[str, Any] = {"timeout_min": TIMEOUT_MINUTES}
     if config.gpus_per_run:
         parameters["gpus_per_node"] = 1
     for text in config.slurm:
         name, separator, value = text.partition("=")
         if not separator or not name.isidentifier():
-            raise UserError(f"--slurm takes KEY=VALUE, such as timeout_min=240, not {text!r}")
+            raise UserError(f"--slurm takes KEY=VALUE, such as timeout_min=240, not {text!r}.")
         own = name in ("cluster", "timeout_min", "gpus_per_node", "cpus_per_task", "mem_gb", "name")
         key = name if own or name.startswith("slurm_") else f"slurm_{name}"
         parameters[key] = int(value) if value.isdecimal() else value

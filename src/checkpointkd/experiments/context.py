@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..data import Data
 
 VIEWS = 162  # of an image, by padding, cropping and flipping
-ID_FILE = ".folder-id"  # tells two folders of the same path on two machines apart
+ID_FILE = ".folder-id"  # distinguishes folders that have the same path on different machines
 DIGITS_VIEWS = 9  # digits are not flipped and shift by one pixel
 CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of other data sets are not cached
 
@@ -33,7 +33,7 @@ CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of oth
 class Context:
     """All that tasks of one preset share. A context can be sent to another process.
 
-    `speeds` has an entry per network. `folder_id` is the content of a file in `out`. `teacher_steps` and
+    `speeds` has an entry per network. `folder_id` is the content of the file `ID_FILE` in `out`. `teacher_steps` and
     `student_steps` are optimizer steps per epoch, for estimates of time.
     """
 
@@ -59,7 +59,7 @@ class Context:
             wait: Seconds to wait for the file: a network file system may show a new file late.
 
         Raises:
-            UserError: If the folder is missing or another one.
+            UserError: If this process sees no such folder, or another one.
         """
         deadline = time.monotonic() + wait
         while self.folder_id and _text(self.out / ID_FILE) != self.folder_id:
@@ -84,8 +84,8 @@ class Context:
     def with_speeds(self, models: Sequence[str], data: Data) -> Context:
         """Return the context with each network's precision and speed, from machine.json or measured now.
 
-        The precision is measured once, for the first network, and is the same for all: runs that are compared must
-        compute alike. It is part of a run's key.
+        The precision is measured once, on the first network, and used for all networks: runs that are compared must
+        have the same precision. It is part of a run's key.
         """
         from ..device import pick_device
         from ..training.precision import benchmark_training
@@ -143,7 +143,7 @@ class Context:
 
 
 def _text(path: Path) -> str:
-    """Return the content of a small file, nothing if it cannot be read."""
+    """Return the content of a small file, or an empty string if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Merge folders of experiments that were computed apart, as on machines that share no folder."""
+"""Merge folders of experiments, for example of machines that share no folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LEFT_OUT = shutil.ignore_patterns(".lock*", f"*{storage.TMP_SUFFIX}")
 
 
 def merge_folders(out: Path, folders: Sequence[Path]) -> None:
-    """Copy the finished work of other folders into one. Hold `storage.locked(out)`.
+    """Copy the finished tasks of other folders into `out`. Hold `storage.locked(out)`.
 
-    Work that `out` has already finished stays as it is.
+    Tasks that are already finished in `out` do not change.
 
     Raises:
-        UserError: If a folder holds other experiments, or another training of a run that both folders have: its
-            students learned from other weights.
+        UserError: If a folder holds other experiments, or a run that `out` also has but with other weights. Students of
+            the two are not comparable.
     """
     wanted = records.read(out / STORE, StoreRecord, remedy="Restore the file.")
     for folder in folders:
@@ -50,14 +50,14 @@ def _check_same_weights(run: Path, other: Path) -> None:
     first, second = (storage.read_metadata(folder / "checkpoints" / last.name)["sha256"] for folder in (run, other))
     if first != second:
         raise UserError(
-            f"{run} and {other} are trainings of the same run with different weights: another machine rounds in "
-            f"another way. The students of the two teachers cannot be compared as one. Copy the teachers to all "
-            "machines before their students are trained."
+            f"{run} and {other} are trainings of the same run with different weights: machines may round differently. "
+            "Students of different teachers are not comparable. Train the teachers once, copy them to all machines, "
+            "then train the students."
         )
 
 
 def _copy(source: Path, target: Path) -> bool:
-    """Copy the folder of a finished task, or what was measured of a run that both have; return whether it did."""
+    """Copy a finished task, or missing measurements of a run that both folders have. Return whether it did."""
     if not any((source / name).exists() for name in ("result.json", "tune.json", "measured.json", "correlated.json")):
         return False
     if (target / "result.json").exists() or not (source / "result.json").exists():

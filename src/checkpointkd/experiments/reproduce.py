@@ -35,7 +35,7 @@ log = logging.getLogger("checkpointkd")
 
 ALL = "all"  # experiments of the paper
 PAGE = "report.html"
-LOCK_SECONDS = 300.0  # to wait for another process that measures speeds or writes results
+LOCK_SECONDS = 300.0  # to wait while another process measures speeds or writes results
 WRITE_SECONDS = 60.0  # between two writes of the results while tasks run
 NOTED_OPTIONS = ("teacher_epochs", "student_epochs", "train_images", "seeds", "teacher_recipe")
 PRESET_OPTIONS = ("train_images", "seeds", "teacher_recipe", "select_on", "alpha", "tau", "precision")
@@ -55,8 +55,8 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
     """The folder of the experiments and of their runs."""
 
     data: str | None = None
-    """The data set as NAME or NAME:PATH. The presets paper and smoke also take tiny-imagenet (for table2), paper also
-    imagenet:PATH (for table1). Default: the preset's."""
+    """The data set as NAME or NAME:PATH. The presets paper and smoke also take tiny-imagenet (for table2). The preset
+    paper also takes imagenet:PATH (for table1). Default: the preset's."""
 
     select_on: SelectOn | None = None
     """The images for choosing checkpoints and hyperparameters: val or test, as for `train`. Default: the preset's."""
@@ -89,15 +89,15 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
     """fp32, bf16 or auto, as for `train`. Default: the preset's."""
 
     seed: int | None = None
-    """Train only the students of this seed. Several processes or machines may work on one experiment, each with its own
-    seed, in one shared folder."""
+    """Train only the students of this seed. Several machines with a shared folder can split an experiment
+    by seed."""
 
     only: list[str] | None = None
-    """Train only the students of these pairs or variants, by their names in the tables; * stands for any text."""
+    """Train only the students of these pairs or variants, by their names in the tables. * matches any text."""
 
     merge: list[Path | str] | None = None
-    """Copy the finished runs of these folders into --out first. They must hold parts of the same experiments, computed
-    elsewhere."""
+    """First copy the finished runs of these folders into --out. They must hold parts of the same experiments, for
+    example from other machines."""
 
     time_limit: float | None = None
     """Stop after this many minutes and write the report. The same command continues unfinished runs from their last
@@ -262,7 +262,7 @@ def _run(
             write({})
             written_at = time.monotonic()
 
-    # a deadline needs a process even for one job: it stops whatever runs
+    # a deadline needs another process even for one job, because a running task can be stopped only there
     in_process = executor_config == ExecutorConfig() and deadline == math.inf
     executor = (
         InProcessExecutor() if in_process else open_executor(executor_config, context.device, context.out / JOBS_FOLDER)

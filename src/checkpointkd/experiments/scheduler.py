@@ -1,7 +1,7 @@
-"""Runs tasks in the order of their requirements, as many at once as an executor takes.
+"""Run tasks in the order of their requirements, as many at once as an executor allows.
 
-All state is in files: a task is done when its folder says so. So every engine works alike, and several machines may
-work in one folder.
+All state is in files: a task is done when its results are in its folder. So all executors work the same way, and
+several machines may share a folder.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ log = logging.getLogger("checkpointkd")
 DEPENDENCY_FAILED = "a required task failed"
 ALL_TASKS = "all tasks"  # the label of the overall progress
 POLL_SECONDS = 0.5
-IN_USE_SECONDS, LONGEST_PAUSE = 5.0, 60.0  # until a task that another process works on is looked at again
-VISIBLE_SECONDS = 60.0  # until a file that another machine wrote must be visible here: NFS caches what is not there
+IN_USE_SECONDS, LONGEST_PAUSE = 5.0, 60.0  # until a task that another process runs is tried again
+VISIBLE_SECONDS = 60.0  # for files of other machines to appear: NFS also caches that a file is missing
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended: what went wrong, if anything, and the warnings on the way."""
+    """How a task ended: its error, if any, and its warnings."""
 
     error: str = ""
     in_use: bool = False
@@ -50,15 +50,15 @@ def run_tasks(
     on_done: Callable[[Task], None] = lambda task: None,
     deadline: float = math.inf,
 ) -> dict[Task, str]:
-    """Run tasks and all that they require, those that come first in `tasks` first.
+    """Run tasks and the tasks that they require, in the order of `tasks` where possible.
 
-    Tasks that are done are not run again. Tasks that require a failed one are left out. A task whose process or
-    machine dies continues elsewhere. A task that another process works on is left to that process.
+    Tasks that are done are not run again. Tasks that require a failed task are left out. If a task's process
+    or machine dies, the task continues elsewhere. A task that another process runs is left to that process.
 
     Args:
         context: The context of all tasks.
         tasks: The tasks.
-        executor: Where tasks run. It is closed at the end, which stops what still runs.
+        executor: Where tasks run. It is closed at the end, which stops tasks that still run.
         on_progress: Called with the progress of each running task, and of all tasks.
         on_done: Called with each task that is done.
         deadline: The value of `time.monotonic` at which running tasks are stopped. They continue in the next call.
@@ -103,7 +103,7 @@ def run_tasks(
             if len(running) >= executor.jobs:
                 return
             if is_occupied(task.folder(context)) or time.monotonic() < not_before.get(task, 0):
-                continue  # another task, or another process, works on the same run
+                continue  # another task or process uses the same run
             waiting.remove(task)
             if task.done(context):
                 finish(task)
@@ -117,7 +117,7 @@ def run_tasks(
             log.warning("%s", warning)
         if outcome.in_use:
             if task not in not_before:
-                log.warning("%s Other tasks go on meanwhile.", outcome.error)
+                log.warning("%s Other tasks continue.", outcome.error)
             pauses[task] = min(2 * pauses.get(task, IN_USE_SECONDS / 2), LONGEST_PAUSE)
             not_before[task] = time.monotonic() + pauses[task]
             waiting.append(task)
@@ -126,7 +126,7 @@ def run_tasks(
             log.warning("%s", outcome.error)
         elif not _becomes_done(task, context):
             failed[task] = (
-                f"{task.folder(context)} is done on another machine, but its files are not visible here. "
+                f"{task.folder(context)} was finished on another machine, but its files are not visible here. "
                 "Give --out a folder that all machines share."
             )
             log.warning("%s", failed[task])
@@ -163,7 +163,7 @@ def run_tasks(
 
 
 def run_task(context: Context, task: Task, on_progress: OnProgress | None = None) -> Outcome:
-    """Run one task, wherever this process is. What the task requires must be done."""
+    """Run one task in this process. The tasks that it requires must be done."""
     import torch
 
     collected = _Collected()
@@ -183,7 +183,7 @@ def run_task(context: Context, task: Task, on_progress: OnProgress | None = None
 
 
 def _becomes_done(task: Task, context: Context) -> bool:
-    """Return whether a task that was done elsewhere is done as seen from here, at once or within a minute."""
+    """Return whether the results of a task that ran elsewhere are visible here, at once or within `VISIBLE_SECONDS`."""
     deadline = time.monotonic() + VISIBLE_SECONDS
     while not task.done(context):
         if time.monotonic() > deadline:
@@ -193,16 +193,21 @@ def _becomes_done(task: Task, context: Context) -> bool:
 
 
 def _log_death(context: Context, task: Task, error: WorkerDied, again: bool) -> None:
-    """Log that a task's process is gone, and from where the task continues."""
+    """Log that a task's process has died, and from which epoch the task continues."""
     folder = task.folder(context)
     epochs = _saved_epochs(folder)
     where = f"after epoch {epochs}" if epochs else "from its start"
-    log.warning("%s stopped: %s. %s", folder, error, f"It continues {where}." if again else "It is given up.")
+    log.warning(
+        "%s stopped: %s. %s",
+        folder,
+        error,
+        f"It continues {where}." if again else f"It failed after {MAX_ATTEMPTS} attempts.",
+    )
 
 
 @contextlib.contextmanager
 def warnings_only(active: bool = True) -> Iterator[None]:
-    """Log only warnings: the messages of a single run would be too many for hundreds of runs."""
+    """Log only warnings: with hundreds of runs, the messages of each run would be too many."""
     level = log.level
     log.setLevel(logging.WARNING if active else level)
     try:
@@ -212,7 +217,7 @@ def warnings_only(active: bool = True) -> Iterator[None]:
 
 
 class _Collected(logging.Handler):
-    """Keeps the messages of a process without a terminal, for the process that started it."""
+    """Keeps log messages of a worker process, which has no terminal, for the process that started it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +235,7 @@ class _Collected(logging.Handler):
 
 
 class _Progress:
-    """The progress of all tasks as one, weighted by their cost. It is read from what runs write, on any machine."""
+    """The overall progress of all tasks, weighted by their cost. It is read from files of the runs, on any machine."""
 
     def __init__(self, context: Context, tasks: list[Task], on_progress: OnProgress | None) -> None:
         self._context = context
@@ -251,7 +256,7 @@ class _Progress:
         return on_progress
 
     def read(self, tasks: Iterable[Task]) -> None:
-        """Read how far tasks are that run in other processes."""
+        """Read the progress of tasks that run in other processes."""
         for task in tasks:
             folder = task.folder(self._context)
             epochs, label = _saved_epochs(folder), str(folder)
@@ -277,7 +282,7 @@ class _Progress:
 
 
 def _saved_epochs(run: Path) -> int:
-    """Return the epochs that a run has saved. The file may be written meanwhile, by any machine."""
+    """Return how many epochs a run has saved. Another process may be writing the file."""
     try:
         return (run / "metrics.jsonl").read_bytes().count(b"\n")
     except OSError:
@@ -285,7 +290,7 @@ def _saved_epochs(run: Path) -> int:
 
 
 def _planned_epochs(run: Path) -> int:
-    """Return the epochs of a run, 0 if that cannot be read yet."""
+    """Return the planned epochs of a run, or 0 if its record cannot be read yet."""
     try:
         return int(json.loads((run / "run.json").read_bytes())["recipe"]["epochs"])
     except (OSError, ValueError, LookupError, TypeError):

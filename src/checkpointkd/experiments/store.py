@@ -47,12 +47,12 @@ class Done:
 
 
 def claim_folder(out: Path, preset: Preset, data: Data) -> str:
-    """Note which preset and images the experiments in a folder have in common, and return the folder's id.
+    """Record which preset and images the experiments in a folder share, and return the folder's id.
 
     Hold `storage.locked(out)`.
 
     Raises:
-        UserError: If the folder holds experiments with another preset or other images, or something else.
+        UserError: If the folder holds experiments with another preset or other images, or other files.
     """
     path = out / STORE
     wanted = StoreRecord(preset=preset.name, dataset=preset.dataset, images_sha256=data.record.sha256)
@@ -68,7 +68,7 @@ def claim_folder(out: Path, preset: Preset, data: Data) -> str:
 
 
 def check_same_setting(folder: Path, wanted: StoreRecord, *, remedy: str = "Choose another --out.") -> None:
-    """Check that experiments in a folder have this preset and these images. Raises UserError if they do not."""
+    """Raise UserError unless the experiments in a folder have this preset and these images."""
     stored = records.read(folder / STORE, StoreRecord, remedy=f"{remedy.removesuffix('.')}, or restore the file.")
     for name, label in (("preset", "preset"), ("dataset", "data set"), ("images_sha256", "image content")):
         if getattr(stored, name) != getattr(wanted, name):
