@@ -1,7 +1,7 @@
 """The processes that train one network together, as torchrun, `accelerate launch` or srun start them.
 
-Each process takes its share of each global batch. All that matters is computed from the whole batch: batch statistics,
-losses that compare examples, and the mean of the loss. So the result does not depend on the number of processes, up to
+Each process takes its share of each global batch. Batch statistics, losses that compare examples and the mean of the
+loss are computed from the whole global batch. So the result does not depend on the number of processes, up to
 the order of floating-point sums.
 
 Letters in names: B examples of this process, G examples of the global batch.
@@ -28,21 +28,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .errors import UserError
 
 T = TypeVar("T")
-ONE_PROCESS = "an error of one process among several"  # a note that marks an exception
+ONE_PROCESS = "an error of one process among several"  # a note on an exception that only one process raised
 TIMEOUT = timedelta(hours=2)  # longer than any pause in which only the main process works
 
 
 class SharedError(UserError):
-    """An error that another process reports. This one ends without a word."""
+    """An error that another process reports. This process ends without printing it."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among those that train one network, and how they work together."""
+    """The rank of this process among those that train one network, and how they communicate."""
 
     rank: int = 0
     world_size: int = 1
-    _draws: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # the main process's generators
+    _draws: dict[str, Tensor] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # states of the main process's generators
 
     @property
     def is_main(self) -> bool:
@@ -50,11 +52,11 @@ class Ranks:
         return self.rank == 0
 
     def part(self, rows_G: Tensor) -> Tensor:
-        """Return this process's share of a global batch (B,), which may be empty."""
+        """Return this process's share (B,) of a global batch (G,). It may be empty."""
         return rows_G if self.world_size == 1 else rows_G.tensor_split(self.world_size)[self.rank]
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Return in every process what the main process makes, or raise there what it raises."""
+        """Call a function in the main process. All processes return its result, or raise its error."""
         if self.world_size == 1:
             return make()
         made: list[Any] = [None, None]
@@ -71,7 +73,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def alike(self) -> Iterator[None]:
-        """Mark errors that every process raises at this point: only the main process reports them."""
+        """Let only the main process report an error that all processes raise."""
         try:
             yield
         except UserError as error:
@@ -80,7 +82,7 @@ class Ranks:
             raise SharedError(str(error)) from None
 
     def gather(self, rows_BX: Tensor) -> Tensor:
-        """Return the rows of all processes, in their order, without gradient. Their numbers may differ."""
+        """Return the rows of all processes, in order of rank, without gradient. Their numbers of rows may differ."""
         if self.world_size == 1:
             return rows_BX
         counts = [torch.zeros((), dtype=torch.long, device=rows_BX.device) for _ in range(self.world_size)]
@@ -116,7 +118,7 @@ class Ranks:
         return values
 
     def seed(self, seed: int, own_seed: int) -> None:
-        """Seed PyTorch's generators: `seed` in the main process, `own_seed` in the others, so that dropout differs."""
+        """Seed PyTorch's generators: `seed` in the main process, `own_seed` in others, so that dropout differs."""
         torch.manual_seed(seed)
         if not self.is_main:
             self._draws.update(_generator_states())
@@ -124,7 +126,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def same_draws(self) -> Iterator[None]:
-        """Draw the same random numbers in every process: what the main process draws if its network draws none."""
+        """Draw the same random numbers in every process: those of the main process if its network draws none."""
         if self.is_main:
             yield
             return
@@ -140,7 +142,7 @@ class Ranks:
         """Return a module that averages gradients over processes.
 
         Args:
-            learner: The module that computes the loss, with all that trains.
+            learner: The module that computes the loss. It holds all trained parameters.
             unused: Whether some parameters have no gradient in some steps.
         """
         if self.world_size == 1:
@@ -155,17 +157,17 @@ ALONE = Ranks()
 
 
 def world_size() -> int:
-    """Return the number of processes that were started to work together."""
+    """Return the number of processes that were started to train one network."""
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
 def is_secondary() -> bool:
-    """Return whether this process was started with others and is not the main one."""
+    """Return whether this process is one of several and not the main process."""
     return world_size() > 1 and os.environ["RANK"] != "0"
 
 
 def local_rank() -> int:
-    """Return this process's number among those on this machine."""
+    """Return the rank of this process among those on this machine."""
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 
@@ -174,13 +176,13 @@ def refuse_several_processes(command: str) -> None:
     if world_size() > 1:
         raise UserError(
             f"`{command}` does not run under torchrun: it has nothing to split between {world_size()} processes. Start "
-            "it as one process. For several runs at once, use --jobs and --executor."
+            "it without torchrun. To train several runs at once, use --jobs and --executor."
         )
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the other processes. They stay joined until this process ends."""
+    """Join the process group. This process stays in the group until it ends."""
     if world_size() == 1:
         yield ALONE
         return
@@ -194,7 +196,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     except SharedError:
         raise
     except UserError as error:
-        atexit.unregister(dist.destroy_process_group)  # it could wait for the others
+        atexit.unregister(dist.destroy_process_group)  # it could wait for other processes
         error.add_note(ONE_PROCESS)
         raise
     except RuntimeError as error:
@@ -217,14 +219,14 @@ def _set_generator_states(states: dict[str, Tensor]) -> None:
 
 
 def reports(error: UserError) -> bool:
-    """Return whether this process is the one that prints an error: each is printed once."""
+    """Return whether this process prints an error, so that each error is printed once."""
     if isinstance(error, SharedError):
         return False
     return not is_secondary() or ONE_PROCESS in getattr(error, "__notes__", ())
 
 
 class _Together(torch.autograd.Function):
-    """All rows in every process. The gradient of a row is the sum over processes, all of which use it."""
+    """Gather the rows of all processes. The gradient of a row is the sum over processes, because all of them use it."""
 
     @staticmethod
     def forward(ctx: Any, rows_BX: Tensor, ranks: Ranks) -> Tensor:
@@ -238,7 +240,7 @@ class _Together(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes in every process; the gradient, too, is the sum over processes."""
+    """Sum over processes. The gradient is also summed over processes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -254,13 +256,13 @@ class _Sum(torch.autograd.Function):
 
 
 def synchronize_batch_norm(network: nn.Module, *, device: torch.device) -> None:
-    """Let a network's batch normalization use the statistics of the global batch. Names of parameters stay.
+    """Let a network's batch normalization use the statistics of the global batch. Parameter names do not change.
 
-    On CUDA, PyTorch's SyncBatchNorm and timm's do it; PyTorch's own conversion would drop the activation of timm's
-    BatchNormAct2d. On a CPU, which SyncBatchNorm does not support, it is done here.
+    On CUDA, layers become PyTorch's SyncBatchNorm or timm's. PyTorch's own conversion would drop the activation of
+    timm's BatchNormAct2d. SyncBatchNorm does not support CPUs, so this module has its own version for them.
 
     Raises:
-        UserError: For a subclass of batch normalization that neither knows.
+        UserError: For a subclass of batch normalization that neither PyTorch nor timm can synchronize.
     """
     for name, module in network.named_modules():
         if not isinstance(module, _BatchNorm):
@@ -269,7 +271,7 @@ def synchronize_batch_norm(network: nn.Module, *, device: torch.device) -> None:
         if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and not is_timm:
             raise UserError(
                 f"The layer {name} is a {type(module).__name__}, whose statistics cannot be synchronized between "
-                "processes. Use --local-batch-norm, which keeps them apart."
+                "processes. Use --local-batch-norm: each process then uses its own statistics."
             )
         if device.type != "cuda":
             _synchronize_on_cpu(module, is_timm)
@@ -282,7 +284,7 @@ def synchronize_batch_norm(network: nn.Module, *, device: torch.device) -> None:
 
 
 def _synchronize_on_cpu(module: _BatchNorm, is_timm: bool) -> None:
-    """Give a module another class with the same name. A forward method of its own would not survive a deep copy."""
+    """Give a module another class with the same name. A forward method of the instance would break in a deep copy."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         x = _batch_norm(self, x)
@@ -293,7 +295,7 @@ def _synchronize_on_cpu(module: _BatchNorm, is_timm: bool) -> None:
 
 
 def _batch_norm(module: _BatchNorm, x: Tensor) -> Tensor:
-    """Normalize by the statistics of all processes, and update the running statistics as PyTorch does."""
+    """Normalize by the statistics of the global batch, and update the running statistics as PyTorch does."""
     if not module.training:
         return F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
     axes = [axis for axis in range(x.dim()) if axis != 1]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RUNG = "completed_rung_"  # starts the names of attributes in which Optuna's pruners keep the reports that passed
 VALUES = "values"  # the user attribute of an enqueued trial with the values that it was given
 JOURNAL = "journal:"  # starts the URL of a journal file
-DEAD_SECONDS = 30.0  # without a sign of life, until a trial in a journal is repeated
+DEAD_SECONDS = 30.0  # without a lock or a new epoch, until a trial in a journal is repeated
 HEARTBEAT_SECONDS = 60  # in a shared storage; without it another machine takes a trial over
 
 
@@ -219,7 +219,7 @@ def run_trial(
     `Study.optimize` abandons a stopped trial. Shared studies use `Study.optimize`, because it sends heartbeats.
     """
     if shared:
-        # the exception: this process was thought dead, and another repeats the trial
+        # raised if this process was taken for dead and another process repeats the trial
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             study.optimize(objective, n_trials=1, callbacks=[callback])
         return
@@ -233,23 +233,25 @@ def run_trial(
 
 
 def has_running_trials(study: optuna.Study) -> bool:
-    """Return whether a process runs, or seems to run, a trial."""
+    """Return whether a trial is marked as running. Its process may have died."""
     return bool(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
 
 def repeat_dead_trials(study: optuna.Study, last_sign_of_life: Callable[[FrozenTrial], float]) -> None:
-    """Fail the trials of processes that died, and enqueue their values again. Their runs continue where they stopped.
+    """Fail the trials of processes that died, and enqueue their values again. Their runs continue after the last epoch.
 
-    A journal has no heartbeat, so a trial counts as dead by its age.
+    A journal has no heartbeat, so a trial counts as dead `DEAD_SECONDS` after its last activity.
 
     Args:
         study: A study in a journal.
-        last_sign_of_life: Returns when a trial's process last wrote something, in seconds since 1970.
+        last_sign_of_life: Returns when a trial's process was last active, in seconds since 1970.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if time.time() - last_sign_of_life(trial) < DEAD_SECONDS:
             continue
-        with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another process was first
+        with contextlib.suppress(
+            ValueError, optuna.exceptions.UpdateFinishedTrialError
+        ):  # another process did it first
             study.tell(trial.number, state=TrialState.FAIL)
             values = values_of(trial)
             study.enqueue_trial(values, user_attrs={VALUES: values})

@@ -1,4 +1,4 @@
-"""The result of a search by `tune`: all trials that ended, and the best."""
+"""The result of `tune`: all trials that ended, and the best trial."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rounded(value: float) -> float:
 
 
 def tune_settings(task: TuneTask, settings: TuneConfig) -> TuneSettings:
-    """Return what all trials of a search have in common."""
+    """Return the settings that all trials of a study share."""
     return TuneSettings(
         student=task.run.model,
         method=task.spec.method,
@@ -50,7 +50,7 @@ def tune_settings(task: TuneTask, settings: TuneConfig) -> TuneSettings:
 
 
 def tune_record(study: optuna.Study, task: TuneTask, settings: TuneConfig, shown_url: str) -> TuneRecord:
-    """Return all trials that ended, and the best of those that were not stopped."""
+    """Return the record of all trials that ended, and the best trial among the completed."""
     images = len(task.data.val)
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
     trials = tuple(_trial_record(trial, settings) for trial in ended)
@@ -81,7 +81,10 @@ def _trial_record(trial: FrozenTrial, settings: TuneConfig) -> TrialRecord:
 
 
 def _best(trials: tuple[TrialRecord, ...], images: int) -> BestTrialRecord | None:
-    """Return the most accurate trial, the earlier of several, and how many others it does not differ from."""
+    """Return the most accurate trial and the number of trials whose accuracy is within the margin of error.
+
+    Of equally accurate trials, the earliest is returned.
+    """
     complete = [(trial.accuracy, -trial.trial, trial) for trial in trials if trial.accuracy is not None]
     if not complete:
         return None
@@ -93,7 +96,7 @@ def _best(trials: tuple[TrialRecord, ...], images: int) -> BestTrialRecord | Non
 
 
 def ended_trials(result: TuneRecord, settings: TuneConfig) -> int:
-    """Return how many planned trials have ended. A grid may have had other values before."""
+    """Return how many planned trials have ended. Earlier trials may be of another grid, and do not count."""
     if settings.sampler == "tpe":
         return len(result.trials)
     return sum(values in [trial.values for trial in result.trials] for values in settings.grid())

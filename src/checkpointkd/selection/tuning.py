@@ -48,7 +48,7 @@ ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TAUS = (1.0, 2.0, 4.0, 8.0, 16.0)
 WEIGHT_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the method's default weight
 TPE_TRIALS = 25  # unless --trials says otherwise
-WAIT_SECONDS = 1.0  # between two looks at the trials of other processes
+WAIT_SECONDS = 1.0  # between two checks of the trials of other processes
 RUNGS = 9  # equal parts of a trial; Hyperband compares trials after 1, 3 and 9 of them
 
 
@@ -142,7 +142,7 @@ def run_tuning(
         raise UserError("`tune` needs Optuna: pip install 'checkpointkd[tune]'") from None
     refuse_inside_run(out)
     if storage_url is not None and "://" not in storage_url and not storage_url.startswith(optuna_storage.JOURNAL):
-        raise UserError(f"--storage takes a URL, such as sqlite:///study.db, or journal:FILE, not {storage_url!r}")
+        raise UserError(f"--storage takes a URL, such as sqlite:///study.db, or journal:FILE, not {storage_url!r}.")
     for values in settings.grid():
         _with_values(task, values)  # raises UserError for impossible values, before any trial starts
     prepared = prepare_teachers(task.spec, task.data, device=task.run.device)
@@ -213,7 +213,7 @@ class _Runner:
         return self.out / TRIALS / "_".join(names)
 
     def last_sign_of_life(self, trial: FrozenTrial) -> float:
-        """Return when the process of a trial last wrote something, in seconds since 1970; now, if it holds a lock."""
+        """Return when a trial's process last wrote an epoch, in seconds since 1970. With a locked run, this is now."""
         from .optuna_storage import values_of
 
         values = {name: rounded(v) if self.settings.sampler == "tpe" else v for name, v in values_of(trial).items()}

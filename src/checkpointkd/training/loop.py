@@ -94,9 +94,9 @@ def fit(
     Each epoch seeds PyTorch's global generators from (seed, epoch), so that dropout, too, resumes bit for bit. The
     caller's generator states are restored before each row.
 
-    With several `ranks`, `batches` must give each its share of the global batches, and all ranks must have the same
-    state. Gradients are averaged by DistributedDataParallel; `unused` says that some parameters have no gradient in
-    some steps. Dropout differs between ranks.
+    With several processes, `batches` must yield the share of `ranks` of each global batch, and all processes must have
+    the same state. DistributedDataParallel averages gradients. Set `unused` if some parameters have no gradient in some
+    steps. Dropout masks differ between processes.
 
     Raises:
         Diverged: At the end of an epoch whose loss became NaN or infinite. The state cannot be used any more.
@@ -121,7 +121,7 @@ def fit(
 
 
 class Learner(nn.Module):
-    """A network and its objective as one module, so that layers of the objective are trained alike."""
+    """A network and its objective as one module, so that gradients of the objective's layers are averaged too."""
 
     def __init__(self, model: nn.Module, objective: nn.Module) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def step(
             loss_B, logits_BK = state.objective(state.model, batch, train_fraction)
         else:
             loss_B, logits_BK = learner(batch, train_fraction)
-        # DDP takes the mean of the gradients over processes, whose shares may differ in size
+        # DDP averages gradients over processes, but their shares of the batch may differ in size
         loss = loss_B.mean() if ranks.world_size == 1 else loss_B.sum() * (ranks.world_size / (batch.total or 1))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -203,7 +203,7 @@ def step(
 
 
 def _first_of_all(bad: int, steps: int, ranks: Ranks, device: torch.device) -> int:
-    """Return the first bad step of any process, -1 if there is none."""
+    """Return the first step with a non-finite loss in any process, or -1."""
     if ranks.world_size == 1:
         return bad
     latest = int(ranks.max(torch.tensor(-bad if bad >= 0 else -steps, device=device)))

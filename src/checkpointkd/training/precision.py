@@ -21,7 +21,7 @@ from .loop import State, start, step
 log = logging.getLogger("checkpointkd")
 
 MIN_STEPS_TO_BENCHMARK = 100  # the benchmark itself takes up to twelve steps
-FEW_IMAGES = 8  # whose step says whether a whole batch can be timed in seconds
+FEW_IMAGES = 8  # images of a first step, to predict the time of a whole batch
 FASTER = 0.7  # of the time in fp32; near 1 the measurement would choose by chance, and equal commands would differ
 
 
@@ -67,9 +67,9 @@ def _supports_bf16(device: torch.device) -> bool:
 def _seconds_per_step(
     network: nn.Module, data: Data, recipe: Recipe, device: torch.device, precisions: Sequence[Precision]
 ) -> dict[Precision, float]:
-    """The least time of a training step in each precision, measured in turn.
+    """Return the shortest time of a training step in each precision, measured in turn.
 
-    Where whole batches would take long, smaller ones are timed, and the time grows with the number of images.
+    If a whole batch would take long, a smaller batch is timed. Its time is scaled to the whole batch.
     """
     whole = min(recipe.batch_size, len(data.train))
     images = _images_to_time(network, data, recipe, device, whole)
@@ -89,7 +89,7 @@ def _seconds_per_step(
 
 
 def _images_to_time(network: nn.Module, data: Data, recipe: Recipe, device: torch.device, whole: int) -> int:
-    """Return the size of the batch to time: the whole one, or one whose steps take about a second."""
+    """Return the size of the batch to time: the whole batch, or a batch that takes about a second per step."""
     if whole <= FEW_IMAGES:
         return whole
     state, batch = _state_and_batch(network, data, replace(recipe, batch_size=FEW_IMAGES), device)

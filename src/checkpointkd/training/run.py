@@ -177,7 +177,7 @@ def run_training(
 
 @contextlib.contextmanager
 def _locked_by_main(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the lock of the run directory in the main process; all processes fail if it does."""
+    """Hold the lock of the run directory in the main process. If it cannot be locked, all processes fail."""
     lock = locked(out) if ranks.is_main else contextlib.nullcontext()
     ranks.from_main(lock.__enter__)
     try:
@@ -190,7 +190,7 @@ def _check_global_batch(spec: RunSpec, ranks: Ranks) -> None:
     if spec.recipe.batch_size < ranks.world_size:
         raise UserError(
             f"--batch-size {spec.recipe.batch_size} is smaller than the number of processes, {ranks.world_size}. It is "
-            "the number of images per step of all processes together. Use a larger batch or fewer processes."
+            "the global batch size, over all processes. Use a larger batch or fewer processes."
         )
 
 
@@ -288,10 +288,10 @@ def _train(
 
 
 def _has_unused_parameters(state: State, data: Data) -> bool:
-    """Return whether a step may leave parameters without gradient, which DistributedDataParallel has to know."""
+    """Return whether a step may leave parameters without gradient. DistributedDataParallel needs to know it."""
     config = getattr(state.objective, "distill_config", None)
     if config is not None and config.teacher_schedule != "joint" and any(True for _ in state.objective.parameters()):
-        return True  # the layers of teachers that are not in use
+        return True  # layers for teachers that are not in use
     network = deepcopy(state.model).train()
     device = next(network.parameters()).device
     network(data.train.subset(torch.arange(2)).to_float().to(device)).sum().backward()
