@@ -30,7 +30,7 @@ from .features import feature_batch_size, is_large, rows_of
 
 HIDDEN = 12  # channels between the decoder's two convolutions, as in InfoPro
 LARGE = 96  # pixels per side; larger images use InfoPro's decoder for ImageNet
-SMALL_SIDE = 32  # pixels; images from this side to LARGE are averaged down to it, which takes a quarter of the time
+SMALL_SIDE = 32  # pixels; images between this size and LARGE are averaged down to it, which takes a quarter of the time
 
 
 class Decoders(nn.Module):
@@ -221,11 +221,12 @@ def decoder_information(
         measured_maps_ANhwD: The maps of these images.
         settings: The decoders' number of seeds, steps, batch size and learning rate.
         on_step: Progress callback, (steps done, steps in all).
-        device: Where to compute; by default where the maps are.
+        device: Where to compute. Default: the device of the maps.
 
     Returns:
         The negative excess of the loss over its minimum, (A, S, N), and the mean `reconstruction_loss` of each
-        checkpoint, both in nats per pixel and channel. For large images also `gain` over the best constant image.
+        checkpoint, both in nats per pixel and channel. For large images also the
+        `gain` over the best constant image.
     """
     device = device or fitted_maps_ANhwD[0].device
     decoders = _fit_decoders(fitted_on, fitted_maps_ANhwD, settings, on_step, device)
@@ -284,7 +285,7 @@ def _fit_decoders(
 
 @functools.lru_cache(maxsize=1)
 def _blank_loss(fitted_on: Images, measured_on: Images) -> float:
-    """Return the mean loss of the best image that depends on nothing, the mean of the fitted images."""
+    """Return the mean loss of the best constant reconstruction, which is the mean of the images to fit on."""
     size = feature_batch_size(fitted_on) // 4 + 1
     sums = torch.stack([decoded_images(chunk).double().sum(0) for chunk in fitted_on.iter_batches(size)])
     mean_CHW = sums.sum(0) / len(fitted_on)

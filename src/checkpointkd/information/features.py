@@ -1,4 +1,4 @@
-"""The features of many images in little memory: kept in 16 bits for large images, and on the host if a device has less.
+"""The features of many images, with bounded memory: 16 bits for large images, in host memory if they are many.
 
 Letters in names: A checkpoints, N images, B batch, K classes, D channels, h w map height and width.
 """
@@ -17,14 +17,14 @@ from ..models import Network, as_map, capture_activations
 
 log = logging.getLogger("checkpointkd")
 
-LARGE_SIDE = 32  # pixels; the features of larger images are kept in 16 bits
-MAX_MAP_BYTES = 7.5e8  # of the features on an accelerator, of all checkpoints that are scored together
-BATCH_PIXELS = 1_500_000  # of a batch of large images; a batch's activations take more memory than its features
+LARGE_SIDE = 32  # pixels; the features of larger images are stored in 16 bits
+MAX_MAP_BYTES = 7.5e8  # of features on an accelerator, over all checkpoints that are scored together
+BATCH_PIXELS = 1_500_000  # in a batch of large images, whose activations take more memory than its features
 _LARGEST = torch.finfo(torch.float16).max
 
 
 def is_large(images: Images) -> bool:
-    """Return whether images are larger than CIFAR's, so that their features are kept in 16 bits."""
+    """Return whether images are larger than CIFAR's, so that their features are stored in 16 bits."""
     return max(images.shape[1:]) > LARGE_SIDE
 
 
@@ -44,13 +44,13 @@ def maps_and_logits(
         network: The network.
         images: Images in [0, 1].
         layer: The path of a module in the body of the network.
-        maps_on: Where to keep the maps; by default on the network's device.
+        maps_on: Where to store the maps. Default: the device of the network.
 
     Returns:
-        The maps (N, h, w, D), float32 or for large images float16, and the logits (N, K) on the CPU.
+        The maps (N, h, w, D), float32, or float16 for large images. The logits (N, K) on the CPU.
 
     Raises:
-        UserError: If the layer's output is no map, or if values are out of range or not finite.
+        UserError: If the layer's output is no map, if pixels are not in [0, 1], or if features are not finite.
     """
     device = next(network.parameters()).device
     maps_NhwD, logits, start = torch.empty(0), [], 0
@@ -85,7 +85,11 @@ def maps_and_logits(
                     device=maps_on if maps_on is not None else device,
                 )
             if maps_NhwD.dtype == torch.float16 and maps_BhwD.abs().max() > _LARGEST:
-                log.warning("The output of layer %r has values beyond %d, which are cut to it", layer, _LARGEST)
+                log.warning(
+                    "The output of layer %r has values beyond %d, which float16 cannot hold. They are clipped.",
+                    layer,
+                    _LARGEST,
+                )
                 maps_BhwD = maps_BhwD.clamp(-_LARGEST, _LARGEST)
             maps_NhwD[start : start + len(maps_BhwD)] = maps_BhwD
             start += len(maps_BhwD)
@@ -93,5 +97,5 @@ def maps_and_logits(
 
 
 def rows_of(maps_ANhwD: Sequence[Tensor] | Tensor, rows: Tensor | slice, device: torch.device) -> Tensor:
-    """Return the maps of some images from each checkpoint, (A, B, h, w, D), as float32 on a device."""
+    """Return the maps of some images by each checkpoint, (A, B, h, w, D), float32, on a device."""
     return torch.stack([maps_NhwD[rows].to(device).float() for maps_NhwD in maps_ANhwD])

@@ -35,10 +35,10 @@ FILE = "plane.json"
 MAX_CHECKPOINTS = {"cpu": 1}  # scored together: one fits a processor's cache
 MAX_CHECKPOINTS_ON_ACCELERATOR = 10
 _EMPTY = (
-    "The %s found no information about the images in the features of %s %d. Stop with Ctrl-C, and raise --fit-images "
+    "The %s found no information about the images in the features of %s %d. Stop with Ctrl-C. Then raise --fit-images "
     "above %d, name an earlier layer with --feature-layer, or use the other --estimator."
 )
-_TIMED_STEPS = 5  # of a decoder, after which the time of all checkpoints is estimated
+_TIMED_STEPS = 5  # of a decoder, to estimate the time for all checkpoints
 UNFINISHED = "-unfinished"  # ends the key, in plane.json, of scores that will replace others once all are made
 
 ImageParts = dict[str, np.ndarray]  # each image's contribution: "information" (S, N), the rest of `per_image` (N,)
@@ -46,7 +46,7 @@ Scores = dict[int, tuple[PlanePoint, ImageParts]]  # by epoch
 
 
 def _is_empty(point: PlanePoint) -> bool:
-    """Return whether an estimate is 0, or that of decoders no better than the best constant image."""
+    """Return whether an estimate is 0, or its decoders are no better than the best constant image."""
     return point.details.get("gain", 1.0) <= 0 or ("strength" in point.details and point.image_information == 0)
 
 
@@ -286,7 +286,7 @@ def _chunk_progress(start: int, size: int, count: int, on_progress: OnProgress |
 
 
 def _with_estimate(on_step: OnStep | None, chunks: float, what: str) -> OnStep:
-    """Return a callback that also logs how long all chunks take, after a few steps of the first one."""
+    """Return a callback that also logs the estimated time for all chunks, after a few steps of the first chunk."""
     times = [time.perf_counter()]
 
     def record(done: int, steps: int) -> None:

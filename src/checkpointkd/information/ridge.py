@@ -5,9 +5,9 @@ its strength. If patch and residual on unseen images are Gaussian, the map holds
 nats about the patch. The estimate is the mean over positions. With N images to fit on it is about Q·P / 2N too low, and
 never too high on average.
 
-Images of more than 32 pixels per side have large maps and large patches. For them the channels of a map are first
-reduced to its leading principal components, and each principal component of a patch has its own strength. A component
-that cannot be predicted then counts as 0 nats, where one strength for all would make the whole estimate 0.
+Images of more than 32 pixels per side have large maps and large patches. Their channels are first reduced
+to the leading principal components, and each principal component of a patch has its own strength. A component that
+cannot be predicted then counts as 0 nats. With one strength for all components, the whole estimate could become 0.
 
 Letters in names: A checkpoints, N images, D map channels, C image channels, h w map height and width, H W image height
 and width, P predictors (channels of a neighborhood), Q values of a patch, L strengths.
@@ -32,7 +32,7 @@ MAX_PREDICTORS = 4608  # a 3×3 neighborhood for up to 512 channels; for more ch
 STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # in units of the mean variance of a predictor
 ROUNDING_VARIANCE = 1 / (12 * 255**2)  # of a pixel rounded to one of 256 gray levels
 COMPONENTS = 64  # of a map's channels, for large images
-ROWS_PER_PREDICTOR = 8  # fewer components are kept of a map whose positions are few
+ROWS_PER_PREDICTOR = 8  # at least so many rows per predictor; small maps keep fewer components
 CHUNK = 250  # images whose neighborhoods are in memory at the same time
 
 
@@ -119,7 +119,7 @@ def _principal_axes(centered_ND: Tensor) -> Tensor:
 
 
 def _reduced(fitted_maps: Tensor, measured_maps: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return both sets of maps in the leading principal components of the fitted ones, as float32 on the device."""
+    """Return both sets of maps in the leading principal components of the fitted maps, float32, on the device."""
     count, height, width, channels = fitted_maps.shape
     mean_D = sum(chunk.to(device).float().mean((1, 2)).sum(0) for chunk in fitted_maps.split(CHUNK)) / count
     gram_DD = torch.zeros(channels, channels, device=device)
@@ -140,7 +140,7 @@ def _residuals(
 ) -> tuple[Tensor, float]:
     """Return the residuals of the regression on the measured images, (N, h, w, Q) in float64, and its strength.
 
-    With a strength for each value of a patch, the largest strength is infinite, and the mean of them is returned.
+    With a strength for each value of a patch, strengths may be infinite, and the mean strength is returned.
     """
     height, width, channels = fitted_maps.shape[1:]
     reach = 1 if 9 * channels <= MAX_PREDICTORS and height * width > 1 else 0

@@ -28,8 +28,8 @@ _MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens
 def capture_activations(module: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
     """Record the tensors at these paths during every forward pass within the context.
 
-    The dict holds clones of the latest pass, because a later layer may work in place. Of a tuple it holds the first
-    entry, and of an output of Hugging Face's transformers `last_hidden_state`.
+    The dict holds clones of the latest pass, because a later layer may work in place. If the value is a tuple,
+    the dict holds its first entry; if it is an output of Hugging Face's transformers, its `last_hidden_state`.
 
     Raises:
         UserError: The module has no submodule at a path, or the value there is not a tensor.
@@ -80,10 +80,10 @@ def _no_module(path: str, modules: list[str]) -> str:
 def last_map_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feature-layer") -> str:
     """Return the path of the last map or token grid that a classifier reads.
 
-    Runs the images forward and backward once. Values whose positions all have zero gradient of the logits do not count:
-    behind the last block of a vision transformer with a class token, the classifier reads no patch token. In a network
-    with tokens, a value counts only if everything that reaches the logits from the image passes through it. So the path
-    is that of a block, not of a module inside a block.
+    Runs the images forward and backward once. A value does not count if the gradient of the logits is zero at all
+    its positions: after the last block of a vision transformer with a class token, the classifier reads no patch token.
+    In a network with tokens, a value counts only if every path from the image to the logits passes through it. So the
+    result is a block, not a module inside a block.
 
     For a convolutional network this is the map after batch norm and ReLU, before global pooling. The path is the input
     of the last module that turns a map into a value without extent. Where pooling is not a module, it is the output of
@@ -95,7 +95,7 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--fe
         option: The command-line option that names a module instead; for the error message.
 
     Raises:
-        UserError: The model has no map, or none that the classifier reads.
+        UserError: The model has no map that the classifier reads.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
     >>> last_map_path(net, torch.zeros(1, 1, 8, 8))
@@ -112,8 +112,8 @@ def last_map_path(module: nn.Module, images_BCHW: Tensor, *, option: str = "--fe
         if pooled is None and loses_extent and forward_pass.extent(value_in) > 0:
             pooled = f"{name}:input"
     raise UserError(
-        "The model has no map or grid of square patches that its logits depend on. Name a module that outputs a map or "
-        f"tokens with {option}; without one, its features cannot be used."
+        "The model has no map or grid of square patches that its logits depend on, so its features cannot be used. "
+        f"Name a module that outputs a map or tokens with {option}."
     )
 
 
@@ -155,8 +155,8 @@ def stage_paths(module: nn.Module, images_BCHW: Tensor, *, option: str = "--feat
     walk("")
     if not path_of_extent:
         raise UserError(
-            f"The model has no maps or grids of square patches that its logits depend on. Name modules that "
-            f"output maps or tokens with {option}; without them, its features cannot be used."
+            "The model has no maps or grids of square patches that its logits depend on, so its features cannot be "
+            f"used. Name modules that output maps or tokens with {option}."
         )
     return [path_of_extent[extent] for extent in sorted(path_of_extent, reverse=True)][-_MAX_STAGES:]
 
@@ -194,16 +194,16 @@ def main_output(output: Any) -> tuple[Any, str]:
 
 
 def _first(value: Any) -> Any:
-    """Return the first entry of a tuple or list, as blocks of transformers output, or the value itself."""
+    """Return the first entry of a tuple or list, such as the output of a transformer block, or the value itself."""
     return value[0] if type(value) in (tuple, list) and len(value) > 0 else value
 
 
 @dataclass(frozen=True, eq=False)
 class _ForwardPass:
-    """The calls of a forward pass, and which of their values the logits depend on.
+    """The submodule calls of a forward pass, and the gradient of the logits at their values.
 
     `calls` has path, first input and output of each submodule call, in the order in which the calls end. `gradients`
-    has the gradient of the logits by the id of the value; it is None if the network cannot be differentiated.
+    maps the id of each value to the gradient at it. It is None if the network cannot be differentiated.
     """
 
     calls: list[tuple[str, object, object]]
@@ -212,7 +212,7 @@ class _ForwardPass:
     gradients: dict[int, Tensor | None] | None
 
     def extent(self, value: object) -> int:
-        """Return the longer side in positions of a map or token grid that the classifier reads; 0 for other values."""
+        """Return the longer side of a map or token grid that the classifier reads; 0 for other values."""
         size = (self.images_BCHW.shape[2], self.images_BCHW.shape[3])
         map_BhwD = as_map(value, size) if isinstance(value, Tensor) else None
         if not isinstance(value, Tensor) or map_BhwD is None or min(map_BhwD.shape[1:3]) == 1:
@@ -227,7 +227,7 @@ class _ForwardPass:
         return max(map_BhwD.shape[1:3])
 
     def _may_have_patches(self, tokens: int, patches: int) -> bool:
-        """Return whether so many tokens can be so many patches, by the maps that the network cuts into tokens."""
+        """Return whether `tokens` tokens can hold `patches` patches, given the maps that the network flattens."""
         cut = {
             value.shape[2] * value.shape[3]
             for *_, value in self.calls
@@ -238,11 +238,11 @@ class _ForwardPass:
 
     @functools.cached_property
     def _has_tokens(self) -> bool:
-        """Whether the network computes token grids, and then also queries, keys, values and attention weights."""
+        """Whether the network computes token grids, and so also queries, keys, values and attention weights."""
         return any(gradient is not None and gradient.dim() == 3 for gradient in (self.gradients or {}).values())
 
     def _is_bypassed(self, value: Tensor) -> bool:
-        """Return whether the logits also depend on the images by a way around this value."""
+        """Return whether a path from the images to the logits goes around this value."""
         stack, visited = [(self.logits.grad_fn, self.logits.output_nr)], {None}
         while stack:
             node, output = stack.pop()
@@ -256,11 +256,11 @@ class _ForwardPass:
 
 
 def _run(module: nn.Module, images_BCHW: Tensor) -> _ForwardPass:
-    """Run the images forward and the logits backward. No parameter and no gradient of the module changes."""
+    """Run one forward and one backward pass. Parameters and their gradients do not change."""
     device = next(module.parameters(), images_BCHW).device
     try:
         return _differentiated(module, images_BCHW.detach().to(device))
-    except RuntimeError:  # for example operations in place, which have no gradient
+    except RuntimeError:  # for example in-place operations, which may have no gradient
         with torch.no_grad():
             calls, logits = _record_calls(module, images_BCHW.to(device))
         return _ForwardPass(calls, images_BCHW, logits, None)
@@ -283,7 +283,7 @@ def _differentiated(module: nn.Module, images_BCHW: Tensor) -> _ForwardPass:
         id(value_out) in values for *_, value_out in calls
     ):  # for example features that are computed without gradients
         return _ForwardPass(calls, images_BCHW, logits, None)
-    # Random weights, because the sum of probabilities has no gradient.
+    # Random weights, because a sum of probabilities is constant and has no gradient.
     weights = torch.randn(logits.shape, generator=generator("gradient")).to(logits)
     gradients = torch.autograd.grad((logits * weights).sum(), list(values.values()), allow_unused=True)
     return _ForwardPass(calls, images_BCHW, logits, dict(zip(values, gradients, strict=True)))
@@ -302,7 +302,7 @@ def _record_calls(module: nn.Module, images_BCHW: Tensor) -> tuple[list[tuple[st
         for name, submodule in module.named_modules()
         if name
     ]
-    # Layers that start at zero have no gradient before them. The choice is to depend on the architecture alone.
+    # A layer with zero weights blocks the gradient. The choice must depend on the architecture alone.
     draw = generator("zeros")
     zeros = {
         name: 0.02 * torch.randn(parameter.shape, generator=draw).to(parameter)
@@ -353,7 +353,7 @@ def as_map(features: Tensor, image_size: tuple[int, int]) -> Tensor | None:
 
 
 def _is_patch_grid(grid: tuple[int, int], image_size: tuple[int, int]) -> bool:
-    """Return whether square patches of some size cut the image into this grid, the last ones perhaps in part.
+    """Return whether square patches of some size cut the image into this grid. The last patches may be incomplete.
 
     >>> _is_patch_grid((6, 4), (100, 64)), _is_patch_grid((7, 4), (100, 64)), _is_patch_grid((9, 10), (64, 64))
     (True, True, False)
