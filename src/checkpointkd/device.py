@@ -25,8 +25,8 @@ def pick_device(device: Device) -> torch.device:
     if kind not in DEVICES:
         raise unknown_name("device", device, (*DEVICES, "cuda:N"))
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if world_size() > 1 and not number and available["cuda"] and kind in ("auto", "cuda"):
-        return torch.device("cuda", local_rank())
+    if world_size() > 1 and kind != "cpu":
+        return _device_of_rank(device)
     if kind == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
     if not available[kind]:
@@ -37,3 +37,25 @@ def pick_device(device: Device) -> torch.device:
             f"This machine has {pluralize(count, 'GPU')}, so there is no {device}. Use --device cuda:{count - 1}."
         )
     return torch.device(device)
+
+
+def _device_of_rank(device: Device) -> torch.device:
+    """Return the GPU of one of several processes that train one network; the CPU if there is no GPU.
+
+    Raises:
+        UserError: If the processes cannot use the device together, or if the GPUs are too few.
+    """
+    if device not in ("auto", "cuda"):
+        raise UserError(f"--device {device} cannot be shared by {world_size()} processes. Use cuda, cpu or auto.")
+    count = torch.cuda.device_count()
+    if count == 0 and device == "cuda":
+        raise UserError("PyTorch finds no cuda device on this machine. Use --device cpu.")
+    if count == 0:
+        return torch.device("cpu")
+    number = 0 if count == 1 else local_rank()  # SLURM may show each process its own GPU only
+    if number >= count:
+        raise UserError(
+            f"Process {local_rank()} of this machine has no GPU: the machine has {pluralize(count, 'GPU')}. Start "
+            f"{count} processes per machine."
+        )
+    return torch.device("cuda", number)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 T = TypeVar("T")
 ONE_PROCESS = "an error of one process among several"  # a note on an exception that only one process raised
@@ -138,6 +138,12 @@ class Ranks:
             self._draws.update(_generator_states())
             _set_generator_states(own)
 
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every process the main one's buffers: those that the checkpoint has. Batch statistics may be local."""
+        if self.world_size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
+
     def wrap(self, learner: nn.Module, *, unused: bool) -> nn.Module:
         """Return a module that averages gradients over processes.
 
@@ -200,9 +206,14 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         error.add_note(ONE_PROCESS)
         raise
     except RuntimeError as error:
-        if not re.search("gloo|NCCL|ncclInternal|Connection closed", str(error)):
-            raise
-        raise SharedError("another process ended") from None
+        atexit.unregister(dist.destroy_process_group)
+        if re.search("[Cc]onnection (closed|reset)|remote process|ncclRemoteError", str(error)):
+            raise SharedError("another process ended") from None
+        if re.search("gloo|NCCL", str(error)):
+            own = UserError(f"The processes could not communicate: {first_line(error)}")
+            own.add_note(ONE_PROCESS)
+            raise own from None
+        raise
 
 
 def _generator_states() -> dict[str, Tensor]:
@@ -222,7 +233,9 @@ def reports(error: UserError) -> bool:
     """Return whether this process prints an error, so that each error is printed once."""
     if isinstance(error, SharedError):
         return False
-    return not is_secondary() or ONE_PROCESS in getattr(error, "__notes__", ())
+    if ONE_PROCESS in getattr(error, "__notes__", ()):
+        return True
+    return not is_secondary() or (not dist.is_initialized() and local_rank() == 0)  # once per machine
 
 
 class _Together(torch.autograd.Function):
@@ -296,15 +309,17 @@ def _synchronize_on_cpu(module: _BatchNorm, is_timm: bool) -> None:
 
 def _batch_norm(module: _BatchNorm, x: Tensor) -> Tensor:
     """Normalize by the statistics of the global batch, and update the running statistics as PyTorch does."""
-    if not module.training:
+    if not module.training and module.running_mean is not None:
         return F.batch_norm(x, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+    dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # 16 bits cannot hold counts and sums
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [1, -1] + [1] * (x.dim() - 2)
     count = _Sum.apply(x.new_tensor(x.numel() / x.shape[1]))
     mean_C = _Sum.apply(x.sum(axes)) / count
     centered = x - mean_C.reshape(shape)
     var_C = _Sum.apply(centered.square().sum(axes)) / count
-    if module.running_mean is not None and module.running_var is not None and module.num_batches_tracked is not None:
+    if module.training and module.running_mean is not None and module.running_var is not None:
+        assert module.num_batches_tracked is not None
         with torch.no_grad():
             module.num_batches_tracked.add_(1)
             momentum = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
@@ -312,6 +327,6 @@ def _batch_norm(module: _BatchNorm, x: Tensor) -> Tensor:
             module.running_mean.lerp_(mean_C.to(module.running_mean.dtype), momentum)
             module.running_var.lerp_(unbiased_C.to(module.running_var.dtype), momentum)
     normalized = centered * (var_C + module.eps).rsqrt().reshape(shape)
-    if module.weight is None:
-        return normalized
-    return normalized * module.weight.reshape(shape) + module.bias.reshape(shape)
+    if module.weight is not None:
+        normalized = normalized * module.weight.reshape(shape) + module.bias.reshape(shape)
+    return normalized.to(dtype)

@@ -92,6 +92,8 @@ def test_folders_whose_teachers_differ_are_not_merged(smoke: Path, tmp_path: Pat
     shutil.copy(min((run / "checkpoints").glob("*.safetensors")), last)  # another network under the same name
     with pytest.raises(UserError, match="trainings of the same run with different weights"):
         ckd.reproduce("figure2", preset="smoke", out=first, merge=[second])
+    with pytest.raises(UserError, match="trainings of the same run with different weights"):
+        ckd.reproduce("figure2", preset="smoke", out=tmp_path / "new", merge=[first, second])
 
 
 def test_another_folder_with_the_same_path_is_noticed(tmp_path: Path):
@@ -148,9 +150,10 @@ def test_a_killed_local_process_is_replaced(smoke: Path, undisturbed: Path, tmp_
     process = start(*FIGURE2, "--jobs", "2", "--out", str(out))
     wait_until_half_trained(out, process)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
-    listing = ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)]
+    listing = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)]
     children = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
     pids = [int(line.split()[0]) for line in children if "popen_loky_posix" in line]
+    assert pids
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     _, printed = process.communicate(timeout=280)

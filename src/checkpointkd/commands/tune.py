@@ -175,11 +175,14 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
 
 def _run_workers(student: str, options: TuneOptions, config: ExecutorConfig) -> None:
     """Run the trials in `config.jobs` processes. The caller runs the trials that they leave, and reads the result."""
-    from ..executors import open_executor, run_all
+    from ..executors import WorkerDied, open_executor, run_all
 
     options = replace(options, jobs=1, executor="local", gpus_per_run=None, slurm=None, on_progress=None)
     executor = open_executor(config, options.device, Path(options.out) / JOBS_FOLDER)
-    run_all(executor, _work, [(student, options)] * config.jobs)
+    try:
+        run_all(executor, _work, [(student, options)] * config.jobs)
+    except WorkerDied as error:
+        raise UserError(f"A process of this search failed several times: {error}. Repeat the command.") from None
 
 
 def _work(student: str, options: TuneOptions) -> None:

@@ -7,6 +7,7 @@ Letters in names: N images, B batch, C channels, H W height and width, M some of
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import warnings
@@ -151,7 +152,12 @@ class StreamingBatches:
         """Yield the batches of the epoch that follows `epoch` completed ones."""
         cropped = _CroppedImages(self.images, (self.seed, epoch) if self.augment else None)
         whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        loaded = load_rows(cropped, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
+        parts = [self.ranks.part(row_G) for row_G in whole]
+        some = [row_B for row_B in parts if len(row_B)]  # the last batch may have fewer images than there are processes
+        none = (torch.zeros(0, *self.images.shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.long))
+        loaded = itertools.chain(
+            load_rows(cropped, some, pin=self.device.type == "cuda"), [none] * (len(parts) - len(some))
+        )
         for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield Batch(

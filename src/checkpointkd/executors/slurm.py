@@ -82,9 +82,12 @@ def _set(future: Future[Any], job: Any) -> None:
     try:
         future.set_result(job.result())
     except FailedJobError as error:  # the function raised
-        future.set_exception(RuntimeError(str(error)))
+        last_line = str(error).strip().splitlines()[-1]
+        future.set_exception(UserError(f"SLURM job {job.job_id} failed: {last_line}. Its log is {job.paths.stderr}"))
     except UncompletedJobError as error:
         future.set_exception(WorkerDied(f"SLURM job {job.job_id} ended early ({first_line(error)})"))
+    except Exception as error:  # a result that cannot be read, for example
+        future.set_exception(error)
 
 
 def _parameters(config: ExecutorConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .store import STORE, check_same_setting
 log = logging.getLogger("checkpointkd")
 
 KINDS = ("runs", "tuned", "measured", "correlated")  # folders of tasks, each with one folder per task
-LEFT_OUT = shutil.ignore_patterns(".lock*", f"*{storage.TMP_SUFFIX}")
+LEFT_OUT = shutil.ignore_patterns("result.json", ".lock*", f"*{storage.TMP_SUFFIX}")
 
 
 def merge_folders(out: Path, folders: Sequence[Path]) -> None:
@@ -28,13 +28,14 @@ def merge_folders(out: Path, folders: Sequence[Path]) -> None:
             the two are not comparable.
     """
     wanted = records.read(out / STORE, StoreRecord, remedy="Restore the file.")
-    for folder in folders:
+    for position, folder in enumerate(folders):
         check_exists(folder, "folder of experiments")
         if not (folder / STORE).exists():
             raise UserError(f"{folder} holds no experiments: it has no {STORE}. Give a folder that `reproduce` wrote.")
         check_same_setting(folder, wanted, remedy="Give a folder of the same experiment.")
         for run in sorted(folder.glob("runs/*")):
-            _check_same_weights(run, out / "runs" / run.name)
+            for other in (out, *folders[:position]):
+                _check_same_weights(run, other / "runs" / run.name)
     for folder in folders:
         copied = sum(_copy(source, out / kind / source.name) for kind in KINDS for source in folder.glob(f"{kind}/*"))
         log.info("%s copied from %s", pluralize(copied, "folder"), folder)
@@ -68,4 +69,5 @@ def _copy(source: Path, target: Path) -> bool:
         return bool(missing)
     with storage.locked(target):  # raises InUse while another process trains it
         shutil.copytree(source, target, ignore=LEFT_OUT, dirs_exist_ok=True)
+        storage.atomic_copy(source / "result.json", target / "result.json")  # last: it says that the run is complete
     return True

@@ -5,6 +5,7 @@ The command line imports this module, so it imports no torch; the modules that d
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 import math
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..commands.options import CommonOptions, ExecutorOptions, LogitCacheOptions
 from ..commands.signature import command
 from ..config import PrecisionChoice, SelectOn, check_choice
-from ..errors import UserError, pluralize, unknown_name
+from ..errors import InUse, UserError, pluralize, unknown_name
 from ..executors.base import ExecutorConfig
 from ..recipes import recipe as get_recipe
 from .catalog import EXPERIMENTS, PAPER, by_priority, get_experiment
@@ -259,7 +260,8 @@ def _run(
     def on_done(task: Task) -> None:
         nonlocal written_at
         if time.monotonic() - written_at > WRITE_SECONDS:
-            write({})
+            with contextlib.suppress(InUse):  # another process writes; the end of this command writes again
+                write({})
             written_at = time.monotonic()
 
     # a deadline needs another process even for one job, because a running task can be stopped only there

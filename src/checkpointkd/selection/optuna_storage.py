@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
-from ..errors import UserError, first_line
+from ..errors import InUse, UserError, first_line
 
 if TYPE_CHECKING:
     from .tuning import TuneConfig, TuneTask
@@ -28,6 +28,10 @@ VALUES = "values"  # the user attribute of an enqueued trial with the values tha
 JOURNAL = "journal:"  # starts the URL of a journal file
 DEAD_SECONDS = 30.0  # without a lock or a new epoch, until a trial in a journal is repeated
 HEARTBEAT_SECONDS = 60  # in a shared storage; without it another machine takes a trial over
+
+
+class TrialTaken(Exception):  # noqa: N818 - reads well where it is raised and caught
+    """Another process took the trial that this one had enqueued, so the sampler invented values."""
 
 
 @contextlib.contextmanager
@@ -221,7 +225,7 @@ def run_trial(
     if shared:
         # raised if this process was taken for dead and another process repeats the trial
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            study.optimize(objective, n_trials=1, callbacks=[callback])
+            study.optimize(objective, n_trials=1, callbacks=[callback], catch=(TrialTaken, InUse))
         return
     interrupted = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
     trial = optuna.Trial(study, interrupted[0]._trial_id) if interrupted else study.ask()

@@ -184,7 +184,11 @@ class _Runner:
 
     def objective(self, trial: optuna.Trial) -> float:
         """Return the mean validation accuracy of a trial's students. The first student may be pruned."""
+        from .optuna_storage import TrialTaken
+
         values = _suggest(trial, self.settings)
+        if self.settings.sampler == "grid" and values not in self.settings.grid():
+            raise TrialTaken
         # All trials have the precision of the first, or they could not be compared.
         precision = self.study.user_attrs.get(PRECISION, self.task.run.precision)
         spec, recipe = _with_values(self.task, values)

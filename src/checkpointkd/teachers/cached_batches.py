@@ -140,13 +140,17 @@ def with_cached_logits(
         device=batches.device,
         batch_size=FILL_BATCH,
     )
+    files, problem = None, ""
     try:
         files = view_logits(manifests, limit=limit)
     except (UserError, OSError, RuntimeError) as error:
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    failed = torch.tensor(float(files is None), device=batches.device)
+    if float(batches.ranks.max(failed)) or files is None:  # all processes go on alike
         log.warning(
             "Teachers run at every step, because their logits (%s each) cannot be cached: %s",
             format_bytes(size_of(manifests[0].rows, manifests[0].classes)),
-            error.strerror if isinstance(error, OSError) and error.strerror else first_line(error),
+            problem or "another process has no room for them",
         )
         return batches
     return CachedTeacherBatches(

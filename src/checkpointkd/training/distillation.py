@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..exporting import write_student
 from ..losses import Teaching, distillation, get_method, takes_features
 from ..models import Network
-from ..ranks import is_secondary
+from ..ranks import is_secondary, world_size
 from ..records.runs import DistillRecord, TeachersMeasured
 from ..teachers.cached_batches import with_cached_logits
 from ..teachers.cost import training_cost
@@ -121,6 +121,11 @@ def run_distillation(
     """
     if run.compile and takes_features(spec.method):
         raise UserError(f"--compile hides the features that {spec.method} learns from. Leave --compile out.")
+    if spec.config.teacher_batch_norm == "batch" and world_size() > 1:
+        raise UserError(
+            f"--teacher-batch-norm batch does not apply to {world_size()} processes: each would normalize its own part "
+            "of a batch. Leave it out, or use one process."
+        )
     teachers = _LazyTeachers(run, spec, data, prepared)
 
     def wrap_batches(batches: EpochLoader, precision: Precision) -> EpochLoader:

@@ -162,6 +162,7 @@ def _train_epoch(
             on_step(number + 1, steps)
     total_loss, total_correct, examples = ranks.sum(sums).tolist()
     bad = _first_of_all(int(first_bad_step), steps, ranks, device)
+    ranks.share_buffers(state.model)
     if bad < 0 and not _all_finite(state.model):  # the last step's update is in no loss of this epoch
         bad = steps - 1
     if bad >= 0:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision
 
 log = logging.getLogger("checkpointkd")
+
+VISIBLE_SECONDS = 60.0  # until another machine must see a new file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +124,10 @@ def run_training(
             "--best-of-last-ten measures the test images ten times, but --select-on val allows one measurement. "
             "Add --select-on test, as the authors did."
         )
-    complete = _complete_run(spec, data, method)
-    if complete is not None:
-        return complete
+    with joined(spec.device) as ranks:  # the main process decides: the others may see the folder late
+        complete = ranks.from_main(lambda: _complete_run(spec, data, method) is not None)
+    if complete:
+        return open_trajectory(spec.out)
     network, init_sha256 = _build(spec, data)
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
@@ -138,13 +141,14 @@ def run_training(
             precision = folder.precision() if spec.precision == "auto" else spec.precision
             if precision is None:
                 long_enough = spec.recipe.epochs * _steps_per_epoch(spec, data) >= MIN_STEPS_TO_BENCHMARK
-                precision = (
-                    benchmark_precision(deepcopy(network), data, spec.recipe, spec.device) if long_enough else "fp32"
-                )
+                share = math.ceil(spec.recipe.batch_size / ranks.world_size)
+                recipe = replace(spec.recipe, batch_size=share)
+                precision = benchmark_precision(deepcopy(network), data, recipe, spec.device) if long_enough else "fp32"
             fields = {**_common_fields(spec, data, precision, init_sha256), **method.identity, **metadata}
             return precision, folder.open(method.record(**fields))
 
         precision, stored = ranks.from_main(opened)
+        _check_shared(spec.out, ranks)
         if ranks.from_main(lambda: folder.complete):  # by another process, meanwhile
             return open_trajectory(spec.out)
         if stored is None and spec.verbose:
@@ -158,7 +162,8 @@ def run_training(
         if spec.compile:
             network.compile()
         if stored is not None:
-            state.restore(stored)
+            with ranks.alike():
+                state.restore(stored)
             if not 0 <= state.epoch <= spec.recipe.epochs:
                 raise UserError(f"{spec.out / 'state.bin'} is damaged: it is of epoch {state.epoch}")
             log.info("%s continues after epoch %d of %d", spec.out, state.epoch, spec.recipe.epochs)
@@ -184,6 +189,17 @@ def _locked_by_main(out: Path, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         lock.__exit__(None, None, None)
+
+
+def _check_shared(out: Path, ranks: Ranks) -> None:
+    """Raise UserError in all processes if one of them does not see the run directory."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while ranks.world_size > 1 and not (out / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(1)  # a network file system may show new files late
+    unseen = ranks.max(torch.tensor(float(not (out / "run.json").exists())))
+    if ranks.world_size > 1 and unseen:
+        with ranks.alike():
+            raise UserError(f"Not all processes see {out}. Give --out a folder that all machines share.")
 
 
 def _check_global_batch(spec: RunSpec, ranks: Ranks) -> None:
@@ -258,7 +274,8 @@ def _train(
             saved = _as_saved(state.model, spec)
             measured = _measure(saved, data.val, ranks)
             if not math.isfinite(measured.nll):
-                raise Diverged(f"The network's logits are not finite after epoch {state.epoch}")
+                with ranks.alike():
+                    raise Diverged(f"The network's logits are not finite after epoch {state.epoch}")
             row = {**row, "val_accuracy": measured.accuracy, "val_nll": measured.nll}
             val = measured if state.epoch == spec.recipe.epochs else None
             float16 = spec.checkpoint_dtype == "float16"
