@@ -7,7 +7,6 @@ Letters in names: N images, B batch, C channels, H W height and width, M some of
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import warnings
@@ -152,12 +151,7 @@ class StreamingBatches:
         """Yield the batches of the epoch that follows `epoch` completed ones."""
         cropped = _CroppedImages(self.images, (self.seed, epoch) if self.augment else None)
         whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        parts = [self.ranks.part(row_G) for row_G in whole]
-        some = [row_B for row_B in parts if len(row_B)]  # the last batch may have fewer images than there are processes
-        none = (torch.zeros(0, *self.images.shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.long))
-        loaded = itertools.chain(
-            load_rows(cropped, some, pin=self.device.type == "cuda"), [none] * (len(parts) - len(some))
-        )
+        loaded = load_rows(cropped, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
         for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield Batch(
@@ -241,16 +235,17 @@ class _CroppedImages(Dataset):
 
 
 def load_rows(images: Dataset, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pixels (B, C, H, W) and the rows of each batch, in order.
+    """Yield the pixels (B, C, H, W) and the rows of each batch, in order. Only batches at the end may be empty.
 
     `images[row]` is an array (H, W, C) and the row, or a UserError, which is raised here.
     """
+    some = [rows_B for rows_B in batches if len(rows_B)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers than CPUs
         loader = DataLoader(
             images,
-            batch_sampler=[rows_B.tolist() for rows_B in batches],
-            num_workers=0 if len(batches) == 1 else min(workers(), len(batches)),
+            batch_sampler=[rows_B.tolist() for rows_B in some],
+            num_workers=0 if len(some) == 1 else min(workers(), len(some)),
             collate_fn=_collate,
             generator=torch.Generator(),  # its own, so that the global one does not change
         )
@@ -261,6 +256,8 @@ def load_rows(images: Dataset, batches: Sequence[Tensor], *, pin: bool = False) 
         pixels_BHWC, rows = loaded
         pixels_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
         yield (pixels_BCHW.pin_memory() if pin else pixels_BCHW), torch.tensor(rows)
+    for rows_B in batches[len(some) :]:
+        yield pixels_BCHW[:0], rows_B
 
 
 def _until_killed(iterator: Iterator[Any]) -> Iterator[Any]:
