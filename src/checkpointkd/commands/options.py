@@ -101,9 +101,8 @@ class DataSetOptions:
 
     data: str | UserData | None = None
     """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet. NAME:PATH names the place of the data.
-    folder:PATH takes your own images, in PATH/train/CLASS and PATH/val/CLASS, and PATH/test/CLASS if it exists. hf:NAME
-    takes a data set of the Hugging Face Hub. package.module:callable takes the checkpointkd.Data that your function
-    returns; in Python, data= also takes this object. Default: the data set of the given run or teachers."""
+    folder:PATH takes your own images, in PATH/train/CLASS and PATH/val/CLASS. hf:NAME takes a data set of the Hugging
+    Face Hub. package.module:callable returns a checkpointkd.Data. Default: that of the given run or teachers."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str | None):
@@ -143,10 +142,9 @@ class DataOptions(DataSetOptions):
 
     def config(self, data: str | UserData, train_images: int | None = None) -> DataConfig:
         """Return the settings of this data set, for a command that follows no run."""
-        assert isinstance(data, str)  # see __post_init__
-        self._check_resize(data)
+        self._check_resize(str(data))
         return DataConfig(
-            data=data,
+            data=str(data),  # see __post_init__
             select_on=self.select_on or DataConfig.select_on,
             train_images=train_images,
             image_size=self.image_size,

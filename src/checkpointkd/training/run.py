@@ -376,8 +376,8 @@ def _build(spec: RunSpec, data: Data) -> tuple[Network, str | None]:
     mean, std = data.train.channel_statistics()
 
     def build(classes: int, pretrained: bool) -> Network:
-        sizes = {"num_classes": classes, "in_channels": len(mean)}
-        return build_network(spec.model, **sizes, mean=mean, std=std, seed=spec.seed, pretrained=pretrained)
+        options: Any = {"mean": mean, "std": std, "seed": spec.seed, "pretrained": pretrained}
+        return build_network(spec.model, num_classes=classes, in_channels=len(mean), **options)
 
     return initial_network(spec.init, build, classes=len(data.classes), model=spec.model)
 
