@@ -139,7 +139,25 @@ def _teacher(folder: Path) -> None:
     ckd.train("wrn_16_2", data="digits", train_images=200, epochs=4, save_every=2, out=folder / "runs" / "teacher")
 
 
-BEFORE: dict[str, Callable[[Path], None]] = {"external-checkpoints": _external, "clusters": _teacher}
+def _own(folder: Path) -> None:
+    """Write what the page on own data names: a function that returns data, and fresh images for a teacher."""
+    _external(folder)
+    shutil.copytree(folder / "images" / "val", folder / "images" / "fresh")
+    (folder / "my_project").mkdir()
+    (folder / "my_project" / "data.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\nimport checkpointkd as ckd\n"
+        "def build():\n"
+        "    images, labels = torch.rand(600, 1, 8, 8), torch.arange(600) % 3\n"
+        "    part = lambda first: TensorDataset(images[first : first + 200], labels[first : first + 200])\n"
+        "    return ckd.Data(train=part(0), val=part(200), test=part(400), classes=3, name='noise')\n"
+    )
+
+
+BEFORE: dict[str, Callable[[Path], None]] = {
+    "external-checkpoints": _external,
+    "clusters": _teacher,
+    "own-data-and-loop": _own,
+}
 
 
 def _smaller(command: list[str], data: Path) -> list[str]:
