@@ -14,8 +14,8 @@ from .errors import UserError
 class Data:
     """A data set of your own, for `data=` of every command.
 
-    `train`, `val`, `test` and `clean` are map-style `torch.utils.data.Dataset`s. Each item begins with an image and its
-    label. An image is a PIL image or a tensor (C, H, W), uint8 or float. All images have one size.
+    `train`, `val`, `test` and `clean` are map-style data sets (`torch.utils.data.Dataset`). Each item begins with an
+    image and its label. An image is a PIL image or a tensor (C, H, W), uint8 or float. All images have one size.
 
     Random transforms of `train` are its augmentation. Their draws are a function of the run's seed, the epoch and the
     image, through the global generators of torch, random and numpy. So a run that was interrupted sees the same images.

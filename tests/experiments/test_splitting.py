@@ -61,6 +61,7 @@ def test_unknown_parts_are_named(options: tuple[str, str], message: str, tmp_pat
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder(smoke: Path, tmp_path: Path):
     """Both want all tasks. No finished run is trained again, and the rows are those of one process."""
     out = started(smoke, tmp_path / "out")
@@ -71,6 +72,7 @@ def test_two_processes_share_a_folder(smoke: Path, tmp_path: Path):
     assert not read_experiment(out, "figure3")["missing"]
 
 
+@pytest.mark.slow
 def test_parts_are_merged(smoke: Path, tmp_path: Path):
     """Seed 0 in one folder and seed 1 in another, with the same teachers."""
     parts = [started(smoke, tmp_path / name) for name in ("first", "second")]

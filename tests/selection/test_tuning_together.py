@@ -66,6 +66,7 @@ def test_the_trial_of_a_killed_process_is_continued_by_another(
     assert started[0].read_text(encoding="utf-8").splitlines()[: len(saved)] == saved, "no epoch is trained again"
 
 
+@pytest.mark.slow
 def test_jobs_share_the_trials(teacher_run: Path, tmp_path: Path, alone: dict[float, list[float]]):
     out = tmp_path / "tune"
     ckd.tune("wrn_10_1", teachers=[f"{teacher_run}@4"], out=out, jobs=2, **OPTIONS)

@@ -75,6 +75,7 @@ def test_weights_are_those_of_one_process(processes: int, methods: tuple[str, ..
     assert max(differences.values()) < 1e-12, differences
 
 
+@pytest.mark.slow
 def test_a_batch_with_fewer_examples_than_processes(tmp_path: Path):
     """Four processes share a last batch of three examples: one of them has none."""
     for count in (1, 4):
@@ -165,8 +166,14 @@ def child_with_rank(parent: int, rank: int) -> int:
             ("train", "wrn_10_1", "--data", "digits", "--batch-size", "1", "--epochs", "1", "--out", "OUT"),
             "--batch-size 1 is smaller than the number of processes, 2",
         ),
-        (("tune", "wrn_10_1", "--teachers", "x", "--out", "OUT"), "`tune` does not run under torchrun"),
-        (("train", "no_such_network", "--data", "digits", "--out", "OUT"), "no_such_network"),
+        pytest.param(
+            ("tune", "wrn_10_1", "--teachers", "x", "--out", "OUT"),
+            "`tune` does not run under torchrun",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("train", "no_such_network", "--data", "digits", "--out", "OUT"), "no_such_network", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_error_is_printed_once(words: tuple[str, ...], message: str, tmp_path: Path):
@@ -178,6 +185,7 @@ def test_an_error_is_printed_once(words: tuple[str, ...], message: str, tmp_path
     assert "checkpointkd/cli.py" not in result.stderr, "no traceback but torchrun's own"
 
 
+@pytest.mark.slow
 def test_a_damaged_image_of_one_process_ends_all(tmp_path: Path):
     from PIL import Image
 
