@@ -200,7 +200,7 @@ def test_variants_with_the_same_label_get_the_settings_that_differ(teacher_run: 
 def test_each_setting_of_a_run_tells_variants_apart():
     """Add a new field of the records to FAMILY or TEACHING, or here if the field does not change the student."""
     fields = {*TrainRecord.__struct_fields__, *DistillRecord.__struct_fields__}
-    without_effect = {"format", "provenance", "device", "save_every", "best_of_last_ten", "teacher_refs"}
+    without_effect = {"format", "provenance", "device", "save_every", "best_of_last_ten", "teacher_refs", "init"}
     follows_from_others = {
         "classes",
         "mean",

@@ -18,6 +18,7 @@ from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 
 # Students of one family can be compared.
 FAMILY = ("model", "network_config", "channel_order", "data", "recipe", "precision", "checkpoint_dtype")
+FAMILY += ("init_sha256", "batch_norm_processes")
 TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these
 BY_PILOT = "chosen by pilot runs"
 
@@ -298,6 +299,10 @@ def _distinguished(run: Trajectory, variant: Variant, variants: Sequence[tuple[T
         parts.append(record.precision)
     if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.checkpoint_dtype, peer_runs):
         parts.append(f"{record.checkpoint_dtype} checkpoints")
+    if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.init_sha256, peer_runs):
+        parts.append(f"from weights of {record.init}" if record.init else "from random weights")
+    if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.batch_norm_processes, peer_runs):
+        parts.append(f"batch statistics of {record.batch_norm_processes} processes")
     same_label = [peer for _, peer in peers if peer is not variant and peer.label == variant.label]
     same_family = [peer for peer in same_label if peer.family == variant.family]
     if same_label and not parts and not same_family and isinstance(record, OwnRunRecord):
