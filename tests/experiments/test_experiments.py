@@ -149,7 +149,7 @@ def test_costs_are_steps_times_the_measured_speed(tmp_path: Path):
         (["table9", "--preset", "smoke"], "Unknown experiment 'table9'. Did you mean"),
         (["table1", "--preset", "smal"], "Unknown preset 'smal'. Did you mean 'small'?"),
         (["table1", "--preset", "small", "--data", "digits"], "Preset 'small' runs on cifar100, not on 'digits'"),
-        (["table1", "--preset", "smoke", "--jobs", "0"], "--jobs must be from 1 to 256, not 0"),
+        (["table1", "--preset", "smoke", "--jobs", "0"], "--jobs must be from 1 to 4,096, not 0"),
         (["table1", "--preset", "smoke", "--seeds", "0"], "--seeds must be from 1 to 1,000, not 0"),
         (["table1", "--preset", "smoke", "--select-on", "hold"], "hold"),
         (["table1", "--preset", "smoke", "--alpha", "2"], "alpha must lie in [0, 1], not 2"),

@@ -214,11 +214,11 @@ def test_only_new_checkpoints_are_scored(teacher_run: Path, monkeypatch):
     assert fewer.epochs == [1, 2, 4]
     (teacher_run / "checkpoints" / "epoch-0003.safetensors").write_bytes(content)
     scored = []
-    from checkpointkd.information import plane as module
+    from checkpointkd.information import ESTIMATORS
 
-    real = module.ESTIMATORS["decoder"]
+    real = ESTIMATORS["decoder"]
     counting = lambda *a, **k: scored.append(len(a[1])) or real(*a, **k)  # noqa: E731
-    monkeypatch.setitem(module.ESTIMATORS, "decoder", counting)
+    monkeypatch.setitem(ESTIMATORS, "decoder", counting)
     again = ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     assert scored == [1]
     assert again.epochs == whole.epochs
