@@ -14,9 +14,11 @@ import contextlib
 import inspect
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import storage
 from .errors import UserError, first_line
 
 T = TypeVar("T")
 ONE_PROCESS = "an error of one process among several"  # a note on an exception that only one process raised
+VISIBLE_SECONDS = 60.0  # until another machine must see a new file
 TIMEOUT = timedelta(hours=2)  # longer than any pause in which only the main process works
 
 
@@ -137,6 +141,45 @@ class Ranks:
         finally:
             self._draws.update(_generator_states())
             _set_generator_states(own)
+
+    def generators(self) -> list[dict[str, dict[str, Tensor]]]:
+        """Return the states of the random generators of all processes, in order of rank."""
+        own = {"own": _generator_states(), "draws": dict(self._draws)}
+        if self.world_size == 1:
+            return [own]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, own)
+        return gathered
+
+    def restore_generators(self, stored: list[dict[str, dict[str, Tensor]]], *, own_seed: int) -> None:
+        """Take over what `generators` returned. A process that was not among those is seeded with `own_seed`."""
+        if self.rank < len(stored):
+            _set_generator_states(stored[self.rank]["own"])
+        else:
+            torch.manual_seed(own_seed)
+        if not self.is_main:
+            last = stored[min(self.rank, len(stored) - 1)]
+            self._draws.update(last["draws"] or last["own"])
+
+    @contextlib.contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Hold the lock of a folder in the main process. If it cannot be locked, all processes fail."""
+        lock = storage.locked(folder) if self.is_main else contextlib.nullcontext()
+        self.from_main(lock.__enter__)
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    def check_sees(self, path: Path) -> None:
+        """Raise UserError in all processes if one of them does not see a file of the main process."""
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while self.world_size > 1 and not path.exists() and time.monotonic() < deadline:
+            time.sleep(1)  # a network file system may show new files late
+        unseen = self.max(torch.tensor(float(not path.exists())))
+        if self.world_size > 1 and unseen:
+            with self.alike():
+                raise UserError(f"Not all processes see {path.parent}. All machines must share this folder.")
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give every process the main one's buffers: those that the checkpoint has. Batch statistics may be local."""

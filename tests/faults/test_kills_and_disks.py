@@ -318,7 +318,9 @@ def test_a_second_process_on_a_run_is_refused_with_the_id_of_the_first(tmp_path:
             time.sleep(0.05)
         second = subprocess.run(command, capture_output=True, text=True, env=one_thread)
         assert second.returncode == 2
-        assert second.stderr.endswith(f"is in use by process {first.pid} on {socket.gethostname()}. Try again when that process has ended.\n")
+        assert second.stderr.endswith(
+            f"is in use by process {first.pid} on {socket.gethostname()}. Try again when that process has ended.\n"
+        )
     finally:
         first.kill()
         first.wait()

@@ -65,8 +65,8 @@ class Doubles:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int):
-        for batch in self.batches.epoch(epoch):
+    def epoch(self, epoch: int, *, start: int = 0):
+        for batch in self.batches.epoch(epoch, start=start):
             yield replace(batch, images_BCHW=batch.images_BCHW.double())
 
 

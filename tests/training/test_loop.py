@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,68 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
     assert without_times[0] == without_times[1]
     assert resumed.result().test == undisturbed.result().test  # type: ignore[index]
     assert list(resumed) == [3, 6, 9, 12]
+
+
+def test_a_run_continues_within_an_epoch_bit_for_bit(tmp_path: Path, caplog):
+    """An epoch has five steps. The state is saved after every second one."""
+    caplog.set_level("INFO")
+    options: dict = {"data": "digits", "train_images": 60, "batch_size": 12, "epochs": 3, "save_every": 1}
+    options |= {"precision": "fp32", "save_state_every_steps": 2}
+    model = "tests.training.test_loop:DropoutNet"
+    whole = ckd.train(model, out=tmp_path / "whole", **options | {"save_state_every_steps": None})
+    for stop in (3, 10, 13):
+
+        def interrupt(task: str, done: int, total: int, stop: int = stop) -> None:
+            if total == 15 and done == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ckd.train(model, out=tmp_path / "stopped", on_progress=interrupt, **options)
+    resumed = ckd.train(model, out=tmp_path / "stopped", **options)
+    continued = [message for message in caplog.messages if "continues after" in message]
+    assert [message.partition("continues after ")[2] for message in continued] == [
+        "epoch 0 of 3 and 2 steps",
+        "epoch 1 of 3 and 4 steps",
+        "epoch 2 of 3 and 2 steps",
+    ]
+    for epoch in whole:
+        assert resumed[epoch].path.read_bytes() == whole[epoch].path.read_bytes(), f"epoch {epoch}"
+    without_times = [[structs.replace(row, seconds=0.0) for row in run.rows()] for run in (resumed, whole)]
+    assert without_times[0] == without_times[1]
+
+
+@pytest.mark.parametrize("parts", [2, 5, 40])
+def test_the_parts_of_a_batch_have_the_gradient_of_the_batch(parts: int):
+    """In float64, without batch normalization. The last batch is short; with 40 parts, each has one example."""
+    recipe = Recipe(epochs=2, batch_size=40, learning_rate=0.05)
+    data = load_data(DataConfig(data="digits", train_images=70))
+
+    def train(accumulate: int) -> tuple[list[dict], torch.Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)).double()
+        state = start(network, Supervised(), recipe, device=torch.device("cpu"))
+        batches = _Doubles(data.train.batches(batch_size=40, seed=0, device="cpu"))
+        rows = list(fit(state, batches, recipe=recipe, seed=0, accumulate=accumulate))
+        return rows, nn.utils.parameters_to_vector(network.parameters())
+
+    (rows, weights), (expected_rows, expected) = train(parts), train(1)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected_rows], rel=1e-6)
+    assert [row["train_accuracy"] for row in rows] == [row["train_accuracy"] for row in expected_rows]
+
+
+class _Doubles:
+    """The batches of a loader with images in double precision."""
+
+    def __init__(self, batches: EpochLoader) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, *, start: int = 0):
+        for batch in self.batches.epoch(epoch, start=start):
+            yield replace(batch, images_BCHW=batch.images_BCHW.double())
 
 
 def test_training_leaves_the_callers_random_state_alone():

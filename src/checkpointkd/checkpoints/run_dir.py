@@ -96,6 +96,10 @@ class RunDir:
     def save_epoch(self, rows: list[dict], state: dict[str, Any]) -> None:
         """Record that an epoch is done. The state is written last, so everything that it mentions is on disk."""
         storage.atomic_write_bytes(self.path / "metrics.jsonl", storage.jsonl_text(rows).encode())
+        self.save_state(state)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Save what resuming needs. Rows up to its epoch must be on disk."""
         storage.save_state(self.path / "state.bin", state)
 
     def save_checkpoint(self, epoch: int, tensors: Mapping[str, Tensor]) -> None:

@@ -262,6 +262,13 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     """With several processes (torchrun): batch normalization uses the statistics of each process, not of the global
     batch. Faster, but the result then depends on the number of processes."""
 
+    accumulate: int = 1
+    """Split each batch into this many parts, computed one after another, to save memory. Batch normalization, and
+    losses that compare examples, then see one part at a time."""
+
+    save_state_every_steps: int | None = None
+    """Also save the state within epochs, every this many steps. An interrupted run continues from there."""
+
     checkpoint_dtype: CheckpointDtype = "float32"
     """float16 halves the size of checkpoints. All later commands use the rounded weights."""
 
@@ -283,6 +290,8 @@ class TrainingOptions(LearningRateOptions, RunOptions):
             precision=self.precision,
             compile=self.compile,
             local_batch_norm=self.local_batch_norm,
+            accumulate=self.accumulate,
+            save_state_every_steps=self.save_state_every_steps,
             best_of_last_ten=self.best_of_last_ten,
             checkpoint_dtype=self.checkpoint_dtype,
             init=self.init,

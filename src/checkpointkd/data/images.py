@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -33,14 +33,33 @@ class Batch:
     ranks: Ranks = ALONE  # the processes that share the global batch
     total: int | None = None  # the examples of the global batch; None where one process has them all
 
+    def split(self, parts: int) -> list[Batch]:
+        """Return the batch in so many parts. With several processes, a part may be empty, and is kept."""
+        if parts == 1:
+            return [self]
+        rows = torch.arange(len(self.labels_B), device=self.labels_B.device).tensor_split(parts)
+        total = len(self.labels_B) if self.total is None else self.total
+        return [self._part(rows_M, total) for rows_M in rows if len(rows_M) or self.ranks.world_size > 1]
+
+    def _part(self, rows_M: Tensor, total: int) -> Batch:
+        return replace(
+            self,
+            images_BCHW=self.images_BCHW[rows_M],
+            labels_B=self.labels_B[rows_M],
+            index_B=self.index_B[rows_M],
+            view_B=None if self.view_B is None else self.view_B[rows_M],
+            teacher_TBK=None if self.teacher_TBK is None else self.teacher_TBK[:, rows_M],
+            total=total,
+        )
+
 
 class EpochLoader(Protocol):
     """Batches of each epoch, in an order and in views that are functions of (seed, epoch)."""
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of the epoch that follows `epoch` completed ones."""
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of the epoch that follows `epoch` completed ones, without the first `start`."""
         ...
 
 

@@ -137,10 +137,10 @@ class InMemoryBatches:
     def __len__(self) -> int:
         return math.ceil(len(self._labels_N) / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of the epoch that follows `epoch` completed ones."""
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of the epoch that follows `epoch` completed ones, without the first `start`."""
         view_N = self.view_N(epoch)
-        for row_G in self.rows(epoch):
+        for row_G in self.rows(epoch)[start:]:
             row_B = self.ranks.part(row_G)
             yield replace(self.batch(row_B, view_N[row_B]), total=len(row_G))
 

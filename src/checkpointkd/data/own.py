@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -24,10 +23,11 @@ from ..ranks import ALONE, Ranks
 from ..user_code import OBJECT, import_object, named
 from ..user_data import Data as UserData
 from .datasets import DataSet
-from .images import Batch, epoch_order, estimated_statistics, eval_batch_size, mean_and_std
+from .images import estimated_statistics, eval_batch_size, mean_and_std
 from .in_memory import InMemoryImages
+from .loading import Draw, LoadedBatches, as_floats, load_rows
 from .own_items import Normalized, attribute_of, check_labels, check_shape, labels_of, normalization_of, read_item
-from .streaming import load_rows, sample_numbers
+from .streaming import sample_numbers
 
 PROBED = 8  # images that are read twice, to learn whether a data set augments
 
@@ -118,8 +118,8 @@ class OwnImages:
 
     def iter_batches(self, size: int) -> Iterator[Tensor]:
         """Yield the images without augmentation, in order, at most `size` at a time."""
-        for pixels_BCHW, _ in self._load(torch.arange(len(self)).split(size), None):
-            yield pixels_BCHW.clamp(0, 1)
+        for pixels_BCHW, _ in load_rows(self.rows(None), torch.arange(len(self)).split(size)):
+            yield as_floats(pixels_BCHW).clamp(0, 1)
 
     def batches(
         self,
@@ -129,9 +129,9 @@ class OwnImages:
         device: torch.device | str,
         augment: bool = True,
         ranks: Ranks = ALONE,
-    ) -> OwnBatches:
+    ) -> LoadedBatches:
         """Return batches to train on."""
-        return OwnBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
+        return LoadedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
 
     def sha256(self) -> str:
         """Return the identity of these images: the hash of their digest, labels and order."""
@@ -144,53 +144,15 @@ class OwnImages:
         """Return mean and standard deviation of each channel, over 1,000 evenly spaced images."""
         return estimated_statistics(self)
 
-    def _load(self, rows: Sequence[Tensor], draw: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images as floats in [0, 1], and their rows. `draw` is (seed, epoch), or None without augmentation."""
-        for pixels_BCHW, row_B in load_rows(_Rows(self, draw), rows):
-            images_BCHW = pixels_BCHW.float()  # a new tensor: a worker's must not be written to
-            yield (images_BCHW / 255 if pixels_BCHW.dtype == torch.uint8 else images_BCHW), row_B
-
-
-class OwnBatches:
-    """Batches of a user's own images."""
-
-    def __init__(
-        self,
-        images: OwnImages,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        augment: bool,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.ranks = ranks
-        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
-        self.device = torch.device(device)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch_size)
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of the epoch that follows `epoch` completed ones."""
-        whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        parts = [self.ranks.part(row_G) for row_G in whole]
-        loaded = self.images._load(parts, (self.seed, epoch) if self.augment else None)
-        for row_G, (images_BCHW, row_B) in zip(whole, loaded, strict=True):
-            yield Batch(
-                images_BCHW=images_BCHW.to(self.device, memory_format=torch.channels_last),
-                labels_B=self.images.labels_N[row_B].to(self.device),
-                index_B=self.images.index_N[row_B].to(self.device),
-                view_B=None,
-                ranks=self.ranks,
-                total=len(row_G),
-            )
+    def rows(self, draw: Draw | None) -> Dataset:
+        """Return the data set that workers read. `draw` is (seed, epoch), or None for images without augmentation."""
+        return _Rows(self, draw)
 
 
 class _Rows(Dataset):
     """Read items in the workers. `draw` is (seed, epoch), or None for images without augmentation."""
 
-    def __init__(self, images: OwnImages, draw: tuple[int, int] | None) -> None:
+    def __init__(self, images: OwnImages, draw: Draw | None) -> None:
         self.images, self.draw = images, draw
         self.dataset = images.clean if draw is None else images.augmented
         self.normalized = images.clean_normalized if draw is None else images.normalized

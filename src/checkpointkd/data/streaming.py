@@ -9,23 +9,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..config import EvalTransform
-from ..errors import READER_KILLED, UserError
+from ..errors import UserError
 from ..ranks import ALONE, Ranks
 from ..seeding import generator
 from .image_io import EncodedImages, decode_number
-from .images import Batch, epoch_order, estimated_statistics, eval_batch_size
-from .workers import workers
+from .images import estimated_statistics, eval_batch_size
+from .loading import Draw, LoadedBatches, as_floats, load_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,8 +71,8 @@ class StreamingImages:
 
     def iter_batches(self, size: int) -> Iterator[Tensor]:
         """Yield the images without augmentation, in order, at most `size` at a time."""
-        for pixels_BCHW, _ in load_rows(_CroppedImages(self, None), torch.arange(len(self)).split(size)):
-            yield pixels_BCHW.float() / 255  # a new tensor: a worker's must not be written to
+        for pixels_BCHW, _ in load_rows(self.rows(None), torch.arange(len(self)).split(size)):
+            yield as_floats(pixels_BCHW)
 
     def batches(
         self,
@@ -83,9 +82,13 @@ class StreamingImages:
         device: torch.device | str,
         augment: bool = True,
         ranks: Ranks = ALONE,
-    ) -> StreamingBatches:
+    ) -> LoadedBatches:
         """Return batches to train on."""
-        return StreamingBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
+        return LoadedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
+
+    def rows(self, draw: Draw | None) -> Dataset:
+        """Return the data set that workers read. `draw` is (seed, epoch), or None for images without augmentation."""
+        return _CroppedImages(self, draw)
 
     def warn_if_enlarged(self) -> None:
         """Warn if the first image is smaller than `size`."""
@@ -125,43 +128,6 @@ def sample_digest(encoded: EncodedImages, count: int) -> str:
     for number in sample_numbers(count):
         digest.update(hashlib.sha256(encoded.read(number)).digest())
     return digest.hexdigest()
-
-
-class StreamingBatches:
-    """Batches of streamed images."""
-
-    def __init__(
-        self,
-        images: StreamingImages,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        augment: bool,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.ranks = ranks
-        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
-        self.device = torch.device(device)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch_size)
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of the epoch that follows `epoch` completed ones."""
-        cropped = _CroppedImages(self.images, (self.seed, epoch) if self.augment else None)
-        whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)
-        loaded = load_rows(cropped, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
-        for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
-            pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            yield Batch(
-                images_BCHW=pixels_BCHW.float().div_(255),
-                labels_B=self.images.labels_N[row_B].to(self.device),
-                index_B=self.images.index_N[row_B].to(self.device),
-                view_B=None,
-                ranks=self.ranks,
-                total=len(row_G),
-            )
 
 
 def sample_crop_box(width: int, height: int, random: torch.Generator) -> tuple[int, int, int, int]:
@@ -216,7 +182,7 @@ def resize_center_crop(image: Image, size: int, transform: EvalTransform = IMAGE
 class _CroppedImages(Dataset):
     """Read, decode and crop, in the workers. `draw` is (seed, epoch), or None for images without augmentation."""
 
-    def __init__(self, images: StreamingImages, draw: tuple[int, int] | None) -> None:
+    def __init__(self, images: StreamingImages, draw: Draw | None) -> None:
         self.images, self.draw = images, draw
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int] | UserError:
@@ -232,50 +198,3 @@ class _CroppedImages(Dataset):
         if self.images.flip and torch.rand((), generator=random) < 0.5:
             pixels_HWC = pixels_HWC[:, ::-1]
         return pixels_HWC, row
-
-
-def load_rows(images: Dataset, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pixels (B, C, H, W) and the rows of each batch, in order. Only batches at the end may be empty.
-
-    `images[row]` is an array (H, W, C) and the row, or a UserError, which is raised here.
-    """
-    some = [rows_B for rows_B in batches if len(rows_B)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers than CPUs
-        loader = DataLoader(
-            images,
-            batch_sampler=[rows_B.tolist() for rows_B in some],
-            num_workers=0 if len(some) == 1 else min(workers(), len(some)),
-            collate_fn=_collate,
-            generator=torch.Generator(),  # its own, so that the global one does not change
-        )
-        iterator = iter(loader)
-    for loaded in _until_killed(iterator):
-        if isinstance(loaded, UserError):
-            raise loaded
-        pixels_BHWC, rows = loaded
-        pixels_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
-        yield (pixels_BCHW.pin_memory() if pin else pixels_BCHW), torch.tensor(rows)
-    for rows_B in batches[len(some) :]:
-        yield pixels_BCHW[:0], rows_B
-
-
-def _until_killed(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Yield the batches that workers load; raise UserError if a worker was killed."""
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(READER_KILLED) from None
-
-
-def _collate(items: list[tuple[np.ndarray, int] | UserError]) -> tuple[np.ndarray, list[int]] | UserError:
-    """Stack arrays, which travel through a pipe. Tensors would need /dev/shm, which is small in containers."""
-    pixels, rows = [], []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        pixels.append(item[0])
-        rows.append(item[1])
-    return np.stack(pixels), rows

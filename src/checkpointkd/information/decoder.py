@@ -314,6 +314,6 @@ class Steps:
     def __len__(self) -> int:
         return self.count
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         passes = itertools.chain.from_iterable(map(self.batches.epoch, itertools.count()))
-        return itertools.islice(passes, self.count)
+        return itertools.islice(passes, start, self.count)

@@ -190,8 +190,8 @@ class _Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        for row_B in epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size):
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        for row_B in epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)[start:]:
             images_BCHW, labels_B = self.images.images_NCHW[row_B], self.images.labels_N[row_B]
             yield Batch(images_BCHW.to(self.device), labels_B.to(self.device), row_B.to(self.device), None)
 

@@ -67,6 +67,7 @@ class OwnRunRecord(RunRecord, frozen=True, kw_only=True):
     checkpoint_dtype: CheckpointDtype
     device: str
     batch_norm_processes: Annotated[int, Meta(ge=1)] = 1  # with statistics of their own; 1 where they are shared
+    accumulate: Annotated[int, Meta(ge=1)] = 1  # parts of a batch, with batch statistics of their own
     init: str | None = None  # --init: which weights the network starts from; None for random ones
     init_sha256: str | None = None
 

@@ -18,7 +18,7 @@ from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 
 # Students of one family can be compared.
 FAMILY = ("model", "network_config", "channel_order", "data", "recipe", "precision", "checkpoint_dtype")
-FAMILY += ("init_sha256", "batch_norm_processes")
+FAMILY += ("init_sha256", "batch_norm_processes", "accumulate")
 TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these
 BY_PILOT = "chosen by pilot runs"
 
@@ -303,6 +303,8 @@ def _distinguished(run: Trajectory, variant: Variant, variants: Sequence[tuple[T
         parts.append(f"from weights of {record.init}" if record.init else "from random weights")
     if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.batch_norm_processes, peer_runs):
         parts.append(f"batch statistics of {record.batch_norm_processes} processes")
+    if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.accumulate, peer_runs):
+        parts.append(f"batches in {pluralize(record.accumulate, 'part')}")
     same_label = [peer for _, peer in peers if peer is not variant and peer.label == variant.label]
     same_family = [peer for peer in same_label if peer.family == variant.family]
     if same_label and not parts and not same_family and isinstance(record, OwnRunRecord):

@@ -47,11 +47,11 @@ class CachedTeacherBatches:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of the epoch that follows `epoch` completed ones, with `teacher_TBK` in float32."""
         view_N = self.batches.view_N(epoch)
         logits_TNK = self.logits(view_N, self.active_teachers(epoch))
-        for row_G in self.batches.rows(epoch):
+        for row_G in self.batches.rows(epoch)[start:]:
             row_B = self.batches.ranks.part(row_G)
             batch = self.batches.batch(row_B, view_N[row_B])
             yield replace(batch, teacher_TBK=logits_TNK[:, row_B].float(), total=len(row_G))

@@ -6,6 +6,8 @@ the caller. Letters in names: N images, B batch, C channels, H W height and widt
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Precision, Recipe
 from ..data import Batch, EpochLoader
@@ -24,6 +27,16 @@ Row = dict[str, Any]
 OnStep = Callable[[int, int], None]  # gets the completed steps of this epoch, and the steps of an epoch
 
 
+@dataclass(frozen=True)
+class Partial:
+    """The first steps of an epoch."""
+
+    step: int  # completed steps
+    sums: Tensor  # of losses, correct predictions and examples, over all processes
+    generators: list[dict[str, dict[str, Tensor]]]  # states of the random generators of each process
+    seconds: float
+
+
 @dataclass
 class State:
     """Everything that training changes. With the settings it determines all that follows."""
@@ -32,6 +45,7 @@ class State:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # completed epochs
+    partial: Partial | None = None  # of the next epoch
 
     def to_dict(self) -> dict[str, Any]:
         """Return what resuming needs, as plain nested values."""
@@ -40,6 +54,7 @@ class State:
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "partial": None if self.partial is None else vars(self.partial),
         }
 
     def restore(self, stored: dict[str, Any]) -> None:
@@ -49,6 +64,7 @@ class State:
             self.objective.load_state_dict(stored["objective"])
             self.optimizer.load_state_dict(stored["optimizer"])
             self.epoch = int(stored["epoch"])
+            self.partial = Partial(**stored["partial"]) if stored.get("partial") else None
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"The stored state does not fit this run ({first_line(error)}). Remove the run directory to "
@@ -84,6 +100,9 @@ def fit(
     on_step: OnStep | None = None,
     ranks: Ranks = ALONE,
     unused: bool = False,
+    accumulate: int = 1,
+    save_every: int | None = None,
+    on_save: Callable[[], None] = lambda: None,
 ) -> Iterator[Row]:
     """Train from where the state is to the recipe's last epoch. Yield one row after each epoch.
 
@@ -97,6 +116,9 @@ def fit(
     With several processes, `batches` must yield the share of `ranks` of each global batch, and all processes must have
     the same state. DistributedDataParallel averages gradients. Set `unused` if some parameters have no gradient in some
     steps. Dropout masks differ between processes.
+
+    Each batch is computed in `accumulate` parts, whose gradients are added. `on_save` is called within epochs, every
+    `save_every` steps: training continues from there with the same result.
 
     Raises:
         Diverged: At the end of an epoch whose loss became NaN or infinite. The state cannot be used any more.
@@ -115,8 +137,14 @@ def fit(
     learner = ranks.wrap(Learner(state.model, state.objective), unused=unused)
     while state.epoch < recipe.epochs:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            ranks.seed(derive_seed("epoch", seed, state.epoch), derive_seed("epoch", seed, state.epoch, ranks.rank))
-            row = _train_epoch(state, learner, batches, recipe, precision, device, on_step, ranks)
+            own_seed = derive_seed("epoch", seed, state.epoch, ranks.rank)
+            if state.partial is None:
+                ranks.seed(derive_seed("epoch", seed, state.epoch), own_seed)
+            else:
+                ranks.restore_generators(state.partial.generators, own_seed=own_seed)
+            take_step = functools.partial(step, state, precision=precision, learner=learner, accumulate=accumulate)
+            hooks = {"on_step": on_step, "save_every": save_every, "on_save": on_save}
+            row = _train_epoch(state, batches, recipe, take_step, ranks=ranks, device=device, **hooks)
         yield row
 
 
@@ -133,26 +161,31 @@ class Learner(nn.Module):
 
 def _train_epoch(
     state: State,
-    learner: nn.Module,
     batches: EpochLoader,
     recipe: Recipe,
-    precision: Precision,
+    take_step: Callable[..., tuple[Tensor, Tensor | None]],
+    *,
+    ranks: Ranks,
     device: torch.device,
     on_step: OnStep | None,
-    ranks: Ranks,
+    save_every: int | None,
+    on_save: Callable[[], None],
 ) -> Row:
-    began, steps = time.perf_counter(), len(batches)
+    began, steps, first = time.perf_counter(), len(batches), 0
     state.model.train()
     state.objective.train()
     sums = torch.zeros(3, device=device)  # of losses, correct predictions and examples
     first_bad_step = torch.full((), -1, device=device)
     learning_rate = recipe.learning_rate
-    for number, batch in enumerate(batches.epoch(state.epoch)):
+    if state.partial is not None:
+        began, first = began - state.partial.seconds, state.partial.step
+        sums = state.partial.sums.to(device) if ranks.is_main else sums
+    for number, batch in enumerate(batches.epoch(state.epoch, start=first), first):
         train_fraction = (state.epoch + number / steps) / recipe.epochs
         learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, logits_BK = step(state, batch, precision=precision, train_fraction=train_fraction, learner=learner)
+        loss, logits_BK = take_step(batch, train_fraction=train_fraction)
         with torch.no_grad():
             count = len(batch.labels_B)
             correct = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
@@ -160,6 +193,12 @@ def _train_epoch(
             first_bad_step = torch.where((first_bad_step < 0) & ~loss.isfinite(), number, first_bad_step)
         if on_step is not None:
             on_step(number + 1, steps)
+        if save_every is not None and (number + 1) % save_every == 0 and number + 1 < steps:
+            ranks.share_buffers(state.model)
+            if _first_of_all(int(first_bad_step), steps, ranks, device) < 0 and _all_finite(state.model):
+                seconds, all_sums = time.perf_counter() - began, ranks.sum(sums.clone())
+                state.partial = Partial(number + 1, all_sums, ranks.generators(), seconds)
+                on_save()
     total_loss, total_correct, examples = ranks.sum(sums).tolist()
     bad = _first_of_all(int(first_bad_step), steps, ranks, device)
     ranks.share_buffers(state.model)
@@ -172,7 +211,7 @@ def _train_epoch(
                 f"The loss became NaN or infinite in epoch {state.epoch + 1}, step {bad + 1} of {steps}, at learning "
                 f"rate {rate:.4g}. The checkpoints up to epoch {state.epoch} are intact. Try a smaller learning rate."
             )
-    state.epoch += 1
+    state.epoch, state.partial = state.epoch + 1, None
     row: Row = {"epoch": state.epoch, "loss": total_loss / examples}
     if logits_BK is not None:
         row["train_accuracy"] = total_correct / examples
@@ -180,27 +219,43 @@ def _train_epoch(
 
 
 def step(
-    state: State, batch: Batch, *, precision: Precision, train_fraction: float, learner: nn.Module | None = None
+    state: State,
+    batch: Batch,
+    *,
+    precision: Precision,
+    train_fraction: float,
+    learner: nn.Module | None = None,
+    accumulate: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """Do one training step: forward, loss, backward, update.
+    """Do one training step: forward, loss, backward, update. The batch may be computed in `accumulate` parts.
 
     Returns:
         The mean loss of this process's examples, and their logits if there are any.
     """
-    ranks = batch.ranks
-    with torch.autocast(batch.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        if learner is None:
-            loss_B, logits_BK = state.objective(state.model, batch, train_fraction)
-        else:
-            loss_B, logits_BK = learner(batch, train_fraction)
-        # DDP averages gradients over processes, but their shares of the batch may differ in size
-        loss = loss_B.mean() if ranks.world_size == 1 else loss_B.sum() * (ranks.world_size / (batch.total or 1))
+    ranks, parts = batch.ranks, batch.split(accumulate)
+    whole = accumulate == 1 and ranks.world_size == 1
+    losses, logits = [], []
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with (
+            contextlib.nullcontext() if last or not isinstance(learner, DistributedDataParallel) else learner.no_sync()
+        ):
+            with torch.autocast(part.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                if learner is None:
+                    loss_B, logits_BK = state.objective(state.model, part, train_fraction)
+                else:
+                    loss_B, logits_BK = learner(part, train_fraction)
+                # DDP averages gradients over processes, but their shares of the batch may differ in size
+                loss = loss_B.mean() if whole else loss_B.sum() * (ranks.world_size / (part.total or 1))
+            loss.backward()
+        losses.append(loss_B.detach())
+        logits.append(logits_BK)
     state.optimizer.step()
-    if ranks.world_size > 1:
-        loss = loss_B.sum() / max(1, len(batch.labels_B))
-    return loss.detach(), logits_BK
+    if whole:
+        return loss.detach(), logits[0]
+    loss_B = torch.cat(losses)
+    return loss_B.sum() / max(1, len(loss_B)), None if logits[0] is None else torch.cat(logits)
 
 
 def _first_of_all(bad: int, steps: int, ranks: Ranks, device: torch.device) -> int:

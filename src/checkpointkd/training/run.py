@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,20 +26,18 @@ from ..config import (
     check_choice,
 )
 from ..data import Data, EpochLoader, Images, config_of, load_test
-from ..errors import Diverged, UserError, first_line, pluralize
+from ..errors import Diverged, UserError, pluralize
 from ..losses import Supervised
 from ..metrics import measure, predict
 from ..models import Network, build_network, check_trainable, read_config
 from ..ranks import Ranks, joined, synchronize_batch_norm, world_size
 from ..records.base import Measured
 from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
-from ..storage import locked
+from .checks import check_global_batch, check_last_batch, compiler_errors, has_unused_parameters
 from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision
 
 log = logging.getLogger("checkpointkd")
-
-VISIBLE_SECONDS = 60.0  # until another machine must see a new file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,8 @@ class RunSpec:
     `save_every` is None for a twentieth of the run. `checkpoint_dtype` rounds checkpoints when they are saved and
     measures what was saved; training itself goes on unrounded. `best_of_last_ten` also measures the test images after
     each of the last ten epochs. Without `evaluate_test` the test images are left alone. Without `verbose` the start of
-    a run is not logged. `init` names the weights that the network starts from, see `initial_network`.
+    a run is not logged. `init` names the weights that the network starts from, see `initial_network`. `accumulate` is
+    the number of parts into which each batch is split. `save_state_every_steps` also saves the state within epochs.
     """
 
     model: str
@@ -61,6 +60,8 @@ class RunSpec:
     precision: PrecisionChoice = "auto"
     compile: bool = False
     local_batch_norm: bool = False
+    accumulate: int = 1
+    save_state_every_steps: int | None = None
     best_of_last_ten: bool = False
     checkpoint_dtype: CheckpointDtype = "float32"
     evaluate_test: bool = True
@@ -72,6 +73,10 @@ class RunSpec:
         check_choice("checkpoint dtype", self.checkpoint_dtype, CheckpointDtype)
         if self.interval < 1:
             raise UserError(f"--save-every must be at least 1, not {self.save_every}")
+        if self.accumulate < 1:
+            raise UserError(f"--accumulate must be at least 1, not {self.accumulate}")
+        if self.save_state_every_steps is not None and self.save_state_every_steps < 1:
+            raise UserError(f"--save-state-every-steps must be at least 1, not {self.save_state_every_steps}")
 
     @property
     def interval(self) -> int:
@@ -131,10 +136,10 @@ def run_training(
     network, init_sha256 = _build(spec, data)
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
-    _check_last_batch(network, spec, data, images_BCHW[:1])
+    check_last_batch(spec.recipe, network, data, model=spec.model)
     metadata = method.metadata()
     objective = method.objective(network)
-    with joined(spec.device) as ranks, _locked_by_main(spec.out, ranks):
+    with joined(spec.device) as ranks, ranks.locked(spec.out):
         folder = RunDir(spec.out)
 
         def opened() -> tuple[Precision, Any]:
@@ -148,16 +153,15 @@ def run_training(
             return precision, folder.open(method.record(**fields))
 
         precision, stored = ranks.from_main(opened)
-        _check_shared(spec.out, ranks)
+        ranks.check_sees(spec.out / "run.json")
         if ranks.from_main(lambda: folder.complete):  # by another process, meanwhile
             return open_trajectory(spec.out)
         if stored is None and spec.verbose:
             _log_start(spec, data)
-        if ranks.world_size > 1:
-            with ranks.alike():
-                _check_global_batch(spec, ranks)
-                if not spec.local_batch_norm:
-                    synchronize_batch_norm(network, device=spec.device)
+        with ranks.alike():
+            check_global_batch(spec.recipe, ranks, accumulate=spec.accumulate)
+            if ranks.world_size > 1 and not spec.local_batch_norm:
+                synchronize_batch_norm(network, device=spec.device)
         state = start(network, objective, spec.recipe, device=spec.device)
         if spec.compile:
             network.compile()
@@ -166,7 +170,8 @@ def run_training(
                 state.restore(stored)
             if not 0 <= state.epoch <= spec.recipe.epochs:
                 raise UserError(f"{spec.out / 'state.bin'} is damaged: it is of epoch {state.epoch}")
-            log.info("%s continues after epoch %d of %d", spec.out, state.epoch, spec.recipe.epochs)
+            done = "" if state.partial is None else f" and {pluralize(state.partial.step, 'step')}"
+            log.info("%s continues after epoch %d of %d%s", spec.out, state.epoch, spec.recipe.epochs, done)
         batches = data.train.batches(
             batch_size=spec.recipe.batch_size,
             seed=spec.seed,
@@ -175,65 +180,9 @@ def run_training(
             ranks=ranks,
         )
         batches = method.wrap_batches(batches, precision)
-        with _compiler_errors() if spec.compile else contextlib.nullcontext():
+        with compiler_errors() if spec.compile else contextlib.nullcontext():
             _train(spec, data, folder, state, batches, precision, ranks, on_row=on_row, on_progress=on_progress)
     return open_trajectory(spec.out)
-
-
-@contextlib.contextmanager
-def _locked_by_main(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold the lock of the run directory in the main process. If it cannot be locked, all processes fail."""
-    lock = locked(out) if ranks.is_main else contextlib.nullcontext()
-    ranks.from_main(lock.__enter__)
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
-
-
-def _check_shared(out: Path, ranks: Ranks) -> None:
-    """Raise UserError in all processes if one of them does not see the run directory."""
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    while ranks.world_size > 1 and not (out / "run.json").exists() and time.monotonic() < deadline:
-        time.sleep(1)  # a network file system may show new files late
-    unseen = ranks.max(torch.tensor(float(not (out / "run.json").exists())))
-    if ranks.world_size > 1 and unseen:
-        with ranks.alike():
-            raise UserError(f"Not all processes see {out}. Give --out a folder that all machines share.")
-
-
-def _check_global_batch(spec: RunSpec, ranks: Ranks) -> None:
-    if spec.recipe.batch_size < ranks.world_size:
-        raise UserError(
-            f"--batch-size {spec.recipe.batch_size} is smaller than the number of processes, {ranks.world_size}. It is "
-            "the global batch size, over all processes. Use a larger batch or fewer processes."
-        )
-
-
-def _check_last_batch(network: Network, spec: RunSpec, data: Data, image_1CHW: Tensor) -> None:
-    """Raise UserError if each epoch ends in a batch of one image, and the network cannot be trained on one image."""
-    if len(data.train) % spec.recipe.batch_size != 1:
-        return
-    try:
-        check_trainable(deepcopy(network), image_1CHW, classes=len(data.classes), model=spec.model)
-    except UserError as error:
-        raise UserError(
-            f"The last batch of each epoch has one image: {len(data.train):,} images in batches of "
-            f"{spec.recipe.batch_size}. Give another --batch-size or --train-images. {error}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _compiler_errors() -> Iterator[None]:
-    """Raise UserError where torch.compile fails, as it does without a C++ compiler."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    try:
-        yield
-    except TorchDynamoException as error:
-        raise UserError(
-            f"--compile failed: {first_line(error)[:200]}. Leave --compile out, or install a C++ compiler."
-        ) from None
 
 
 def _train(
@@ -267,7 +216,10 @@ def _train(
         precision=precision,
         on_step=on_step,
         ranks=ranks,
-        unused=ranks.world_size > 1 and _has_unused_parameters(state, data),
+        accumulate=spec.accumulate,
+        save_every=spec.save_state_every_steps,
+        on_save=lambda: ranks.from_main(lambda: folder.save_state(state.to_dict())),
+        unused=ranks.world_size > 1 and has_unused_parameters(state, data),
     )
     for row in training:
         if state.epoch % spec.interval == 0 or state.epoch == spec.recipe.epochs:
@@ -302,17 +254,6 @@ def _train(
         wall_seconds_since_start_or_resume=round(time.perf_counter() - began, 3),
     )
     ranks.from_main(lambda: folder.finish(result))
-
-
-def _has_unused_parameters(state: State, data: Data) -> bool:
-    """Return whether a step may leave parameters without gradient. DistributedDataParallel needs to know it."""
-    config = getattr(state.objective, "distill_config", None)
-    if config is not None and config.teacher_schedule != "joint" and any(True for _ in state.objective.parameters()):
-        return True  # layers for teachers that are not in use
-    network = deepcopy(state.model).train()
-    device = next(network.parameters()).device
-    network(data.train.subset(torch.arange(2)).to_float().to(device)).sum().backward()
-    return any(parameter.grad is None for parameter in network.parameters() if parameter.requires_grad)
 
 
 def fp16_state_dict(network: nn.Module) -> dict[str, Tensor]:
@@ -366,6 +307,7 @@ def _common_fields(spec: RunSpec, data: Data, precision: Precision, init_sha256:
         "checkpoint_dtype": spec.checkpoint_dtype,
         "device": str(spec.device),
         "batch_norm_processes": world_size() if spec.local_batch_norm else 1,
+        "accumulate": spec.accumulate,
         "init": spec.init,
         "init_sha256": init_sha256,
     }

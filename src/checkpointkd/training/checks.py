@@ -1,0 +1,68 @@
+"""What is checked when a run starts, and the errors that its options can cause."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+
+from ..config import Recipe
+from ..data import Data
+from ..errors import UserError, first_line
+from ..models import Network, check_trainable
+from ..ranks import Ranks
+from .loop import State
+
+
+def check_global_batch(recipe: Recipe, ranks: Ranks, *, accumulate: int) -> None:
+    """Raise UserError if a batch has fewer examples than the parts that it is split into."""
+    if recipe.batch_size < ranks.world_size:
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is smaller than the number of processes, {ranks.world_size}. It is "
+            "the global batch size, over all processes. Use a larger batch or fewer processes."
+        )
+    if recipe.batch_size < ranks.world_size * accumulate:
+        raise UserError(
+            f"--accumulate {accumulate} is too large: a batch has {recipe.batch_size} images, over all processes. "
+            f"Use at most {recipe.batch_size // ranks.world_size}."
+        )
+
+
+def check_last_batch(recipe: Recipe, network: Network, data: Data, *, model: str) -> None:
+    """Raise UserError if each epoch ends in a batch of one image, and the network cannot be trained on one image."""
+    if len(data.train) % recipe.batch_size != 1:
+        return
+    image_1CHW = data.train.subset(torch.arange(1)).to_float()
+    try:
+        check_trainable(deepcopy(network), image_1CHW, classes=len(data.classes), model=model)
+    except UserError as error:
+        raise UserError(
+            f"The last batch of each epoch has one image: {len(data.train):,} images in batches of "
+            f"{recipe.batch_size}. Give another --batch-size or --train-images. {error}"
+        ) from None
+
+
+@contextlib.contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Raise UserError where torch.compile fails, as it does without a C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise UserError(
+            f"--compile failed: {first_line(error)[:200]}. Leave --compile out, or install a C++ compiler."
+        ) from None
+
+
+def has_unused_parameters(state: State, data: Data) -> bool:
+    """Return whether a step may leave parameters without gradient. DistributedDataParallel needs to know it."""
+    config = getattr(state.objective, "distill_config", None)
+    if config is not None and config.teacher_schedule != "joint" and any(True for _ in state.objective.parameters()):
+        return True  # layers for teachers that are not in use
+    network = deepcopy(state.model).train()
+    device = next(network.parameters()).device
+    network(data.train.subset(torch.arange(2)).to_float().to(device)).sum().backward()
+    return any(parameter.grad is None for parameter in network.parameters() if parameter.requires_grad)
