@@ -47,7 +47,7 @@ COMMANDS = {
     "report": ("commands.report", "report"),
     "cache": ("commands.cache", "cache"),
 }
-SEVERAL_PROCESSES = ("train", "distill")  # commands that torchrun may start
+SEVERAL_PROCESSES = ("train", "distill", "score")  # commands that torchrun may start
 WITHOUT_TORCH = ("cache",)
 
 OUT_OF_MEMORY = "[Oo]ut of memory|[Cc](an.t|annot) allocate memory|could not create a (primitive|memory)"

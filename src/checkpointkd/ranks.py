@@ -98,6 +98,14 @@ class Ranks:
         dist.all_gather(gathered, padded)
         return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
 
+    def collect(self, own: list[T]) -> list[T]:
+        """Return the entries of all processes, in order of rank."""
+        if self.world_size == 1:
+            return own
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, own)
+        return [entry for entries in gathered for entry in entries]
+
     def together(self, rows_BX: Tensor) -> Tensor:
         """Return the rows of the global batch (G, …), with gradient."""
         return rows_BX if self.world_size == 1 else _Together.apply(rows_BX, self)
@@ -144,12 +152,7 @@ class Ranks:
 
     def generators(self) -> list[dict[str, dict[str, Tensor]]]:
         """Return the states of the random generators of all processes, in order of rank."""
-        own = {"own": _generator_states(), "draws": dict(self._draws)}
-        if self.world_size == 1:
-            return [own]
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, own)
-        return gathered
+        return self.collect([{"own": _generator_states(), "draws": dict(self._draws)}])
 
     def restore_generators(self, stored: list[dict[str, dict[str, Tensor]]], *, own_seed: int) -> None:
         """Take over what `generators` returned. A process that was not among those is seeded with `own_seed`."""

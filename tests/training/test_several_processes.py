@@ -14,10 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from checkpointkd.checkpoints import open_trajectory
+from checkpointkd.information.plane import load_plane
 from checkpointkd.losses import METHODS
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
@@ -206,3 +208,18 @@ def test_a_damaged_image_of_one_process_ends_all(tmp_path: Path):
     assert len([line for line in result.stderr.splitlines() if line.startswith("checkpointkd: ")]) >= 1
     assert "5.png" in result.stderr
     shutil.rmtree(tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path: Path):
+    """Each process scores a part of the checkpoints; the number of checkpoints is odd."""
+    run_path, copy = tmp_path / "run", tmp_path / "copy"
+    assert checkpointkd(1, *DIGITS, "--epochs", "3", "--save-every", "1", "--out", str(run_path)).returncode == 0
+    shutil.copytree(run_path, copy)
+    words = ("--decoder-steps", "4", "--decoder-seeds", "2")
+    results = [checkpointkd(count, "score", str(path), *words) for count, path in ((1, run_path), (2, copy))]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr[-2000:]
+    assert results[0].stdout.count("\n") == results[1].stdout.count("\n"), "one process prints"
+    alone, together = (load_plane(open_trajectory(path)) for path in (run_path, copy))
+    assert alone.points == together.points
+    np.testing.assert_array_equal(alone.information_ASN, together.information_ASN)

@@ -68,7 +68,7 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
         UserError: If the network has no feature map to decode, or if a setting or the data set is unknown.
     """
     from ..information import score_trajectory
-    from ..storage import locked
+    from ..ranks import joined
 
     settings = EstimatorConfig(
         estimator=name_of(options.estimator),
@@ -77,18 +77,23 @@ def score(run: Path | str, /, *, options: ScoreOptions) -> Plane:
         steps=options.decoder_steps,
         seeds=options.decoder_seeds,
     )
-    trajectory, data = _open(run, options)
-    check_same_classes(trajectory, data)
-    warn_if_saw_validation_images(str(run), trajectory.run, data)
-    with locked(trajectory.path):
-        return score_trajectory(
-            trajectory,
-            data,
-            settings=settings,
-            feature_layer=options.feature_layer,
-            device=options.torch_device,
-            on_progress=_prefixed("score", options.on_progress),
-        )
+    with joined(options.torch_device) as ranks:
+        if ranks.world_size > 1:  # the main process registers external checkpoints, the others find them
+            ranks.from_main(lambda: str(_open(run, options)[0].path))
+        with ranks.alike():
+            trajectory, data = _open(run, options)
+            check_same_classes(trajectory, data)
+        warn_if_saw_validation_images(str(run), trajectory.run, data)
+        with ranks.locked(trajectory.path):
+            return score_trajectory(
+                trajectory,
+                data,
+                settings=settings,
+                feature_layer=options.feature_layer,
+                device=options.torch_device,
+                on_progress=_prefixed("score", options.on_progress),
+                ranks=ranks,
+            )
 
 
 def _open(run: Path | str, options: ScoreOptions) -> tuple[Trajectory, Data]:

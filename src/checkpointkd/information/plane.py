@@ -23,6 +23,7 @@ from ..config import EstimatorConfig, OnProgress
 from ..data import Data, Images, stratified
 from ..errors import UserError, duration, pluralize
 from ..models import capture_activations, last_map_path, names_code
+from ..ranks import ALONE, Ranks
 from ..records.selection import PlanePoint, PlaneRecord, PlaneSettings
 from ..training.loop import OnStep
 from .estimators import ScoredCheckpoint, get_estimator
@@ -80,11 +81,13 @@ def score_trajectory(
     feature_layer: str | None = None,
     device: torch.device,
     on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Plane:
     """Place every checkpoint of a trajectory on the information plane, and store the plane in the run directory.
 
     Estimators are fitted on training images and measured on the validation set, without augmentation. Stored points
-    that were made from the same weights with the same settings are kept.
+    that were made from the same weights with the same settings are kept. With several `ranks`, each scores a part of
+    the checkpoints, and the main process writes.
 
     Raises:
         UserError: If there is no checkpoint, if there are too few images, or if the layer has no map.
@@ -110,29 +113,33 @@ def score_trajectory(
         unit="step" if trajectory.unit == "step" else "epoch",
         features="float16" if is_large(data.val) else "float32",
     )
-    key, replaced, scores = _stored_scores(trajectory, plane_settings)
+    key, replaced, scores = ranks.from_main(lambda: _stored_scores(trajectory, plane_settings))
     todo = [checkpoint for epoch, checkpoint in trajectory.items() if epoch not in scores]
     map_bytes = (2 if is_large(data.val) else 4) * map_size * (fit_count + measure_count)
     most = MAX_CHECKPOINTS.get(device.type, 1 if is_large(data.val) else MAX_CHECKPOINTS_ON_ACCELERATOR)
     chunk_size = max(1, min(most, int(MAX_MAP_BYTES // map_bytes)))
     maps_on = device if map_bytes <= MAX_MAP_BYTES else torch.device("cpu")
     warned = False
-    for start in range(0, len(todo), chunk_size):
-        chunk = todo[start : start + chunk_size]
-        on_step = _chunk_progress(start, len(chunk), len(todo), on_progress)
+    together = chunk_size * ranks.world_size
+    for start in range(0, len(todo), together):
+        shared = todo[start : start + together]
+        chunk = [shared[row] for row in ranks.part(torch.arange(len(shared)))]
+        on_step = _chunk_progress(start, len(shared), len(todo), on_progress)
         if start == 0:
-            on_step = _with_estimate(on_step, len(todo) / len(chunk), pluralize(len(todo), "checkpoint"))
-        for point, parts in score_checkpoints(chunk, fitted_on, measured_on, plane_settings, device, maps_on, on_step):
+            on_step = _with_estimate(on_step, len(todo) / len(shared), pluralize(len(todo), "checkpoint"))
+        made = (fitted_on, measured_on, plane_settings, device, maps_on, on_step)
+        for point, parts in ranks.collect(list(score_checkpoints(chunk, *made)) if chunk else []):
             scores[point.epoch] = (point, parts)
             if not warned and _is_empty(point):
                 warned = True
                 log.warning(_EMPTY, settings.estimator, plane_settings.unit, point.epoch, fit_count)
-        _store(trajectory, scores, plane_settings, key)  # after each chunk: a killed process keeps its scores
+        # after each chunk: a killed process keeps its scores
+        ranks.from_main(lambda: _store(trajectory, scores, plane_settings, key))
     finished = replaced is not None and key != settings.estimator
     removed = not todo and (replaced is None or len(scores) < len(replaced.points))
     if finished or removed:
-        _store(trajectory, scores, plane_settings, settings.estimator)
-    return load_plane(trajectory, estimator=settings.estimator)
+        ranks.from_main(lambda: _store(trajectory, scores, plane_settings, settings.estimator))
+    return ranks.from_main(lambda: load_plane(trajectory, estimator=settings.estimator))
 
 
 def _layer_and_map_size(
