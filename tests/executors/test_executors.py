@@ -101,7 +101,11 @@ def test_work_of_a_killed_process_is_done_again(tmp_path: Path):
         executor.submit(_kill_once, tmp_path / "first").result(60)
     assert other.result(60)[2] >= 1
     executor.close()
-    assert run_all(LocalExecutor([None]), _kill_once, [(tmp_path / "second",)]) == ["second attempt"]
+    executor = LocalExecutor([None])
+    try:
+        assert run_all(executor, _kill_once, [(tmp_path / "second",)]) == ["second attempt"]
+    finally:
+        executor.close()
 
 
 @pytest.mark.parametrize("in_process", [True, False])

@@ -474,3 +474,21 @@ def test_long_sets_of_teachers_have_short_folder_names(teacher: Path, tmp_path: 
         teacher, out=tmp_path / "pilot", **{**QUICK, "methods": ["kd"], "teachers_from": [many], "alpha": [0.123456789]}
     )
     assert any(many.replace("+", " + ") in run.candidate for run in result.pilot_runs)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_pilot_runs_of_one_search(teacher: Path, searched: Path, tmp_path: Path):
+    """Runs of candidates that a search in one process also tried are equal to its runs. The search continues."""
+    budget = {**SHORT, "budget": "40"}
+    result = ckd.select(teacher, out=tmp_path / "together", jobs=2, **budget)
+    runs = {path.parent.name: path for path in _results(tmp_path / "together")}
+    assert len(runs) == 4
+    common = runs.keys() & {path.parent.name for path in _results(searched)}
+    assert len(common) >= 3, "the default, no teacher, and the first choice"
+    for name in common:
+        weights = [next(out.glob(f"{PILOT_RUNS}/{name}/checkpoints/*")) for out in (tmp_path / "together", searched)]
+        assert weights[0].read_bytes() == weights[1].read_bytes(), name
+    before = _results(tmp_path / "together")
+    again = ckd.select(teacher, out=tmp_path / "together", jobs=2, **budget)
+    assert _results(tmp_path / "together") == before, "nothing is trained again"
+    assert again == result

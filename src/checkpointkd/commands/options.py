@@ -34,7 +34,6 @@ from ..distill_config import (
     TeacherTau,
 )
 from ..errors import UserError, first_line
-from ..executors.base import ExecutorConfig, ExecutorName
 from ..recipes import recipe
 from ..records.base import read_bytes
 from ..user_data import Data as UserData
@@ -66,33 +65,6 @@ class CommonOptions:
         from ..device import pick_device
 
         return pick_device(self.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutorOptions:
-    """Where runs are trained."""
-
-    jobs: int = 1
-    """Number of runs to train at the same time, each in its own process. On a machine with several GPUs, the runs are
-    spread over the GPUs."""
-
-    executor: ExecutorName = "local"
-    """local: processes on this machine. ray: the Ray cluster at the address in the environment variable RAY_ADDRESS.
-    slurm: one SLURM job per run. All machines need --out and the data at the same paths."""
-
-    gpus_per_run: float | None = None
-    """Share of a GPU for each run: 0.25 for four runs per GPU, 0 for no GPU. Default: local: an equal share of the GPUs
-    of this machine; ray: one GPU if the cluster has GPUs; slurm: no GPU."""
-
-    slurm: list[str] | None = None
-    """Parameters of the SLURM jobs as KEY=VALUE, such as partition=gpu timeout_min=240."""
-
-    def executor_config(self) -> ExecutorConfig:
-        """Return the settings of the executor. Raises UserError for values out of range."""
-        slurm = [self.slurm] if isinstance(self.slurm, str) else self.slurm or []
-        return ExecutorConfig(
-            executor=self.executor, jobs=self.jobs, gpus_per_run=self.gpus_per_run, slurm=tuple(slurm)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

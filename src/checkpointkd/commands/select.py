@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..config import EstimatorConfig, check_estimator
 from ..distill_config import PilotConfig
 from ..errors import UserError
+from ..executors.base import ExecutorConfig, WorkerDied
 from ..records.selection import teachers_in_words
 from ..user_code import name_of
 from .checks import check_same_classes, warn_if_saw_validation_images
+from .executor_options import ExecutorOptions
 from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, Model, RunOptions
 from .signature import command
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ..information import Plane
     from ..records.selection import PilotResult, PlaneSettings
     from ..selection import Choice
+    from ..selection.candidates import Candidate
     from ..selection.pilot_store import PilotSearch
 
 log = logging.getLogger("checkpointkd")
@@ -33,7 +36,7 @@ DEFAULT_LOGIT_RULE = "lowest-nll"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptions):
+class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptions, ExecutorOptions):
     """With --student: compare candidates by pilot runs."""
 
     student: Model | None = None
@@ -307,9 +310,41 @@ def _by_pilot_runs(
     trajectory: Trajectory, student: str, out: Path, options: SelectOptions
 ) -> tuple[PilotSearch, PilotResult]:
     """Return a pilot search for this student, and its result."""
+    from ..executors import JOBS_FOLDER, open_executor, run_all
+    from ..selection.pilot import run_pilot_search
+
+    search, config = _search(trajectory, student, out, options), options.executor_config()
+    if config == ExecutorConfig():
+        return search, run_pilot_search(search)
+    alone = replace(options, jobs=1, executor="local", gpus_per_run=None, slurm=None, on_progress=None)
+    executor = open_executor(config, options.device, out / JOBS_FOLDER)
+
+    def train_together(search: PilotSearch, candidates: Sequence[Candidate]) -> None:
+        epochs = list(search.trajectory)
+        run_all(executor, _train_pilot_run, [(trajectory.source, epochs, alone, entry) for entry in candidates])
+
+    try:
+        return search, run_pilot_search(search, jobs=config.jobs, train_together=train_together)
+    except WorkerDied as error:
+        raise UserError(f"A process of this search failed several times: {error}. Repeat the command.") from None
+    finally:
+        executor.close()
+
+
+def _train_pilot_run(source: Path, epochs: list[int], options: SelectOptions, candidate: Candidate) -> None:
+    """Train one pilot run, in a process of an executor."""
+    from ..checkpoints import open_trajectory
+    from ..selection.pilot import train_pilot_run
+
+    assert options.out is not None
+    trajectory = open_trajectory(source).only(epochs)
+    train_pilot_run(_search(trajectory, name_of(options.student), Path(options.out), options), candidate)
+
+
+def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOptions) -> PilotSearch:
+    """Return the pilot search of these options."""
     from ..data import load_data
     from ..losses import get_method
-    from ..selection.pilot import run_pilot_search
     from ..selection.pilot_store import PilotSearch
 
     settings = options.pilot_config()
@@ -321,7 +356,7 @@ def _by_pilot_runs(
     warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
     repeated = ("data", "recipe", "epochs", "batch_size", "learning_rate", "train_images")
     repeated += ("select_on", "val", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
-    search = PilotSearch(
+    return PilotSearch(
         student=student,
         trajectory=trajectory,
         data=data,
@@ -334,4 +369,3 @@ def _by_pilot_runs(
         command_options={name: getattr(options, name) for name in repeated},
         on_progress=options.on_progress,
     )
-    return search, run_pilot_search(search)

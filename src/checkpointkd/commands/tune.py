@@ -13,7 +13,8 @@ from ..executors.base import JOBS_FOLDER, ExecutorConfig
 from ..records.base import plain
 from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
-from .options import CommonOptions, DataOptions, ExecutorOptions, Model, RecipeOptions, RunOptions, TeacherOptions
+from .executor_options import ExecutorOptions
+from .options import CommonOptions, DataOptions, Model, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ def _run_workers(student: str, options: TuneOptions, config: ExecutorConfig) -> 
         run_all(executor, _work, [(student, options)] * config.jobs)
     except WorkerDied as error:
         raise UserError(f"A process of this search failed several times: {error}. Repeat the command.") from None
+    finally:
+        executor.close()
 
 
 def _work(student: str, options: TuneOptions) -> None:

@@ -72,7 +72,7 @@ class ExecutorConfig:
 
 
 def run_all(executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Call a function once for each tuple of arguments, and return the results in order. Closes the executor.
+    """Call a function once for each tuple of arguments, and return the results in order.
 
     A call whose process dies is repeated, up to three attempts in all.
 
@@ -82,19 +82,16 @@ def run_all(executor: Executor, function: Callable[..., Any], calls: Sequence[tu
     waiting = [(number, 1) for number in range(len(calls))]
     running: dict[Future[Any], tuple[int, int]] = {}
     results: dict[int, Any] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < executor.jobs:
-                number, attempt = waiting.pop(0)
-                running[executor.submit(function, *calls[number])] = (number, attempt)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number, attempt = running.pop(future)
-                try:
-                    results[number] = future.result()
-                except WorkerDied:
-                    if attempt == MAX_ATTEMPTS:
-                        raise
-                    waiting.append((number, attempt + 1))
-    finally:
-        executor.close()
+    while waiting or running:
+        while waiting and len(running) < executor.jobs:
+            number, attempt = waiting.pop(0)
+            running[executor.submit(function, *calls[number])] = (number, attempt)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            number, attempt = running.pop(future)
+            try:
+                results[number] = future.result()
+            except WorkerDied:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                waiting.append((number, attempt + 1))
     return [results[number] for number in range(len(calls))]

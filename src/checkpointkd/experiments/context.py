@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import records, storage
-from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, EstimatorName, PrecisionChoice
+from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, PrecisionChoice
 from ..errors import UserError
 from ..recipes import recipe as get_recipe
 from ..records.experiments import NetworkSpeed
@@ -75,9 +75,9 @@ class Context:
         preset = self.preset
         return DataConfig(data=self.data, select_on=preset.select_on, train_images=preset.images_of(role))
 
-    def estimator_config(self, estimator: EstimatorName) -> EstimatorConfig:
-        """Return how I(X;F) is estimated. The preset's decoder settings do not apply to ridge."""
-        if estimator == "ridge":
+    def estimator_config(self, estimator: str) -> EstimatorConfig:
+        """Return how I(X;F) is estimated. The preset's decoder settings apply to the decoder only."""
+        if estimator != "decoder":
             return EstimatorConfig(estimator=estimator)
         return EstimatorConfig(steps=self.preset.decoder_steps, seeds=self.preset.decoder_seeds)
 

@@ -73,7 +73,7 @@ def student_items(
         if smoothed:
             yield Item(pair, "uniform", TrainTask(pair.student, "student", seed, preset.smoothing))
         for variant, teachers in variants.items():
-            yield Item(pair, variant, DistillTask(pair.student, teachers, seed, preset.tune))
+            yield Item(pair, variant, DistillTask(pair.student, teachers, seed, preset.tune, method=preset.method))
 
 
 def evaluation(pair: Pair, variant: str, *members: CheckpointChoice) -> Item:

@@ -83,6 +83,9 @@ class Preset:
     full_ensemble_sizes: tuple[int, ...] = (1, 2)
     snapshot_ensemble_sizes: tuple[int, ...] = (1, 2, 4, 7, 10)
     compared_recipes: tuple[str, ...] = ()
+    method: str = "kd"
+    rules: tuple[str, ...] = ()
+    rule_estimator: str = "decoder"
     alphas: tuple[float, ...] = (0.5, 0.1)
     budgets: tuple[str, ...] = ("0.5", "1.0", "2.0")
     compared_teachers: int = 2

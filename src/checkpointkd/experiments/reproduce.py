@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commands.options import CommonOptions, ExecutorOptions, LogitCacheOptions
+from ..commands.executor_options import ExecutorOptions
+from ..commands.options import CommonOptions, LogitCacheOptions
 from ..commands.signature import command
-from ..config import PrecisionChoice, SelectOn, check_choice
+from ..config import PrecisionChoice, SelectOn, check_choice, check_estimator
 from ..errors import InUse, UserError, pluralize, unknown_name
 from ..executors.base import ExecutorConfig
 from ..recipes import recipe as get_recipe
@@ -38,7 +39,7 @@ ALL = "all"  # experiments of the paper
 PAGE = "report.html"
 LOCK_SECONDS = 300.0  # to wait while another process measures speeds or writes results
 WRITE_SECONDS = 60.0  # between two writes of the results while tasks run
-NOTED_OPTIONS = ("teacher_epochs", "student_epochs", "train_images", "seeds", "teacher_recipe")
+NOTED_OPTIONS = ("teacher_epochs", "student_epochs", "train_images", "seeds", "teacher_recipe", "method")
 PRESET_OPTIONS = ("train_images", "seeds", "teacher_recipe", "select_on", "alpha", "tau", "precision")
 
 
@@ -86,6 +87,17 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
     tune: bool = False
     """Tune α and τ for each student and its teachers on the validation set, as the paper did."""
 
+    method: str | None = None
+    """The distillation method of all students; `selection` compares it with its other methods. Your own method is
+    package.module:Class. Default: kd, as in the paper."""
+
+    rule: str | None = None
+    """A further rule for `selection`, such as your own as package.module:function."""
+
+    estimator: str | None = None
+    """The estimator of I(X;F) whose scores the rules of `selection` use: ridge, or your own as
+    package.module:function. Default: decoder."""
+
     precision: PrecisionChoice | None = None
     """fp32, bf16 or auto, as for `train`. Default: the preset's."""
 
@@ -132,7 +144,33 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
         preset = replace(preset, tune=self.tune, **given)
         if name == "selection" and self.tune:
             raise UserError("--tune does not apply to the experiment 'selection'. Leave out --tune.")
+        preset = self._with_own_parts(name, preset)
         return preset if name != "selection" or self.alpha is None else replace(preset, alphas=(self.alpha,))
+
+    def _with_own_parts(self, name: str, preset: Preset) -> Preset:
+        """Return the preset with --method, --rule and --estimator."""
+        from ..information import get_estimator
+        from ..losses import get_method
+        from ..selection import RULES, get_rule
+
+        if name != "selection":
+            for option in ("rule", "estimator"):
+                if getattr(self, option) is not None:
+                    raise UserError(f"--{option} applies to the experiment 'selection' only. Leave out --{option}.")
+        if self.method is not None:
+            get_method(self.method)  # raises UserError for an unknown method
+            if self.tune and self.method != "kd":
+                raise UserError(f"--tune searches the α and τ of kd. Leave out --tune, or --method {self.method}.")
+            compared = tuple(dict.fromkeys((*preset.compared_methods, self.method)))
+            preset = replace(preset, method=self.method, compared_methods=compared)
+        if self.rule is not None:
+            get_rule(self.rule)  # raises UserError for an unknown rule
+            preset = replace(preset, rules=() if self.rule in RULES else (self.rule,))
+        if self.estimator is not None:
+            check_estimator(self.estimator)
+            get_estimator(self.estimator)  # raises UserError for a name that cannot be imported
+            preset = replace(preset, rule_estimator=self.estimator)
+        return preset
 
     def check_limits(self) -> None:
         """Raise UserError if --time-limit, --seed or --logit-cache-gb is out of range."""

@@ -94,14 +94,14 @@ def _fitted_temperatures(preset: Preset, pair: Pair, number: int, seed: int) -> 
 
 
 def _students_of_rules(preset: Preset, pair: Pair, number: int, seed: int) -> Iterator[tuple[str, DistillTask]]:
-    for rule in rules():
-        teachers = (CheckpointChoice(teacher(pair, number), rule),)
+    for rule in rules(preset):
+        teachers = (CheckpointChoice(teacher(pair, number), rule, preset.rule_estimator),)
         yield f"rule {rule}", DistillTask(pair.student, teachers, seed, alpha=preset.alphas[0])
 
 
-def rules() -> list[str]:
+def rules(preset: Preset) -> list[str]:
     """Return the names of the rules, without `random`, and without `last`, whose choice is a candidate."""
-    return [rule for rule in RULES if rule not in ("last", "random")]
+    return [rule for rule in (*RULES, *preset.rules) if rule not in ("last", "random")]
 
 
 def _variant(number: int, name: str) -> str:
@@ -202,7 +202,7 @@ def choices(preset: Preset) -> dict[str, tuple[float, Callable[[Reference, int],
     ways: dict[str, tuple[float, Callable[[Reference, int], str | None]]] = {
         _label(candidate): (0.0, lambda _, __, candidate=candidate: _label(candidate)) for candidate in fixed
     }
-    ways |= {f"rule {rule}": (0.0, lambda _, __, rule=rule: f"rule {rule}") for rule in rules()}
+    ways |= {f"rule {rule}": (0.0, lambda _, __, rule=rule: f"rule {rule}") for rule in rules(preset)}
     ways[PRIOR_ALONE] = (0.0, lambda reference, seed: reference.searched(PRIOR_ALONE, 0.0, default, seed))
     for budget in map(float, preset.budgets):
         for design in [design for design in DESIGNS if design != PRIOR_ALONE]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from ..training.distillation import DistillSpec, run_distillation
 from ..training.run import RunSpec, from_labels, run_training
 from .candidates import NO_TEACHER, Candidate, candidates_of, default_candidate, refs_of
 from .command_line import format_command
-from .pilot_plan import PilotOutcome, decide, next_candidate, pilot_batch_size, plan_pilot_runs
+from .pilot_plan import PilotOutcome, decide, next_candidates, pilot_batch_size, plan_pilot_runs
 from .pilot_result import summarize, training_call
 from .pilot_store import DIVERGED, PilotSearch, open_search, pilot_run_path
 
@@ -43,10 +44,18 @@ log = logging.getLogger("checkpointkd")
 RESULT = "pilot.json"
 
 
-def run_pilot_search(search: PilotSearch) -> PilotResult:
+TrainTogether = Callable[[PilotSearch, Sequence[Candidate]], None]
+
+
+def run_pilot_search(search: PilotSearch, *, jobs: int = 1, train_together: TrainTogether | None = None) -> PilotResult:
     """Train the pilot runs that are not stored yet, choose a candidate, and write pilot.json.
 
     A search that continues keeps the checkpoints that it started with, though the trajectory may have more by now.
+
+    Args:
+        search: The settings.
+        jobs: How many candidates to choose at a time. The choice of the second cannot use the outcome of the first.
+        train_together: Trains the pilot runs of several candidates in other processes with `train_pilot_run`.
 
     Raises:
         UserError: If the directory holds another search or other files, or if the budget is too small.
@@ -54,9 +63,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
     """
     if len(search.trajectory) == 0:
         raise UserError(f"The run in {search.trajectory.source} has saved no checkpoint yet")
-    batch_size = pilot_batch_size(search.recipe.batch_size)
-    steps_per_epoch = math.ceil(len(search.data.train) / batch_size)
-    pilot_epochs, run_count = plan_pilot_runs(search.settings, search.recipe.epochs, steps_per_epoch)
+    batch_size, pilot_epochs, run_count = _plan(search)
     refuse_inside_run(search.out)
     _check_student(search)
     _candidates(search)  # raises UserError before anything is written
@@ -74,8 +81,7 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
             pluralize(search.recipe.epochs, "epoch"),
             search.recipe.batch_size,
         )
-        runner = _Runner(search, candidates, pilot_epochs, run_count, batch_size)
-        result = runner.run()
+        result = _Runner(search, candidates, jobs, train_together).run()
         storage.write_json(
             search.out / RESULT,
             PilotRecord(**msgspec.structs.asdict(record), result=result, provenance=provenance()),
@@ -83,6 +89,18 @@ def run_pilot_search(search: PilotSearch) -> PilotResult:
         if search.on_progress is not None:
             search.on_progress(str(search.out), run_count, run_count)
     return result
+
+
+def train_pilot_run(search: PilotSearch, candidate: Candidate) -> None:
+    """Train one pilot run of a search that another process leads."""
+    _Runner(search, _candidates(search)).train(candidate)
+
+
+def _plan(search: PilotSearch) -> tuple[int, int, int]:
+    """Return the batch size of pilot runs, their epochs, and how many runs the budget covers."""
+    batch_size = pilot_batch_size(search.recipe.batch_size)
+    steps_per_epoch = math.ceil(len(search.data.train) / batch_size)
+    return batch_size, *plan_pilot_runs(search.settings, search.recipe.epochs, steps_per_epoch)
 
 
 def _candidates(search: PilotSearch) -> list[Candidate]:
@@ -98,10 +116,15 @@ class _Runner:
     """Trains the pilot runs of one search in order. `outcomes` holds the outcomes of this call so far."""
 
     def __init__(
-        self, search: PilotSearch, candidates: list[Candidate], pilot_epochs: int, run_count: int, batch_size: int
+        self,
+        search: PilotSearch,
+        candidates: list[Candidate],
+        jobs: int = 1,
+        train_together: TrainTogether | None = None,
     ) -> None:
         self.search, self.candidates = search, candidates
-        self.pilot_epochs, self.run_count, self.batch_size = pilot_epochs, run_count, batch_size
+        self.batch_size, self.pilot_epochs, self.run_count = _plan(search)
+        self.jobs, self.train_together = jobs, train_together
         self.default = default_candidate(search.trajectory)
         self.outcomes: list[PilotOutcome] = []
 
@@ -111,13 +134,16 @@ class _Runner:
 
     def run(self) -> PilotResult:
         """Train the pilot runs and return the result. The result also uses stored runs beyond the budget."""
-        while (candidate := next_candidate(self.candidates, self.outcomes, self.default)) is not None:
-            stored = self.is_stored(candidate)
-            if len(self.outcomes) >= self.run_count and not stored:
+        while following := next_candidates(self.candidates, self.outcomes, self.default, count=self.next_count()):
+            new = [candidate for candidate in following if not self.is_stored(candidate)]
+            if len(self.outcomes) >= self.run_count and new:
                 break
-            self.train(candidate)
-            self.report(stored)
-        if candidate is None and len(self.outcomes) < self.run_count:
+            if self.train_together is not None and new:
+                self.train_together(self.search, new)
+            for candidate in following:
+                self.train(candidate)
+                self.report(stored=candidate not in new)
+        if not following and len(self.outcomes) < self.run_count:
             log.info("The search stops early: no other pilot run is expected to improve the choice")
         if len(self.outcomes) > self.run_count:
             log.info(
@@ -142,6 +168,11 @@ class _Runner:
         )
         safe = "" if decision.safe == decision.candidate else self.command(decision.safe)
         return msgspec.structs.replace(result, command=self.command(decision.candidate), safe_command=safe)
+
+    def next_count(self) -> int:
+        """Return how many candidates to train at once. The first run alone decides the precision of all."""
+        left = self.run_count - len(self.outcomes)
+        return 1 if self.precision() == "auto" else max(1, min(self.jobs, left))
 
     def command(self, candidate: Candidate) -> str:
         """Return the command that trains the student with this candidate."""
@@ -204,7 +235,7 @@ class _Runner:
             return self.search.precision
         return RunDir(pilot_run_path(self.search, self.default, self.pilot_epochs)).precision() or "auto"
 
-    def report(self, stored: bool) -> None:
+    def report(self, *, stored: bool) -> None:
         """Log the last outcome and report the progress."""
         outcome, unit = self.outcomes[-1], self.unit
         if self.search.on_progress is not None:  # complete only when pilot.json is written

@@ -149,6 +149,23 @@ def next_candidate(
     return candidates[following] if improvement_C[following] > ENOUGH else None
 
 
+def next_candidates(
+    candidates: Sequence[Candidate], outcomes: Sequence[PilotOutcome], default: Candidate, *, count: int
+) -> list[Candidate]:
+    """Return up to `count` candidates for pilot runs that are trained at the same time.
+
+    They have the largest expected improvements, given the outcomes so far.
+    """
+    chosen: list[Candidate] = []
+    while len(chosen) < count:
+        without = [PilotOutcome(candidate, math.nan, math.nan, 1) for candidate in chosen]
+        candidate = next_candidate(candidates, [*outcomes, *without], default)
+        if candidate is None:
+            break
+        chosen.append(candidate)
+    return chosen
+
+
 @dataclass(frozen=True, eq=False)
 class Decision:
     """The chosen candidate, its expected gain over the default in points, and the uncertainty of this gain.

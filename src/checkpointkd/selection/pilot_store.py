@@ -76,7 +76,7 @@ def open_search(search: PilotSearch) -> PilotSearchRecord:
         if started:  # a search without any trained epoch may be replaced
             record = _continued(search, record, path)
     else:
-        names = sorted(entry.name for entry in search.out.iterdir() if not entry.name.startswith(".lock"))
+        names = sorted(entry.name for entry in search.out.iterdir() if not entry.name.startswith("."))
         if names:
             raise UserError(f"{search.out} already holds other files ({', '.join(names[:3])}). Choose another --out.")
     storage.write_json(path, record)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...commands import score, select, train
-from ...config import EstimatorName, OnProgress
+from ...config import OnProgress
 from ..context import Context
 from ..presets import Role, get_preset
 from .base import (
@@ -119,7 +119,7 @@ class ScoreTask:
     """Put the checkpoints of a run on the information plane; for a teacher by the decoder, select by Algorithm 1."""
 
     training: TrainTask | DistillTask
-    estimator: EstimatorName = "decoder"
+    estimator: str = "decoder"
     kind: Kind = field(default="measurement", init=False, repr=False)
 
     @property
@@ -210,6 +210,7 @@ class CheckpointChoice:
 
     training: TrainTask
     which: str
+    estimator: str = "decoder"  # whose scores a rule uses
 
     @property
     def by_rule(self) -> bool:
@@ -217,14 +218,15 @@ class CheckpointChoice:
 
     @property
     def is_average(self) -> bool:
-        return ":" in self.which
+        return self.which.startswith(("mean:", "decay-mean:"))
 
     def requires(self) -> list[Task]:
-        return [self.training, ScoreTask(self.training)] if self.by_rule else [self.training]
+        return [self.training, ScoreTask(self.training, self.estimator)] if self.by_rule else [self.training]
 
     def choice(self, context: Context) -> Choice:
         """Return what the rule chooses. The run must be scored."""
-        return choice_by("algorithm1" if self.which == "best" else self.which, self.training.folder(context))
+        rule = "algorithm1" if self.which == "best" else self.which
+        return choice_by(rule, self.training.folder(context), self.estimator)
 
     def name(self, context: Context) -> int | str:
         """Return the epoch of the checkpoint, or the name of the weight average. The required tasks must be done."""
@@ -239,18 +241,19 @@ class CheckpointChoice:
         return find_checkpoint(self.training.trajectory(context), self.which).epoch
 
 
-def choice_by(rule: str, run: Path) -> Choice:
+def choice_by(rule: str, run: Path, estimator: str = "decoder") -> Choice:
     """Return what a rule chooses of a run that is scored."""
-    return _choice(rule, run, (run / "plane.json").stat().st_mtime_ns)
+    return _choice(rule, run, estimator, (run / "plane.json").stat().st_mtime_ns)
 
 
 @cache  # names of folders need the same choice again and again
-def _choice(rule: str, run: Path, _scored_at: int) -> Choice:
+def _choice(rule: str, run: Path, estimator: str, _scored_at: int) -> Choice:
     from ...information import load_plane
     from ...selection import Candidates, choose
 
     trajectory = open_run(run)
-    return choose(Candidates(list(trajectory), trajectory.planned_epochs, load_plane(trajectory)), rule=rule)
+    plane = load_plane(trajectory, estimator=estimator)
+    return choose(Candidates(list(trajectory), trajectory.planned_epochs, plane), rule=rule)
 
 
 def required_by(choices: Sequence[CheckpointChoice]) -> list[Task]:

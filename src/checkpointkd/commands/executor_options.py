@@ -1,0 +1,34 @@
+"""The options of commands that train independent runs: how many at once, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..executors.base import ExecutorConfig, ExecutorName
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """Where runs are trained."""
+
+    jobs: int = 1
+    """Number of runs to train at the same time, each in its own process. On a machine with several GPUs, the runs are
+    spread over the GPUs."""
+
+    executor: ExecutorName = "local"
+    """local: processes on this machine. ray: the Ray cluster at the address in the environment variable RAY_ADDRESS.
+    slurm: one SLURM job per run. All machines need --out and the data at the same paths."""
+
+    gpus_per_run: float | None = None
+    """Share of a GPU for each run: 0.25 for four runs per GPU, 0 for no GPU. Default: local: an equal share of the GPUs
+    of this machine; ray: one GPU if the cluster has GPUs; slurm: no GPU."""
+
+    slurm: list[str] | None = None
+    """Parameters of the SLURM jobs as KEY=VALUE, such as partition=gpu timeout_min=240."""
+
+    def executor_config(self) -> ExecutorConfig:
+        """Return the settings of the executor. Raises UserError for values out of range."""
+        slurm = [self.slurm] if isinstance(self.slurm, str) else self.slurm or []
+        return ExecutorConfig(
+            executor=self.executor, jobs=self.jobs, gpus_per_run=self.gpus_per_run, slurm=tuple(slurm)
+        )
