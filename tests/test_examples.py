@@ -81,7 +81,9 @@ ONE_SCREEN = {  # examples by name, and a pattern of what they print
 }
 
 
-@pytest.mark.parametrize("name", ONE_SCREEN)
+@pytest.mark.parametrize(
+    "name", ["plain_loop", *(pytest.param(n, marks=pytest.mark.slow) for n in ONE_SCREEN if n != "plain_loop")]
+)
 def test_an_example_of_one_screen(name: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
     """Run in this process, where torchvision can be imported."""
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")

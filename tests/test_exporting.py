@@ -161,6 +161,7 @@ def test_an_export_has_the_hubs_layout_and_onnx_says_the_same(student: ckd.Traje
     assert torch.equal(ckd.load(out)(images), student.last.network()(images))
 
 
+@pytest.mark.slow
 def test_real_cifar100_through_onnx(cifar100: Path, tmp_path: Path):
     run = ckd.train(
         "resnet_8", data=f"cifar100:{cifar100}", train_images=200, epochs=1, batch_size=50, out=tmp_path / "r"

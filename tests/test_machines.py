@@ -56,6 +56,7 @@ def test_a_current_folder_that_was_deleted_is_named(tmp_path: Path):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [[sys.executable, "-m", "checkpointkd"], [str(Path(sys.executable).parent / "checkpointkd")]]
 )

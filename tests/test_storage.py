@@ -63,6 +63,7 @@ for number in range(100_000):
 """
 
 
+@pytest.mark.slow
 def test_a_save_killed_in_the_middle_leaves_the_previous_file(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     half_written = 0

@@ -93,6 +93,7 @@ def test_each_process_has_its_gpu_and_its_threads():
     assert results == [("3", str(threads), threads), ("4", str(threads), threads)]
 
 
+@pytest.mark.slow
 def test_work_of_a_killed_process_is_done_again(tmp_path: Path):
     """The other process is left alone."""
     executor = LocalExecutor([None, None])

@@ -52,7 +52,8 @@ def test_keys_and_folders_match_the_golden_file(smoke: Path):
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert entries == {json.dumps(entry, sort_keys=True) for entry in golden}
     for entry in golden:
-        if entry["kind"] != "TuneTask":  # the preset tunes nothing
+        second_seed = "-seed1" in entry["folder"] or "-seed2001" in entry["folder"]  # not trained for all experiments
+        if entry["kind"] != "TuneTask" and not second_seed:  # the preset tunes nothing
             assert (smoke / entry["folder"]).is_dir(), entry["folder"]
 
 

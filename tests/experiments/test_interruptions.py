@@ -160,6 +160,7 @@ def test_a_failed_task_is_named_and_the_others_run(smoke: Path, tmp_path: Path, 
     assert (taken / "thesis.tex").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_tasks_that_require_a_failed_one_do_not_run(smoke: Path, tmp_path: Path, capsys):
     """A teacher's folder holds something else: its students are left out, those without a teacher train."""
     out = tmp_path / "out"

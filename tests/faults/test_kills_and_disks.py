@@ -118,7 +118,8 @@ def contents(run: Path) -> dict[str, Any]:
     return files
 
 
-@pytest.mark.parametrize("kills", [(6, 4, 6), pytest.param((20, 12, 20), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(6, 4, 6), (20, 12, 20)])
 def test_runs_that_were_killed_repeatedly_equal_undisturbed_ones(kills: tuple[int, int, int], tmp_path: Path, capsys):
     undisturbed, undisturbed_home = tmp_path / "undisturbed", tmp_path / "undisturbed home"
     _finish(train, undisturbed / "teacher", home=undisturbed_home)

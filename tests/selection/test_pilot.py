@@ -349,6 +349,7 @@ def test_pilot_run_has_the_whole_learning_rate_schedule(teacher: Path, tmp_path:
     assert (recipe.epochs, recipe.step_every) == (10, 3), "it falls every 60 of 200 epochs"
 
 
+@pytest.mark.slow
 def test_no_teacher_is_chosen_if_the_teachers_are_poor(teacher_run: Path, tmp_path: Path):
     """The checkpoints of `teacher_run` have accuracies of 24 to 56%, below that of the pilot run without a teacher."""
     result = ckd.select(teacher_run, out=tmp_path / "pilot", **{**SHORT, "budget": 60})

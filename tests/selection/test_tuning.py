@@ -322,6 +322,7 @@ def test_all_values_of_a_trial_are_stored_together():
     assert study.trials[0].user_attrs["values"].keys() == {"alpha", "tau"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_two_processes_share_the_trials(teacher_run: Path, tmp_path: Path, sampler: str):
     """They run at the same time. No trial is run twice, except one that both start at the same instant."""

@@ -164,9 +164,15 @@ def child_with_rank(parent: int, rank: int) -> int:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
+        pytest.param(
             ("train", "wrn_10_1", "--data", "digits", "--batch-size", "1", "--epochs", "1", "--out", "OUT"),
             "--batch-size 1 is smaller than the number of processes, 2",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*DIGITS, "--epochs", "1", "--accumulate", "21", "--out", "OUT"),
+            "--accumulate 21 is too large: a batch has 40 images, over all processes. Use at most 20.",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ("tune", "wrn_10_1", "--teachers", "x", "--out", "OUT"),

@@ -13,6 +13,7 @@ from .base import ExecutorConfig, WorkerDied
 
 POLL_SECONDS = 1.0
 TIMEOUT_MINUTES = 240  # of a job, unless --slurm sets timeout_min; the next job continues
+MAX_REQUEUES = 100  # at the time limit; submitit would give up after 3
 
 
 class SlurmExecutor:
@@ -29,7 +30,9 @@ class SlurmExecutor:
         self.jobs = config.jobs
         parameters = _parameters(config)
         try:
-            self._executor = submitit.AutoExecutor(folder=folder, cluster=parameters.pop("cluster", "slurm"))
+            self._executor = submitit.AutoExecutor(
+                folder=folder, cluster=parameters.pop("cluster", "slurm"), slurm_max_num_timeout=MAX_REQUEUES
+            )
             self._executor.update_parameters(**parameters)
         except Exception as error:  # submitit raises many kinds
             raise UserError(

@@ -28,6 +28,8 @@ ID_FILE = ".folder-id"  # distinguishes folders that have the same path on diffe
 DIGITS_VIEWS = 9  # digits are not flipped and shift by one pixel
 CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of other data sets are not cached
 
+MACHINE = "machine.json"  # precision and speed of each network, in the folder of experiments
+
 
 @dataclass(frozen=True)
 class Context:
@@ -90,12 +92,8 @@ class Context:
         from ..device import pick_device
         from ..training.precision import benchmark_training
 
-        path = self.out / "machine.json"
-        stored: dict[str, dict[str, NetworkSpeed]] = {}
-        if path.exists():
-            stored = records.read(
-                path, dict[str, dict[str, NetworkSpeed]], remedy="Remove the file; the speeds are measured again."
-            )
+        path = self.out / MACHINE
+        stored = read_speeds(path) if path.exists() else {}
         setting = f"{self.device}, {self.preset.dataset}, {self.preset.precision}"
         speeds = dict(stored.get(setting, {}))
         recipe = get_recipe(self.preset.student_recipe)
@@ -140,6 +138,13 @@ class Context:
     @property
     def _views(self) -> int:
         return DIGITS_VIEWS if self.preset.dataset == "digits" else VIEWS
+
+
+def read_speeds(path: Path) -> dict[str, dict[str, NetworkSpeed]]:
+    """Return the speeds in a machine.json, by setting and network."""
+    return records.read(
+        path, dict[str, dict[str, NetworkSpeed]], remedy="Remove the file; the speeds are measured again."
+    )
 
 
 def _text(path: Path) -> str:

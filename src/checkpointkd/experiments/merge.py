@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import records, storage
 from ..errors import UserError, check_exists, pluralize
 from ..records.experiments import StoreRecord
+from .context import MACHINE, read_speeds
 from .store import STORE, check_same_setting
 
 log = logging.getLogger("checkpointkd")
@@ -36,9 +37,28 @@ def merge_folders(out: Path, folders: Sequence[Path]) -> None:
         for run in sorted(folder.glob("runs/*")):
             for other in (out, *folders[:position]):
                 _check_same_weights(run, other / "runs" / run.name)
+    _check_same_precision((out, *folders))
     for folder in folders:
+        if (folder / MACHINE).exists() and not (out / MACHINE).exists():
+            storage.atomic_copy(folder / MACHINE, out / MACHINE)
         copied = sum(_copy(source, out / kind / source.name) for kind in KINDS for source in folder.glob(f"{kind}/*"))
         log.info("%s copied from %s", pluralize(copied, "folder"), folder)
+
+
+def _check_same_precision(folders: Sequence[Path]) -> None:
+    """Raise UserError if folders have measured other precisions: their runs are not those of one experiment."""
+    first: dict[str, tuple[str, Path]] = {}
+    for folder in folders:
+        if not (folder / MACHINE).exists():
+            continue
+        for setting, speeds in read_speeds(folder / MACHINE).items():
+            for precision in {speed.precision for speed in speeds.values()}:
+                other, where = first.setdefault(setting, (precision, folder))
+                if other != precision:
+                    raise UserError(
+                        f"The runs in {where} are in {other}, those in {folder} in {precision}: `auto` chose "
+                        "differently on these machines. Give --precision when you start the parts."
+                    )
 
 
 def _check_same_weights(run: Path, other: Path) -> None:

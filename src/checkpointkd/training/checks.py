@@ -60,8 +60,10 @@ def compiler_errors() -> Iterator[None]:
 def has_unused_parameters(state: State, data: Data) -> bool:
     """Return whether a step may leave parameters without gradient. DistributedDataParallel needs to know it."""
     config = getattr(state.objective, "distill_config", None)
-    if config is not None and config.teacher_schedule != "joint" and any(True for _ in state.objective.parameters()):
-        return True  # layers for teachers that are not in use
+    if config is not None and any(True for _ in state.objective.parameters()):
+        weights = config.teacher_weights if isinstance(config.teacher_weights, tuple) else ()
+        if config.teacher_schedule != "joint" or 0 in weights:
+            return True  # layers for teachers that are not in use
     network = deepcopy(state.model).train()
     device = next(network.parameters()).device
     network(data.train.subset(torch.arange(2)).to_float().to(device)).sum().backward()
