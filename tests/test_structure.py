@@ -16,6 +16,7 @@ LAYERS = [
     "seeding",
     "ranks",
     "storage",
+    "trackers",
     "user_code",
     "user_data",
     "data",

@@ -13,6 +13,7 @@ from ..executors.base import JOBS_FOLDER, ExecutorConfig
 from ..records.base import plain
 from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
+from .log_options import LogOptions
 from .options import CommonOptions, DataOptions, ExecutorOptions, Model, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, ExecutorOptions, CommonOptions):
+class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, ExecutorOptions, LogOptions, CommonOptions):
     """Options of `tune`."""
 
     out: Path | str
@@ -113,6 +114,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
 
     network = name_of(student)
     settings, executor_config, storage_url = options.tune_config(), options.executor_config(), options.storage_url()
+    tracking = options.tracking(options.out)
     if not options.teachers:
         raise UserError("tune needs --teachers")
     refs = resolve_ensemble(options.teacher_list, options.ensemble)
@@ -139,6 +141,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
             allow_weak_teacher=options.allow_weak_teacher,
         ),
         data=data,
+        tracking=tracking,
     )
     if executor_config != ExecutorConfig():
         _run_workers(network, replace(options, storage=storage_url), executor_config)
