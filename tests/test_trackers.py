@@ -280,6 +280,11 @@ def test_unknown_and_missing_trackers_are_refused_before_anything_else(
     assert not out.exists()
 
 
+def test_names_of_trackers_are_texts(tmp_path: Path):
+    with pytest.raises(ckd.UserError, match=r"log takes names of trackers, such as \['tensorboard'\], not 3"):
+        _train(tmp_path / "run", log=3)
+
+
 @pytest.mark.parametrize("name", INSTALLED)
 def test_trials_of_a_search_are_grouped(name: str, teacher_run: Path, tmp_path: Path):
     out = tmp_path / "study"

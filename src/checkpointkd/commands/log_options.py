@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
 from ..trackers import Tracking
 
 
@@ -28,4 +29,6 @@ class LogOptions:
         if self.log is None or isinstance(self.log, Tracking):  # of the experiment that this run belongs to
             return self.log
         names = [self.log] if isinstance(self.log, str) else self.log
+        if not isinstance(names, list | tuple):
+            raise UserError(f"log takes names of trackers, such as ['tensorboard'], not {names!r}")
         return Tracking(names=tuple(names), folder=None if experiment is None else Path(experiment))
