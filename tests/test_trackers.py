@@ -13,6 +13,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,24 @@ def _records(path: Path) -> Iterator[Any]:
             yield record
 
 
+def _complete_records(path: Path) -> list[Any]:
+    """Return the records of a file once it is complete: W&B's own process writes it, shortly after `finish`."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = list(_records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.1)
+
+
 def _wandb(run: Path, folder: Path) -> tuple[Curves, dict[str, str]]:
     curves: Curves = {}
     settings: dict[str, str] = {}
     state = json.loads((run / "trackers.json").read_text())["wandb"]
     for path in sorted(folder.glob(f"wandb/offline-run-*/run-{state['id']}.wandb")):
         summary, epoch = {}, 0
-        for record in _records(path):
+        for record in _complete_records(path):
             if record.WhichOneof("record_type") == "run" and record.run.display_name:
                 assert record.run.display_name == run.name
                 settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
