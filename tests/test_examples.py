@@ -75,6 +75,7 @@ ONE_SCREEN = {  # examples by name, and a pattern of what they print
     "plain_loop": r"epoch 5: loss (\d\.\d+)",
     "timm_distillation": r"epoch 3: loss (\d\.\d+)",
     "lightning_distillation": r"epoch 4: validation accuracy \d\d\.\d%",
+    "accelerate_loop": r"epoch 4: validation accuracy \d\d\.\d%",
     "hugging_face_trainer": r"loss \d\.\d+ over 21 steps",
     "own_method_rule_estimator": r"the highest score, .*\nobject:cosine: \d\d\.\d%",
     "results_to_pandas": r"test_accuracy",
@@ -90,7 +91,7 @@ def test_an_example_of_one_screen(name: str, tmp_path: Path, monkeypatch, capsys
     assert len(source.splitlines()) <= 60, "one screen"
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
-        if name in ("lightning_distillation", "hugging_face_trainer"):
+        if name in ("accelerate_loop", "lightning_distillation", "hugging_face_trainer"):
             warnings.simplefilter("ignore")  # of these libraries
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     output = capsys.readouterr().out

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -314,3 +318,60 @@ def test_without_a_hub_the_folder_is_whole_and_it_is_said(student: ckd.Trajector
     assert "The folder is complete" in done.stderr
     assert "Traceback" not in done.stderr
     ckd.load(tmp_path / "e")
+
+
+LOADS = """
+import sys
+import checkpointkd as ckd
+from checkpointkd.errors import UserError
+for source, options in {sources!r}:
+    try:
+        print("loaded", ckd.load(source, **options).classes[:2])
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_the_network_is_used_for_hf_names_without_local_only_alone(student: ckd.Trajectory, tmp_path: Path):
+    """A server in the Hub's place counts the requests. A snapshot in the Hub's cache is used without any."""
+    ckd.export(str(student.path), out=tmp_path / "export")
+    snapshot = tmp_path / "hub" / "models--me--student" / "snapshots" / ("a" * 40)
+    shutil.copytree(tmp_path / "export", snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    requests: list[str] = []
+
+    class Counting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    def loads(*sources: tuple[str, dict[str, object]]) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", LOADS.format(sources=sources)],
+            cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        environment = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        *mistyped, stored, absent = loads(
+            ("me/student", {}), ("me/student@last", {}), ("HF:me/student", {}), ("export/", {"local_only": True}),
+            ("hf:me/student", {"local_only": True}), ("hf:me/other", {"local_only": True}),
+        )  # fmt: skip
+        assert not requests
+        assert [line.partition(" at ")[0] for line in mistyped[:3]] == ["There is no run directory"] * 3
+        assert mistyped[3] == stored == "loaded ['0', '1']"
+        assert absent.startswith("There is no copy of hf:me/other on this machine. Leave out local_only=True")
+        (lost,) = loads(("hf:me/other", {}))
+        assert "Could not download 'me/other' from the Hugging Face Hub" in lost
+        assert any("/me/other/" in path for path in requests)
+        server.shutdown()

@@ -16,6 +16,7 @@ LAYERS = [
     "seeding",
     "storage",
     "ranks",
+    "trackers",
     "user_code",
     "user_data",
     "data",

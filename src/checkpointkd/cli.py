@@ -23,6 +23,7 @@ import cyclopts
 
 from .commands.options import Model
 from .errors import READER_KILLED, UserError, discard, first_line, print_message, printable
+from .trackers import Tracking
 from .user_data import Data as UserData
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def _for_command_line(parameter: inspect.Parameter, heading: str | None, positio
     form.
     """
     annotation = parameter.annotation
+    if annotation == list[str] | Tracking | None:
+        annotation = list[str] | None
     how: dict[str, Any] = {} if heading is None else {"group": cyclopts.Group(heading, sort_key=position)}
     if annotation in (int, int | None):
         how["converter"] = _whole_number

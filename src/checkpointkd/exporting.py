@@ -85,7 +85,14 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
     return config | {"provenance": plain(run.provenance)}
 
 
-def load(source: Path | str, /, *, model: str | None = None, device: torch.device | str = "cpu") -> Network:
+def load(
+    source: Path | str,
+    /,
+    *,
+    model: str | None = None,
+    device: torch.device | str = "cpu",
+    local_only: bool = False,
+) -> Network:
     """Load a network that takes images (B, C, H, W) in [0, 1] and returns logits (B, K).
 
     `network.classes` holds the names of the classes.
@@ -97,9 +104,13 @@ def load(source: Path | str, /, *, model: str | None = None, device: torch.devic
               directory alone is its last checkpoint. Register folders of external checkpoints first, with
               `checkpointkd inspect` or `score`;
             - a folder that `checkpointkd export` wrote, or a copy of a student's `config.json` and weights;
-            - `hf:NAME`, such as `hf:me/student`: a repository on the Hugging Face Hub with an exported network.
+            - `hf:NAME`, such as `hf:me/student`: a repository on the Hugging Face Hub with an exported network. A path
+              without this prefix is never looked for on the Hub.
         model: The network's name, required if the network is `package.module:callable`. A config can come from anyone,
             so its code is imported only if you name the network, too.
+        device: Where the network computes.
+        local_only: For `hf:NAME`: use the copy that an earlier download left on this machine, and no network
+            connection.
 
     Raises:
         UserError: If there is no such network, or if it is damaged.
@@ -110,7 +121,7 @@ def load(source: Path | str, /, *, model: str | None = None, device: torch.devic
     """
     text = str(source)
     if text.startswith(HUB):
-        return _load_export(_from_hub(text.removeprefix(HUB)), model, device)
+        return _load_export(_from_hub(text.removeprefix(HUB), local_only), model, device)
     folder = Path(source)
     if _exists(folder / CONFIG) and not is_registered(folder):
         return _load_export(folder, model, device)
@@ -213,8 +224,8 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     return f"{api.endpoint}/{repository}"
 
 
-def _from_hub(repository: str) -> Path:
-    """Download an exported network. Return the folder. Raises UserError if the Hub does not have it."""
+def _from_hub(repository: str, local_only: bool) -> Path:
+    """Return the folder of an exported network, downloaded if necessary. Raises UserError if the Hub lacks it."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -222,8 +233,12 @@ def _from_hub(repository: str) -> Path:
             "Loading from the Hugging Face Hub needs an extra. Run: pip install 'checkpointkd[hub]'."
         ) from None
     try:
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS], local_files_only=local_only))
     except Exception as error:  # the network, the Hub or its cache may raise anything
+        if local_only:
+            raise UserError(
+                f"There is no copy of {HUB}{repository} on this machine. Leave out local_only=True to download it."
+            ) from None
         raise UserError(f"Could not download {repository!r} from the Hugging Face Hub: {first_line(error)}") from None
 
 

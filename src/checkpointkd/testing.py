@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from .config import EstimatorConfig
-from .data import InMemoryImages
+from .data import Batch, InMemoryImages
 from .distill_config import KDConfig
+from .errors import UserError
 from .information import scores_of_logits
 from .losses import get_method, takes_features
+from .losses.features import FeatureSpec
 from .selection import Candidates, choose
 from .user_code import name_of
 
@@ -26,7 +28,10 @@ B, K, T = 6, 5, 2
 
 
 def check_method(method: str | type[nn.Module]) -> None:
-    """Check a distillation method from logits: shape, gradients, extreme and low-precision logits, batch independence.
+    """Check a distillation method: shapes, gradients, extreme and low-precision inputs, and no change of its inputs.
+
+    A method from logits is also checked for its weights of teachers. A feature method is checked with small and large
+    batches, with features that are all zero, and with networks of equal and of different sizes.
 
     Args:
         method: The class, or its name.
@@ -36,12 +41,16 @@ def check_method(method: str | type[nn.Module]) -> None:
         UserError: If it is no method.
 
     >>> check_method("dkd")
+    >>> check_method("fitnets")
     """
     name = name_of(method)
     method_class = get_method(name)
-    assert not takes_features(name), f"{name} learns from features; this exam is for methods from logits"
     assert 0 <= method_class.alpha <= 1, f"alpha must lie in [0, 1], not {method_class.alpha}"
     assert 0 <= method_class.warm_up < 1, f"warm_up must lie in [0, 1), not {method_class.warm_up}"
+    _check_feature_method(method_class) if takes_features(name) else _check_logit_method(method_class)
+
+
+def _check_logit_method(method_class: Any) -> None:
     random = torch.Generator().manual_seed(0)
     student_BK = torch.randn(B, K, generator=random, dtype=torch.float64)
     teacher_TBK = torch.randn(T, B, K, generator=random, dtype=torch.float64)
@@ -69,6 +78,78 @@ def check_method(method: str | type[nn.Module]) -> None:
     torch.testing.assert_close(equal_weights, loss(student_BK, teacher_TBK), msg="equal weights are not those of None")
     first_only = loss(student_BK, teacher_TBK, [1.0, 0.0])
     torch.testing.assert_close(first_only, loss(student_BK, teacher_TBK[:1]), msg="a teacher of weight 0 has an effect")
+
+
+# The maps of a student and a teacher, (D, h, w): of equal size, and with other channels in the teacher.
+FEATURE_SIZES: dict[str, list[list[tuple[int, int, int]]]] = {
+    "stages": [[(4, 8, 8), (6, 4, 4), (8, 2, 2)], [(8, 8, 8), (12, 4, 4), (16, 2, 2)]],
+    "middle": [[(6, 4, 4)], [(12, 4, 4)]],
+    "last": [[(8, 2, 2)], [(16, 2, 2)]],
+    "vector": [[(8, 1, 1)], [(16, 1, 1)]],
+}
+IMAGES = 40  # in the training set of a feature method
+
+
+def _check_feature_method(method_class: Any) -> None:
+    own, others = FEATURE_SIZES[method_class.feature_kind]
+    _check_features(method_class, own, own)
+    try:
+        _built(method_class, own, others)
+    except UserError:  # as fsp, which needs equal channels
+        return
+    _check_features(method_class, own, others)
+
+
+def _built(method_class: Any, student: list[tuple[int, int, int]], teacher: list[tuple[int, int, int]]) -> nn.Module:
+    """Return a method for features of these sizes."""
+    sizes = [{f"stage{number}": size for number, size in enumerate(side)} for side in (student, teacher)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return method_class(FeatureSpec(*sizes, labels_N=torch.arange(IMAGES) % K, index_N=torch.arange(IMAGES)))
+
+
+def _check_features(
+    method_class: Any, student: list[tuple[int, int, int]], teacher: list[tuple[int, int, int]]
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    student_maps, teacher_maps = (
+        [torch.randn(B, *size, generator=random).relu() for size in side] for side in (student, teacher)
+    )
+
+    def loss_of(scale: float, count: int, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the loss of the first step, and the student's maps. Methods may draw random numbers."""
+        module = _built(method_class, student, teacher).to(dtype).train()
+        ours, theirs = ([scale * maps[:count].to(dtype) for maps in side] for side in (student_maps, teacher_maps))
+        before = [maps.clone() for maps in (*ours, *theirs)]
+        images_BCHW, index_B = torch.zeros(count, 1, 16, 16), torch.arange(count)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            inputs = [maps.requires_grad_() for maps in ours]
+            loss_B = module(inputs, theirs, Batch(images_BCHW, index_B % K, index_B, None))
+        unchanged = all(torch.equal(now, then) for now, then in zip((*ours, *theirs), before, strict=True))
+        assert unchanged, "the method changes its features in place"
+        return loss_B, inputs
+
+    sizes = "of equal size" if student == teacher else "of another number of channels"
+    for scale in (1.0, 0.0, 1e-4, 30.0):
+        for count in (B, 1):
+            values = f"features {sizes} that are {'zero' if scale == 0 else f'about {scale:g}'}, {count} in a batch"
+            loss_B, inputs = loss_of(scale, count, torch.float64)
+            assert loss_B.shape == (count,), (
+                f"the loss must have one value per example, ({count},), not {tuple(loss_B.shape)}"
+            )
+            assert loss_B.isfinite().all(), f"the loss is not finite for {values}"
+            if count == B or loss_B.requires_grad:
+                assert loss_B.requires_grad, "the student's features have no gradient"
+                gradients = torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True)
+                known = [gradient for gradient in gradients if gradient is not None]
+                assert all(gradient.isfinite().all() for gradient in known), f"the gradient is not finite for {values}"
+                if scale == 1.0 and count == B:
+                    used = [gradient is not None and bool((gradient != 0).any()) for gradient in gradients]
+                    assert all(used), "the student's features have no gradient"
+    assert loss_of(1.0, B, torch.float32)[0].dtype == torch.float32, "the loss must keep the type of the features"
+    first, second = (loss_of(1.0, B, torch.float64)[0] for _ in range(2))
+    assert torch.equal(first, second), "the loss differs with the same seed: draw random numbers from torch's generator"
 
 
 def check_rule(rule: str | Callable[[Candidates], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,44 @@ def test_rules_of_ones_own(teacher_run: Path):
         ckd.select(teacher_run, rule=ckd.named(lambda candidates: "best", "words"))
     with pytest.raises(UserError, match=r"Unknown rule 'lastt'\. Did you mean 'last'"):
         ckd.select(teacher_run, rule="lastt")
+
+
+IMAGES, LABELS = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10
+
+
+def _small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
+
+def _batches(images: torch.Tensor = IMAGES, labels: torch.Tensor = LABELS, **options: Any) -> DataLoader:
+    return DataLoader(TensorDataset(images, labels), batch_size=20, **options)
+
+
+@pytest.mark.parametrize(
+    ("models", "loader", "message"),
+    [
+        (["wrn_10_1"], _batches(), "The network of epoch 1 must be a torch.nn.Module, not str"),
+        (
+            [_small()],
+            _batches(labels=LABELS.float()),
+            r"must yield one whole number per image .*, not \(20,\) of float32",
+        ),
+        ([_small()], _batches(labels=torch.eye(10)[LABELS]), r"not \(20, 10\) of float32"),
+        ([_small()], [(IMAGES, LABELS), (IMAGES[:, :, 1:], LABELS)], r"unequal size: \(1, 8, 8\) and \(1, 7, 8\)"),
+        (
+            [nn.Sequential(nn.Flatten(), nn.Linear(9, 10))],
+            _batches(),
+            r"The network of epoch 1 fails on images of shape",
+        ),
+    ],
+)
+def test_plane_refuses_what_it_cannot_measure(models: Any, loader: Any, message: str):
+    with pytest.raises(UserError, match=message):
+        ckd.plane(models, loader, estimator="ridge")
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_plane_warns_of_a_loader_that_shuffles(shuffle: bool, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, "checkpointkd"):
+        ckd.plane([_small()], _batches(shuffle=shuffle), estimator="ridge")
+    assert (["shuffle=False" in record.getMessage() for record in caplog.records] == [True]) == shuffle

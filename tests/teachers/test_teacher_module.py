@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import checkpointkd as ckd
+from checkpointkd import storage
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.distill_config import KDConfig
 from checkpointkd.errors import UserError
@@ -180,3 +183,49 @@ def test_module_teaches_in_timms_distillation_task(refs: list[str]):
     assert loss.isfinite()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not teacher.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "accelerate"])
+def test_module_teaches_in_several_processes(refs: list[str], how: str, tmp_path: Path):
+    """Two processes with half of each batch learn what one process learns, and the teacher stays as it is."""
+    script = Path(__file__).with_name("teacher_processes.py")
+    for world in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        done = subprocess.run(
+            [*command, str(script), refs[1], str(tmp_path), how], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    (alone, teacher), *others = (torch.load(tmp_path / f"{how}-{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for student, same_teacher in others:
+        torch.testing.assert_close(student, alone)
+        assert all(torch.equal(value, teacher[name]) for name, value in same_teacher.items())
+    assert all(torch.equal(value, teacher[name]) for name, value in ckd.teacher(refs[1]).state_dict().items())
+    if how == "accelerate":
+        for world in (1, 2):
+            files = sorted((tmp_path / f"saved-{world}").glob("*.safetensors"))
+            assert [file.name for file in files] == [f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 3)]
+            tensors, metadata = storage.load_tensors(files[-1])  # raises if the checksum differs
+            assert (metadata["epoch"], metadata["mean"], metadata["std"]) == ("3", [0.0], [1.0])
+            saved = {name.removeprefix("student."): value for name, value in tensors.items() if "student." in name}
+            torch.testing.assert_close(saved, dict(alone))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of PyTorch itself
+def test_a_checkpoint_of_a_compiled_model_has_the_plain_names(tmp_path: Path):
+    from accelerate import Accelerator
+
+    model = nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    prepared = torch.compile(accelerator.prepare(model))
+    path = ckd.save_checkpoint(tmp_path, epoch=1, model=prepared, accelerator=accelerator)  # type: ignore[arg-type]
+    assert storage.load_tensors(path)[0].keys() == {"weight", "bias"}
+    with pytest.raises(UserError, match="accelerator must be the Accelerator of your loop"):
+        ckd.save_checkpoint(tmp_path, epoch=2, model=model, accelerator=True)
+    with pytest.raises(UserError, match="holds NaN or infinite numbers after epoch 2"):
+        ckd.save_checkpoint(tmp_path, epoch=2, model=_with_nan(model), accelerator=accelerator)
+
+
+def _with_nan(model: nn.Linear) -> nn.Linear:
+    model.weight.data[0] = float("nan")
+    return model

@@ -183,3 +183,21 @@ def test_the_main_output_is_used_and_named(name: str, caplog: pytest.LogCaptureF
 def test_a_network_with_another_number_of_classes_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"the output has shape \(2, 7\), expected logits of shape \(2, 10\)"):
         ckd.train(ckd.named(lambda: small(7, 1), "seven"), out=tmp_path / "run", **SETTINGS)
+
+
+def test_the_network_is_built_no_more_often_than_needed(teacher_run: Path, tmp_path: Path):
+    """Once if all tensors fit; with another classifier once more to find it, and once as in the file."""
+    built = []
+
+    def counted(num_classes: int, in_channels: int) -> nn.Module:
+        built.append(num_classes)
+        return small(num_classes, in_channels)
+
+    model = ckd.named(counted, "counted")
+    counts = []
+    for classes in (10, 7):
+        torch.save(small(classes, 1).state_dict(), tmp_path / f"{classes}.pt")
+        built.clear()
+        ckd.train(model, init=str(tmp_path / f"{classes}.pt"), out=tmp_path / f"run-{classes}", **FROZEN)
+        counts.append(list(built))
+    assert counts == [[10], [10, 11, 7]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -40,10 +41,17 @@ def initial_network(init: str | None, build: Build, *, classes: int, model: str)
         return network, content_hash(network.body.state_dict())
     network = build(classes, False)
     wanted = network.body.state_dict()
-    other = build(classes + 1, False).body.state_dict()
-    classifier = [name for name in wanted if other[name].shape != wanted[name].shape]
-    tensors = _tensors(init, build, classes, classifier, model)
-    fresh = [name for name in classifier if name not in tensors or tensors[name].shape != wanted[name].shape]
+
+    @functools.cache
+    def classifier() -> list[str]:
+        """Return the names of the tensors whose size depends on the number of classes."""
+        other = build(classes + 1, False).body.state_dict()
+        return [name for name in wanted if other[name].shape != wanted[name].shape]
+
+    tensors = _tensors(init, network, build, classifier, classes, model)
+    fresh = [name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape]
+    if fresh:
+        fresh = [name for name in classifier() if name in fresh]
     kept = {name: tensor for name, tensor in tensors.items() if name not in fresh}
     differing = differing_shapes({name: wanted[name] for name in wanted if name not in fresh}, kept)
     if differing:
@@ -54,7 +62,9 @@ def initial_network(init: str | None, build: Build, *, classes: int, model: str)
     return network, content_hash(kept)
 
 
-def _tensors(init: str, build: Build, classes: int, classifier: list[str], model: str) -> dict[str, Tensor]:
+def _tensors(
+    init: str, network: Network, build: Build, classifier: Callable[[], list[str]], classes: int, model: str
+) -> dict[str, Tensor]:
     """Return the tensors of a network like this one, whose classifier may have another number of classes."""
     path = Path(init)
     if not os.path.exists(init) or (path / "run.json").exists():
@@ -62,14 +72,15 @@ def _tensors(init: str, build: Build, classes: int, classifier: list[str], model
             check_exists(path, "file of weights")
         checkpoint = resolve(init).checkpoint
         return dict(checkpoint.network().body.state_dict())
+    try:
+        return weights(path, network.body, key=None, model=model).tensors
+    except UserError as error:
+        errors = [error]
     with opened_tensors(path) as flat:
-        sizes = {plan.shape[0] for name, plan in flat.items() if name.endswith(tuple(classifier)) and plan.shape}
-    if classes in sizes or not sizes:
-        return weights(path, build(classes, False).body, key=None, model=model).tensors
-    errors = []
-    for size in sorted(sizes):
+        sizes = {plan.shape[0] for name, plan in flat.items() if name.endswith(tuple(classifier())) and plan.shape}
+    for size in () if classes in sizes else sorted(sizes):
         try:
             return weights(path, build(size, False).body, key=None, model=model).tensors
         except UserError as error:
             errors.append(error)
-    raise errors[0]
+    raise errors[1] if len(errors) > 1 else errors[0]  # the file's own number of classes says more

@@ -24,6 +24,7 @@ def save_checkpoint(
     model: nn.Module,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    accelerator: Any = None,
 ) -> Path:
     """Write the network after `epoch` completed epochs, complete or not at all, with its checksum.
 
@@ -33,9 +34,11 @@ def save_checkpoint(
         model: The network.
         mean: The mean of each channel with which images in [0, 1] were normalized; stored in the file.
         std: The standard deviation of each channel, likewise.
+        accelerator: In a loop of Accelerate: its `Accelerator`. Call this function in all processes, with the prepared
+            model. Weights that are spread over processes are gathered, and the main process writes.
 
     Raises:
-        UserError: If a weight is not finite.
+        UserError: If a weight is not finite, or if a value is of another kind.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,16 +50,32 @@ def save_checkpoint(
     for name, values in (("mean", mean), ("std", std)):
         if not (values is None or isinstance(values, Sequence)):
             raise UserError(f"{name} must be a list with one number for each channel, not {values!r}")
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    path = Path(folder) / f"epoch-{epoch:04d}.safetensors"
+    state = model.state_dict() if accelerator is None else _gathered(accelerator, model)
+    if accelerator is not None and not accelerator.is_main_process:
+        accelerator.wait_for_everyone()  # until the file is there
+        return path
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     not_finite = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if not_finite:
         raise UserError(f"{not_finite[0]} holds NaN or infinite numbers after epoch {epoch}, so it is not saved")
-    path = Path(folder) / f"epoch-{epoch:04d}.safetensors"
     metadata: dict[str, Any] = {"format": "checkpointkd", "epoch": str(epoch)}
     if mean is not None and std is not None:
         metadata |= {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
     storage.save_tensors(path, tensors, metadata)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
     return path
+
+
+def _gathered(accelerator: Any, model: nn.Module) -> dict[str, Any]:
+    """Return the whole state dict of a model that `Accelerator.prepare` may have wrapped, compiled or sharded."""
+    if not (hasattr(accelerator, "get_state_dict") and hasattr(accelerator, "is_main_process")):
+        raise UserError(
+            f"accelerator must be the Accelerator of your loop, as in accelerator=accelerator, not {accelerator!r}"
+        )
+    state = accelerator.get_state_dict(model)
+    return {name.removeprefix("_orig_mod.").removeprefix("module."): value for name, value in state.items()}
 
 
 def lightning_callback(

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..records.runs import DistillRecord
 from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
+from .log_options import LogOptions
 from .options import CommonOptions, DataOptions, Model, TeacherOptions, TrainingOptions
 from .signature import command
 
@@ -24,7 +25,7 @@ FAR_BELOW = 0.6  # share of the teachers' accuracy; `distill` reports a student 
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, CommonOptions):
+class DistillOptions(TeacherOptions, DataOptions, TrainingOptions, LogOptions, CommonOptions):
     """Options of `distill`."""
 
     alpha: float | None = None
@@ -76,10 +77,11 @@ def distill(student: Model, /, *, options: DistillOptions) -> Trajectory:
     """
     from ..checkpoints import resolve_ensemble
     from ..data import load_data
+    from ..trackers import tracked
     from ..training.distillation import DistillSpec, run_distillation
 
     student = name_of(student)
-    kd = options.kd_config()
+    kd, tracking = options.kd_config(), options.tracking()
     if not options.teachers:
         raise UserError("distill needs --teachers. To train without a teacher, use `checkpointkd train`")
     refs = resolve_ensemble(options.teacher_list, options.ensemble)
@@ -97,7 +99,8 @@ def distill(student: Model, /, *, options: DistillOptions) -> Trajectory:
         allow_weak_teacher=options.allow_weak_teacher,
     )
     run = options.run_spec(student, data, options.torch_device)
-    trajectory = run_distillation(run, spec, data, on_progress=options.on_progress)
+    with tracked(run.out, tracking) as on_row:
+        trajectory = run_distillation(run, spec, data, on_row=on_row, on_progress=options.on_progress)
     _point_out_if_far_below_the_teacher(trajectory, max(ref.checkpoint.run.data.train_size for ref in refs))
     return trajectory
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..user_code import name_of
 from ..user_data import Data as UserData
+from .log_options import LogOptions
 from .options import CommonOptions, DataOptions, Model, TrainingOptions
 from .signature import command
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions, TrainingOptions, CommonOptions):
+class TrainOptions(DataOptions, TrainingOptions, LogOptions, CommonOptions):
     """Options of `train`."""
 
     data: str | UserData = field()  # required: there is no run to take it from
@@ -41,9 +42,12 @@ def train(model: Model, /, *, options: TrainOptions) -> Trajectory:
         UserError: If the directory holds another run or other files, or if the loss becomes NaN or infinite.
     """
     from ..data import load_data
+    from ..trackers import tracked
     from ..training.run import from_labels, run_training
 
+    tracking = options.tracking()
     method = from_labels(options.label_smoothing)
     data = load_data(options.config(options.data, options.train_images), on_progress=options.on_progress)
     spec = options.run_spec(name_of(model), data, options.torch_device)
-    return run_training(spec, data, method, on_progress=options.on_progress)
+    with tracked(spec.out, tracking) as on_row:
+        return run_training(spec, data, method, on_row=on_row, on_progress=options.on_progress)

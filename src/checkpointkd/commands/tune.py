@@ -14,6 +14,7 @@ from ..records.base import plain
 from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
 from .executor_options import ExecutorOptions
+from .log_options import LogOptions
 from .options import CommonOptions, DataOptions, Model, RecipeOptions, RunOptions, TeacherOptions
 from .signature import command
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, ExecutorOptions, CommonOptions):
+class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, ExecutorOptions, LogOptions, CommonOptions):
     """Options of `tune`."""
 
     out: Path | str
@@ -114,6 +115,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
 
     network = name_of(student)
     settings, executor_config, storage_url = options.tune_config(), options.executor_config(), options.storage_url()
+    tracking = options.tracking(options.out)
     if not options.teachers:
         raise UserError("tune needs --teachers")
     refs = resolve_ensemble(options.teacher_list, options.ensemble)
@@ -140,6 +142,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
             allow_weak_teacher=options.allow_weak_teacher,
         ),
         data=data,
+        tracking=tracking,
     )
     if executor_config != ExecutorConfig():
         _run_workers(network, replace(options, storage=storage_url), executor_config)

@@ -93,8 +93,9 @@ def labels_of(dataset: Any, count: int, role: str, sampled: dict[int, Any]) -> T
     """Return all labels: those that the data set states, if they fit the sampled items; else each item is read."""
     stated = _stated_labels(dataset)
     if stated is not None and len(stated) == count:
-        if all(_whole(stated[number]) == _whole(label) for number, label in sampled.items()):
-            return torch.tensor([_whole(label) for label in stated])
+        whole = [_whole(label) for label in stated]
+        if None not in whole and all(whole[number] == _whole(label) for number, label in sampled.items()):
+            return torch.tensor(whole)
     else:
         log.info("Reading all %s of %s= for their labels: it has no attribute targets", pluralize(count, "image"), role)
     labels = []

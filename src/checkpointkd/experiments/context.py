@@ -18,6 +18,7 @@ from ..config import LOGIT_CACHE_GB, DataConfig, Device, EstimatorConfig, Precis
 from ..errors import UserError
 from ..recipes import recipe as get_recipe
 from ..records.experiments import NetworkSpeed
+from ..trackers import Tracking
 from .presets import Preset, Role
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Context:
     """All that tasks of one preset share. A context can be sent to another process.
 
     `speeds` has an entry per network. `folder_id` is the content of the file `ID_FILE` in `out`. `teacher_steps` and
-    `student_steps` are optimizer steps per epoch, for estimates of time.
+    `student_steps` are optimizer steps per epoch, for estimates of time. `tracking` says where runs are logged.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Context:
     folder_id: str = ""
     teacher_steps: int = 1
     student_steps: int = 1
+    tracking: Tracking | None = None
 
     def folder(self, kind: str, name: str, key: dict[str, Any]) -> Path:
         """Return the folder of a task: the name is for people, the hash of the key makes it unique."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..commands.executor_options import ExecutorOptions
+from ..commands.log_options import LogOptions
 from ..commands.options import CommonOptions, LogitCacheOptions
 from ..commands.signature import command
 from ..config import PrecisionChoice, SelectOn, check_choice, check_estimator
@@ -44,7 +45,7 @@ PRESET_OPTIONS = ("train_images", "seeds", "teacher_recipe", "select_on", "alpha
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceOptions(LogitCacheOptions, ExecutorOptions, CommonOptions):
+class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOptions):
     """Options of `reproduce`."""
 
     preset: str
@@ -212,12 +213,14 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     if name not in (*EXPERIMENTS, ALL):
         raise unknown_name("experiment", name, (*EXPERIMENTS, ALL))
     options.check_limits()
-    executor_config = options.executor_config()
+    executor_config, tracking = options.executor_config(), options.tracking(options.out)
     deadline = math.inf if options.time_limit is None else time.monotonic() + 60 * options.time_limit
     preset = options.changed_preset(name)
     out, names = Path(options.out), PAPER if name == ALL else (name,)
     refuse_others(out / PAGE)
-    context = Context(out, preset, options.data or preset.dataset, options.device, options.logit_cache_gb)
+    context = Context(
+        out, preset, options.data or preset.dataset, options.device, options.logit_cache_gb, tracking=tracking
+    )
     data = load_data(context.data_config("teacher"), on_progress=options.on_progress)
     items = {each: get_experiment(each).needs(preset) for each in names}
     tasks = by_priority(preset, _chosen(items, options.seed, options.only))

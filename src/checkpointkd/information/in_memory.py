@@ -6,6 +6,7 @@ Letters in names: A checkpoints, N images, K classes, C channels, H W height and
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +16,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from ..config import EstimatorConfig
 from ..data import Batch, Images
 from ..data.images import SLACK, epoch_order, mean_and_std
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models import Network, last_map_path
 from ..records.base import DataRecord
 from ..records.selection import PlanePoint, PlaneSettings
 from ..storage import content_hash
 from .labels import label_measures, per_image
 from .plane import Plane, score_checkpoints
+
+log = logging.getLogger("checkpointkd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +113,9 @@ def plane(
     by_epoch = dict(models) if isinstance(models, Mapping) else dict(enumerate(models, 1))
     if not by_epoch:
         raise UserError("plane() needs at least one network")
+    for epoch, model in by_epoch.items():
+        if not isinstance(model, nn.Module):
+            raise UserError(f"The network of epoch {epoch} must be a torch.nn.Module, not {type(model).__name__}")
     mean, std = mean_and_std(normalized)
     measured_on = _read(loader, mean, std, "loader")
     if fit_loader is None:
@@ -215,10 +222,22 @@ class _InMemoryCheckpoint:
 
 def _read(loader: Iterable[Any], mean: list[float], std: list[float], name: str) -> _TensorImages:
     """Return all images of a loader in [0, 1], and their labels."""
+    if isinstance(getattr(loader, "sampler", None), RandomSampler):
+        log.warning("%s shuffles: a repeated call measures other halves. Use a DataLoader with shuffle=False.", name)
     images, labels = [], []
     for item in loader:
         if not (isinstance(item, tuple | list) and len(item) >= 2 and all(isinstance(x, Tensor) for x in item[:2])):
             raise UserError(f"{name} must yield (images, labels), two tensors, not {type(item).__name__}")
+        if item[1].is_floating_point() or item[1].ndim != 1 or len(item[1]) != len(item[0]):
+            raise UserError(
+                f"{name} must yield one whole number per image as labels, not {tuple(item[1].shape)} of "
+                f"{str(item[1].dtype).removeprefix('torch.')}"
+            )
+        if images and item[0].shape[1:] != images[0].shape[1:]:
+            raise UserError(
+                f"{name} yields images of unequal size: {tuple(images[0].shape[1:])} and {tuple(item[0].shape[1:])} "
+                "(channels, height, width). Add a transform that makes them equal."
+            )
         images.append(item[0].float().cpu())
         labels.append(item[1].long().cpu())
     if not images:
@@ -241,7 +260,12 @@ def _check_logits(checkpoints: Sequence[_InMemoryCheckpoint], images: _TensorIma
     """Raise UserError unless each network returns logits for all labels, of the same number of classes."""
     shapes = []
     for checkpoint in checkpoints:
-        logits_BK = checkpoint.network(device)(images.images_NCHW[:2].to(device))
+        try:
+            logits_BK = checkpoint.network(device)(images.images_NCHW[:2].to(device))
+        except Exception as error:  # the user's code may raise anything
+            raise UserError(
+                f"The network of epoch {checkpoint.epoch} fails on images of shape {images.shape}: {first_line(error)}"
+            ) from None
         shape = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
         if not isinstance(logits_BK, Tensor) or logits_BK.ndim != 2:
             raise UserError(f"The network of epoch {checkpoint.epoch} returns {shape}, not logits (B, K)")

@@ -28,6 +28,7 @@ from ..errors import Diverged, UserError, pluralize
 from ..losses import get_method, takes_features
 from ..records.base import plain
 from ..records.tuning import TuneRecord
+from ..trackers import Tracking, tracked
 from ..training.distillation import DistillSpec, PreparedTeachers, prepare_teachers, run_distillation
 from ..training.loop import Row
 from ..training.run import RunSpec
@@ -99,11 +100,12 @@ class TuneConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TuneTask:
-    """What all trials have in common: the run, how the teachers teach, and the data."""
+    """What all trials have in common: the run, how the teachers teach, the data, and where trials are logged."""
 
     run: RunSpec
     spec: DistillSpec
     data: Data
+    tracking: Tracking | None = None
 
     @property
     def rung_epochs(self) -> int:
@@ -255,9 +257,15 @@ class _Runner:
         try:
             for row in read_metrics(run.out / "metrics.jsonl"):  # the epochs before the trial was stopped
                 on_row(plain(row))
-            return run_distillation(
-                run, spec, self.task.data, prepared=self.prepared, on_row=on_row, on_progress=on_progress
-            )
+            with tracked(run.out, self.task.tracking, stops=(optuna.TrialPruned,)) as log_row:
+
+                def on_new_row(row: Row) -> None:
+                    log_row(row)
+                    on_row(row)
+
+                return run_distillation(
+                    run, spec, self.task.data, prepared=self.prepared, on_row=on_new_row, on_progress=on_progress
+                )
         except Diverged as error:
             trial.set_user_attr("failed", str(error))
             raise optuna.TrialPruned from None

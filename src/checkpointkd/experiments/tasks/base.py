@@ -121,6 +121,7 @@ def training_options(context: Context, model: str, recipe: str, epochs: int, rol
         "train_images": preset.images_of(role),
         "precision": context.speeds[model].precision,
         "device": context.device,
+        "log": context.tracking,
     }
 
 
