@@ -288,6 +288,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"val": Mixed(range(60))}, r"Image 57 of val= has the shape \(1, 9, 8\), another one \(1, 8, 8\)"),
     "broken": ({"val": Broken(VAL)}, "Image 57 of val= cannot be read: OSError: disk error"),
     "soft": ({"val": Soft(VAL)}, "The label of image 0 of val= must be a whole number, not 0.5"),
+    "halves": (
+        {"val": TensorDataset(PIXELS_NHW[:60, None] / 16, LABELS_N[:60] + 0.5)},
+        r"The label of image 0 of val= must be a whole number, not tensor\(\d+.5000\)",
+    ),
     "arrays": ({"val": [(PIXELS_NHW[0].numpy(), 1)]}, r"must be a PIL image or a tensor \(C, H, W\).*not ndarray"),
     "items": ({"val": [PIXELS_NHW[0]]}, r"Image 0 of val= must be \(image, label\), not Tensor"),
     "classes": ({"train": _floats(PIXELS_NHW[:100, None])}, "Name the classes"),
