@@ -26,7 +26,7 @@ INFORMATION_UNITS: dict[str, str] = {  # of I(X;F), by estimator
     "ridge": "nats per patch (a linear decoder with Gaussian noise)",
 }
 CORRELATION_KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
 Precision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 SelectOn = Literal["val", "test"]
@@ -36,7 +36,7 @@ CropOffset = Literal["round", "floor"]
 ChannelOrder = Literal["rgb", "bgr"]
 NamedOrder = Literal["names", "timm"]  # of classes
 SamplerName = Literal["grid", "tpe"]
-LrSchedule = Literal["cosine", "step", "constant"]
+LrSchedule = Literal["cosine", "step", "milestones", "constant"]
 SplitName = Literal["val", "test"]
 
 LOGIT_CACHE_GB = 20.0  # the default of --logit-cache-gb
@@ -85,7 +85,11 @@ class Recipe:
     """How one network is trained.
 
     The learning rate is a function of the epoch. `cosine` falls to 0 at the end of the training; `step` multiplies it
-    by `step_factor` every `step_every` epochs; `constant` keeps it. `source` says where the settings come from.
+    by `step_factor` every `step_every` epochs; `milestones` multiplies it by `step_factor` at each of `milestones`,
+    which are shares of the training; `constant` keeps it. `warmup` is the number of epochs in which it rises linearly
+    from a hundredth. `clip_norm` limits the norm of the gradient. With `decay_all` False, weight decay applies to
+    weights of two or more dimensions only: not to biases, normalization, class tokens. `source` says where the settings
+    come from.
 
     >>> Recipe(epochs=0)
     Traceback (most recent call last):
@@ -102,6 +106,10 @@ class Recipe:
     lr_schedule: LrSchedule = "cosine"
     step_every: int = 60
     step_factor: float = 0.1
+    milestones: tuple[float, ...] = ()
+    warmup: float = 0.0
+    clip_norm: float | None = None
+    decay_all: bool = True
     augment: bool = True
     source: str = ""
 
@@ -120,19 +128,30 @@ class Recipe:
             raise UserError(f"step_every must be from 1 to 1,000,000 epochs, not {self.step_every}")
         if not 0 < self.step_factor <= 1:
             raise UserError(f"step_factor must be above 0 and at most 1, not {self.step_factor}")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise UserError(f"milestones must be shares of the training, between 0 and 1, not {self.milestones}")
+        if not 0 <= self.warmup < self.epochs:
+            raise UserError(f"The warm-up must be shorter than the {self.epochs} epochs, not {self.warmup:g} epochs")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise UserError(f"--clip-norm must be finite and above 0, not {self.clip_norm}")
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("learning-rate schedule", self.lr_schedule, LrSchedule)
 
     def learning_rate_at(self, epoch: float) -> float:
         """Return the learning rate after this many epochs, which may be a fraction."""
+        if epoch < self.warmup:
+            return self.learning_rate * (WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup)
         if self.lr_schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            share = (epoch - self.warmup) / (self.epochs - self.warmup)
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        if self.lr_schedule == "milestones":
+            return self.learning_rate * self.step_factor ** sum(epoch >= m * self.epochs for m in self.milestones)
         if self.lr_schedule == "step":
             return self.learning_rate * self.step_factor ** (int(epoch) // self.step_every)
         return self.learning_rate
 
     def lasting(self, epochs: int) -> Recipe:
-        """Return the recipe with another number of epochs. The steps of the learning rate move in proportion.
+        """Return the recipe with another number of epochs. Warm-up and steps of the learning rate move in proportion.
 
         >>> Recipe(epochs=200, lr_schedule="step", step_every=60).lasting(20).step_every
         6
@@ -140,7 +159,10 @@ class Recipe:
         step_every = self.step_every
         if self.lr_schedule == "step":
             step_every = max(1, round(step_every * epochs / self.epochs))
-        return replace(self, epochs=epochs, step_every=step_every)
+        return replace(self, epochs=epochs, step_every=step_every, warmup=self.warmup * epochs / self.epochs)
+
+
+WARMUP_START = 0.01  # share of the learning rate at the first step of a warm-up, as in torchvision's recipes
 
 
 @dataclass(frozen=True, kw_only=True)

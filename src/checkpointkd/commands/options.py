@@ -20,7 +20,6 @@ from ..config import (
     NamedOrder,
     OnProgress,
     PrecisionChoice,
-    Recipe,
     Resize,
     SelectOn,
 )
@@ -34,9 +33,9 @@ from ..distill_config import (
     TeacherTau,
 )
 from ..errors import UserError, first_line
-from ..recipes import recipe
 from ..records.base import read_bytes
 from ..user_data import Data as UserData
+from .recipe_options import LearningRateOptions
 
 Model = str | Callable[..., Any]  # the name of a network, or a function that builds it
 
@@ -165,42 +164,6 @@ class DataOptions(DataSetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
-    """Training."""
-
-    recipe: str | None = None
-    """Named training settings: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student, tiny-imagenet
-    or imagenet. Default: the recipe of the data set."""
-
-    epochs: int | None = None
-    """Number of epochs. Default: the recipe's."""
-
-    batch_size: int | None = None
-    """Images per step. Default: the recipe's."""
-
-    train_images: int | None = None
-    """Train on a class-balanced subset of this many images. Default: as in the given run or first teacher, otherwise
-    all training images."""
-
-    def recipe_for(self, data: Data, learning_rate: float | None = None) -> Recipe:
-        """Return the chosen recipe, or the data set's, with the options in place of its own settings."""
-        return recipe(
-            self.recipe or data.recipe,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=learning_rate,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRateOptions(RecipeOptions):
-    """Training."""
-
-    learning_rate: float | None = None
-    """The highest learning rate of the schedule. Default: the recipe's."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Runs."""
 
@@ -255,7 +218,7 @@ class TrainingOptions(LearningRateOptions, RunOptions):
         return RunSpec(
             model=model,
             out=Path(self.out),
-            recipe=self.recipe_for(data, self.learning_rate),
+            recipe=self.recipe_for(data, self.learning_rate, self.init),
             device=device,
             save_every=self.save_every,
             seed=self.seed,

@@ -17,7 +17,14 @@ from ..records.selection import teachers_in_words
 from ..user_code import name_of
 from .checks import check_same_classes, warn_if_saw_validation_images
 from .executor_options import ExecutorOptions
-from .options import CommonOptions, DataOptions, LearningRateOptions, LogitCacheOptions, Model, RunOptions
+from .options import (
+    CommonOptions,
+    DataOptions,
+    LogitCacheOptions,
+    Model,
+    RunOptions,
+)
+from .recipe_options import RECIPE_OPTIONS, LearningRateOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -354,7 +361,7 @@ def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOpti
     data = load_data(data_config, on_progress=options.on_progress)
     check_same_classes(trajectory, data)
     warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
-    repeated = ("data", "recipe", "epochs", "batch_size", "learning_rate", "train_images")
+    repeated = ("data", "recipe", "epochs", "learning_rate", "train_images", *RECIPE_OPTIONS)
     repeated += ("select_on", "val", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
     return PilotSearch(
         student=student,

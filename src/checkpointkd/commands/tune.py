@@ -15,7 +15,8 @@ from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
 from .executor_options import ExecutorOptions
 from .log_options import LogOptions
-from .options import CommonOptions, DataOptions, Model, RecipeOptions, RunOptions, TeacherOptions
+from .options import CommonOptions, DataOptions, Model, RunOptions, TeacherOptions
+from .recipe_options import RECIPE_OPTIONS, RecipeOptions
 from .signature import command
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
         "data",
         "recipe",
         "epochs",
-        "batch_size",
+        *RECIPE_OPTIONS,
         "select_on",
         "train_images",
         "image_size",

@@ -77,16 +77,22 @@ def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: tor
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.to(device)
     parameters = [*model.parameters(), *objective.parameters()]
-    if recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    else:
+    groups: list[Any] = parameters
+    if not recipe.decay_all:
+        decayed = [parameter for parameter in parameters if parameter.dim() > 1]
+        others = [parameter for parameter in parameters if parameter.dim() <= 1]
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(
-            parameters,
+            groups,
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov and recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
         )
+    else:
+        adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        optimizer = adam(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     return State(model, objective, optimizer)
 
 
@@ -142,7 +148,8 @@ def fit(
                 ranks.seed(derive_seed("epoch", seed, state.epoch), own_seed)
             else:
                 ranks.restore_generators(state.partial.generators, own_seed=own_seed)
-            take_step = functools.partial(step, state, precision=precision, learner=learner, accumulate=accumulate)
+            settings = {"precision": precision, "accumulate": accumulate, "clip_norm": recipe.clip_norm}
+            take_step = functools.partial(step, state, learner=learner, **settings)
             hooks = {"on_step": on_step, "save_every": save_every, "on_save": on_save}
             row = _train_epoch(state, batches, recipe, take_step, ranks=ranks, device=device, **hooks)
         yield row
@@ -226,6 +233,7 @@ def step(
     train_fraction: float,
     learner: nn.Module | None = None,
     accumulate: int = 1,
+    clip_norm: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Do one training step: forward, loss, backward, update. The batch may be computed in `accumulate` parts.
 
@@ -251,6 +259,9 @@ def step(
             loss.backward()
         losses.append(loss_B.detach())
         logits.append(logits_BK)
+    if clip_norm is not None:
+        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
     state.optimizer.step()
     if whole:
         return loss.detach(), logits[0]
