@@ -241,6 +241,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message: str, teacher_
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -283,6 +284,7 @@ def test_python_and_the_command_line_have_the_same_options():
         assert names == [name for name in command_line if name != "json"]
 
 
+@pytest.mark.slow
 def test_modules_of_the_current_folder_are_found_but_hide_no_installed_ones(tmp_path: Path):
     pytest.importorskip("datasets")
     for split, count in (("train", 8), ("test", 4)):  # images of 20 × 20 pixels in two classes

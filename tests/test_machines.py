@@ -27,6 +27,7 @@ def _run(*words: str, cwd: Path, **environment: str | None) -> subprocess.Comple
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
 def test_letters_that_a_terminal_does_not_have_are_replaced(encoding: str, teacher_run: Path):
     for words in (("--help",), ("select", str(teacher_run), "--rule", "midpoint"), ("inspect", str(teacher_run))):
@@ -182,6 +183,7 @@ def test_full_output_is_an_error_in_one_sentence(words: tuple[str, ...], teacher
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_messages_that_cannot_be_written_do_not_stop_a_training(tmp_path: Path):
     with open("/dev/full", "w") as full:

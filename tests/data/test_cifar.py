@@ -32,6 +32,7 @@ def home(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_the_real_data_set(home: Path, cifar100: Path):
     settings = DataConfig(data=f"cifar100:{cifar100}")
     data, test = load_data(settings), load_test(settings)

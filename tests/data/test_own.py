@@ -210,6 +210,7 @@ def test_a_function_by_name_on_the_command_line(own: str, tmp_path: Path):
     assert len(load_test(DataConfig(data=f"{own}:build"))) == 100
 
 
+@pytest.mark.slow
 def test_code_of_a_downloaded_record_is_not_imported(own: str, tmp_path: Path):
     """Another user's run names code as its data set. This user has not named it."""
     assert main(["train", "wrn_10_1", "--data", f"{own}:build", "--epochs", "1", "--out", "t"]) == 0

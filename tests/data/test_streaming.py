@@ -482,6 +482,7 @@ def test_changed_content_under_the_same_names_changes_the_identity(folder: Path)
     assert load_data(_settings(folder)).record.sha256 != before
 
 
+@pytest.mark.slow
 def test_a_constant_channel_does_not_spoil_the_training(tmp_path: Path):
     for split, count in (("train", 6), ("val", 2)):
         for label in range(2):

@@ -83,6 +83,7 @@ def test_visible_gpus_keep_the_names_that_the_user_gave(monkeypatch):
     assert one_gpu._devices == [None, None], "--device cuda:1 names the GPU of all runs"
 
 
+@pytest.mark.slow
 def test_each_process_has_its_gpu_and_its_threads():
     executor = LocalExecutor(["3", "4"])
     try:
@@ -119,6 +120,7 @@ def test_errors_of_the_function_pass_through(in_process: bool):
         executor.close()
 
 
+@pytest.mark.slow
 def test_closing_stops_what_runs():
     executor = LocalExecutor([None])
     executor.submit(_environment).result(60)

@@ -15,6 +15,14 @@ from checkpointkd.experiments.presets import Preset, get_preset
 from checkpointkd.records.experiments import NetworkSpeed
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that read the experiments of `smoke` as slow: these experiments take minutes."""
+    for item in items:
+        if "smoke" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def smoke(shared_folder: Path) -> Path:
     """The folder of the experiments; tests may only read it."""

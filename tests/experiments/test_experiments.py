@@ -28,6 +28,21 @@ ALL_PRESETS = [make() for by_dataset in PRESETS.values() for make in by_dataset.
 SPEED = msgspec.to_builtins(speeds_of(smoke_preset())["wrn_10_1"])
 
 
+def test_a_small_experiment_writes_rows_and_a_report(tmp_path: Path):
+    """The only experiment of the fast tests. Its second call trains nothing."""
+    small: dict = {"preset": "smoke", "seeds": 1, "teacher_epochs": 4, "student_epochs": 2, "train_images": 60}
+    result = ckd.reproduce("figure3", out=tmp_path / "out", **small)
+    rows = read_rows(tmp_path / "out", "figure3", kind="network")
+    assert {row["pair"] for row in rows} == {"wrn_16_2 → wrn_10_1"}
+    assert all(0 <= row["accuracy"] <= 100 for row in rows)
+    page = Path(result["report"]).read_text(encoding="utf-8")
+    assert "Figure 3" in page
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/result.json")}
+    assert len(runs) >= 3
+    ckd.reproduce("figure3", out=tmp_path / "out", **small)
+    assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/result.json")}
+
+
 def test_all_experiments_are_complete(smoke: Path):
     for name in EXPERIMENTS:
         result = read_experiment(smoke, name)

@@ -210,6 +210,7 @@ def _repeat_with_more_space(disk: Path, work: Callable[[], Any], *, sizes: Itera
     raise AssertionError(f"there was never enough space: {failed}")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_loses_nothing(small_disk: Path, tmp_path: Path, capsys):
     train(tmp_path / "undisturbed", epochs=3)
     run = small_disk / "run"
@@ -308,6 +309,7 @@ def _as_nobody(arguments: list[str], output: str, home: str) -> None:
     os._exit(code)
 
 
+@pytest.mark.slow
 def test_a_second_process_on_a_run_is_refused_with_the_id_of_the_first(tmp_path: Path):
     command = [sys.executable, "-m", "checkpointkd.cli", "train", "wrn_10_1", "--data", "digits", "--epochs", "999"]
     command += ["--precision", "fp32", "--out", str(tmp_path / "run")]

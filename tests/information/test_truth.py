@@ -67,6 +67,7 @@ def real() -> tuple[InMemoryImages, InMemoryImages, Tensor]:
     return data.train, data.val, torch.cat([data.train.to_float(), data.val.to_float()]).permute(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_passes_the_exam(estimator: str):
     """An invertible map has the most information, noise and a missing part reduce it, and a constant map has none."""

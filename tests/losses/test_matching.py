@@ -17,6 +17,7 @@ from checkpointkd.losses.matching import match_features
 from checkpointkd.models import build_network, last_map_path, stage_paths, vector_path
 
 
+@pytest.mark.slow
 def test_stages_of_equal_size_meet(cifar100: Path):
     """WRN's stages are 32, 16 and 8 wide, MobileNetV2's 16, 8, 4 and 2."""
     images = load_data(DataConfig(data=f"cifar100:{cifar100}", train_images=200)).train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from checkpointkd.records.base import plain, provenance
 from checkpointkd.reports.charts import Chart, Heatmaps, Series, to_plain
 
 
-@pytest.fixture
-def runs(teacher_run: Path) -> Path:
-    """A scored teacher and its students: from scratch, from epoch 2, from epoch 4, and from both (one seed)."""
-    folder = teacher_run.parent
+@pytest.fixture(scope="session")
+def _runs(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reported")
+    teacher_run = Path(shutil.copytree(_trained, folder / "teacher"))
     ckd.score(teacher_run, decoder_steps=4, decoder_seeds=2)
     ckd.select(teacher_run, rule="best-accuracy")
     for seed in (0, 1):
@@ -45,8 +46,14 @@ def runs(teacher_run: Path) -> Path:
 
 
 @pytest.fixture
-def tuned(teacher_run: Path) -> Path:
-    """A folder with a teacher and a finished tune search named `tune`."""
+def runs(_runs: Path, tmp_path: Path) -> Path:
+    """A scored teacher and its students: from scratch, from epoch 2, from epoch 4, and from both (one seed)."""
+    return Path(shutil.copytree(_runs, tmp_path, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="session")
+def _tuned(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    teacher_run = Path(shutil.copytree(_trained, tmp_path_factory.mktemp("tuned") / "teacher"))
     ckd.tune(
         "wrn_10_1",
         teachers=[str(teacher_run)],
@@ -57,6 +64,12 @@ def tuned(teacher_run: Path) -> Path:
         out=teacher_run.parent / "tune",
     )
     return teacher_run.parent
+
+
+@pytest.fixture
+def tuned(_tuned: Path, tmp_path: Path) -> Path:
+    """A folder with a teacher and a finished tune search named `tune`."""
+    return Path(shutil.copytree(_tuned, tmp_path, dirs_exist_ok=True))
 
 
 @pytest.fixture

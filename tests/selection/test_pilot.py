@@ -210,6 +210,7 @@ def test_best_can_be_a_pair_or_no_teacher(teacher: Path):
             resolve_ensemble([f"{teacher}@best"])
 
 
+@pytest.mark.slow
 def test_killed_search_continues_with_the_same_result(teacher: Path, searched: Path, tmp_path: Path):
     whole = ckd.select(teacher, out=searched, **SHORT)
     killed = tmp_path / "killed"

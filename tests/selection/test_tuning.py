@@ -70,6 +70,7 @@ def test_other_settings_are_refused(teacher_run: Path, tmp_path: Path):
             _tune(teacher_run, tmp_path / "s", **change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_stopped_process_continues(teacher_run: Path, tmp_path: Path, stop: signal.Signals):
     """The process is stopped in the middle of a trial. Ended trials are kept, and the trial continues at its epoch."""
@@ -121,6 +122,7 @@ def test_stopped_process_continues(teacher_run: Path, tmp_path: Path, stop: sign
         assert [json.loads(line) for line in complete][: len(saved)] == saved
 
 
+@pytest.mark.slow
 def test_bad_trials_are_pruned(teacher_run: Path, tmp_path: Path):
     """One learning rate is too small to learn anything; with another the loss diverges."""
     result = _tune(teacher_run, tmp_path / "s", epochs=9, alpha=[0.5], tau=[4.0], learning_rate=[1e-6, 0.01, 0.03, 1e6])
