@@ -1,4 +1,4 @@
-"""The processes that train one network together, as torchrun, `accelerate launch` or srun start them.
+"""Train one network in several processes, which torchrun, `accelerate launch` or srun start.
 
 Each process takes its share of each global batch. Batch statistics, losses that compare examples and the mean of the
 loss are computed from the whole global batch. So the result does not depend on the number of processes, up to
@@ -31,9 +31,9 @@ from . import storage
 from .errors import UserError, first_line
 
 T = TypeVar("T")
-ONE_PROCESS = "an error of one process among several"  # a note on an exception that only one process raised
-VISIBLE_SECONDS = 60.0  # until another machine must see a new file
-TIMEOUT = timedelta(hours=2)  # longer than any pause in which only the main process works
+ONE_PROCESS = "an error of one process among several"  # the note of an exception that only one process raised
+VISIBLE_SECONDS = 60.0  # time in which a new file must become visible on all machines
+TIMEOUT = timedelta(hours=2)  # longer than the main process ever works alone
 
 
 class SharedError(UserError):
@@ -42,7 +42,7 @@ class SharedError(UserError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The rank of this process among those that train one network, and how they communicate."""
+    """The rank of this process among the processes that train one network, and their communication."""
 
     rank: int = 0
     world_size: int = 1
@@ -130,7 +130,7 @@ class Ranks:
         return values
 
     def seed(self, seed: int, own_seed: int) -> None:
-        """Seed PyTorch's generators: `seed` in the main process, `own_seed` in others, so that dropout differs."""
+        """Seed PyTorch's generators: `seed` in the main process, `own_seed` in the others, so that dropout differs."""
         torch.manual_seed(seed)
         if not self.is_main:
             self._draws.update(_generator_states())
@@ -138,7 +138,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def same_draws(self) -> Iterator[None]:
-        """Draw the same random numbers in every process: those of the main process if its network draws none."""
+        """Draw the same random numbers in every process.
+
+        They equal the numbers of the main process, unless its network also draws random numbers, such as for dropout.
+        """
         if self.is_main:
             yield
             return
@@ -155,7 +158,7 @@ class Ranks:
         return self.collect([{"own": _generator_states(), "draws": dict(self._draws)}])
 
     def restore_generators(self, stored: list[dict[str, dict[str, Tensor]]], *, own_seed: int) -> None:
-        """Take over what `generators` returned. A process that was not among those is seeded with `own_seed`."""
+        """Restore the states that `generators` returned. A process without a stored state is seeded with `own_seed`."""
         if self.rank < len(stored):
             _set_generator_states(stored[self.rank]["own"])
         else:
@@ -166,7 +169,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def locked(self, folder: Path) -> Iterator[None]:
-        """Hold the lock of a folder in the main process. If it cannot be locked, all processes fail."""
+        """Hold the lock of a folder in the main process. If the folder cannot be locked, all processes fail."""
         lock = storage.locked(folder) if self.is_main else contextlib.nullcontext()
         self.from_main(lock.__enter__)
         try:
@@ -185,7 +188,10 @@ class Ranks:
                 raise UserError(f"Not all processes see {path.parent}. All machines must share this folder.")
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give every process the main one's buffers: those that the checkpoint has. Batch statistics may be local."""
+        """Copy the main process's buffers to all processes, because the checkpoint has these buffers.
+
+        They differ if each process uses its own batch statistics.
+        """
         if self.world_size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
@@ -209,17 +215,17 @@ ALONE = Ranks()
 
 
 def world_size() -> int:
-    """Return the number of processes that were started to train one network."""
+    """Return the number of processes that train one network."""
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
 def is_secondary() -> bool:
-    """Return whether this process is one of several and not the main process."""
+    """Return whether this process is one of several, but not the main process."""
     return world_size() > 1 and os.environ["RANK"] != "0"
 
 
 def local_rank() -> int:
-    """Return the rank of this process among those on this machine."""
+    """Return the rank of this process among the processes on this machine."""
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 
@@ -285,7 +291,7 @@ def reports(error: UserError) -> bool:
 
 
 class _Together(torch.autograd.Function):
-    """Gather the rows of all processes. The gradient of a row is the sum over processes, because all of them use it."""
+    """Gather the rows of all processes. The gradient of a row is the sum over processes, because all use this row."""
 
     @staticmethod
     def forward(ctx: Any, rows_BX: Tensor, ranks: Ranks) -> Tensor:
@@ -317,8 +323,9 @@ class _Sum(torch.autograd.Function):
 def synchronize_batch_norm(network: nn.Module, *, device: torch.device) -> None:
     """Let a network's batch normalization use the statistics of the global batch. Parameter names do not change.
 
-    On CUDA, layers become PyTorch's SyncBatchNorm or timm's. PyTorch's own conversion would drop the activation of
-    timm's BatchNormAct2d. SyncBatchNorm does not support CPUs, so this module has its own version for them.
+    On CUDA, layers become PyTorch's or timm's synchronized batch normalization. timm's conversion comes first, because
+    PyTorch's conversion drops the activation of timm's BatchNormAct2d. SyncBatchNorm does not support CPUs, so this
+    module has its own version for CPUs.
 
     Raises:
         UserError: For a subclass of batch normalization that neither PyTorch nor timm can synchronize.
@@ -343,7 +350,10 @@ def synchronize_batch_norm(network: nn.Module, *, device: torch.device) -> None:
 
 
 def _synchronize_on_cpu(module: _BatchNorm, is_timm: bool) -> None:
-    """Give a module another class with the same name. A forward method of the instance would break in a deep copy."""
+    """Give a module a class with the same name and another `forward`.
+
+    A `forward` set on the instance would stay bound to the original in a deep copy.
+    """
 
     def forward(self: Any, x: Tensor) -> Tensor:
         x = _batch_norm(self, x)

@@ -1,9 +1,9 @@
 """Log runs to TensorBoard, Weights & Biases and MLflow, for `--log`.
 
-A tracker reads what a run leaves: run.json, metrics.jsonl and result.json. The run does not know its trackers, so that
-they cannot change it. If one fails, a warning says so, and the training goes on. trackers.json in the run directory
-says what is logged, so that a run that continues logs no epoch twice. No torch here: the command line imports this
-module.
+A tracker reads the files of a run: run.json, metrics.jsonl and result.json. The run does not know its trackers, so they
+cannot change the run. If a tracker fails, it causes a warning, and the training continues. trackers.json in the run
+directory lists the logged epochs, so that a run that continues logs no epoch twice. No torch here: the command line
+imports this module.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ log = logging.getLogger("checkpointkd")
 
 Status = Literal["finished", "stopped", "failed"]
 STATE = "trackers.json"
-PROJECT = "checkpointkd"  # of runs that belong to no experiment
-LEFT_OUT = {"format", "classes", "network_config"}  # fields of run.json that are no settings
-LONGEST = 500  # characters of a setting
+PROJECT = "checkpointkd"  # the W&B project; the MLflow experiment of runs that belong to no experiment
+LEFT_OUT = {"format", "classes", "network_config"}  # fields of run.json that are not settings
+LONGEST = 500  # number of characters of a logged setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Where runs are logged.
+    """The trackers of a command, and the folder of their files.
 
     Attributes:
         names: The trackers.
-        folder: The folder of an experiment, which holds the files of MLflow and Weights & Biases, and whose name groups
-            the runs. None: a run by itself, with its files in the run directory.
+        folder: The folder of an experiment. It holds the files of MLflow and Weights & Biases, and its name is the
+            group of the runs. None: a single run, with the files in its run directory.
     """
 
     names: tuple[str, ...]
@@ -71,7 +71,7 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """A run as a tracker sees it: its directory, the folder for files, the group, the settings, what is logged."""
+    """A run for a tracker: run directory, folder of the tracker's files, group, settings, and the logged epochs."""
 
     path: Path
     folder: Path
@@ -81,11 +81,11 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One run in one tracker. Every method may raise; the caller then stops logging this run to it."""
+    """One run in one tracker. If a method raises, the caller stops logging this run to this tracker."""
 
     package: str
-    id: str | None  # by which the tracker finds the run again
-    epoch: int  # the last epoch that is logged
+    id: str | None  # the tracker's name of the run, to find the run again
+    epoch: int  # the last logged epoch
 
     def __init__(self, run: TrackedRun) -> None: ...
 
@@ -103,7 +103,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run directory. TensorBoard discards what a killed process wrote of a later epoch."""
+    """Event files in the run directory. TensorBoard discards values of later epochs that a killed process wrote."""
 
     package = "tensorboard"
     id: str | None = None
@@ -145,7 +145,7 @@ class WandB:
             group=run.group,
             name=run.path.resolve().name,
             config=run.settings,
-            reinit="create_new",  # a run of the user's own stays as it is
+            reinit="create_new",  # leaves an open W&B run of the user's program unchanged
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
         self.id = self._run.id
@@ -161,7 +161,7 @@ class WandB:
 
 
 class MLflow:
-    """MLflow, at MLFLOW_TRACKING_URI if it is set. Otherwise a file, mlflow.db, which several processes may share."""
+    """MLflow: the server at MLFLOW_TRACKING_URI, or the file mlflow.db, which several processes may share."""
 
     package = "mlflow"
     STATUS: Mapping[Status, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -189,7 +189,7 @@ class MLflow:
             )
 
     def _found(self, run_id: str | None) -> str | None:
-        """Return the run that an earlier process logged to, or None if this server does not have it."""
+        """Return the id of the run that an earlier process logged to, or None if this server does not have it."""
         try:
             return None if run_id is None else self._client.get_run(run_id).info.run_id
         except self._mlflow.MlflowException as error:
@@ -201,7 +201,7 @@ class MLflow:
         now, metric = round(1000 * time.time()), self._mlflow.entities.Metric
         metrics = [metric(name, value, now, epoch) for name, value in values.items()]
         with self._lock:
-            self._client.log_batch(self.id, metrics)  # all of an epoch or nothing
+            self._client.log_batch(self.id, metrics)  # in one call: an epoch is logged as a whole or not at all
 
     result = log
 
@@ -217,15 +217,15 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 def tracked(
     run: Path, tracking: Tracking | None, *, stops: tuple[type[BaseException], ...] = ()
 ) -> Iterator[Callable[[Any], None]]:
-    """Yield a function that logs each new epoch of a run, to call once the epoch is saved, as `run_training` does.
+    """Yield a function that logs new epochs of a run. Call it after an epoch is saved, as `run_training` does.
 
-    At the end, the result is logged, and all epochs that are not: a complete run can be logged later. Only the main
-    process of several logs.
+    At the end, `tracked` logs the result and all missing epochs, so a finished run can be logged later. Of several
+    processes, only the main process logs.
 
     Args:
         run: The run directory.
-        tracking: Where to log. None: nowhere.
-        stops: Exceptions that stop a run before its end without a failure, besides KeyboardInterrupt.
+        tracking: The trackers. None: log nothing.
+        stops: Exceptions besides KeyboardInterrupt that stop a run early without a failure.
     """
     from .ranks import is_secondary
 
@@ -245,7 +245,7 @@ def tracked(
 
 
 class _RunLog:
-    """One run in its trackers. A tracker that fails is left out from then on."""
+    """Logs one run to its trackers. After its first error, a tracker is not used again."""
 
     def __init__(self, path: Path, tracking: Tracking) -> None:
         self._path, self._tracking = path, tracking
@@ -253,7 +253,7 @@ class _RunLog:
         self._failed: set[str] = set()
 
     def update(self) -> None:
-        """Log what is new in the run directory."""
+        """Log new epochs and the result from the run directory."""
         for name in self._tracking.names:
             with self._guarded(name):
                 self._log_new(name)
@@ -266,12 +266,12 @@ class _RunLog:
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """Turn the first error of a tracker into a warning; later calls are of no use, and their errors no news."""
+        """Turn the first error of a tracker into a warning, and ignore its later errors."""
         try:
             with _offline(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of these libraries
+                warnings.simplefilter("ignore")  # warnings of the trackers' libraries
                 yield
-        except Exception as error:  # a library, its server and its disk may raise anything
+        except Exception as error:  # a tracker's library may raise any error
             if name not in self._failed:
                 log.warning(
                     "%s cannot log %s: %s. The run goes on, and its own files are complete.",
@@ -340,7 +340,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Let W&B and MLflow send no reports of usage or errors, unless the user's environment names a server."""
+    """Turn off usage and error reports of W&B and MLflow, unless WANDB_MODE or MLFLOW_TRACKING_URI is set."""
     for name, server in (("WANDB_ERROR_REPORTING", "WANDB_MODE"), ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_URI")):
         if server not in os.environ:
             os.environ.setdefault(name, "false" if name.startswith("WANDB") else "true")

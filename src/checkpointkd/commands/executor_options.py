@@ -20,11 +20,11 @@ class ExecutorOptions:
     slurm: one SLURM job per run. All machines need --out and the data at the same paths."""
 
     gpus_per_run: float | None = None
-    """Share of a GPU for each run: 0.25 for four runs per GPU, 0 for no GPU. Default: local: an equal share of the GPUs
-    of this machine; ray: one GPU if the cluster has GPUs; slurm: no GPU."""
+    """Share of a GPU for each run: 0.25 for four runs per GPU, 0 for no GPU. Default of local: an equal share of the
+    GPUs of this machine. Default of ray: one GPU if the cluster has GPUs. Default of slurm: no GPU."""
 
     slurm: list[str] | None = None
-    """Parameters of the SLURM jobs as KEY=VALUE, such as partition=gpu timeout_min=240."""
+    """Parameters of each SLURM job as KEY=VALUE, such as partition=gpu timeout_min=240."""
 
     def executor_config(self) -> ExecutorConfig:
         """Return the settings of the executor. Raises UserError for values out of range."""

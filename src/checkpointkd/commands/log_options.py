@@ -1,4 +1,4 @@
-"""The option of every command that trains: which trackers its runs are logged to."""
+"""The option `--log` of the commands that train: the trackers that log the runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ class LogOptions:
 
     log: list[str] | Tracking | None = None
     """Log each epoch to tensorboard, wandb or mlflow, or to several of them, with files in --out. wandb is offline
-    unless WANDB_MODE is set, mlflow unless MLFLOW_TRACKING_URI is set. The results of the runs do not change."""
+    unless WANDB_MODE is set. mlflow is offline unless MLFLOW_TRACKING_URI is set. Logging does not change the results
+    of the runs."""
 
     def tracking(self, experiment: Path | str | None = None) -> Tracking | None:
-        """Return where to log.
+        """Return the trackers and the folder of their files, or None without `--log`.
 
         Args:
-            experiment: The folder of several runs that belong together. None: there is one run.
+            experiment: The folder of several runs that belong together. None: the command trains a single run.
 
         Raises:
             UserError: If a tracker is unknown or not installed.
         """
-        if self.log is None or isinstance(self.log, Tracking):  # of the experiment that this run belongs to
+        if self.log is None or isinstance(self.log, Tracking):  # an experiment passes its own to each of its runs
             return self.log
         names = [self.log] if isinstance(self.log, str) else self.log
         if not isinstance(names, list | tuple):

@@ -71,9 +71,10 @@ class DataSetOptions:
     """Data."""
 
     data: str | UserData | None = None
-    """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet. NAME:PATH names the place of the data.
+    """The data set: digits, cifar10, cifar100, tiny-imagenet or imagenet. NAME:PATH also gives the place of the data.
     folder:PATH takes your own images, in PATH/train/CLASS and PATH/val/CLASS. hf:NAME takes a data set of the Hugging
-    Face Hub. package.module:callable returns a checkpointkd.Data. Default: that of the given run or teachers."""
+    Face Hub. package.module:callable names a function that returns a checkpointkd.Data. Default: the data set of the
+    given run or teachers."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str | None):
@@ -99,13 +100,13 @@ class DataOptions(DataSetOptions):
     first teacher, otherwise 224."""
 
     resize: Resize | None = None
-    """For images from folders that are not augmented: crop takes the center square, squash ignores the aspect ratio.
-    squash crops nothing, unless a checkpoint states a crop. Default: as in the given run or first teacher, otherwise
-    crop."""
+    """How images in files are resized when they are not augmented. crop: keep the aspect ratio and take the center
+    square. squash: ignore the aspect ratio, and crop nothing unless a checkpoint states a crop. Default: as in the
+    given run or first teacher, otherwise crop."""
 
     class_order: str | None = None
-    """The order of classes in the network's logits: a FILE with one class name per line, timm or names. timm is timm's
-    order of folders, which ignores case and sorts numbers by value; names sorts the names. Default: as in the given
+    """The order of classes in the network's logits: a FILE with one class name per line, timm or names. timm: timm's
+    order of folders, which ignores case and sorts numbers by value. names: the sorted names. Default: as in the given
     run, first teacher or external checkpoint, otherwise the data set's order."""
 
     flip: bool | None = None
@@ -171,7 +172,7 @@ class RunOptions:
     """Seed for initialization, data order and augmentation."""
 
     precision: PrecisionChoice = "auto"
-    """fp32, bf16 (mixed precision), or auto, which times a few steps of both and takes bf16 only if it is clearly
+    """fp32, bf16 (mixed precision), or auto. auto times a few steps of both, and uses bf16 only if bf16 is clearly
     faster."""
 
 
@@ -180,22 +181,22 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     """Training."""
 
     out: Path | str
-    """The run directory. It is created if necessary. Another run in it is never overwritten."""
+    """The run directory. It is created if necessary. If it holds another run, the command stops with an error."""
 
     save_every: int | None = None
     """Save a checkpoint every this many epochs, and after the last. Default: 20 checkpoints per run."""
 
     compile: bool = False
-    """Compile the network with torch.compile. This takes about a minute. It speeds up some networks on some machines
-    only."""
+    """Compile the network with torch.compile. This takes about a minute, and only some networks on some machines become
+    faster."""
 
     best_of_last_ten: bool = False
-    """Also evaluate the test set after each of the last ten epochs and report the best accuracy, as the authors' code
-    does. That number is optimistic. Needs --select-on test."""
+    """Also evaluate on the test set after each of the last ten epochs, and report the best accuracy, as the authors'
+    code does. The best of ten accuracies is optimistic. Needs --select-on test."""
 
     local_batch_norm: bool = False
     """With several processes (torchrun): batch normalization uses the statistics of each process, not of the global
-    batch. Faster, but the result then depends on the number of processes."""
+    batch. Training is faster, but the result depends on the number of processes."""
 
     accumulate: int = 1
     """Split each batch into this many parts, computed one after another, to save memory. Batch normalization, and
@@ -208,8 +209,9 @@ class TrainingOptions(LearningRateOptions, RunOptions):
     """float16 halves the size of checkpoints. All later commands use the rounded weights."""
 
     init: str | None = None
-    """The first weights: pretrained, which downloads timm's; a reference, such as RUN@last; or a file of any trainer. A
-    classifier of other classes starts fresh. Default: random weights."""
+    """The initial weights: pretrained, which downloads timm's weights; a checkpoint reference, such as RUN@last; or a
+    file of any trainer. A classifier for another number of classes starts from random weights. Default: random
+    weights."""
 
     def run_spec(self, model: str, data: Data, device: torch.device) -> RunSpec:
         """Return the description of the run of this network."""
@@ -287,8 +289,8 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
 
     teachers: list[str]
     """One or more checkpoint references: RUN@160 (epoch 160), RUN@0.5 (half of the training), RUN@midpoint, RUN@last
-    or RUN@best. RUN alone is its last checkpoint. RUN@mean:0.7-1.0 averages the weights of checkpoints,
-    RUN@decay-mean:0.9 those of all with decay."""
+    or RUN@best. RUN alone is its last checkpoint. RUN@mean:0.7-1.0 averages the weights of the checkpoints from 0.7 to
+    1.0 of the training. RUN@decay-mean:0.9 averages the weights of all checkpoints, with decay."""
 
     method: str = "kd"
     """The distillation method. From the teachers' logits: kd, lskd (standardized logits), dkd, dist, wttm, wsl, mlkd
@@ -300,9 +302,9 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     paper's formula does not."""
 
     teacher_schedule: TeacherSchedule = "joint"
-    """When each of several teachers is used. joint: all teachers throughout. rco: one teacher after the other, each for
-    an equal part of the training. progressive: as rco, with a temperature that falls to 1. random: a random half of the
-    teachers, new in every epoch."""
+    """When each of several teachers is used. joint: all teachers, in the whole training. rco: one teacher after the
+    other, each for an equal part of the training. progressive: like rco, with a temperature that falls to 1. random: a
+    random half of the teachers, new in every epoch."""
 
     teacher_tau: TeacherTau = "fixed"
     """The temperature of the teachers. fixed: τ for all. auto: τ times the temperature that fits each teacher best on
@@ -310,8 +312,8 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     checkpoint."""
 
     teacher_batch_norm: BatchNormMode = "eval"
-    """Batch normalization of the teachers. eval: running statistics. batch: the statistics of each batch, as in the
-    authors' code for most of the training."""
+    """Batch normalization of the teachers. eval: the running statistics. batch: the statistics of each batch, as the
+    authors' code does in most of the training."""
 
     teacher_features: list[str] | None = None
     """For feature methods: the teacher's modules, by their paths in the model. Default: the method's usual features."""
@@ -327,7 +329,7 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
 
     @property
     def teacher_list(self) -> list[str]:
-        """The references. From Python, one reference may be a text instead of a list."""
+        """The references. From Python, one reference may be a string instead of a list."""
         return [self.teachers] if isinstance(self.teachers, str) else self.teachers
 
     def distill_config(self, members: int, *, method_weight: float | None = None) -> DistillConfig:

@@ -63,4 +63,4 @@ class LearningRateOptions(RecipeOptions):
     """Training."""
 
     learning_rate: float | None = None
-    """The highest learning rate of the schedule. Default: the recipe's."""
+    """The highest value of the learning-rate schedule. Default: the recipe's."""

@@ -45,8 +45,8 @@ class ExecutorConfig:
     Attributes:
         executor: Where functions run.
         jobs: How many functions run at once.
-        gpus_per_run: The share of a GPU for each function. None is an equal share of the GPUs of this machine, one GPU
-            of a Ray cluster that has GPUs, and no GPU for SLURM.
+        gpus_per_run: The share of a GPU for each function. None: an equal share of the GPUs of this machine, one GPU of
+            a Ray cluster that has GPUs, or no GPU for SLURM.
         slurm: Parameters of SLURM jobs as KEY=VALUE.
     """
 

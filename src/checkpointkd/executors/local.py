@@ -102,7 +102,7 @@ class InProcessExecutor:
 
 
 class LocalExecutor:
-    """Runs functions in other processes, one per slot. They end when this process ends.
+    """Runs functions in other processes, one process per slot. The processes end when this process ends.
 
     A slot keeps its process, because starting one takes seconds. If the process dies, the slot gets a new one.
     """
@@ -155,7 +155,7 @@ class LocalExecutor:
 
 
 def _start(parent: int, threads: int) -> None:
-    """Prepare a new process: it leaves Ctrl-C to its parent, and it ends when its parent ends or is killed."""
+    """Prepare a new process: ignore Ctrl-C, which the parent handles, and end when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

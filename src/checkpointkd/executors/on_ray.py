@@ -92,7 +92,7 @@ def _check_answers(address: str) -> None:
 
 
 def _call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a Ray worker. Change to the folder where the command was started, as paths may be relative."""
+    """Run a function in a Ray worker, in the folder where the command was started, because paths may be relative."""
     import torch
 
     torch.set_num_threads(1)

@@ -12,12 +12,12 @@ from ..errors import UserError, first_line
 from .base import ExecutorConfig, WorkerDied
 
 POLL_SECONDS = 1.0
-TIMEOUT_MINUTES = 240  # of a job, unless --slurm sets timeout_min; the next job continues
-MAX_REQUEUES = 100  # at the time limit; submitit would give up after 3
+TIMEOUT_MINUTES = 240  # time limit of a job, unless --slurm sets timeout_min; the queued job continues the run
+MAX_REQUEUES = 100  # of a job at its time limit; submitit's default is 3
 
 
 class SlurmExecutor:
-    """Runs each function as a SLURM job. At the time limit and after a preemption the job is queued again.
+    """Runs each function as a SLURM job. At the time limit and after a preemption, the job is queued again.
 
     Scripts, results and logs of jobs are files in `folder`, which all machines must share.
     """

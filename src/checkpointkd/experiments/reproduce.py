@@ -1,6 +1,6 @@
-"""`checkpointkd reproduce`: a table or figure of the paper, from the runs that it needs to a report.
+"""`checkpointkd reproduce`: train the runs that a table or figure of the paper needs, and write a report.
 
-The command line imports this module, so it imports no torch; the modules that do are imported in functions.
+The command line imports this module, so it imports no torch. Functions import the modules that need torch.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     """Options of `reproduce`."""
 
     preset: str
-    """The size of the experiment. smoke: digits in a few minutes, to check that everything runs. digits: long runs on
+    """The size of the experiment. smoke: digits in a few minutes, to check that everything runs. digits: longer runs on
     digits. small: 10,000 images of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images,
-    which teachers overfit. medium: 45,000 images, about a day on two CPU cores. few-images: teachers on 20,000 images,
-    students on 2,250. paper: the paper's settings; shows its cost and asks first."""
+    with overfit teachers. medium: 45,000 images, about a day on two CPU cores. few-images: teachers on 20,000 images,
+    students on 2,250. paper: the paper's settings; the command shows the cost and asks before it starts."""
 
     out: Path | str
     """The folder of the experiments and of their runs."""
 
     data: str | None = None
-    """The data set as NAME or NAME:PATH. The presets paper and smoke also take tiny-imagenet (for table2). The preset
-    paper also takes imagenet:PATH (for table1). Default: the preset's."""
+    """The data set as NAME or NAME:PATH. For table2, the presets paper and smoke also take tiny-imagenet. For table1,
+    the preset paper also takes imagenet:PATH. Default: the preset's."""
 
     select_on: SelectOn | None = None
     """The images for choosing checkpoints and hyperparameters: val or test, as for `train`. Default: the preset's."""
 
     seeds: int | None = None
-    """Students per variant. Default: the preset's number."""
+    """Number of students per variant, each with its own seed. Default: the preset's number."""
 
     teacher_epochs: int | None = None
-    """Epochs of teachers, with about as many checkpoints. Default: the preset's."""
+    """Epochs of each teacher. The number of checkpoints stays about the same. Default: the preset's."""
 
     student_epochs: int | None = None
-    """Epochs of students, with about as many checkpoints. Default: the preset's."""
+    """Epochs of each student. The number of checkpoints stays about the same. Default: the preset's."""
 
     train_images: int | None = None
     """Train on a class-balanced subset of this many images. Default: the preset's number."""
@@ -89,14 +89,14 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     """Tune α and τ for each student and its teachers on the validation set, as the paper did."""
 
     method: str | None = None
-    """The distillation method of all students; `selection` compares it with its other methods. Your own method is
-    package.module:Class. Default: kd, as in the paper."""
+    """The distillation method of all students. `selection` compares this method with its other methods. Your own
+    method: package.module:Class. Default: kd, as in the paper."""
 
     rule: str | None = None
-    """A further rule for `selection`, such as your own as package.module:function."""
+    """For `selection`: a rule to compare in addition, such as your own as package.module:function."""
 
     estimator: str | None = None
-    """The estimator of I(X;F) whose scores the rules of `selection` use: ridge, or your own as
+    """For `selection`: the estimator of I(X;F) whose scores the rules use: ridge, or your own as
     package.module:function. Default: decoder."""
 
     precision: PrecisionChoice | None = None
@@ -123,7 +123,7 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     def changed_preset(self, name: str) -> Preset:
         """Return the preset with these options in place of its own settings, for the experiment of this name.
 
-        Other lengths and sizes are noted in the results.
+        The note of the returned preset lists options that change lengths, sizes or the method.
 
         Raises:
             UserError: If the preset or an option is unknown or out of range.
