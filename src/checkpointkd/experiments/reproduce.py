@@ -51,7 +51,7 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     preset: str
     """The size of the experiment. smoke: digits in a few minutes, to check that everything runs. digits: longer runs on
     digits. small: 10,000 images of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images,
-    with overfit teachers. medium: 45,000 images, about a day on two CPU cores. few-images: teachers on 20,000 images,
+    with overfit teachers. medium: 45,000 images, a day or two on two CPU cores. few-images: teachers on 20,000 images,
     students on 2,250. paper: the paper's settings; the command shows the cost and asks before it starts."""
 
     out: Path | str
