@@ -15,7 +15,7 @@ from checkpointkd.recipes import RECIPES, recipe
 
 NUMBERS = [  # every field that holds a number, apart from seeds
     *((Recipe, name) for name in ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay")),
-    *((Recipe, name) for name in ("step_every", "step_factor")),
+    *((Recipe, name) for name in ("step_every", "step_factor", "warmup", "clip_norm")),
     *((DataConfig, name) for name in ("val_fraction", "train_images", "image_size")),
     *((KDConfig, name) for name in ("alpha", "tau")),
     (DistillConfig, "method_weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -190,3 +191,14 @@ def test_a_killed_ray_node_is_replaced(smoke: Path, undisturbed: Path, tmp_path:
     assert process.returncode == 0, process.stderr[-3000:]
     check_continued(out, undisturbed, process.stderr, {})
     assert "killed a node" in process.stdout
+
+
+def test_folders_with_runs_in_other_precisions_are_not_merged(smoke: Path, tmp_path: Path):
+    out, part = (started(smoke, tmp_path / name) for name in ("out", "part"))
+    speeds = json.loads((part / "machine.json").read_text())
+    for setting in speeds.values():
+        for speed in setting.values():
+            speed["precision"] = "bf16"
+    (part / "machine.json").write_text(json.dumps(speeds))
+    with pytest.raises(UserError, match=r"out are in fp32, those in .*part in bf16.*Give --precision"):
+        ckd.reproduce("figure2", preset="smoke", out=out, merge=[part])

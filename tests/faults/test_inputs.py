@@ -121,7 +121,13 @@ def _check(case: str, commands: list[str], finished: Path, place: Path) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=CASES)
+FAST = 3  # each third case is a fast test
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, id=case, marks=[] if n % FAST == 0 else pytest.mark.slow) for n, case in enumerate(CASES)],
+)
 def test_a_damaged_run_ends_in_one_sentence(number: int, finished: Path, tmp_path: Path):
     """Run each case with one command, in turn. `make test-faults` runs each case with every command."""
     names = list(COMMANDS)

@@ -63,7 +63,6 @@ def largest_difference(folder: Path, method: str, processes: int) -> float:
 @pytest.mark.parametrize(
     ("processes", "methods"),
     [
-        pytest.param(2, ("labels", "kd", "dist", "pkt"), id="2 processes"),
         pytest.param(2, ("labels", *METHODS), marks=pytest.mark.slow, id="2 processes, all methods"),
         pytest.param(3, ("labels", *METHODS), marks=pytest.mark.slow, id="3 processes, all methods"),
     ],

@@ -20,8 +20,8 @@ class RecipeOptions:
 
     recipe: str | None = None
     """Named training settings: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student, repdistiller,
-    tiny-imagenet, imagenet, imagenet-cosine, vit or finetune. Default: finetune with --init, otherwise the recipe of
-    the data set."""
+    tiny-imagenet, imagenet, imagenet-cosine, vit or finetune. Default: finetune for a network that starts from given
+    weights, otherwise the recipe of the data set."""
 
     epochs: int | None = None
     """Number of epochs. Default: the recipe's."""
