@@ -246,10 +246,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        atexit.register(dist.destroy_process_group)
     try:
+        if not dist.is_initialized():
+            _join_group(device)
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except SharedError:
         raise
@@ -266,6 +265,15 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             own.add_note(ONE_PROCESS)
             raise own from None
         raise
+
+
+def _join_group(device: torch.device) -> None:
+    # torchrun may use one store for all attempts: without a prefix, a process would find those of the last attempt
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    atexit.register(dist.destroy_process_group)
 
 
 def _generator_states() -> dict[str, Tensor]:

@@ -36,10 +36,10 @@ def _accuracies(out: Path) -> dict[float, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, list[float]]:
+def alone(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, list[float]]:
     """The accuracies of the same trials in one process."""
     out = tmp_path_factory.mktemp("alone") / "tune"
-    ckd.tune("wrn_10_1", teachers=[f"{teacher_run}@4"], out=out, **OPTIONS)
+    ckd.tune("wrn_10_1", teachers=[f"{_trained}@4"], out=out, **OPTIONS)
     return _accuracies(out)
 
 
