@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -269,8 +271,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 def _join_group(device: torch.device) -> None:
     # torchrun may use one store for all attempts: without a prefix, a process would find those of the last attempt
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
