@@ -15,6 +15,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from ray.cluster_utils import Cluster
 
+LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the network card
+
 
 def half_trained(out: Path) -> bool:
     """Return whether a run has saved two epochs and is not complete."""
@@ -26,9 +28,9 @@ def half_trained(out: Path) -> bool:
 
 def main() -> int:
     out, words = Path(sys.argv[1]), sys.argv[2:]
-    head = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+    head = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": LOOPBACK}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    node = cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK)
     process = subprocess.Popen(
         [sys.executable, "-m", "checkpointkd", *words], env={**os.environ, "RAY_ADDRESS": cluster.address}
     )
@@ -38,7 +40,7 @@ def main() -> int:
         assert time.monotonic() < deadline, "the run did not start"
         time.sleep(0.01)
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK)
     print("killed a node", flush=True)
     code = process.wait(400)
     cluster.shutdown()
