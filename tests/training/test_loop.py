@@ -20,11 +20,12 @@ from torch import nn
 import checkpointkd as ckd
 from checkpointkd import metrics
 from checkpointkd.config import Recipe
-from checkpointkd.data import DataConfig, EpochLoader, load_data
+from checkpointkd.data import Batch, DataConfig, EpochLoader, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import Supervised
 from checkpointkd.metrics import measure, predict
 from checkpointkd.models import Network, build_network
+from checkpointkd.ranks import Ranks
 from checkpointkd.training.loop import State, fit, start
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "training.json"
@@ -174,6 +175,26 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_batch(parts: int):
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected_rows], rel=1e-6)
     assert [row["train_accuracy"] for row in rows] == [row["train_accuracy"] for row in expected_rows]
+
+
+@pytest.mark.parametrize(
+    ("world", "total", "parts", "sizes"), [(1, 3, 5, [1, 1, 1]), (2, 2, 3, [1]), (2, 5, 2, [2, 1])]
+)
+def test_a_small_batch_has_fewer_parts(world: int, total: int, parts: int, sizes: list[int]):
+    """No part is empty in all processes, whose batch statistics would be NaN."""
+    rows = Ranks(0, world).part(torch.arange(total))
+    batch = Batch(torch.zeros(len(rows), 1, 2, 2), rows, rows, None, ranks=Ranks(0, world), total=total)
+    assert [len(part.labels_B) for part in batch.split(parts)] == sizes
+    assert all(part.total == total for part in batch.split(parts))
+
+
+def test_parts_of_one_image_are_refused_if_the_network_needs_more(tmp_path: Path):
+    options: dict = {"data": "digits", "train_images": 60, "epochs": 1, "precision": "fp32"}
+    with pytest.raises(UserError, match="--accumulate 10 leaves parts of one image: 60 images in batches of 15"):
+        ckd.train("mobilenetv2_0.5", out=tmp_path / "run", batch_size=15, accumulate=10, **options)
+    with pytest.raises(UserError, match="The last batch of each epoch has one image: 60 images in batches of 59"):
+        ckd.train("mobilenetv2_0.5", out=tmp_path / "run", batch_size=59, accumulate=10, **options)
+    assert not (tmp_path / "run").exists()
 
 
 class _Doubles:

@@ -34,12 +34,13 @@ class Batch:
     total: int | None = None  # the examples of the global batch; None where one process has them all
 
     def split(self, parts: int) -> list[Batch]:
-        """Return the batch in so many parts. With several processes, a part may be empty, and is kept."""
+        """Return the batch in so many parts, or fewer if it is small. With several processes, a part may be empty."""
         if parts == 1:
             return [self]
-        rows = torch.arange(len(self.labels_B), device=self.labels_B.device).tensor_split(parts)
         total = len(self.labels_B) if self.total is None else self.total
-        return [self._part(rows_M, total) for rows_M in rows if len(rows_M) or self.ranks.world_size > 1]
+        largest = max(1, math.ceil(total / self.ranks.world_size))  # share; more parts would be empty in all processes
+        rows = torch.arange(len(self.labels_B), device=self.labels_B.device).tensor_split(min(parts, largest))
+        return [self._part(rows_M, total) for rows_M in rows]
 
     def _part(self, rows_M: Tensor, total: int) -> Batch:
         return replace(

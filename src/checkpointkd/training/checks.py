@@ -30,18 +30,22 @@ def check_global_batch(recipe: Recipe, ranks: Ranks, *, accumulate: int) -> None
         )
 
 
-def check_last_batch(recipe: Recipe, network: Network, data: Data, *, model: str) -> None:
-    """Raise UserError if each epoch ends in a batch of one image, and the network cannot be trained on one image."""
-    if len(data.train) % recipe.batch_size != 1:
+def check_single_images(recipe: Recipe, network: Network, data: Data, *, model: str, accumulate: int) -> None:
+    """Raise UserError if a batch, or a part of one, has one image, and the network cannot be trained on one image."""
+    count, size = len(data.train), recipe.batch_size
+    batches = {min(count, size), count % size} - {0}
+    if all(images // accumulate > 1 for images in batches):
         return
     image_1CHW = data.train.subset(torch.arange(1)).to_float()
     try:
         check_trainable(deepcopy(network), image_1CHW, classes=len(data.classes), model=model)
     except UserError as error:
-        raise UserError(
-            f"The last batch of each epoch has one image: {len(data.train):,} images in batches of "
-            f"{recipe.batch_size}. Give another --batch-size or --train-images. {error}"
-        ) from None
+        which = f"The last batch of each epoch has one image: {count:,} images in batches of {size}"
+        advice = "Give another --batch-size or --train-images"
+        if 1 not in batches:
+            which = f"--accumulate {accumulate} leaves parts of one image: {count:,} images in batches of {size}"
+            advice = "Use a smaller --accumulate, or another --batch-size"
+        raise UserError(f"{which}. {advice}. {error}") from None
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from ..models import Network, build_network, check_trainable, read_config
 from ..ranks import Ranks, joined, synchronize_batch_norm, world_size
 from ..records.base import Measured
 from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
-from .checks import check_global_batch, check_last_batch, compiler_errors, has_unused_parameters
+from .checks import check_global_batch, check_single_images, compiler_errors, has_unused_parameters
 from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision
 
@@ -136,7 +136,7 @@ def run_training(
     network, init_sha256 = _build(spec, data)
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
-    check_last_batch(spec.recipe, network, data, model=spec.model)
+    check_single_images(spec.recipe, network, data, model=spec.model, accumulate=spec.accumulate)
     metadata = method.metadata()
     objective = method.objective(network)
     with joined(spec.device) as ranks, ranks.locked(spec.out):
