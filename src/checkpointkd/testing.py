@@ -37,7 +37,7 @@ def check_method(method: str | type[nn.Module]) -> None:
         method: The class, or its name.
 
     Raises:
-        AssertionError: If the method fails the exam.
+        AssertionError: If the method fails the check.
         UserError: If it is no method.
 
     >>> check_method("dkd")

@@ -1,4 +1,4 @@
-"""Checkpoints of other trainers: one exam for every format."""
+"""Checkpoints of other trainers: the same tests for every format."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def real() -> tuple[InMemoryImages, InMemoryImages, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_estimator_passes_the_exam(estimator: str):
+def test_every_estimator_passes_its_check(estimator: str):
     """An invertible map has the most information, noise and a missing part reduce it, and a constant map has none."""
     torch.manual_seed(0)
     train, val, images = real()

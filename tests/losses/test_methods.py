@@ -1,4 +1,4 @@
-"""One exam for all methods: the papers' equations by hand, invariances, gradients and extreme inputs."""
+"""The same tests for all methods: the papers' equations by hand, invariances, gradients and extreme inputs."""
 
 from __future__ import annotations
 

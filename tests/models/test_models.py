@@ -1,4 +1,4 @@
-"""One exam for every network; a new network is one line in EXAM."""
+"""The same tests for every network; a new network is one line in NETWORKS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from checkpointkd.models import (
     vector_path,
 )
 
-EXAM = [
+NETWORKS = [
     "wrn_10_1",
     "wrn_16_2",
     "resnet_8",
@@ -88,7 +88,7 @@ def _build(name: str, classes: int = 10, channels: int = 3, seed: int = 0) -> Ne
     return build_network(name, num_classes=classes, in_channels=channels, mean=half, std=half, seed=seed)
 
 
-@pytest.mark.parametrize("name", EXAM)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("classes", "channels", "side"), [(10, 1, 8), (100, 3, 32), (2, 4, 16), (200, 3, 64)])
 def test_shapes_and_gradients_reach_every_parameter(name: str, classes: int, channels: int, side: int):
     network = _build(name, classes, channels)
@@ -99,7 +99,7 @@ def test_shapes_and_gradients_reach_every_parameter(name: str, classes: int, cha
     assert without_gradient == []
 
 
-@pytest.mark.parametrize("name", EXAM)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_initial_weights_depend_on_the_seed_only_and_leave_the_global_generator_alone(name: str):
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -110,7 +110,7 @@ def test_initial_weights_depend_on_the_seed_only_and_leave_the_global_generator_
     assert any(not torch.equal(seed3[key], seed4[key]) for key in seed3)
 
 
-@pytest.mark.parametrize("name", EXAM)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_channels_last_and_state_dict_round_trip(name: str):
     network, copy = _build(name).eval(), _build(name, seed=1).eval()
     images = torch.rand(4, 3, 16, 16)
@@ -120,7 +120,7 @@ def test_channels_last_and_state_dict_round_trip(name: str):
     torch.testing.assert_close(copy(images.contiguous(memory_format=torch.channels_last)), expected)
 
 
-@pytest.mark.parametrize("name", EXAM)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_last_map_is_what_the_classifier_pools(name: str):
     network = _build(name).eval()
     images = torch.rand(2, 3, 64, 64)
@@ -137,7 +137,7 @@ def test_the_last_map_is_what_the_classifier_pools(name: str):
 def test_the_exam_covers_every_family():
     assert {name.partition("_")[0] for name in MODELS} == {"wrn", "resnet", "mobilenetv2"}
     for family in MODELS:
-        assert any(name.startswith(family.partition("_")[0] + "_") for name in EXAM), family
+        assert any(name.startswith(family.partition("_")[0] + "_") for name in NETWORKS), family
 
 
 COUNTS = {

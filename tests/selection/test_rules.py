@@ -1,4 +1,4 @@
-"""Rules: one exam for all of them, and each compared with a computation by hand."""
+"""Rules: the same tests for all of them, and each compared with a computation by hand."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_midpoint_is_the_nearest_epoch_and_of_two_the_earlier():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_passes_the_exam(rule: str):
+def test_every_rule_passes_its_check(rule: str):
     choice = _choose(rule)
     assert choice.rule == rule
     assert list(choice.scores) == RISE_AND_FALL.epochs
