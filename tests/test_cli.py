@@ -221,7 +221,7 @@ MISTAKES = [
     (["report", "{new}"], "There is no"),
     (["report", "{empty}"], "No run to report on in"),
     (["cache", "clean"], "Choose from"),
-    (["cache", "clear"], "needs the kinds to delete: logits, decoded, averages or all"),
+    (["cache", "clear"], "needs the kinds to delete: logits, decoded, averages, indexes or all"),
     (["cache", "clear", "trusted"], "does not delete 'trusted'"),
     (["cache", "clear", "logit"], "Unknown kind of cache 'logit'. Did you mean 'logits'"),
 ]

@@ -20,7 +20,12 @@ from .options import CommonOptions
 from .signature import command
 
 # The folders in the cache directory. Commands make the clearable ones again when they need them.
-CLEARABLE = {"logits": "teacher logits", "decoded": "decoded images", "averages": "weight averages"}
+CLEARABLE = {
+    "logits": "teacher logits",
+    "decoded": "decoded images",
+    "averages": "weight averages",
+    "indexes": "names of images in large folders",
+}
 KEPT = {"external": "records of external checkpoints", "trusted": "networks and data sets whose code may run"}
 ALL = "all"
 
@@ -40,8 +45,9 @@ class CacheEntry:
 def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptions) -> dict[str, Any]:
     """List or delete the files that commands keep between runs.
 
-    list shows everything below CHECKPOINTKD_HOME. clear deletes teacher logits, decoded images and weight averages.
-    Commands make them again when they need them. clear never deletes data sets or the records of external checkpoints.
+    list shows everything below CHECKPOINTKD_HOME. clear deletes teacher logits, decoded images, weight averages and
+    lists of images. Commands make them again when they need them. clear never deletes data sets or the records of
+    external checkpoints.
 
     Example:
 
@@ -51,7 +57,7 @@ def cache(action: Literal["list", "clear"], /, *kinds: str, options: CommonOptio
 
     Args:
         action: list or clear.
-        kinds: What to list or clear: logits, decoded, averages, or all. clear needs at least one.
+        kinds: What to list or clear: logits, decoded, averages, indexes, or all. clear needs at least one.
 
     Raises:
         UserError: If a kind is unknown, or if an entry could not be deleted.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,15 @@ import numpy as np
 import torch
 
 from ..config import DataConfig, OnProgress
-from ..errors import UserError, check_exists, pluralize
+from ..errors import UserError, check_exists
 from .cache import cache_dir
 from .datasets import DataSet
+from .folder_index import image_names
 from .image_io import require_pillow
 from .streaming import StreamingImages, sample_digest
 
 log = logging.getLogger("checkpointkd")
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_FOLDERS = ("val", "valid", "validation", "test")
 IMAGENET_CLASSES = 1_000
 
@@ -87,15 +86,13 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
             ]
             raise UserError(f"The classes in {train} and {other} differ ({'; '.join(only)})")
 
-        for name in classes:  # so that an error in the test folder precedes the training
-            _image_names(other / class_folders[other][name])
+    # Listed now, so that an error in the test folder precedes the training.
+    listed = {split: image_names(split, list(class_folders[split].values())) for split in reversed(class_folders)}
 
     def images(split: Path) -> StreamingImages:
         names, labels = [], []
-        for label, class_name in enumerate(classes):
-            class_folder = class_folders[split][class_name]
-            names_of_class = [f"{class_folder}/{name}" for name in _image_names(split / class_folder)]
-            names += names_of_class
+        for label, (class_folder, names_of_class) in enumerate(listed[split].items()):
+            names += [f"{class_folder}/{name}" for name in names_of_class]
             labels += [label] * len(names_of_class)
         encoded = FolderImages(split, np.array([os.fsencode(name) for name in names]))
         # The identity is the names and a sample of the content: reading all of ImageNet takes hours.
@@ -130,13 +127,14 @@ class FolderImages:
     def read(self, number: int) -> bytes:
         """Return the bytes of an image."""
         try:
-            return Path(self.name(number)).read_bytes()
+            with open(self.name(number), "rb") as file:
+                return file.read()
         except OSError as error:
             raise UserError(f"Could not read {self.name(number)}: {error.strerror}") from None
 
     def name(self, number: int) -> str:
         """Return the path of an image."""
-        return str(self.root / os.fsdecode(self.names_N[number]))
+        return os.path.join(self.root, os.fsdecode(self.names_N[number]))
 
 
 def _class_folders(split: Path) -> dict[str, str]:
@@ -160,45 +158,6 @@ def _class_folders(split: Path) -> dict[str, str]:
             split,
         )
     return folders
-
-
-def _image_names(class_folder: Path) -> list[str]:
-    """Return the names of the images below a class's folder, in order.
-
-    Raises:
-        UserError: If there is none, or if one is empty or cannot be read: now, and not in hour three of a training.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"Could not list the folder {error.filename}: {error.strerror}")
-
-    images, visited = [], set()
-    for parent, folders, names in os.walk(class_folder, onerror=refuse, followlinks=True):
-        state = os.stat(parent)
-        if (state.st_dev, state.st_ino) in visited:  # links in a circle
-            folders.clear()
-            continue
-        visited.add((state.st_dev, state.st_ino))
-        hidden = sorted(name for name in folders if name[0] == ".")
-        if hidden:
-            more = f" and {pluralize(len(hidden) - 1, 'more hidden folder')}" if len(hidden) > 1 else ""
-            log.warning("Ignoring the hidden folder %s%s", os.path.join(parent, hidden[0]), more)
-        folders[:] = sorted(set(folders) - set(hidden))
-        for name in sorted(names):
-            if name.lower().endswith(ENDINGS) and name[0] != ".":
-                path = Path(parent, name)
-                try:
-                    state = path.stat()
-                except OSError as error:
-                    raise UserError(f"Could not read the image {path}: {error.strerror}") from None
-                if not stat.S_ISREG(state.st_mode):
-                    raise UserError(f"The image {path} is not a regular file")
-                if state.st_size == 0:
-                    raise UserError(f"The image {path} is empty. Replace it by an intact copy.")
-                images.append(str(path.relative_to(class_folder)))
-    if not images:
-        raise UserError(f"The class folder {class_folder} holds no image ({', '.join(ENDINGS)})")
-    return images
 
 
 def _some(names: list[str]) -> str:

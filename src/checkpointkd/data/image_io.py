@@ -62,7 +62,8 @@ def decode_rgb(content: bytes, *, name: str, turn: bool = False) -> Image:
             image = ImageOps.exif_transpose(image)
         if "transparency" in image.info:
             image = image.convert("RGBA")
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except UserError:
         raise
     except UnidentifiedImageError:

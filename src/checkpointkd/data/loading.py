@@ -5,7 +5,11 @@ Letters in names: N images, B batch, G global batch, C channels, H W height and 
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -13,26 +17,34 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import READER_KILLED, UserError
 from ..ranks import ALONE, Ranks
 from .images import Batch, epoch_order
 from .workers import workers
 
+log = logging.getLogger("checkpointkd")
+
 Draw = tuple[int, int]  # (seed, epoch), of which the augmentation is a function
+SHARED_MEMORY = "/dev/shm"
+PREFETCH = 2  # batches that each worker holds ready
 
 
 class LoadedImages(Protocol):
-    """Images that workers load by row."""
+    """Images that workers read by row."""
 
     @property
     def labels_N(self) -> Tensor: ...
     @property
     def index_N(self) -> Tensor: ...
     def __len__(self) -> int: ...
-    def rows(self, draw: Draw | None) -> Dataset:
-        """Return the data set that workers read: an image (H, W, C) and its row, or a UserError."""
+    def read(self, row: int, draw: Draw | None) -> np.ndarray:
+        """Return the pixels (H, W, C) of an image, augmented as a function of `draw`, or without augmentation.
+
+        Raises:
+            UserError: If the image cannot be read.
+        """
         ...
 
 
@@ -52,15 +64,16 @@ class LoadedBatches:
         self.ranks = ranks
         self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
         self.device = torch.device(device)
+        self._loader = RowLoader(images, batches=len(self), pin=self.device.type == "cuda", persistent=True)
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of the epoch that follows `epoch` completed ones, without the first `start`."""
-        dataset = self.images.rows((self.seed, epoch) if self.augment else None)
+        draw = (self.seed, epoch) if self.augment else None
         whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)[start:]
-        loaded = load_rows(dataset, [self.ranks.part(row_G) for row_G in whole], pin=self.device.type == "cuda")
+        loaded = self._loader.load([self.ranks.part(row_G) for row_G in whole], draw)
         for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield Batch(
@@ -78,49 +91,148 @@ def as_floats(pixels_BCHW: Tensor) -> Tensor:
     return pixels_BCHW.float().div_(255) if pixels_BCHW.dtype == torch.uint8 else pixels_BCHW.float()
 
 
-def load_rows(images: Dataset, batches: Sequence[Tensor], *, pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pixels (B, C, H, W) and the rows of each batch, in order. Only batches at the end may be empty.
+def load_rows(images: LoadedImages, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pixels (B, C, H, W) and the rows of each batch, in order and without augmentation.
 
     Raises:
-        UserError: If an item is one, or if a worker was killed.
+        UserError: If an image cannot be read, or if a worker was killed.
     """
-    some = [rows_B for rows_B in batches if len(rows_B)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers than CPUs
-        loader = DataLoader(
-            images,
-            batch_sampler=[rows_B.tolist() for rows_B in some],
-            num_workers=0 if len(some) == 1 else min(workers(), len(some)),
-            collate_fn=_collate,
-            generator=torch.Generator(),  # its own, so that the global one does not change
-        )
-        iterator = iter(loader)
-    for loaded in _until_killed(iterator):
+    return RowLoader(images, batches=len(batches)).load(batches, None)
+
+
+class RowLoader:
+    """Worker processes that read images by row. Persistent workers stay alive from one epoch to the next."""
+
+    def __init__(self, images: LoadedImages, *, batches: int, pin: bool = False, persistent: bool = False) -> None:
+        self._images, self._pin, self._persistent = images, pin, persistent
+        self._workers = 0 if batches == 1 else min(workers(), batches)
+        self._kept: DataLoader | None = None
+        self._busy = False
+
+    def load(self, batches: Sequence[Tensor], draw: Draw | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the pixels (B, C, H, W) and the rows of each batch, in order. Batches may be empty.
+
+        Raises:
+            UserError: If an image cannot be read, or if a worker was killed.
+        """
+        keep = self._persistent and self._workers > 0 and not self._busy
+        loader = self._kept if keep else None
+        if loader is None:
+            loader = self._new_loader(max(map(len, batches), default=0), persistent=keep)
+        if keep:
+            self._kept, self._busy = loader, True
+        plan = loader.batch_sampler
+        assert isinstance(plan, _Plan)
+        plan.batches, plan.draw = [rows_B for rows_B in batches if len(rows_B)], draw
+        try:
+            loaded = _until_killed(loader)
+            for rows_B in batches:
+                yield self._as_tensors(next(loaded)) if len(rows_B) else self._no_images()
+        finally:
+            self._busy = self._busy and not keep
+
+    def _new_loader(self, batch_size: int, *, persistent: bool) -> DataLoader:
+        shared = self._workers == 0 or _fits_shared_memory(batch_size * self._item_bytes, self._workers)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers
+            return DataLoader(
+                _Items(self._images),
+                batch_sampler=_Plan(),
+                num_workers=self._workers,
+                collate_fn=functools.partial(_collate, shared=shared),
+                generator=torch.Generator(),  # its own, so that the global one does not change
+                pin_memory=self._pin,
+                persistent_workers=persistent,
+                prefetch_factor=PREFETCH if self._workers else None,
+            )
+
+    @functools.cached_property
+    def _item_bytes(self) -> int:
+        return self._images.read(0, None).nbytes
+
+    def _as_tensors(self, loaded: tuple[Any, Tensor] | UserError) -> tuple[Tensor, Tensor]:
         if isinstance(loaded, UserError):
             raise loaded
-        pixels_BHWC, rows = loaded
-        pixels_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
-        yield (pixels_BCHW.pin_memory() if pin else pixels_BCHW), torch.tensor(rows)
-    for rows_B in batches[len(some) :]:
-        yield pixels_BCHW[:0], rows_B
+        pixels_BHWC, row_B = loaded
+        return torch.as_tensor(pixels_BHWC).permute(0, 3, 1, 2), row_B
+
+    def _no_images(self) -> tuple[Tensor, Tensor]:
+        pixels_BHWC = np.stack([self._images.read(0, None)])[:0]
+        return self._as_tensors((pixels_BHWC, torch.empty(0, dtype=torch.int64)))
 
 
-def _until_killed(iterator: Iterator[Any]) -> Iterator[Any]:
+class _Plan:
+    """The batches of the next epoch, for the sampler's place in a DataLoader whose workers stay alive."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+        self.draw: Draw | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, Draw | None]]]:
+        for rows_B in self.batches:
+            yield [(row, self.draw) for row in rows_B.tolist()]
+
+
+class _Items(Dataset):
+    """What workers read: an image's pixels and its row, or a UserError."""
+
+    def __init__(self, images: LoadedImages) -> None:
+        self.images = images
+
+    def __getitem__(self, key: tuple[int, Draw | None]) -> tuple[np.ndarray, int] | UserError:
+        try:
+            return self.images.read(*key), key[0]
+        except UserError as error:
+            return error  # raised here, it would arrive wrapped in a worker's traceback
+
+
+def _until_killed(loader: DataLoader) -> Iterator[Any]:
     """Yield the batches that workers load; raise UserError if a worker was killed."""
     try:
-        yield from iterator
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers
+            loaded = iter(loader)
+        yield from loaded
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(READER_KILLED) from None
 
 
-def _collate(items: list[tuple[np.ndarray, int] | UserError]) -> tuple[np.ndarray, list[int]] | UserError:
-    """Stack arrays, which travel through a pipe. Tensors would need /dev/shm, which is small in containers."""
+def _collate(
+    items: list[tuple[np.ndarray, int] | UserError], *, shared: bool
+) -> tuple[Tensor | np.ndarray, Tensor] | UserError:
+    """Stack a batch. Tensors travel through shared memory, and arrays through a pipe."""
     pixels, rows = [], []
     for item in items:
         if isinstance(item, UserError):
             return item
         pixels.append(item[0])
         rows.append(item[1])
-    return np.stack(pixels), rows
+    # In a worker, default_collate stacks tensors in shared memory.
+    pixels_BHWC = default_collate(list(map(torch.from_numpy, pixels))) if shared else np.stack(pixels)
+    return pixels_BHWC, torch.tensor(rows)
+
+
+@functools.cache
+def _warn_of_small_memory(free: int, needed: int) -> None:
+    log.warning(
+        "%s has %.0f MB free, and the workers' batches need %.0f MB. They travel through pipes, which is slower. In a "
+        "container, a larger --shm-size avoids this.",
+        SHARED_MEMORY,
+        free / 1e6,
+        needed / 1e6,
+    )
+
+
+def _fits_shared_memory(batch_bytes: int, workers: int) -> bool:
+    """Return whether the batches of all workers fit into shared memory, twice. Warn if they do not."""
+    if not os.path.isdir(SHARED_MEMORY):  # another system, where shared memory is not a file system
+        return True
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, 2 * batch_bytes * (workers * PREFETCH + 2)
+    if needed > free:
+        _warn_of_small_memory(free, needed)
+    return needed <= free

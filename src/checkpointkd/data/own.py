@@ -118,7 +118,7 @@ class OwnImages:
 
     def iter_batches(self, size: int) -> Iterator[Tensor]:
         """Yield the images without augmentation, in order, at most `size` at a time."""
-        for pixels_BCHW, _ in load_rows(self.rows(None), torch.arange(len(self)).split(size)):
+        for pixels_BCHW, _ in load_rows(self, torch.arange(len(self)).split(size)):
             yield as_floats(pixels_BCHW).clamp(0, 1)
 
     def batches(
@@ -144,32 +144,19 @@ class OwnImages:
         """Return mean and standard deviation of each channel, over 1,000 evenly spaced images."""
         return estimated_statistics(self)
 
-    def rows(self, draw: Draw | None) -> Dataset:
-        """Return the data set that workers read. `draw` is (seed, epoch), or None for images without augmentation."""
-        return _Rows(self, draw)
-
-
-class _Rows(Dataset):
-    """Read items in the workers. `draw` is (seed, epoch), or None for images without augmentation."""
-
-    def __init__(self, images: OwnImages, draw: Draw | None) -> None:
-        self.images, self.draw = images, draw
-        self.dataset = images.clean if draw is None else images.augmented
-        self.normalized = images.clean_normalized if draw is None else images.normalized
-
-    def __getitem__(self, row: int) -> tuple[np.ndarray, int] | UserError:
-        images, number = self.images, int(self.images.index_N[row])
-        try:
-            if len(self.dataset) != images.length:  # type: ignore[arg-type]
-                raise UserError(
-                    f"The length of {images.role}= has changed from {images.length:,} to "
-                    f"{len(self.dataset):,}. A data set must keep its images during a command."  # type: ignore[arg-type]
-                )
-            pixels_HWC, _ = read_item(self.dataset, number, images.role, self.normalized, self.draw)
-            check_shape(pixels_HWC, images.shape, images.role, number)
-            return pixels_HWC, row
-        except UserError as error:
-            return error  # raised here, it would arrive wrapped in a worker's traceback
+    def read(self, row: int, draw: Draw | None) -> np.ndarray:
+        """Return the pixels (H, W, C) of an image. `draw` is (seed, epoch), or None without augmentation."""
+        number, dataset = int(self.index_N[row]), self.clean if draw is None else self.augmented
+        length = len(dataset)  # type: ignore[arg-type]
+        if length != self.length:
+            raise UserError(
+                f"The length of {self.role}= has changed from {self.length:,} to {length:,}. A data set must keep its "
+                "images during a command."
+            )
+        normalized = self.clean_normalized if draw is None else self.normalized
+        pixels_HWC, _ = read_item(dataset, number, self.role, normalized, draw)
+        check_shape(pixels_HWC, self.shape, self.role, number)
+        return pixels_HWC
 
 
 def _named_data(name: str) -> UserData:

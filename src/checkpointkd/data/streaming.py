@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..config import EvalTransform
-from ..errors import UserError
 from ..ranks import ALONE, Ranks
 from ..seeding import generator
 from .image_io import EncodedImages, decode_number
@@ -71,7 +69,7 @@ class StreamingImages:
 
     def iter_batches(self, size: int) -> Iterator[Tensor]:
         """Yield the images without augmentation, in order, at most `size` at a time."""
-        for pixels_BCHW, _ in load_rows(self.rows(None), torch.arange(len(self)).split(size)):
+        for pixels_BCHW, _ in load_rows(self, torch.arange(len(self)).split(size)):
             yield as_floats(pixels_BCHW)
 
     def batches(
@@ -86,9 +84,19 @@ class StreamingImages:
         """Return batches to train on."""
         return LoadedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
 
-    def rows(self, draw: Draw | None) -> Dataset:
-        """Return the data set that workers read. `draw` is (seed, epoch), or None for images without augmentation."""
-        return _CroppedImages(self, draw)
+    def read(self, row: int, draw: Draw | None) -> np.ndarray:
+        """Return the pixels (size, size, 3) of an image. `draw` is (seed, epoch), or None without augmentation."""
+        from PIL.Image import Transpose
+
+        number = int(self.index_N[row])
+        image = decode_number(self.encoded, number)
+        if draw is None:
+            return np.array(resize_center_crop(image, self.size, self.transform))
+        random = generator(CROP_KEY, *draw, number)
+        image = resized_crop(image, self.size, *sample_crop_box(*image.size, random))
+        if self.flip and torch.rand((), generator=random) < 0.5:
+            image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+        return np.array(image)
 
     def warn_if_enlarged(self) -> None:
         """Warn if the first image is smaller than `size`."""
@@ -177,24 +185,3 @@ def resize_center_crop(image: Image, size: int, transform: EvalTransform = IMAGE
     whole = round if transform.crop_offset == "round" else int
     left, top = whole((width - size) / 2), whole((height - size) / 2)
     return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
-
-
-class _CroppedImages(Dataset):
-    """Read, decode and crop, in the workers. `draw` is (seed, epoch), or None for images without augmentation."""
-
-    def __init__(self, images: StreamingImages, draw: Draw | None) -> None:
-        self.images, self.draw = images, draw
-
-    def __getitem__(self, row: int) -> tuple[np.ndarray, int] | UserError:
-        number, size = int(self.images.index_N[row]), self.images.size
-        try:
-            image = decode_number(self.images.encoded, number)
-        except UserError as error:
-            return error  # raised here, it would arrive wrapped in a worker's traceback
-        if self.draw is None:
-            return np.asarray(resize_center_crop(image, size, self.images.transform)), row
-        random = generator(CROP_KEY, *self.draw, number)
-        pixels_HWC = np.asarray(resized_crop(image, size, *sample_crop_box(*image.size, random)))
-        if self.images.flip and torch.rand((), generator=random) < 0.5:
-            pixels_HWC = pixels_HWC[:, ::-1]
-        return pixels_HWC, row
