@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 READER_KILLED = (
-    "A process that reads images was killed, probably for lack of memory or of shared memory (/dev/shm). Repeat the command "
-    "to continue. With CHECKPOINTKD_WORKERS=1, only one process reads images."
+    "A process that reads images was killed, probably for lack of memory or of shared memory (/dev/shm). Repeat the "
+    "command to continue. With CHECKPOINTKD_WORKERS=1, only one process reads images."
 )
 
 
