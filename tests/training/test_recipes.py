@@ -16,8 +16,9 @@ from checkpointkd.config import Recipe
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.losses import Supervised
 from checkpointkd.models import build_network
-from checkpointkd.recipes import recipe
+from checkpointkd.recipes import RECIPES, recipe
 from checkpointkd.training.loop import fit, start, step
+from checkpointkd.training.precision import benchmark_precision
 
 
 def _scheduled(given: Recipe) -> list[float]:
@@ -156,3 +157,10 @@ def test_wrong_values_are_named(options: tuple[str, ...], message: str, tmp_path
     assert main(list(words)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_precision_can_be_measured_with_each_recipe(name: str):
+    data = load_data(DataConfig(train_images=20))
+    network = build_network("wrn_10_1", num_classes=10, in_channels=1, mean=[0.3], std=[0.4])
+    assert benchmark_precision(network, data, recipe(name), torch.device("cpu")) in ("fp32", "bf16")

@@ -108,7 +108,7 @@ def _state_and_batch(network: nn.Module, data: Data, recipe: Recipe, device: tor
     """A state to train, and one batch to train it on repeatedly."""
     rows_B = torch.arange(min(recipe.batch_size, len(data.train)))
     batch = next(iter(data.train.subset(rows_B).batches(batch_size=len(rows_B), seed=0, device=device).epoch(0)))
-    return start(network, Supervised(), replace(recipe, epochs=1), device=device), batch
+    return start(network, Supervised(), recipe.lasting(1), device=device), batch
 
 
 def _faster(seconds: dict[Precision, float], device: torch.device) -> Precision:
