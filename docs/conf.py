@@ -40,25 +40,17 @@ html_show_search_summary = False  # browsers do not let a page on disk read othe
 
 
 def setup(app: Any) -> None:
-    app.connect("builder-inited", lambda app: _write_command_line(Path(app.srcdir)))
+    app.connect("source-read", _write_command_line)
     app.connect("source-read", _link_outside)
     app.connect("autodoc-process-docstring", _python_examples, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", _public_signature)
 
 
-def _write_command_line(folder: Path) -> None:
-    """Write reference/command-line.md, one section per command."""
-    lines = [
-        "# Command line",
-        "",
-        "Every command is also a [Python function](python.md) with the same options.",
-        "An option with several values takes them one after the other: `--tau 2 4 8`.",
-        "",
-    ]
-    for name in COMMANDS:
-        lines += command_section(name)
-    (folder / "reference").mkdir(exist_ok=True)
-    (folder / "reference" / "command-line.md").write_text("\n".join(lines), encoding="utf-8")
+def _write_command_line(_app: Any, name: str, source: list[str]) -> None:
+    """Write one section per command in place of the comment in reference/command-line.md."""
+    if name == "reference/command-line":
+        sections = "\n".join(line for command in COMMANDS for line in command_section(command))
+        source[0] = re.sub(r"<!--.*?-->", lambda _: sections, source[0])
 
 
 def command_section(name: str) -> list[str]:

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 START = DOCS / "get-started.md"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if path.name != "command-line.md")  # `make docs` writes this one
+PAGES = sorted(DOCS.rglob("*.md"))
 
 # What makes a command of a `console` block small. A tenth of a minute ends `reproduce` early, as an interruption does.
 SMALLER = {
@@ -241,8 +241,6 @@ def test_links_of_the_documentation_lead_somewhere():
     for page, link in links:
         name, _, section = link.partition("#")
         target = page.parent / name if name else page
-        if target == DOCS / "reference" / "command-line.md":  # `make docs` writes it
-            continue
         assert target.exists(), f"{page.name}: {link}"
         if section:
             assert section in _anchors(target), f"{page.name}: {link}"
@@ -261,7 +259,7 @@ def test_every_page_is_in_the_navigation():
         for tree in re.findall(r"```{toctree}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
         for entry in re.findall(r"^(?!:)(\S+)$", tree, re.MULTILINE)
     }
-    assert entries - {DOCS / "reference" / "command-line.md"} == {page for page in PAGES if page.name != "index.md"}
+    assert entries == {page for page in PAGES if page.name != "index.md"}
 
 
 def test_pages_lead_with_what_the_reader_can_do():

@@ -24,6 +24,7 @@ from .tasks import CheckpointChoice
 
 TITLE = "Table 3: the teacher that Algorithm 1 chooses"
 TEACHERS = ("0.3", "midpoint", "0.7", "last", "best")
+CHOICE = "T at 0.3 is the teacher after 0.3 of its training. T* is the checkpoint that Algorithm 1 chooses."
 
 
 def needs(preset: Preset) -> list[Item]:
@@ -62,7 +63,7 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
     ]
     return Results(
         tables=[
-            students_table(preset, rows, ("scratch", *TEACHERS), title, students_note(preset)),
+            students_table(preset, rows, ("scratch", *TEACHERS), title, f"{CHOICE} {students_note(preset)}"),
             Table("Test accuracy of the teachers themselves, %", columns, [*map(list, lines)], note),
         ],
         claims=[
