@@ -19,10 +19,12 @@ import torch
 
 import checkpointkd as ckd
 from checkpointkd import storage
-from checkpointkd.data import DataConfig, load_data
+from checkpointkd.data import DataConfig, config_of, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.metrics import predict
 from checkpointkd.models import build_network
+
+from .data.image_files import folder_of_digits
 
 
 @pytest.fixture
@@ -375,3 +377,26 @@ def test_the_network_is_used_for_hf_names_without_local_only_alone(student: ckd.
         assert "Could not download 'me/other' from the Hugging Face Hub" in lost
         assert any("/me/other/" in path for path in requests)
         server.shutdown()
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_the_model_card_says_how_images_become_squares(tmp_path: Path, resize):
+    """The card's transform, applied to the files, gives the pixels that the network was evaluated on."""
+    folder = folder_of_digits(tmp_path / "images")
+    settings = {"image_size": 16, "resize": resize, "select_on": "test"}
+    run = ckd.train("wrn_10_1", data=f"folder:{folder}", epochs=1, batch_size=9, out=tmp_path / "run", **settings)
+    ckd.export(str(run.path), out=tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    names: dict = {}
+    exec(
+        "from torchvision import transforms\n" + next(x for x in card.splitlines() if x.startswith("transform")), names
+    )
+    files = sorted((folder / "val").glob("*/*"))
+    from PIL import Image
+
+    seen = torch.stack([names["transform"](Image.open(file).convert("RGB")) for file in files])
+    val = load_data(config_of(run.run.data)).val
+    expected = run.last.network().normalized(val.to_float())
+    assert torch.allclose(seen, expected, atol=1e-4)
+    assert "Accuracy on the test set" in card
+    assert "validation" not in card

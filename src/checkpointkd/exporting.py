@@ -8,6 +8,7 @@ directory, and `model.safetensors` in the Hub's layout. The network takes images
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from .checkpoints import Checkpoint, Trajectory, is_registered, open_trajectory,
 from .config import ChannelOrder
 from .errors import UserError, first_line
 from .models import Network, build_network, names_code
-from .records.base import plain
+from .records.base import plain, selection_set
 from .records.runs import DistillRecord, ExternalRecord, RunResult
 
 log = logging.getLogger("checkpointkd")
@@ -67,6 +68,7 @@ def config_of(checkpoint: Checkpoint, *, result: RunResult | None, weights: str)
         **({} if run.network_config is None else {"network_config": run.network_config}),
         "classes": list(run.classes),
         "image_shape": list(run.data.shape),
+        **({"image_transform": plain(run.data.eval_transform)} if run.data.image_size is not None else {}),
         "mean": list(run.mean),
         "std": list(run.std),
         "epoch": checkpoint.epoch,
@@ -335,21 +337,46 @@ def _card(config: dict[str, Any]) -> str:
         "from safetensors.torch import load_file",
         "from torchvision import transforms",
         f'network.load_state_dict(load_file("{PLAIN}"))',
-        f"transform = transforms.Compose([transforms.ToTensor(), {_normalize(config)}])",
+        f"transform = transforms.Compose([{_resizing(config)}transforms.ToTensor(), {_normalize(config)}])",
         "```",
+        *_resizing_note(config),
         *([] if config.get("channel_order", "rgb") == "rgb" else ["", "Its channels are blue, green, red."]),
         "",
         f"Checkpoint of epoch {config['epoch']}, trained on {config['data']['train_size']:,} images "
         f"(`--select-on {config['data']['select_on']}`).",
     ]
     for split, accuracy in (config["accuracy"] or {}).items():
-        lines.append(f"Accuracy on the {'validation' if split == 'val' else split} set: {100 * accuracy:.2f}%.")
+        images = selection_set(config["data"]["select_on"]) if split == "val" else "the test set"
+        lines.append(f"Accuracy on {images}: {100 * accuracy:.2f}%.")
     for teacher in config.get("teachers", []):
         lines.append(
             f"Distilled (`{config['method']}`) from the checkpoint of epoch {teacher['epoch']}, weights "
-            f"`{teacher['sha256'][:12]}`, validation accuracy {100 * teacher['accuracy']:.1f}%."
+            f"`{teacher['sha256'][:12]}`, accuracy {100 * teacher['accuracy']:.1f}% on "
+            f"{selection_set(config['data']['select_on'])}."
         )
     return "\n".join(lines) + "\n"
+
+
+def _resizing(config: dict[str, Any]) -> str:
+    """Return the code of torchvision's transforms that make an image a square, as in the evaluation of the network."""
+    transform = config.get("image_transform")
+    if transform is None:
+        return ""
+    size = config["image_shape"][-1]
+    shorter = math.floor(size / transform["crop_share"] + 1e-6)
+    sides = f"({shorter}, {shorter})" if transform["resize"] == "squash" else str(shorter)
+    mode = f"transforms.InterpolationMode.{transform['interpolation'].upper()}"
+    return f"transforms.Resize({sides}, {mode}), transforms.CenterCrop({size}), "
+
+
+def _resizing_note(config: dict[str, Any]) -> list[str]:
+    if "image_transform" not in config:
+        return []
+    size = config["image_shape"][-1]
+    return [
+        "",
+        f"`checkpointkd.load` and ONNX take images of {size}×{size} pixels: resize and crop them in the same way.",
+    ]
 
 
 def _normalize(config: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def test_variants_are_labeled_by_their_teachers(runs: Path):
     assert collected.notes == []
     assert collected.provenance["runs"] == "8"
     assert collected.provenance["select on"] == "val"
-    assert collected.provenance["images"] == "100 for training, 300 for validation"
+    assert collected.provenance["images"] == "100 for training, 300 of the validation set"
 
 
 @pytest.mark.parametrize(

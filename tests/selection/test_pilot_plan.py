@@ -191,3 +191,12 @@ def test_gains_are_in_the_order_of_the_candidates():
     gains = gains_of(CANDIDATES, [], DEFAULT)
     assert gains.mean_C[CANDIDATES.index(DEFAULT)] == 0.0
     assert gains.mean_C[CANDIDATES.index(DIST)] == pytest.approx(PRIOR.method_gain["dist"])
+
+
+def test_a_pilot_run_at_chance_level_has_failed_if_another_one_learned():
+    outcomes = [_outcome(DEFAULT, 42.0), _outcome(NO_TEACHER, 34.0), PilotOutcome(DIST, 1.0, 0.1, 500, at_chance=True)]
+    decision = decide(CANDIDATES, outcomes, DEFAULT)
+    assert decision.chance_C[CANDIDATES.index(DIST)] == 0
+    assert decision.candidate == DEFAULT
+    same = [PilotOutcome(candidate, 1.0, 0.1, 500, at_chance=True) for candidate in (DEFAULT, NO_TEACHER, DIST)]
+    assert decide(CANDIDATES, same, DEFAULT).chance_C[CANDIDATES.index(DIST)] > 0, "too short to tell"

@@ -287,12 +287,12 @@ def _nothing_found(path: Path | str, root: Path, left_out: list[str]) -> UserErr
     reasons = f" ({'; '.join(left_out[:3])})" if left_out else ""
     folders: set[Path] = set()
     for parent, _, names in itertools.islice(os.walk(root), SEARCHED_FOLDERS):
-        if any(name.endswith(ENDINGS) for name in names):
+        if Path(parent).name != METADATA_DIR and any(name.endswith(ENDINGS) for name in names):
             folders.add(Path(parent))
     nearest = sorted(folders, key=lambda folder: (len(folder.parts), folder))[:3]
     hint = f". Checkpoints are in {', '.join(map(str, nearest))}." if nearest and not left_out else ""
     other = _other_format(root)
-    return UserError(f"There are no checkpoints in {path}{reasons}{hint or (f'. {other}' if other else '')}")
+    return UserError(f"There are no checkpoints in {str(path)!r}{reasons}{hint or (f'. {other}' if other else '')}")
 
 
 def _other_format(root: Path) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..distill_config import KDConfig
 from ..errors import UserError
+from ..records.base import selection_set
 from ..records.runs import DistillRecord
 from ..user_code import name_of
 from .checks import warn_if_any_saw_validation_images
@@ -106,18 +107,20 @@ def distill(student: Model, /, *, options: DistillOptions) -> Trajectory:
 
 
 def _point_out_if_far_below_the_teacher(student: Trajectory, teacher_images: int) -> None:
-    """Log the likely reasons if a student's validation accuracy is far below its teachers'."""
+    """Log the likely reasons if a student's accuracy is far below its teachers'."""
     result, run = student.result(), student.run
     assert isinstance(run, DistillRecord)
     teacher = run.teachers_measured.ensemble.accuracy
     if result is None or result.val.accuracy > FAR_BELOW * teacher:
         return
-    reasons = [f"too few epochs ({run.recipe.epochs})", f"the learning rate ({run.recipe.learning_rate:g})"]
+    rate = f"the learning rate ({run.recipe.learning_rate:g}; --warmup 1 --clip-norm 2 also helps)"
+    reasons = [f"too few epochs ({run.recipe.epochs})", rate]
     if run.data.train_size < teacher_images:
         reasons.insert(0, f"fewer training images ({run.data.train_size:,}) than the teacher's ({teacher_images:,})")
     log.info(
-        "The student's validation accuracy, %.1f%%, is far below its teacher's, %.1f%%. Likely reasons: %s, or a "
-        "network that is too small. `select --student` shows whether another method or no teacher is better.",
+        "The student's accuracy on %s, %.1f%%, is far below its teacher's, %.1f%%. Likely reasons: %s, or a network "
+        "that is too small. `select --student` shows whether another method or no teacher is better.",
+        selection_set(run.data.select_on),
         100 * result.val.accuracy,
         100 * teacher,
         ", ".join(reasons),

@@ -137,7 +137,22 @@ def build_from_config(
     except UserError:
         raise
     except Exception as error:  # a config may hold any value
-        raise UserError(f"transformers cannot build the {kind} of config.json: {first_line(error)}") from None
+        raise UserError(
+            f"transformers cannot build the {kind} of config.json: {first_line(error)}{_torchvision_advice(error)}"
+        ) from None
+
+
+def _torchvision_advice(error: BaseException) -> str:
+    """Return what to do if torchvision, which timm and transformers import, is the reason for an error; else ""."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if "torchvision" in str(cause):
+            return (
+                f". Its torchvision must be of the same build (CPU or CUDA) as PyTorch {torch.__version__}: install it "
+                "with the same --index-url, or uninstall it."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def is_transformers(body: nn.Module) -> bool:

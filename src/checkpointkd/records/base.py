@@ -42,6 +42,15 @@ class Provenance(Record, frozen=True):
     machine: str
 
 
+def selection_set(select_on: SelectOn) -> str:
+    """Return the name of the images on which everything is chosen.
+
+    >>> selection_set("test")
+    'the test set'
+    """
+    return "the test set" if select_on == "test" else "the validation set"
+
+
 class DataRecord(Record, frozen=True, omit_defaults=True):
     """The data set of a run: the settings that chose its images, their content, and how many there are."""
 

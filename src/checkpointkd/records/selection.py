@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from ..config import EstimatorConfig, Precision, PrecisionChoice, Recipe
-from .base import DataRecord, FileName, Name, Provenance, Record, Share, TeacherRecord, config_differences, plain
+from .base import (
+    DataRecord,
+    FileName,
+    Name,
+    Provenance,
+    Record,
+    Share,
+    TeacherRecord,
+    config_differences,
+    plain,
+    selection_set,
+)
 
 
 class PlaneSettings(Record, frozen=True, kw_only=True):
@@ -29,7 +40,7 @@ class PlaneSettings(Record, frozen=True, kw_only=True):
     @property
     def measured_on(self) -> str:
         """The images that the estimators were measured on."""
-        return "the test set" if self.data.select_on == "test" else "the validation set"
+        return selection_set(self.data.select_on)
 
 
 class PlanePoint(Record, frozen=True, kw_only=True):

@@ -313,4 +313,5 @@ def _choice_sentence(scored: Scored) -> str:
         rule += f" (I(X;F) by {selection.estimator})"
     teacher = teachers_in_words(selection.names, unit) + (f" for {selection.student}" if selection.student else "")
     runner_up = "" if selection.runner_up is None else f" Runner-up: {unit} {selection.runner_up}."
-    return f"{scored.name}: of {count}, {rule} chose {teacher}. Reason: {selection.reason}.{runner_up}"
+    warnings = "".join(f" Warning: {warning.removesuffix('.')}." for warning in selection.warnings)
+    return f"{scored.name}: of {count}, {rule} chose {teacher}. Reason: {selection.reason}.{runner_up}{warnings}"

@@ -13,6 +13,7 @@ from ..analysis.statistics import Claim, claim_from
 from ..checkpoints import Trajectory, open_trajectory
 from ..errors import UserError, check_exists
 from ..information import Plane, load_planes
+from ..records.base import selection_set
 from ..records.experiments import ExperimentRecord
 from ..records.runs import AnyRun
 from ..records.selection import PilotRecord, SelectionRecord
@@ -225,7 +226,11 @@ def _provenance(runs: list[Trajectory]) -> dict[str, str]:
     return {
         "runs": str(len(runs)),
         "data": values(lambda run: f"{run.data.name}, sha256 {run.data.sha256[:12]}"),
-        "images": values(lambda run: f"{run.data.train_size:,} for training, {run.data.val_size:,} for validation"),
+        "images": values(
+            lambda run: (
+                f"{run.data.train_size:,} for training, {run.data.val_size:,} of {selection_set(run.data.select_on)}"
+            )
+        ),
         "select on": values(lambda run: run.data.select_on),
         "seeds": ", ".join(map(str, sorted({run.run.seed for run in runs if not run.external}))),
         "precision": values(lambda run: run.precision),

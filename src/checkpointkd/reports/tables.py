@@ -31,7 +31,7 @@ CLAIMS_NOTE = (
 STUDENTS_NOTE = (
     "Test accuracy after the last epoch: mean ± standard deviation over n seeds. Differences are paired by seed, with "
     "95% confidence intervals (CI) that are not corrected for the number of comparisons. The teacher's accuracy is on "
-    "the validation set."
+    "the validation set; with `--select-on test`, it is on the test set."
 )
 ROUNDING = 1e-6  # intervals of two equal checkpoints differ from 0 in their last bits
 

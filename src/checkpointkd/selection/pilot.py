@@ -31,6 +31,7 @@ from ..metrics import fitted_losses, measure, predict
 from ..models import build_network
 from ..records.base import provenance
 from ..records.selection import DivergedRecord, PilotRecord, PilotResult
+from ..teachers.ensemble import chance_level
 from ..training.distillation import DistillSpec, run_distillation
 from ..training.run import RunSpec, from_labels, run_training
 from .candidates import NO_TEACHER, Candidate, candidates_of, default_candidate, refs_of
@@ -196,8 +197,10 @@ class _Runner:
             storage.write_json(out / DIVERGED, DivergedRecord(candidate=candidate.folder_name, reason=str(error)))
             self.outcomes.append(PilotOutcome(candidate, math.nan, math.nan, len(self.search.data.val)))
             return
-        information, accuracy = measure_student(run, self.search.data.val, self.search.device)
-        self.outcomes.append(PilotOutcome(candidate, information, accuracy, len(self.search.data.val)))
+        val = self.search.data.val
+        information, accuracy = measure_student(run, val, self.search.device)
+        at_chance = accuracy < chance_level(val.labels_N)[1]
+        self.outcomes.append(PilotOutcome(candidate, information, accuracy, len(val), at_chance))
 
     def train_or_load(self, candidate: Candidate, out: Path) -> Trajectory:
         search = self.search

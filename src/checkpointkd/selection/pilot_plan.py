@@ -38,6 +38,7 @@ class PilotOutcome:
     information: float
     accuracy: float
     images: int  # that both were measured on
+    at_chance: bool = False  # the accuracy is not clearly above that of guessing
 
     @property
     def diverged(self) -> bool:
@@ -47,6 +48,12 @@ class PilotOutcome:
     def score(self) -> float:
         """The accuracy in points, by which candidates are compared."""
         return 100 * self.accuracy
+
+
+def failed_candidates(outcomes: Sequence[PilotOutcome]) -> set[Candidate]:
+    """Return the candidates whose pilot run diverged, or stayed at chance level while another one did not."""
+    learned = any(not outcome.diverged and not outcome.at_chance for outcome in outcomes)
+    return {outcome.candidate for outcome in outcomes if outcome.diverged or (outcome.at_chance and learned)}
 
 
 def pilot_batch_size(batch_size: int) -> int:
@@ -197,7 +204,7 @@ def decide(
     candidates still count in the chance that the choice is the best.
     """
     gains = gains_of(candidates, outcomes, default, prior)
-    failed = {outcome.candidate for outcome in outcomes if outcome.diverged}
+    failed = failed_candidates(outcomes)
     completed = {outcome.candidate for outcome in outcomes} - failed
     possible = [index for index, candidate in enumerate(candidates) if candidate not in failed]
     allowed = [index for index in possible if candidates[index] in completed] if tried_only else []

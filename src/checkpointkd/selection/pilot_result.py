@@ -13,7 +13,7 @@ from ..records.runs import DistillRecord, read_run
 from ..records.selection import CandidateRecord, PilotResult, PilotRunRecord
 from ..teachers.ensemble import chance_level
 from .candidates import Candidate
-from .pilot_plan import Decision, PilotOutcome, lowest_score
+from .pilot_plan import Decision, PilotOutcome, failed_candidates, lowest_score
 from .pilot_store import PILOT_RUNS, PilotSearch
 
 
@@ -43,7 +43,7 @@ def summarize(
         unit: The unit of checkpoints, "epoch" or "step".
     """
     chosen, gains = decision.candidate, decision.gains
-    failed = {outcome.candidate for outcome in outcomes if outcome.diverged}
+    failed = failed_candidates(outcomes)
     sd_C = np.sqrt(np.maximum(np.diag(gains.covariance_CC), 0.0))
     scores = {outcome.candidate: outcome for outcome in outcomes}
     order = sorted(range(len(candidates)), key=lambda index: (candidates[index] in failed, -gains.mean_C[index]))
@@ -90,9 +90,17 @@ def summarize(
         spent_epochs=pilot_epochs * len(outcomes),
         student_epochs=student_epochs,
         unit="step" if unit == "step" else "epoch",
-        warnings=tuple(
-            f"The pilot run of {outcome.candidate.describe(unit)} failed" for outcome in outcomes if outcome.diverged
-        ),
+        warnings=tuple(_failure(outcome, unit) for outcome in outcomes if outcome.candidate in failed),
+    )
+
+
+def _failure(outcome: PilotOutcome, unit: str) -> str:
+    name = outcome.candidate.describe(unit)
+    if outcome.diverged:
+        return f"The pilot run of {name} failed"
+    return (
+        f"The student of the pilot run of {name} stayed at chance level ({outcome.accuracy:.1%}), so {name} is not "
+        "chosen. It may learn with --warmup 1 --clip-norm 2, or with a smaller --learning-rate"
     )
 
 
