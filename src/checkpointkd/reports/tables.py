@@ -260,12 +260,16 @@ def students_table(students: Sequence[Mapping[str, Any]]) -> Table:
 
 def checkpoints_table(result: Mapping[str, Any]) -> Table:
     """Return what is in a folder of checkpoints: epoch, file, size, validation accuracy, hash."""
-    external = result["kind"] == "external"
+    external, zero = result["kind"] == "external", " counted from 0"
+    sources = list(dict.fromkeys(checkpoint["epoch_from"] for checkpoint in result["checkpoints"]))
+    several = len(sources) > 1
     rows = [
         [
             str(checkpoint["epoch"]),
             checkpoint["file"],
-            f"{checkpoint['stated']} ({checkpoint['epoch_from']})" if external else checkpoint["epoch_from"],
+            checkpoint["stated"].replace(zero, "").rstrip(",") + f" ({checkpoint['epoch_from']})" * several
+            if external
+            else checkpoint["epoch_from"],
             f"{checkpoint['bytes'] / 1000:,.0f}",
             "" if checkpoint["val_accuracy"] is None else f"{100 * checkpoint['val_accuracy']:.1f}",
             (checkpoint["sha256"] or "")[:12],
@@ -279,7 +283,10 @@ def checkpoints_table(result: Mapping[str, Any]) -> Table:
         columns.insert(5, "stated, %")
         for row, accuracy in zip(rows, stated, strict=True):
             row.insert(5, "" if accuracy is None else f"{100 * accuracy:.1f}")
-    return Table("", columns, rows)
+    notes = [f"The {unit}s are read from {sources[0]}."] if external and not several else []
+    if any(zero in (checkpoint["stated"] or "") for checkpoint in result["checkpoints"]):
+        notes.append(f"The files count {unit}s from 0; the table counts from 1.")
+    return Table("", columns, rows, " ".join(notes))
 
 
 def cache_table(result: Mapping[str, Any]) -> Table:
