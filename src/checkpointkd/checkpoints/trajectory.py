@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import records, storage
-from ..errors import NoSuchEpoch, UserError, check_exists
+from ..errors import NoSuchEpoch, UserError, check_exists, pluralize
 from ..models import Network, build_network
 from ..records.base import TeacherRecord
 from ..records.runs import AnyRun, ExternalCheckpoint, ExternalRecord, MetricsRow, OwnRunRecord, RunResult
@@ -338,8 +338,8 @@ def _not_registered(path: Path) -> UserError:
         return UserError(f"{path} is not a run directory: it has no run.json. {error}")
     formats = ", ".join(sorted({file.format for file in folder.checkpoints.values()}))
     return UserError(
-        f"{path} holds {len(folder.checkpoints)} checkpoints of another trainer ({formats}). Name their network once: "
-        f"checkpointkd inspect {path} --model MODEL --data DATA"
+        f"{path} holds {pluralize(len(folder.checkpoints), 'checkpoint')} of another trainer ({formats}). Name their "
+        f"network once: checkpointkd inspect {path} --model MODEL --data DATA"
     )
 
 
