@@ -10,6 +10,8 @@ import logging
 import math
 import os
 import shutil
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -140,6 +142,7 @@ class RowLoader:
                 batch_sampler=_Plan(),
                 num_workers=self._workers,
                 collate_fn=functools.partial(_collate, shared=shared),
+                worker_init_fn=_end_quietly,
                 generator=torch.Generator(),  # its own, so that the global one does not change
                 pin_memory=self._pin,
                 persistent_workers=persistent,
@@ -187,6 +190,18 @@ class _Items(Dataset):
             return self.images.read(*key), key[0]
         except UserError as error:
             return error  # raised here, it would arrive wrapped in a worker's traceback
+
+
+def _end_quietly(worker: int) -> None:
+    """Let a worker end without a traceback when the command is stopped."""
+
+    def without_lost_connections(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, EOFError | ConnectionError):  # the command ended while it took a batch
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = without_lost_connections
+    # A batch system stops all processes. PyTorch would report a worker that ends by a signal, and hide the reason.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _until_killed(loader: DataLoader) -> Iterator[Any]:
