@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,24 @@ def test_an_image_that_becomes_unreadable_is_named_and_the_training_continues(tm
         _seen(batches, 1)
     path.write_bytes(content)
     assert _seen(batches, 0)[1].equal(expected)
+
+
+def test_an_error_does_not_keep_workers_alive(tmp_path: Path):
+    """Otherwise later workers, which inherit them, print tracebacks."""
+    folder = folder_of_digits(tmp_path)
+    images = load_data(DataConfig(data=f"folder:{folder}", image_size=16)).train
+    for path in (folder / "train" / "class-1").iterdir():
+        path.write_bytes(b"hello")
+    loader = loading.RowLoader(images, batches=4, persistent=True)
+    kept = weakref.ref(loader)
+    gc.disable()
+    try:
+        with contextlib.suppress(ckd.UserError):
+            list(loader.load(torch.arange(20).split(5), None))
+        del loader
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups that receive a signal")

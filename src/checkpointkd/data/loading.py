@@ -155,7 +155,10 @@ class RowLoader:
 
     def _as_tensors(self, loaded: tuple[Any, Tensor] | UserError) -> tuple[Tensor, Tensor]:
         if isinstance(loaded, UserError):
-            raise loaded
+            try:
+                raise loaded
+            finally:
+                del loaded  # a cycle of the error and this frame would keep the workers alive
         pixels_BHWC, row_B = loaded
         return torch.as_tensor(pixels_BHWC).permute(0, 3, 1, 2), row_B
 
@@ -227,6 +230,8 @@ def _collate(
             return item
         pixels.append(item[0])
         rows.append(item[1])
+    if len({item.dtype for item in pixels}) > 1:  # stacking would take levels up to 255 for values in [0, 1]
+        return UserError("Some images are uint8 and others float. Give all images the same type.")
     # In a worker, default_collate stacks tensors in shared memory.
     pixels_BHWC = default_collate(list(map(torch.from_numpy, pixels))) if shared else np.stack(pixels)
     return pixels_BHWC, torch.tensor(rows)

@@ -50,9 +50,14 @@ def read_item(
     ):
         kind = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise UserError(f"{name} must be a PIL image or a tensor (C, H, W), uint8 or float, not {kind}")
+    if image.numel() == 0:
+        raise UserError(f"{name} has no pixels: its shape is {tuple(image.shape)}")
+    image = image.detach()
     if image.is_floating_point():
         image = image.float()
         if normalized is not None:
+            if len(normalized[0]) not in (1, len(image)):
+                raise UserError(f"{name} has {pluralize(len(image), 'channel')}, but normalized= {len(normalized[0])}")
             mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in normalized)
             image = image * std + mean
         if normalized is None or draw is None:  # augmentation may leave [0, 1] by normalized noise
