@@ -316,7 +316,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "number of classes": ({"classes": 10.0}, "classes= takes the names .* or their number, not 10.0"),
     "classes without order": ({"classes": set("0123456789")}, "classes= takes the names of the classes in order"),
     "classes as text": ({"classes": "0123456789"}, "classes= takes the names of the classes in order"),
-    "channels": ({"normalized": ((0.5, 0.5), (1, 1))}, "Image 0 of train= has 1 channel, but normalized= 2"),
+    "channels": (
+        {"normalized": ((0.5, 0.5), (1, 1))},
+        "normalized has 2 values of mean and std, but the images have 1 channels",
+    ),
     "name": ({"name": 3}, "A name must be printable and on one line, not 3"),
     "no pixels": ({"val": _floats(PIXELS_NHW[:60, None, :0])}, r"Image 0 of val= has no pixels"),
     "own views": ({"views": "flip"}, r"views= takes checkpointkd.data.Views\(...\), not str"),

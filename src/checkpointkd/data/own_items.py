@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from ..errors import UserError, first_line, pluralize
 from ..seeding import derive_seed
-from .images import SLACK, mean_and_std
+from .images import SLACK, check_channels, mean_and_std
 
 log = logging.getLogger("checkpointkd")
 
@@ -56,8 +56,7 @@ def read_item(
     if image.is_floating_point():
         image = image.float()
         if normalized is not None:
-            if len(normalized[0]) not in (1, len(image)):
-                raise UserError(f"{name} has {pluralize(len(image), 'channel')}, but normalized= {len(normalized[0])}")
+            check_channels(normalized[0], len(image))
             mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in normalized)
             image = image * std + mean
         if normalized is None or draw is None:  # augmentation may leave [0, 1] by normalized noise

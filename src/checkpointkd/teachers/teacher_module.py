@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ..checkpoints import resolve_ensemble
 from ..config import check_choice
-from ..data.images import SLACK, mean_and_std
+from ..data.images import SLACK, check_channels, mean_and_std
+from ..device import usable_device
 from ..distill_config import EnsembleAverage, KDConfig
-from ..errors import UserError, first_line, pluralize
+from ..errors import UserError, first_line
 from ..losses.distillation_loss import mean_over_teachers, soft_targets
 from .ensemble import Teacher
 
@@ -69,10 +70,7 @@ def teacher(
     module = TeacherModule(
         Teacher(members, device=torch.device("cpu")), tau=tau, weights=shares, average=average, normalized=normalized
     )
-    try:
-        return module.to(device)
-    except (AssertionError, RuntimeError) as error:  # no such device
-        raise UserError(f"The device {str(device)!r} cannot be used: {first_line(error)}") from None
+    return module.to(usable_device(device))
 
 
 def texts_of(references: Sequence[Path | str], caller: str) -> list[str]:
@@ -152,11 +150,7 @@ class TeacherModule(nn.Module):
             )
         if images_BCHW.dtype == torch.float64:
             images_BCHW = images_BCHW.float()
-        if self.mean.shape[1] not in (1, images_BCHW.shape[1]):
-            raise UserError(
-                f"The images have {pluralize(images_BCHW.shape[1], 'channel')}, but `normalized` has "
-                f"{self.mean.shape[1]}"
-            )
+        check_channels(self.mean.flatten(), images_BCHW.shape[1])
         images_BCHW = images_BCHW * self.std.to(images_BCHW.dtype) + self.mean.to(images_BCHW.dtype)
         if not self._checked and len(images_BCHW):
             _check_range(images_BCHW, normalized=self._normalized)
