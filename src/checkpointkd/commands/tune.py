@@ -172,6 +172,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
         tracking=tracking,
     )
     if executor_config != ExecutorConfig():
+        options.refuse_objects(network, data.record.name, *(ref.checkpoint.run.model for ref in refs))
         _run_workers(network, replace(options, storage=storage_url), executor_config)
     result = tuning.run_tuning(
         task,
