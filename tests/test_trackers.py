@@ -295,6 +295,8 @@ def test_unknown_and_missing_trackers_are_refused_before_anything_else(
 def test_names_of_trackers_are_texts(tmp_path: Path):
     with pytest.raises(ckd.UserError, match=r"log takes names of trackers, such as \['tensorboard'\], not 3"):
         _train(tmp_path / "run", log=3)
+    with pytest.raises(ckd.UserError, match=r"log takes names of trackers, .*, not \[\]"):
+        _train(tmp_path / "run", log=[])
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -259,9 +259,11 @@ def _usage_error(error: cyclopts.CycloptsError) -> str:
     command = " ".join(["checkpointkd", *(error.command_chain or ())])
     if argument is not None and not argument.tokens and not error.unused_tokens:
         return f"`{command}` needs {argument.name}. `{command} --help` explains it"
+    problem = " ".join(str(error).split()).rstrip(".")
     return (
-        " ".join(str(error).split()).rstrip(".")
-        + f". `{command} --help` lists the {'options' if ' ' in command else 'commands'}"
+        problem
+        + ("" if problem.endswith("?") else ".")
+        + f" `{command} --help` lists the {'options' if ' ' in command else 'commands'}"
     )
 
 

@@ -88,8 +88,8 @@ class Recipe:
     by `step_factor` every `step_every` epochs; `milestones` multiplies it by `step_factor` at each of `milestones`,
     which are shares of the training; `constant` keeps it. `warmup` is the number of epochs in which it rises linearly
     from a hundredth. `clip_norm` limits the norm of the gradient. With `decay_all` False, weight decay applies to
-    weights of two or more dimensions only: not to biases, normalization, class tokens. `source` says where the settings
-    come from.
+    weights of two or more dimensions only: not to biases and normalization. Networks of timm also exempt their class
+    tokens and position embeddings. `source` says where the settings come from.
 
     >>> Recipe(epochs=0)
     Traceback (most recent call last):
@@ -131,7 +131,9 @@ class Recipe:
         if not all(0 < share < 1 for share in self.milestones):
             raise UserError(f"milestones must be shares of the training, between 0 and 1, not {self.milestones}")
         if not 0 <= self.warmup < self.epochs:
-            raise UserError(f"The warm-up must be shorter than the {self.epochs} epochs, not {self.warmup:g} epochs")
+            raise UserError(
+                f"--warmup must be at least 0 and below the number of epochs, {self.epochs}, not {self.warmup:g}"
+            )
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise UserError(f"--clip-norm must be finite and above 0, not {self.clip_norm}")
         check_choice("optimizer", self.optimizer, OptimizerName)

@@ -7,7 +7,7 @@ import re
 import torch
 
 from .config import Device
-from .errors import UserError, pluralize, unknown_name
+from .errors import UserError, first_line, pluralize, unknown_name
 from .ranks import local_rank, world_size
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -37,6 +37,14 @@ def pick_device(device: Device) -> torch.device:
             f"This machine has {pluralize(count, 'GPU')}, so there is no {device}. Use --device cuda:{count - 1}."
         )
     return torch.device(device)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device that a user's own loop names. Raises UserError if PyTorch cannot use it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise UserError(f"The device {str(device)!r} cannot be used: {first_line(error)}") from None
 
 
 def _device_of_rank(device: Device) -> torch.device:

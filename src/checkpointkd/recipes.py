@@ -171,18 +171,26 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def recipe(name: str, *, epochs: int | None = None, **given: Any) -> Recipe:
+def recipe(name: str, *, epochs: int | None = None, lr_schedule: str | None = None, **given: Any) -> Recipe:
     """Return the recipe of this name, with the given values in place of its own. None leaves a value as it is.
+
+    A recipe without steps or milestones of its own takes those of cifar100-step or repdistiller, in proportion.
 
     Raises:
         UserError: For an unknown name, and for values out of range.
 
-    >>> recipe("cifar100-step", epochs=20).step_every
-    6
+    >>> recipe("cifar100-step", epochs=20).step_every, recipe("digits", epochs=20, lr_schedule="step").step_every
+    (6, 6)
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     named = RECIPES[name]()
+    if lr_schedule is not None:
+        named = replace(named, lr_schedule=lr_schedule)
+    if named.lr_schedule == "step" and named.step_every >= named.epochs:
+        named = replace(named, step_every=cifar100_step().lasting(named.epochs).step_every)
+    if named.lr_schedule == "milestones" and not named.milestones:
+        named = replace(named, milestones=repdistiller().milestones)
     if epochs is not None:
         named = named.lasting(epochs)
     return replace(named, **{key: value for key, value in given.items() if value is not None})

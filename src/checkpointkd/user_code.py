@@ -46,7 +46,7 @@ def named(value: Any, name: str | None = None) -> str:
         name = path.rpartition(".")[-1]
         if not name.isidentifier():  # "<lambda>", or nothing
             raise UserError(f"{value!r} has no name. Give it one: checkpointkd.named(..., 'NAME')")
-    if not (name and name.isprintable() and name.strip() == name):
+    if not (isinstance(name, str) and name and name.isprintable() and name.strip() == name):
         raise UserError(f"A name must be printable and on one line, not {name!r}")
     _objects[name] = value
     return OBJECT + name

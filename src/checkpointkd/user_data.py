@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 
 @final
@@ -58,7 +58,11 @@ class Data:
                     f"{role}= takes a data set with a length and items by number, such as a torch.utils.data.Dataset, "
                     f"not {type(dataset).__name__}"
                 )
-            if len(dataset) == 0:  # pyright: ignore[reportArgumentType]
+            try:
+                length = len(dataset)  # pyright: ignore[reportArgumentType]
+            except Exception as error:  # the user's code may raise anything
+                raise UserError(f"The length of {role}= cannot be read: {first_line(error)}") from None
+            if length == 0:
                 raise UserError(f"{role}= has no image")
         if self.clean is not None and len(self.clean) != len(self.train):
             raise UserError(

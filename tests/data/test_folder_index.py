@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,10 +87,29 @@ def test_a_folder_that_has_just_changed_is_not_indexed(folder: Path):
     assert len(list((cache_dir() / "indexes").iterdir())) == 1, "the index of val only"
 
 
-def test_a_damaged_index_is_ignored(folder: Path):
+def _without_names(path: Path) -> None:
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"names": {name: [] for name in index["names"]}}))
+
+
+def _as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        _without_names,
+        pytest.param(_as_pipe, marks=pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")),
+    ],
+    ids=["truncated", "without names", "pipe"],
+)
+def test_a_damaged_index_is_ignored(folder: Path, damage: Callable[[Path], Any]):
     first = _load(folder)
     for path in (cache_dir() / "indexes").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
+        damage(path)
     assert _load(folder) == first
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -105,3 +113,41 @@ def test_an_image_that_becomes_unreadable_is_named_and_the_training_continues(tm
         _seen(batches, 1)
     path.write_bytes(content)
     assert _seen(batches, 0)[1].equal(expected)
+
+
+def test_an_error_does_not_keep_workers_alive(tmp_path: Path):
+    """Otherwise later workers, which inherit them, print tracebacks."""
+    folder = folder_of_digits(tmp_path)
+    images = load_data(DataConfig(data=f"folder:{folder}", image_size=16)).train
+    for path in (folder / "train" / "class-1").iterdir():
+        path.write_bytes(b"hello")
+    loader = loading.RowLoader(images, batches=4, persistent=True)
+    kept = weakref.ref(loader)
+    gc.disable()
+    try:
+        with contextlib.suppress(ckd.UserError):
+            list(loader.load(torch.arange(20).split(5), None))
+        del loader
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups that receive a signal")
+def test_a_batch_system_that_stops_all_processes_gets_no_traceback(tmp_path: Path):
+    """Workers, too, receive the signal. The command ends with its own message, and leaves no process."""
+    folder, run = folder_of_digits(tmp_path / "images"), tmp_path / "run"
+    words = ["train", "wrn_10_1", "--data", f"folder:{folder}", "--image-size", "16", "--batch-size", "5"]
+    words += ["--epochs", "5000", "--save-every", "5000", "--precision", "fp32", "--out", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "checkpointkd.cli", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, errors
+    assert errors.strip().endswith("Stopped. Everything that is saved is kept; run the same command again to continue.")
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

@@ -272,6 +272,19 @@ class Broken(Digits):
         return super().__getitem__(number)
 
 
+class Unsized(Digits):
+    def __len__(self) -> int:
+        raise OSError("disk error")
+
+
+class Levels(Digits):
+    """Tensors of 8 bits, but for every other image."""
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        pixels, label = PIXELS_NHW[number, None], self.targets[number]
+        return pixels if number % 2 == 0 else (255 * pixels).to(torch.uint8), label
+
+
 class Soft(Digits):
     def __getitem__(self, number: int) -> tuple[Any, Any]:
         return super().__getitem__(number)[0], 0.5
@@ -300,6 +313,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "clean": ({"clean": Digits(VAL)}, "clean= has 60 images and train= 100"),
     "empty": ({"val": Digits(range(0))}, "val= has no image"),
     "text": ({"train": 3}, "train= takes a data set with a length and items by number"),
+    "number of classes": ({"classes": 10.0}, "classes= takes the names .* or their number, not 10.0"),
+    "classes without order": ({"classes": set("0123456789")}, "classes= takes the names of the classes in order"),
+    "classes as text": ({"classes": "0123456789"}, "classes= takes the names of the classes in order"),
+    "channels": (
+        {"normalized": ((0.5, 0.5), (1, 1))},
+        "normalized has 2 values of mean and std, but the images have 1 channels",
+    ),
+    "name": ({"name": 3}, "A name must be printable and on one line, not 3"),
+    "no pixels": ({"val": _floats(PIXELS_NHW[:60, None, :0])}, r"Image 0 of val= has no pixels"),
+    "own views": ({"views": "flip"}, r"views= takes checkpointkd.data.Views\(...\), not str"),
+    "types": ({"train": Levels(TRAIN)}, "Some images are uint8 and others float"),
     "views": ({"views": Views(pad=1, flip=False)}, r"views= augments the images, but train= augments them"),
 }
 
@@ -310,6 +334,16 @@ def test_bad_data_are_refused_in_one_sentence(name: str, tmp_path: Path):
     with pytest.raises(UserError, match=message):
         ckd.train("wrn_10_1", data=_augmenting(**changes), out=tmp_path / "run", **SETTINGS)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_length_that_cannot_be_read_is_an_error():
+    with pytest.raises(UserError, match="The length of train= cannot be read: disk error"):
+        _augmenting(train=Unsized(TRAIN))
+
+
+def test_images_may_be_part_of_a_graph():
+    images = PIXELS_NHW[:100, None].clone().requires_grad_()
+    assert _loaded(_augmenting(train=_floats(images), classes=10)).train.to_float().equal(images.detach())
 
 
 def test_a_length_that_changes_is_an_error(tmp_path: Path):

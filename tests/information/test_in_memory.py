@@ -151,6 +151,27 @@ def _batches(images: torch.Tensor = IMAGES, labels: torch.Tensor = LABELS, **opt
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normalized": ((0.5, 0.5), (0.2, 0.2))}, "normalized has 2 values of mean and std, but the images have 1"),
+        ({"fit_loader": _batches(IMAGES[..., 1:])}, r"fit_loader have the shape \(1, 8, 7\), of loader \(1, 8, 8\)"),
+        ({"device": "gpu"}, "The device 'gpu' cannot be used"),
+    ],
+)
+def test_plane_refuses_wrong_options(options: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        ckd.plane([_small()], _batches(), estimator="ridge", **options)
+
+
+def test_plane_leaves_networks_in_their_mode():
+    """A loop that measures its network goes on training it."""
+    network = _small().train()
+    network[0].eval()
+    ckd.plane([network], _batches(), estimator="ridge")
+    assert [module.training for module in network.modules()] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
     ("models", "loader", "message"),
     [
         (["wrn_10_1"], _batches(), "The network of epoch 1 must be a torch.nn.Module, not str"),
@@ -160,6 +181,8 @@ def _batches(images: torch.Tensor = IMAGES, labels: torch.Tensor = LABELS, **opt
             r"must yield one whole number per image .*, not \(20,\) of float32",
         ),
         ([_small()], _batches(labels=torch.eye(10)[LABELS]), r"not \(20, 10\) of float32"),
+        ([_small()], _batches(labels=-LABELS), "The label -1 is not among the 10 classes"),
+        ([_small()], _batches(IMAGES[:1], LABELS[:1]), "loader yields 1 image. Give at least 2, or a fit_loader"),
         ([_small()], [(IMAGES, LABELS), (IMAGES[:, :, 1:], LABELS)], r"unequal size: \(1, 8, 8\) and \(1, 7, 8\)"),
         (
             [nn.Sequential(nn.Flatten(), nn.Linear(9, 10))],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import checkpointkd as ckd
 from checkpointkd.checkpoints.refs import resolve, resolve_ensemble
@@ -476,6 +477,17 @@ def test_long_sets_of_teachers_have_short_folder_names(teacher: Path, tmp_path: 
         teacher, out=tmp_path / "pilot", **{**QUICK, "methods": ["kd"], "teachers_from": [many], "alpha": [0.123456789]}
     )
     assert any(many.replace("+", " + ") in run.candidate for run in result.pilot_runs)
+
+
+def test_objects_of_this_process_are_refused_for_other_processes(teacher: Path, tmp_path: Path):
+    def build(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    with pytest.raises(UserError, match="'object:build' is an object of this process, which the processes of --jobs"):
+        ckd.select(teacher, out=tmp_path / "pilot", jobs=2, **{**SHORT, "student": build})
+    with pytest.raises(UserError, match="'object:build' is an object of this process, which the processes of --jobs"):
+        ckd.tune(build, teachers=f"{teacher}@last", epochs=1, jobs=2, out=tmp_path / "tune")
+    assert {path.name for path in tmp_path.iterdir()} <= {"teacher"}
 
 
 @pytest.mark.slow

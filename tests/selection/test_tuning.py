@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import optuna
 import pytest
 
 import checkpointkd as ckd
+from checkpointkd.commands.distill import DistillOptions
+from checkpointkd.commands.tune import REPEATED, TuneOptions
 from checkpointkd.errors import UserError
 from checkpointkd.selection.optuna_storage import enqueue_next, should_prune, values_of
 from checkpointkd.selection.tuning import TuneConfig, default_space
@@ -231,6 +234,9 @@ def test_command_has_all_options_of_the_search(teacher_run: Path, tmp_path: Path
         tau=[1.2345678],
         seed=2,
         teacher_batch_norm="batch",
+        teacher_tau="auto",
+        class_order="names",
+        device="cpu",
         tau_squared=False,
         allow_weak_teacher=True,
         out=tmp_path / "s",
@@ -246,11 +252,32 @@ def test_command_has_all_options_of_the_search(teacher_run: Path, tmp_path: Path
         "--tau 1.2345678",
         "--seed 2",
         "--teacher-batch-norm batch",
+        "--teacher-tau auto",
+        "--class-order names",
+        "--device cpu",
         "--no-tau-squared",
         "--allow-weak-teacher",
         "--precision fp32",
     ):
         assert option in result["command"]
+
+
+def test_each_option_that_tune_shares_with_distill_is_in_the_command():
+    """A new option that is forgotten would change the student without a word."""
+    shared = {field.name for field in fields(TuneOptions)} & {field.name for field in fields(DistillOptions)}
+    elsewhere = {
+        "teachers",
+        "ensemble",
+        "method",
+        "average",
+        "precision",
+        "alpha",
+        "tau",
+        "method_weight",
+        "learning_rate",
+    }
+    without_effect = {"out", "log", "on_progress"}
+    assert shared - elsewhere - without_effect == set(REPEATED)
 
 
 def test_accuracy_of_a_trial_is_the_mean_over_seeds(teacher_run: Path, tmp_path: Path):

@@ -89,6 +89,10 @@ def test_images_can_be_others_than_the_teachers(refs: list[str]):
         ckd.cached_logits()
     with pytest.raises(UserError, match="batch_size must be at least 1, not 0"):
         ckd.cached_logits(refs[0], batch_size=0)
+    with pytest.raises(UserError, match="The device 'gpu' cannot be used"):
+        ckd.cached_logits(refs[0], device="gpu")
+    with pytest.raises(UserError, match="logit_cache_gb must be from 0 to 10⁹, not nan"):
+        ckd.cached_logits(refs[0], logit_cache_gb=float("nan"))
     with pytest.raises(UserError, match="'fp16'"):
         ckd.cached_logits(refs[0], precision="fp16")  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,11 @@ def test_wrong_values_are_refused(refs: list[str], options: dict[str, Any], mess
         ckd.teacher(*refs, **options)
 
 
+def test_normalization_of_other_channels_is_refused(refs: list[str]):
+    with pytest.raises(UserError, match="normalized has 2 values of mean and std, but the images have 3 channels"):
+        ckd.teacher(*refs, normalized=((0.5, 0.5), (0.2, 0.2)))(torch.zeros(2, 3, 8, 8))
+
+
 def test_references_are_texts_or_paths(refs: list[str]):
     assert ckd.teacher(Path(refs[0])).references == refs[:1]
     with pytest.raises(UserError, match="at least one checkpoint reference"):
@@ -132,6 +138,8 @@ def test_references_are_texts_or_paths(refs: list[str]):
     [
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"not shape \(2, 1, 8, 8\) of uint8"),
         (torch.zeros(1, 8, 8), r"not shape \(1, 8, 8\) of float32"),
+        (np.zeros((2, 1, 8, 8)), "takes a tensor of images .*, not ndarray"),
+        (torch.zeros(2, 5, 8, 8), r"cannot take images of shape \(2, 5, 8, 8\)"),
         (torch.full((2, 1, 8, 8), float("nan")), r"images are in \[nan, nan\]"),
     ],
 )

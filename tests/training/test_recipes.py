@@ -15,7 +15,7 @@ from checkpointkd.cli import main
 from checkpointkd.config import Recipe
 from checkpointkd.data import DataConfig, load_data
 from checkpointkd.losses import Supervised
-from checkpointkd.models import build_network
+from checkpointkd.models import Network, build_network
 from checkpointkd.recipes import RECIPES, recipe
 from checkpointkd.training.loop import fit, start, step
 from checkpointkd.training.precision import benchmark_precision
@@ -55,6 +55,33 @@ def test_shorter_trainings_keep_the_shape():
     assert [short.learning_rate_at(e / 10) for e in range(300)] == pytest.approx(
         [whole.learning_rate_at(e) for e in range(300)]
     )
+
+
+@pytest.mark.parametrize("lr_schedule", ["step", "milestones"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_can_lower_its_learning_rate_in_steps(name: str, lr_schedule: str):
+    for epochs in (None, 20):
+        given = recipe(name, lr_schedule=lr_schedule, epochs=epochs)
+        assert given.learning_rate_at(given.epochs - 1) < 0.2 * given.learning_rate
+        assert given.learning_rate_at(given.epochs / 5) > 0.05 * given.learning_rate
+
+
+def test_weight_decay_leaves_class_tokens_and_position_embeddings_of_timm_alone():
+    """DeiT's training decays neither of them, though they have three dimensions."""
+
+    class Transformer(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Flatten(), nn.Linear(64, 10))
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+
+        def no_weight_decay(self) -> set[str]:
+            return {"cls_token"}
+
+    body = Transformer()
+    state = start(Network(body, mean=[0.3], std=[0.4]), Supervised(), recipe("vit"), device=torch.device("cpu"))
+    decayed, others = (set(map(id, group["params"])) for group in state.optimizer.param_groups)
+    assert id(body.cls_token) in others
+    assert decayed == {id(body[1].weight)}
 
 
 def test_weight_decay_leaves_biases_and_normalization_alone():
@@ -144,8 +171,8 @@ def test_options_take_the_place_of_the_recipes_values(tmp_path: Path):
     ("options", "message"),
     [
         (("--optimizer", "adamv"), "adamw"),
-        (("--warmup", "5", "--epochs", "3"), "The warm-up must be shorter than the 3 epochs, not 5 epochs"),
-        (("--warmup", "-1"), "The warm-up must be shorter than the 40 epochs, not -1 epochs"),
+        (("--warmup", "5", "--epochs", "3"), "--warmup must be at least 0 and below the number of epochs, 3, not 5"),
+        (("--warmup", "-1"), "--warmup must be at least 0 and below the number of epochs, 40, not -1"),
         (("--clip-norm", "0"), "--clip-norm must be finite and above 0, not 0.0"),
         (("--weight-decay", "-1"), "The weight decay must be finite and at least 0, not -1.0"),
         (("--lr-schedule", "linear"), "linear"),

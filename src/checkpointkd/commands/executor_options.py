@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import UserError
 from ..executors.base import ExecutorConfig, ExecutorName
+from ..user_code import OBJECT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,17 @@ class ExecutorOptions:
 
     slurm: list[str] | None = None
     """Parameters of each SLURM job as KEY=VALUE, such as partition=gpu timeout_min=240."""
+
+    def refuse_objects(self, *names: str) -> None:
+        """Raise UserError if one of these names, or of the options, is an object of this process only."""
+        for option in vars(self).values():
+            names += tuple(option) if isinstance(option, list | tuple) else (option,)
+        for name in names:
+            if isinstance(name, str) and name.startswith(OBJECT):
+                raise UserError(
+                    f"{name!r} is an object of this process, which the processes of --jobs and --executor do not have. "
+                    "Put it into a module, and give 'package.module:NAME', or leave out --jobs and --executor."
+                )
 
     def executor_config(self) -> ExecutorConfig:
         """Return the settings of the executor. Raises UserError for values out of range."""

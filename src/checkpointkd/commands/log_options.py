@@ -30,6 +30,6 @@ class LogOptions:
         if self.log is None or isinstance(self.log, Tracking):  # an experiment passes its own to each of its runs
             return self.log
         names = [self.log] if isinstance(self.log, str) else self.log
-        if not isinstance(names, list | tuple):
+        if not isinstance(names, list | tuple) or not names:
             raise UserError(f"log takes names of trackers, such as ['tensorboard'], not {names!r}")
         return Tracking(names=tuple(names), folder=None if experiment is None else Path(experiment))

@@ -40,7 +40,8 @@ class RecipeOptions:
     """Weight decay. Default: the recipe's."""
 
     lr_schedule: LrSchedule | None = None
-    """cosine, step, milestones or constant. Default: the recipe's."""
+    """cosine; step, ×0.1 every so many epochs; milestones, ×0.1 at shares of the training; or constant. Default: the
+    recipe's."""
 
     warmup: float | None = None
     """Epochs in which the learning rate rises linearly. Default: the recipe's."""

@@ -323,6 +323,7 @@ def _by_pilot_runs(
     search, config = _search(trajectory, student, out, options), options.executor_config()
     if config == ExecutorConfig():
         return search, run_pilot_search(search)
+    options.refuse_objects(student, trajectory.run.model, search.data.record.name)
     alone = replace(options, jobs=1, executor="local", gpus_per_run=None, slurm=None, on_progress=None)
     executor = open_executor(config, options.device, out / JOBS_FOLDER)
 

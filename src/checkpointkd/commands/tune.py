@@ -22,6 +22,32 @@ from .signature import command
 if TYPE_CHECKING:
     from ..selection.tuning import TuneConfig
 
+REPEATED = (  # options that `distill` repeats to train the best trial's student
+    "tau_squared",
+    "teacher_weights",
+    "teacher_schedule",
+    "teacher_tau",
+    "teacher_batch_norm",
+    "teacher_features",
+    "student_features",
+    "channel_adapter",
+    "data",
+    "recipe",
+    "epochs",
+    *RECIPE_OPTIONS,
+    "select_on",
+    "val",
+    "train_images",
+    "image_size",
+    "resize",
+    "class_order",
+    "flip",
+    "logit_cache_gb",
+    "device",
+    "seed",
+    "allow_weak_teacher",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(TeacherOptions, DataOptions, RecipeOptions, RunOptions, ExecutorOptions, LogOptions, CommonOptions):
@@ -146,6 +172,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
         tracking=tracking,
     )
     if executor_config != ExecutorConfig():
+        options.refuse_objects(network, data.record.name, *(ref.checkpoint.run.model for ref in refs))
         _run_workers(network, replace(options, storage=storage_url), executor_config)
     result = tuning.run_tuning(
         task,
@@ -155,26 +182,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
         study_name=options.study_name,
         on_progress=options.on_progress,
     )
-    repeated = (
-        "tau_squared",
-        "teacher_weights",
-        "teacher_schedule",
-        "teacher_features",
-        "student_features",
-        "channel_adapter",
-        "data",
-        "recipe",
-        "epochs",
-        *RECIPE_OPTIONS,
-        "select_on",
-        "train_images",
-        "image_size",
-        "flip",
-        "seed",
-        "allow_weak_teacher",
-    )
-    given = {name: getattr(options, name) for name in repeated} | {"precision": result.precision}
-    given["teacher_batch_norm"] = None if options.teacher_batch_norm == "eval" else options.teacher_batch_norm
+    given = {name: getattr(options, name) for name in REPEATED} | {"precision": result.precision}
     return plain(result) | {"command": tuning.distill_command(result, options=given)}
 
 

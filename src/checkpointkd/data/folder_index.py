@@ -19,6 +19,7 @@ import msgspec
 from .. import storage
 from ..config import cache_dir
 from ..errors import UserError, first_line, pluralize
+from ..records.base import open_regular
 
 log = logging.getLogger("checkpointkd")
 
@@ -107,7 +108,10 @@ def _check_image(path: Path) -> None:
 def _stored(path: Path) -> Index | None:
     """Return the index if it exists and is valid."""
     try:
-        index = msgspec.json.decode(path.read_bytes(), type=Index)
+        with open_regular(path) as file:
+            index = msgspec.json.decode(file.read(), type=Index)
+        if not all(index.names.values()):
+            return None
         for directory in index.directories:
             state = os.stat(directory.path)
             if (state.st_ino, state.st_mtime_ns) != (directory.inode, directory.changed):

@@ -6,7 +6,7 @@ Letters in names: N images, B batch, C channels, H W height and width, K classes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -163,6 +163,12 @@ def mean_and_std(normalized: Any) -> tuple[list[float], list[float]]:
             f"not {normalized!r}"
         )
     return mean, std
+
+
+def check_channels(mean: Sequence[float] | Tensor, channels: int) -> None:
+    """Raise UserError if `normalized` has another number of channels than the images. One value is for all channels."""
+    if len(mean) not in (1, channels):
+        raise UserError(f"normalized has {len(mean)} values of mean and std, but the images have {channels} channels")
 
 
 def eval_batch_size(images: Images, device: torch.device | str = "cpu") -> int:

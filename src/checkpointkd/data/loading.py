@@ -10,6 +10,8 @@ import logging
 import math
 import os
 import shutil
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -140,6 +142,7 @@ class RowLoader:
                 batch_sampler=_Plan(),
                 num_workers=self._workers,
                 collate_fn=functools.partial(_collate, shared=shared),
+                worker_init_fn=_end_quietly,
                 generator=torch.Generator(),  # its own, so that the global one does not change
                 pin_memory=self._pin,
                 persistent_workers=persistent,
@@ -152,7 +155,10 @@ class RowLoader:
 
     def _as_tensors(self, loaded: tuple[Any, Tensor] | UserError) -> tuple[Tensor, Tensor]:
         if isinstance(loaded, UserError):
-            raise loaded
+            try:
+                raise loaded
+            finally:
+                del loaded  # a cycle of the error and this frame would keep the workers alive
         pixels_BHWC, row_B = loaded
         return torch.as_tensor(pixels_BHWC).permute(0, 3, 1, 2), row_B
 
@@ -189,6 +195,18 @@ class _Items(Dataset):
             return error  # raised here, it would arrive wrapped in a worker's traceback
 
 
+def _end_quietly(worker: int) -> None:
+    """Let a worker end without a traceback when the command is stopped."""
+
+    def without_lost_connections(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, EOFError | ConnectionError):  # the command ended while it took a batch
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = without_lost_connections
+    # A batch system stops all processes. PyTorch would report a worker that ends by a signal, and hide the reason.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
 def _until_killed(loader: DataLoader) -> Iterator[Any]:
     """Yield the batches that workers load; raise UserError if a worker was killed."""
     try:
@@ -212,6 +230,8 @@ def _collate(
             return item
         pixels.append(item[0])
         rows.append(item[1])
+    if len({item.dtype for item in pixels}) > 1:  # stacking would take levels up to 255 for values in [0, 1]
+        return UserError("Some images are uint8 and others float. Give all images the same type.")
     # In a worker, default_collate stacks tensors in shared memory.
     pixels_BHWC = default_collate(list(map(torch.from_numpy, pixels))) if shared else np.stack(pixels)
     return pixels_BHWC, torch.tensor(rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -28,6 +28,7 @@ from .in_memory import InMemoryImages
 from .loading import Draw, LoadedBatches, as_floats, load_rows
 from .own_items import Normalized, attribute_of, check_labels, check_shape, labels_of, normalization_of, read_item
 from .streaming import sample_numbers
+from .views import Views
 
 PROBED = 8  # images that are read twice, to learn whether a data set augments
 
@@ -77,6 +78,8 @@ def own_data(name: str, settings: DataConfig) -> DataSet:
     if settings.flip and data.views is None:
         raise UserError(f"--flip does not apply to {name}: its own transforms augment. Add a flip there.")
     in_memory = data.views is not None
+    if in_memory and not isinstance(data.views, Views):
+        raise UserError(f"views= takes checkpointkd.data.Views(...), not {type(data.views).__name__}")
     images = _in_memory if in_memory else _split
     return DataSet(
         classes=_classes(data),
@@ -183,7 +186,11 @@ def _classes(data: UserData) -> tuple[str, ...]:
     classes = data.classes if data.classes is not None else attribute_of(data.train, "classes")
     if classes is None:
         raise UserError("Name the classes: Data(..., classes=[...]), or their number. train= has no attribute classes.")
-    return tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    if isinstance(classes, int) and not isinstance(classes, bool) and classes > 0:
+        return tuple(map(str, range(classes)))
+    if not isinstance(classes, Iterable) or isinstance(classes, str | bytes | set | frozenset):  # a set has no order
+        raise UserError(f"classes= takes the names of the classes in order, or their number, not {classes!r}")
+    return tuple(classes)
 
 
 @functools.lru_cache(maxsize=16)

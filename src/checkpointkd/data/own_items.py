@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from ..errors import UserError, first_line, pluralize
 from ..seeding import derive_seed
-from .images import SLACK, mean_and_std
+from .images import SLACK, check_channels, mean_and_std
 
 log = logging.getLogger("checkpointkd")
 
@@ -50,9 +50,13 @@ def read_item(
     ):
         kind = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise UserError(f"{name} must be a PIL image or a tensor (C, H, W), uint8 or float, not {kind}")
+    if image.numel() == 0:
+        raise UserError(f"{name} has no pixels: its shape is {tuple(image.shape)}")
+    image = image.detach()
     if image.is_floating_point():
         image = image.float()
         if normalized is not None:
+            check_channels(normalized[0], len(image))
             mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in normalized)
             image = image * std + mean
         if normalized is None or draw is None:  # augmentation may leave [0, 1] by normalized noise

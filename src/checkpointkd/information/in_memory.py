@@ -5,10 +5,11 @@ Letters in names: A checkpoints, N images, K classes, C channels, H W height and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,8 @@ from torch.utils.data import RandomSampler
 
 from ..config import EstimatorConfig
 from ..data import Batch, Images
-from ..data.images import SLACK, epoch_order, mean_and_std
+from ..data.images import SLACK, check_channels, epoch_order, mean_and_std
+from ..device import usable_device
 from ..errors import UserError, first_line
 from ..models import Network, last_map_path
 from ..records.base import DataRecord
@@ -120,34 +122,42 @@ def plane(
     measured_on = _read(loader, mean, std, "loader")
     if fit_loader is None:
         rows_N = torch.arange(len(measured_on))
+        if len(measured_on) < 2:
+            raise UserError("loader yields 1 image. Give at least 2, or a fit_loader.")
         fitted_on, measured_on = measured_on.subset(rows_N[::2]), measured_on.subset(rows_N[1::2])
     else:
         fitted_on = _read(fit_loader, mean, std, "fit_loader")
-    device, channels = torch.device(device), measured_on.shape[0]
+        if fitted_on.shape != measured_on.shape:
+            raise UserError(
+                f"Images of fit_loader have the shape {fitted_on.shape}, of loader {measured_on.shape} (channels, "
+                "height, width). Add a transform that makes them equal."
+            )
+    device, channels = usable_device(device), measured_on.shape[0]
     mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
-    checkpoints = [
-        _InMemoryCheckpoint(epoch, Network(model.eval(), mean=mean, std=std)) for epoch, model in by_epoch.items()
-    ]
-    _check_logits(checkpoints, measured_on, device)
-    first = checkpoints[0].network(device)
-    images_BCHW = measured_on.images_NCHW[:2].to(device)
-    settings = PlaneSettings(
-        estimator_config=EstimatorConfig(
-            estimator=estimator,
-            fit_images=len(fitted_on),
-            measure_images=len(measured_on),
-            steps=steps,
-            seeds=seeds,
-        ),
-        feature_layer=feature_layer or last_map_path(first.body, first.normalized(images_BCHW)),
-        precision="fp32",
-        data=_record(fitted_on, measured_on),
-    )
-    fitted_on, measured_on = cast(Images, fitted_on), cast(Images, measured_on)  # what estimators use of them
-    scored = [
-        next(iter(score_checkpoints([checkpoint], fitted_on, measured_on, settings, device, device, None)))
-        for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.epoch)
-    ]
+    with _left_as_they_were(by_epoch.values()):
+        checkpoints = [
+            _InMemoryCheckpoint(epoch, Network(model.eval(), mean=mean, std=std)) for epoch, model in by_epoch.items()
+        ]
+        _check_logits(checkpoints, measured_on, device)
+        first = checkpoints[0].network(device)
+        images_BCHW = measured_on.images_NCHW[:2].to(device)
+        settings = PlaneSettings(
+            estimator_config=EstimatorConfig(
+                estimator=estimator,
+                fit_images=len(fitted_on),
+                measure_images=len(measured_on),
+                steps=steps,
+                seeds=seeds,
+            ),
+            feature_layer=feature_layer or last_map_path(first.body, first.normalized(images_BCHW)),
+            precision="fp32",
+            data=_record(fitted_on, measured_on),
+        )
+        fitted_on, measured_on = cast(Images, fitted_on), cast(Images, measured_on)  # what estimators use of them
+        scored = [
+            next(iter(score_checkpoints([checkpoint], fitted_on, measured_on, settings, device, device, None)))
+            for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.epoch)
+        ]
     parts = [part for _, part in scored]
     arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     return Plane(tuple(point for point, _ in scored), settings, arrays.pop("information"), arrays)
@@ -220,6 +230,20 @@ class _InMemoryCheckpoint:
         return self.body.to(device)
 
 
+@contextlib.contextmanager
+def _left_as_they_were(models: Collection[nn.Module]) -> Iterator[None]:
+    """Restore the mode and the device of networks, which the user may go on training."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    devices = [next((parameter.device for parameter in model.parameters()), None) for model in models]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for model, device in zip(models, devices, strict=True):
+            model.to(device)
+
+
 def _read(loader: Iterable[Any], mean: list[float], std: list[float], name: str) -> _TensorImages:
     """Return all images of a loader in [0, 1], and their labels."""
     if isinstance(getattr(loader, "sampler", None), RandomSampler):
@@ -245,6 +269,7 @@ def _read(loader: Iterable[Any], mean: list[float], std: list[float], name: str)
     images_NCHW = torch.cat(images)
     if images_NCHW.ndim != 4:
         raise UserError(f"{name} must yield images (B, C, H, W), not {tuple(images[0].shape)}")
+    check_channels(mean, images_NCHW.shape[1])
     images_NCHW = images_NCHW * torch.tensor(std).reshape(1, -1, 1, 1) + torch.tensor(mean).reshape(1, -1, 1, 1)
     low, high = images_NCHW.min().item(), images_NCHW.max().item()
     if not (low >= -SLACK and high <= 1 + SLACK):
@@ -272,8 +297,9 @@ def _check_logits(checkpoints: Sequence[_InMemoryCheckpoint], images: _TensorIma
         shapes.append(logits_BK.shape[1])
     if len(set(shapes)) > 1:
         raise UserError(f"The networks differ in their number of classes: {', '.join(map(str, shapes))}")
-    if int(images.labels_N.max()) >= shapes[0] or int(images.labels_N.min()) < 0:
-        raise UserError(f"The label {int(images.labels_N.max())} is not among the {shapes[0]} classes of the networks")
+    wrong_M = images.labels_N[(images.labels_N < 0) | (images.labels_N >= shapes[0])]
+    if len(wrong_M):
+        raise UserError(f"The label {int(wrong_M.max())} is not among the {shapes[0]} classes of the networks")
 
 
 def _record(fitted_on: _TensorImages, measured_on: _TensorImages) -> DataRecord:

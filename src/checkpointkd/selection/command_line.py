@@ -15,6 +15,7 @@ DEFAULTS = {  # of the options of `train` and `distill`; a command leaves them o
     "average": KDConfig.average,
     "tau_squared": KDConfig.tau_squared,
     "teacher_schedule": DistillConfig.teacher_schedule,
+    "teacher_tau": DistillConfig.teacher_tau,
     "teacher_batch_norm": DistillConfig.teacher_batch_norm,
     "channel_adapter": DistillConfig.channel_adapter,
     "logit_cache_gb": DistillSpec.logit_cache_gb,

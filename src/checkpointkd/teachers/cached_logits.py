@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from ..checkpoints import resolve_ensemble
 from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn, check_choice
 from ..data import Batch, EpochLoader, config_like, load_data
+from ..device import usable_device
 from ..errors import UserError
 from ..user_data import Data
 from .cached_batches import CachedTeacherBatches, with_cached_logits
@@ -71,10 +72,13 @@ def cached_logits(
     check_choice("precision", precision, Precision)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    if not 0 <= logit_cache_gb < 1e9:
+        raise UserError(f"logit_cache_gb must be from 0 to 10⁹, not {logit_cache_gb}")
+    device = usable_device(device)
     members = resolve_ensemble(texts_of(references, "cached_logits()"), ensemble)
     config = config_like(members[0].checkpoint.run.data, data, select_on, train_images)
     loaded = load_data(config, on_progress=on_progress)
-    teacher = Teacher(members, device=torch.device(device), cache_limit=int(logit_cache_gb * 1e9))
+    teacher = Teacher(members, device=device, cache_limit=int(logit_cache_gb * 1e9))
     check_compatible(teacher, loaded)
     batches = with_cached_logits(
         loaded.train.batches(batch_size=batch_size, seed=seed, device=device, augment=augment),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..checkpoints import resolve_ensemble
 from ..config import check_choice
-from ..data.images import SLACK, mean_and_std
+from ..data.images import SLACK, check_channels, mean_and_std
+from ..device import usable_device
 from ..distill_config import EnsembleAverage, KDConfig
 from ..errors import UserError, first_line
 from ..losses.distillation_loss import mean_over_teachers, soft_targets
@@ -69,10 +70,7 @@ def teacher(
     module = TeacherModule(
         Teacher(members, device=torch.device("cpu")), tau=tau, weights=shares, average=average, normalized=normalized
     )
-    try:
-        return module.to(device)
-    except (AssertionError, RuntimeError) as error:  # no such device
-        raise UserError(f"The device {str(device)!r} cannot be used: {first_line(error)}") from None
+    return module.to(usable_device(device))
 
 
 def texts_of(references: Sequence[Path | str], caller: str) -> list[str]:
@@ -143,6 +141,8 @@ class TeacherModule(nn.Module):
 
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        if not isinstance(images_BCHW, Tensor):
+            raise UserError(f"The teacher takes a tensor of images (B, C, H, W), not {type(images_BCHW).__name__}")
         if images_BCHW.ndim != 4 or not images_BCHW.is_floating_point():
             raise UserError(
                 "The teacher takes images (B, C, H, W) of floating-point numbers, not shape "
@@ -150,11 +150,19 @@ class TeacherModule(nn.Module):
             )
         if images_BCHW.dtype == torch.float64:
             images_BCHW = images_BCHW.float()
+        check_channels(self.mean.flatten(), images_BCHW.shape[1])
         images_BCHW = images_BCHW * self.std.to(images_BCHW.dtype) + self.mean.to(images_BCHW.dtype)
         if not self._checked and len(images_BCHW):
             _check_range(images_BCHW, normalized=self._normalized)
             self._checked = True
-        teacher_TBK = torch.stack([network(images_BCHW).float() for network in self.networks])
+        try:
+            teacher_TBK = torch.stack([network(images_BCHW).float() for network in self.networks])
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"The teacher cannot take images of shape {tuple(images_BCHW.shape)}: {first_line(error)}"
+            ) from error
         if len(teacher_TBK) == 1:
             return teacher_TBK[0]
         if self.average == "logits":

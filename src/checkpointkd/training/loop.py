@@ -79,8 +79,9 @@ def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: tor
     parameters = [*model.parameters(), *objective.parameters()]
     groups: list[Any] = parameters
     if not recipe.decay_all:
-        decayed = [parameter for parameter in parameters if parameter.dim() > 1]
-        others = [parameter for parameter in parameters if parameter.dim() <= 1]
+        exempt = _exempt_from_decay(model)
+        decayed = [parameter for parameter in parameters if parameter.dim() > 1 and id(parameter) not in exempt]
+        others = [parameter for parameter in parameters if parameter.dim() <= 1 or id(parameter) in exempt]
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(
@@ -94,6 +95,13 @@ def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: tor
         adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
         optimizer = adam(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     return State(model, objective, optimizer)
+
+
+def _exempt_from_decay(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that a network of timm exempts, such as class tokens."""
+    body = getattr(model, "body", model)
+    names = getattr(body, "no_weight_decay", set)()
+    return {id(parameter) for name, parameter in body.named_parameters() if name in names}
 
 
 def fit(
