@@ -151,3 +151,13 @@ def test_a_batch_system_that_stops_all_processes_gets_no_traceback(tmp_path: Pat
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_a_pipe_in_the_place_of_an_image_does_not_hang(tmp_path: Path):
+    folder = folder_of_digits(tmp_path)
+    images = load_data(DataConfig(data=f"folder:{folder}", image_size=16)).train
+    for path in (folder / "train" / "class-1").iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ckd.UserError, match="is not a regular file"):
+        _seen(_batches(images), 0)

@@ -18,6 +18,7 @@ import torch
 
 from ..config import DataConfig, OnProgress
 from ..errors import UserError, check_exists
+from ..records.base import open_regular
 from .cache import cache_dir
 from .datasets import DataSet
 from .folder_index import image_names
@@ -127,10 +128,12 @@ class FolderImages:
     def read(self, number: int) -> bytes:
         """Return the bytes of an image."""
         try:
-            with open(self.name(number), "rb") as file:
+            with open_regular(Path(self.name(number))) as file:
                 return file.read()
         except OSError as error:
-            raise UserError(f"Could not read {self.name(number)}: {error.strerror}") from None
+            raise UserError(
+                f"Could not read {self.name(number)}: {error.strerror}. Restore the image, and repeat the command."
+            ) from None
 
     def name(self, number: int) -> str:
         """Return the path of an image."""

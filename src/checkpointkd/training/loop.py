@@ -99,8 +99,8 @@ def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: tor
 
 def _exempt_from_decay(model: nn.Module) -> set[int]:
     """Return the ids of the parameters that a network of timm exempts, such as class tokens."""
-    body = getattr(model, "body", model)
-    names = getattr(body, "no_weight_decay", set)()
+    body: Any = getattr(model, "body", model)
+    names = body.no_weight_decay() if callable(getattr(body, "no_weight_decay", None)) else ()
     return {id(parameter) for name, parameter in body.named_parameters() if name in names}
 
 
