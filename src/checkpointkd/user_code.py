@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 from .errors import UserError, first_line
+
+log = logging.getLogger("checkpointkd")
 
 OBJECT = "object:"  # before the name of an object of this process
 _objects: dict[str, Any] = {}
@@ -48,8 +52,27 @@ def named(value: Any, name: str | None = None) -> str:
             raise UserError(f"{value!r} has no name. Give it one: checkpointkd.named(..., 'NAME')")
     if not (isinstance(name, str) and name and name.isprintable() and name.strip() == name):
         raise UserError(f"A name must be printable and on one line, not {name!r}")
+    if name in _objects and _code(_objects[name]) != _code(value):
+        log.warning(
+            "%r named other code earlier in this process. A finished run of the earlier code is not trained again. "
+            "Give another --out, or another name.",
+            name,
+        )
     _objects[name] = value
     return OBJECT + name
+
+
+def _code(value: Any) -> Any:
+    """Return what a function or a class does, so that an edited one differs; None for other objects."""
+    if isinstance(value, type):
+        return {name: _code(member) for name, member in vars(value).items() if callable(member)}
+    code = getattr(value, "__code__", None)
+    return None if code is None else _parts(code)
+
+
+def _parts(code: CodeType) -> Any:
+    constants = [_parts(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def name_of(value: Any) -> str:

@@ -242,7 +242,7 @@ def test_code_of_a_downloaded_record_is_not_imported(own: str, tmp_path: Path):
         ("{own}:missing", "has no attribute 'missing'"),
         ("{own}:wrong", "must be a function that returns a checkpointkd.Data, not list"),
         ("{own}:broken", "cannot be built: no disk"),
-        ("object:lost", "Data set 'object:lost' is an object of the process that made the run"),
+        ("object:never-named", "Data set 'object:never-named' is an object of the process that made the run"),
     ],
 )
 def test_what_is_no_data_set_is_refused(own: str, name: str, message: str):

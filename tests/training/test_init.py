@@ -201,3 +201,22 @@ def test_the_network_is_built_no_more_often_than_needed(teacher_run: Path, tmp_p
         ckd.train(model, init=str(tmp_path / f"{classes}.pt"), out=tmp_path / f"run-{classes}", **FROZEN)
         counts.append(list(built))
     assert counts == [[10], [10, 11, 7]]
+
+
+def test_a_name_whose_code_changes_is_pointed_out(caplog: pytest.LogCaptureFixture):
+    """As when a cell of a notebook is edited and run again."""
+
+    def build(width: int):
+        def network(num_classes: int) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+        def wider(num_classes: int) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Linear(32, num_classes))
+
+        return network if width == 1 else wider
+
+    ckd.named(build(1), "edited")
+    ckd.named(build(1), "edited")
+    assert not caplog.records, "the same code again"
+    ckd.named(build(2), "edited")
+    assert "'edited' named other code earlier in this process" in caplog.text
