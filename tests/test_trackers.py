@@ -272,6 +272,7 @@ COMMANDS = {
     "train": ["train", "wrn_10_1", "--data", "digits"],
     "distill": ["distill", "wrn_10_1", "--teachers", "{teacher}"],
     "tune": ["tune", "wrn_10_1", "--teachers", "{teacher}"],
+    "select": ["select", "{teacher}", "--student", "wrn_10_1"],
     "reproduce": ["reproduce", "table3", "--preset", "smoke"],
 }
 
@@ -312,6 +313,18 @@ def test_trials_of_a_search_are_grouped(name: str, teacher_run: Path, tmp_path: 
         settings = _check(name, trial, out)
         assert settings["kd.tau"] == "4.0"
         assert settings.get("group", "study") == "study"
+
+
+def test_pilot_runs_and_the_student_after_them_are_logged(teacher_run: Path, tmp_path: Path):
+    out = tmp_path / "search"
+    ckd.select(
+        teacher_run, student="wrn_10_1", out=out, log=["tensorboard"], then_distill=tmp_path / "student", epochs=4,
+        budget=8, methods=["kd"], teachers_from=["last"], train_images=60, batch_size=20, precision="fp32",
+    )  # fmt: skip
+    runs = sorted((out / "pilot_runs").iterdir())
+    assert len(runs) == 2
+    for run in [*runs, tmp_path / "student"]:
+        _check("tensorboard", run, out)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ..records.selection import teachers_in_words
 from ..user_code import name_of
 from .checks import check_same_classes, warn_if_saw_validation_images
 from .executor_options import ExecutorOptions
+from .log_options import LogOptions
 from .options import (
     CommonOptions,
     DataOptions,
@@ -43,7 +44,7 @@ DEFAULT_LOGIT_RULE = "lowest-nll"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptions, ExecutorOptions):
+class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptions, ExecutorOptions, LogOptions):
     """With --student: compare candidates by pilot runs."""
 
     student: Model | None = None
@@ -231,7 +232,7 @@ def _train_student(search: PilotSearch, choice: PilotResult, out: Path) -> None:
     name, options = training_call(search, chosen_candidate(choice))
     options = {option: value for option, value in options.items() if value is not None}
     student = (distill if name == "distill" else train)(
-        search.student, out=out, on_progress=search.on_progress, **options
+        search.student, out=out, on_progress=search.on_progress, log=search.tracking, **options
     )
     log.info("%s: test accuracy %.1f%% after epoch %d", out, 100 * student.test_accuracy, student.planned_epochs)
 
@@ -376,4 +377,5 @@ def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOpti
         device=options.torch_device,
         command_options={name: getattr(options, name) for name in repeated},
         on_progress=options.on_progress,
+        tracking=options.tracking(out),
     )

@@ -32,6 +32,7 @@ from ..models import build_network
 from ..records.base import provenance
 from ..records.selection import DivergedRecord, PilotRecord, PilotResult
 from ..teachers.ensemble import chance_level
+from ..trackers import tracked
 from ..training.distillation import DistillSpec, run_distillation
 from ..training.run import RunSpec, from_labels, run_training
 from .candidates import NO_TEACHER, Candidate, candidates_of, default_candidate, refs_of
@@ -219,7 +220,8 @@ class _Runner:
             verbose=False,
         )
         if candidate == NO_TEACHER:
-            return run_training(run_spec, search.data, from_labels(), on_progress=search.on_progress)
+            with tracked(out, search.tracking) as on_row:
+                return run_training(run_spec, search.data, from_labels(), on_row=on_row, on_progress=search.on_progress)
         alpha, tau = defaults(candidate.method)
         if candidate.alpha is not None:
             alpha, tau = candidate.alpha, search.settings.tau
@@ -230,7 +232,8 @@ class _Runner:
             logit_cache_gb=search.logit_cache_gb,
             allow_weak_teacher=True,
         )
-        return run_distillation(run_spec, spec, search.data, on_progress=search.on_progress)
+        with tracked(out, search.tracking) as on_row:
+            return run_distillation(run_spec, spec, search.data, on_row=on_row, on_progress=search.on_progress)
 
     def precision(self) -> PrecisionChoice:
         """Return the precision of all pilot runs. "auto" is resolved by the first run, so that runs are comparable."""

@@ -17,6 +17,7 @@ from ..data import Data
 from ..distill_config import PilotConfig
 from ..errors import UserError, pluralize
 from ..records.selection import PilotSearchRecord
+from ..trackers import Tracking
 from .candidates import Candidate
 
 log = logging.getLogger("checkpointkd")
@@ -45,6 +46,7 @@ class PilotSearch:
     device: torch.device
     command_options: dict[str, Any] = field(default_factory=dict)
     on_progress: OnProgress | None = None
+    tracking: Tracking | None = None
 
     @property
     def record(self) -> PilotSearchRecord:
