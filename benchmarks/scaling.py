@@ -45,7 +45,7 @@ def main() -> None:
             torch.arange(batch_size * STEPS),
         )
         recipe = Recipe(epochs=ROUNDS, batch_size=batch_size, learning_rate=0.01, lr_schedule="constant")
-        batches = images.batches(batch_size=batch_size, seed=0, device=device, augment=False, ranks=ranks)
+        batches = images.batches(batch_size=batch_size, seed=0, device=device, augmentation=None, ranks=ranks)
         state = start(build(device, synchronized=ranks.world_size > 1), Supervised(), recipe, device=device)
         ours = fit(state, batches, recipe=recipe, seed=0, ranks=ranks)
 

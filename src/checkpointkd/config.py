@@ -27,8 +27,9 @@ INFORMATION_UNITS: dict[str, str] = {  # of I(X;F), by estimator
 }
 CORRELATION_KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}
 OptimizerName = Literal["sgd", "adam", "adamw"]
-Precision = Literal["fp32", "bf16"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+AutoAugment = Literal["none", "randaugment", "trivialaugment"]
+Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 SelectOn = Literal["val", "test"]
 Resize = Literal["crop", "squash"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"]
@@ -81,6 +82,36 @@ def information_unit(estimator: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training images differ from epoch to epoch, besides crops and flips.
+
+    Attributes:
+        views: Each image has this many fixed augmented views, which take turns. None: a new view in every epoch.
+        auto_augment: RandAugment (Cubuk et al. 2020) or TrivialAugment (Müller and Hutter 2021), as in torchvision.
+        erasing: The probability that a random rectangle of an image is erased (Zhong et al. 2020).
+    """
+
+    views: int | None = None
+    auto_augment: AutoAugment = "none"
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("auto-augment", self.auto_augment, AutoAugment)
+        if not (self.views is None or 1 <= self.views <= MOST_VIEWS):
+            raise UserError(f"--views must be from 1 to {MOST_VIEWS}, not {self.views}")
+        if not 0 <= self.erasing <= 1:
+            raise UserError(f"--erasing must be from 0 to 1, not {self.erasing}")
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether images are changed after the crop and the flip."""
+        return self.auto_augment != "none" or self.erasing > 0
+
+
+MOST_VIEWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one network is trained.
 
@@ -89,7 +120,13 @@ class Recipe:
     which are shares of the training; `constant` keeps it. `warmup` is the number of epochs in which it rises linearly
     from a hundredth. `clip_norm` limits the norm of the gradient. With `decay_all` False, weight decay applies to
     weights of two or more dimensions only: not to biases and normalization. Networks of timm also exempt their class
-    tokens and position embeddings. `source` says where the settings come from.
+    tokens and position embeddings. `layer_decay` multiplies the learning rate of each layer by this factor once for
+    every layer above it. `source` says where the settings come from.
+
+    `views`, `auto_augment` and `erasing` are those of `Augmentation`. `mixup` and `cutmix` are the parameters α of
+    mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019); with both, each batch takes one of them. `label_smoothing`
+    is the weight of the uniform distribution in the labels. `ema` is the decay of an exponential moving average of the
+    weights, which becomes a second trajectory.
 
     >>> Recipe(epochs=0)
     Traceback (most recent call last):
@@ -110,7 +147,15 @@ class Recipe:
     warmup: float = 0.0
     clip_norm: float | None = None
     decay_all: bool = True
+    layer_decay: float | None = None
     augment: bool = True
+    views: int | None = None
+    auto_augment: AutoAugment = "none"
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    ema: float | None = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -136,8 +181,29 @@ class Recipe:
             )
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise UserError(f"--clip-norm must be finite and above 0, not {self.clip_norm}")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < 1e3:
+                raise UserError(f"--{name} must be at least 0 and below 1,000, not {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"Label smoothing must be at least 0 and below 1, not {self.label_smoothing}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema must be between 0 and 1, such as 0.999, not {self.ema}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer-decay must be above 0 and at most 1, not {self.layer_decay}")
+        _ = self.augmentation  # raises UserError for values out of range
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("learning-rate schedule", self.lr_schedule, LrSchedule)
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How training images are augmented; None if they are not."""
+        settings = Augmentation(views=self.views, auto_augment=self.auto_augment, erasing=self.erasing)
+        return settings if self.augment else None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def learning_rate_at(self, epoch: float) -> float:
         """Return the learning rate after this many epochs, which may be a fraction."""

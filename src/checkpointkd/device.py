@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from .config import Device
+from .config import Device, Precision
 from .errors import UserError, first_line, pluralize, unknown_name
 from .ranks import local_rank, world_size
 
@@ -37,6 +37,12 @@ def pick_device(device: Device) -> torch.device:
             f"This machine has {pluralize(count, 'GPU')}, so there is no {device}. Use --device cuda:{count - 1}."
         )
     return torch.device(device)
+
+
+def autocast(device: torch.device | str, precision: Precision) -> torch.autocast:
+    """Return the context in which networks compute in this precision."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(torch.device(device).type, half, enabled=precision != "fp32")
 
 
 def usable_device(device: torch.device | str) -> torch.device:

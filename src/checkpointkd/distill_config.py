@@ -69,6 +69,7 @@ class DistillConfig:
             (`batch`), as the authors' code does for most of the training.
         teacher_features: The teacher's modules that a feature method reads, by path. None: the method's default.
         student_features: The student's modules, in the same order.
+        top_k: Of the teachers' logits, use the largest of each image and the mean of the others. None: all logits.
         channel_adapter: Add a trained 1×1 convolution to the student's features where a method needs equal channels.
 
     >>> DistillConfig(teacher_weights=(0.5, 0.6))
@@ -84,8 +85,11 @@ class DistillConfig:
     teacher_features: tuple[str, ...] | None = None
     student_features: tuple[str, ...] | None = None
     channel_adapter: bool = False
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
+        if not (self.top_k is None or self.top_k >= 1):
+            raise UserError(f"--top-k must be at least 1, not {self.top_k}")
         if not (self.method_weight is None or 0 <= self.method_weight < math.inf):
             raise UserError(f"The method weight must be finite and at least 0, not {self.method_weight}")
         check_choice("teacher schedule", self.teacher_schedule, TeacherSchedule)

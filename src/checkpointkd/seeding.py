@@ -6,8 +6,12 @@ Letters in names: N images.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +29,22 @@ def derive_seed(*keys: int | str) -> int:
 def generator(*keys: int | str) -> torch.Generator:
     """Return a CPU generator seeded from these keys; its draws are the same on every machine."""
     return torch.Generator().manual_seed(derive_seed(*keys))
+
+
+@contextlib.contextmanager
+def seeded(*keys: int | str) -> Iterator[None]:
+    """Seed the global generators of torch, random and numpy, which transforms draw from, and restore them."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    seed = derive_seed(*keys)
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 def hashed_uniform(index_N: Tensor, below: int, *keys: int | str) -> Tensor:

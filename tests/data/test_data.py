@@ -107,7 +107,7 @@ def test_an_epoch_has_every_image_once_and_the_same_views_at_any_batch_size():
 
 def test_without_augmentation_batches_are_the_images():
     images = _numbered(6)
-    batches = images.batches(batch_size=6, seed=0, device="cpu", augment=False)
+    batches = images.batches(batch_size=6, seed=0, device="cpu", augmentation=None)
     (batch,) = batches.epoch(0)
     assert torch.equal(batch.images_BCHW, images.to_float()[batch.index_B // 2])
 

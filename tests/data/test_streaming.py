@@ -163,7 +163,7 @@ def test_flips_can_be_turned_off(folder: Path):
 
 def test_without_augmentation_batches_are_center_crops(folder: Path):
     images = load_test(_settings(folder))
-    (batch,) = images.batches(batch_size=12, seed=0, device="cpu", augment=False).epoch(0)
+    (batch,) = images.batches(batch_size=12, seed=0, device="cpu", augmentation=None).epoch(0)
     assert torch.equal(batch.images_BCHW, images.to_float()[batch.index_B])
 
 

@@ -93,8 +93,8 @@ def test_images_can_be_others_than_the_teachers(refs: list[str]):
         ckd.cached_logits(refs[0], device="gpu")
     with pytest.raises(UserError, match="logit_cache_gb must be from 0 to 10⁹, not nan"):
         ckd.cached_logits(refs[0], logit_cache_gb=float("nan"))
-    with pytest.raises(UserError, match="'fp16'"):
-        ckd.cached_logits(refs[0], precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="'fp8'"):
+        ckd.cached_logits(refs[0], precision="fp8")  # type: ignore[arg-type]
 
 
 def test_streamed_images_get_live_logits(tmp_path: Path):

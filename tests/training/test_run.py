@@ -29,8 +29,8 @@ def test_the_measured_precision_is_kept_when_a_run_continues(tmp_path: Path, mon
     assert ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL).last.sha256 == first.last.sha256
     with pytest.raises(UserError, match="precision 'bf16' stored, 'fp32' given"):
         ckd.train("wrn_10_1", out=tmp_path / "run", precision="fp32", **SMALL)
-    with pytest.raises(UserError, match=r"Unknown precision 'fp16'. Did you mean"):
-        ckd.train("wrn_10_1", out=tmp_path / "other", precision="fp16", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"Unknown precision 'fp8'. Did you mean"):
+        ckd.train("wrn_10_1", out=tmp_path / "other", precision="fp8", **SMALL)  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
 
 

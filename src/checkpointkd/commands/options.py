@@ -172,8 +172,8 @@ class RunOptions:
     """Seed for initialization, data order and augmentation."""
 
     precision: PrecisionChoice = "auto"
-    """fp32, bf16 (mixed precision), or auto. auto times a few steps of both, and uses bf16 only if bf16 is clearly
-    faster."""
+    """fp32, bf16 or fp16 (mixed precision), or auto. auto times a few steps in fp32 and bf16, and uses bf16 only if it
+    is clearly faster. fp16 scales the loss; it is for GPUs without bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +324,10 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     channel_adapter: bool = False
     """For fsp: add a trained 1×1 convolution to the student's features where their number of channels differs."""
 
+    top_k: int | None = None
+    """Of the teachers' logits, use the largest of each image, and the mean of the others in place of the others. The
+    logit cache is smaller, and the student differs slightly. Default: all logits."""
+
     allow_weak_teacher: bool = False
     """Accept teachers whose accuracy is not above chance."""
 
@@ -343,4 +347,5 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
             teacher_features=None if self.teacher_features is None else tuple(self.teacher_features),
             student_features=None if self.student_features is None else tuple(self.student_features),
             channel_adapter=self.channel_adapter,
+            top_k=self.top_k,
         )

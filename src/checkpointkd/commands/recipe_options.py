@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import LrSchedule, OptimizerName, Recipe
+from ..config import AutoAugment, LrSchedule, OptimizerName, Recipe
 from ..recipes import recipe
 
 if TYPE_CHECKING:
     from ..data import Data
 
-RECIPE_OPTIONS = ("batch_size", "optimizer", "weight_decay", "lr_schedule", "warmup", "clip_norm")
+RECIPE_OPTIONS = ("batch_size", "optimizer", "weight_decay", "lr_schedule", "warmup", "clip_norm", "layer_decay")
+RECIPE_OPTIONS += ("views", "auto_augment", "erasing", "mixup", "cutmix", "label_smoothing", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,35 @@ class RecipeOptions:
 
     clip_norm: float | None = None
     """The largest norm of the gradient. Default: the recipe's."""
+
+    layer_decay: float | None = None
+    """For networks of timm: multiply the learning rate of each layer by this factor once for every layer above it.
+    Default: the recipe's."""
+
+    views: int | None = None
+    """Give each image this many fixed augmented views, which take turns. Teachers' logits of fixed views are cached,
+    for streamed images too. Default: the recipe's, otherwise a new view in every epoch."""
+
+    auto_augment: AutoAugment | None = None
+    """Augment with randaugment or trivialaugment, after the crop and the flip. Needs torchvision. Default: the
+    recipe's."""
+
+    erasing: float | None = None
+    """The probability that a random rectangle of an image is erased. Needs torchvision. Default: the recipe's."""
+
+    mixup: float | None = None
+    """The α of mixup, such as 0.8. Teachers then run at every step. Needs torchvision. Default: the recipe's."""
+
+    cutmix: float | None = None
+    """The α of CutMix, such as 1.0. With mixup too, each batch takes one of them. Default: the recipe's."""
+
+    label_smoothing: float | None = None
+    """Weight of the uniform distribution in the labels, in [0, 1). Label smoothing is distillation from a uniform
+    teacher (§4.3). Default: the recipe's."""
+
+    ema: float | None = None
+    """Also keep an exponential moving average of the weights with this decay, such as 0.999. Its checkpoints are a
+    second trajectory, RUN/ema. Default: the recipe's."""
 
     def recipe_for(self, data: Data, learning_rate: float | None = None, init: str | None = None) -> Recipe:
         """Return the chosen recipe, or the default, with the options in place of its own settings."""

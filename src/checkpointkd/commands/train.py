@@ -20,9 +20,6 @@ class TrainOptions(DataOptions, TrainingOptions, LogOptions, CommonOptions):
     """Options of `train`."""
 
     data: str | UserData = field()  # required: there is no run to take it from
-    label_smoothing: float = 0.0
-    """Weight of the uniform distribution in the labels, in [0, 1). Label smoothing is distillation from a uniform
-    teacher (§4.3)."""
 
 
 @command(TrainOptions)
@@ -46,8 +43,9 @@ def train(model: Model, /, *, options: TrainOptions) -> Trajectory:
     from ..training.run import from_labels, run_training
 
     tracking = options.tracking()
-    method = from_labels(options.label_smoothing)
     data = load_data(options.config(options.data, options.train_images), on_progress=options.on_progress)
     spec = options.run_spec(name_of(model), data, options.torch_device)
     with tracked(spec.out, tracking) as on_row:
-        return run_training(spec, data, method, on_row=on_row, on_progress=options.on_progress)
+        return run_training(
+            spec, data, from_labels(spec.recipe.label_smoothing), on_row=on_row, on_progress=options.on_progress
+        )

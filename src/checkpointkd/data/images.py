@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..config import Augmentation
 from ..errors import UserError
 from ..ranks import ALONE, Ranks
 from ..seeding import generator
 
 SLACK = 1e-3  # by which images may leave [0, 1], for rounding and interpolation
+CROPS = Augmentation()  # crops and flips only
 MEASURED = 1_000  # images on which mean and deviation of the channels are estimated, where not all are in memory
 
 
@@ -30,8 +32,14 @@ class Batch:
     index_B: Tensor  # the image's number in the official data set
     view_B: Tensor | None  # None where the augmentation has no finite set of views
     teacher_TBK: Tensor | None = None  # the teachers' logits, where they are cached
+    soft_labels_BK: Tensor | None = None  # of mixed images; `labels_B` are then their most probable classes
     ranks: Ranks = ALONE  # the processes that share the global batch
     total: int | None = None  # the examples of the global batch; None where one process has them all
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels as cross-entropy takes them: classes (B,), or probabilities (B, K) of mixed images."""
+        return self.labels_B if self.soft_labels_BK is None else self.soft_labels_BK
 
     def split(self, parts: int) -> list[Batch]:
         """Return the batch in so many parts, or fewer if it is small. With several processes, a part may be empty."""
@@ -50,6 +58,7 @@ class Batch:
             index_B=self.index_B[rows_M],
             view_B=None if self.view_B is None else self.view_B[rows_M],
             teacher_TBK=None if self.teacher_TBK is None else self.teacher_TBK[:, rows_M],
+            soft_labels_BK=None if self.soft_labels_BK is None else self.soft_labels_BK[rows_M],
             total=total,
         )
 
@@ -107,10 +116,16 @@ class Images(Protocol):
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        augment: bool = True,
+        augmentation: Augmentation | None = CROPS,
         ranks: Ranks = ALONE,
     ) -> EpochLoader:
-        """Return batches to train on: of each global batch of `batch_size` images, the share of this process."""
+        """Return batches to train on: of each global batch of `batch_size` images, the share of this process.
+
+        Without `augmentation` the images stay as they are.
+
+        Raises:
+            UserError: If the augmentation does not apply to these images.
+        """
         ...
 
     def sha256(self) -> str:

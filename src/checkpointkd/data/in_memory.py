@@ -9,15 +9,19 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Augmentation
 from ..errors import UserError
 from ..ranks import ALONE, Ranks
-from .images import Batch, deviation_or_one, epoch_order
-from .views import Views
+from ..seeding import hashed_uniform
+from .images import CROPS, Batch, deviation_or_one, epoch_order
+from .loading import Draw, LoadedBatches
+from .views import Views, turn
 
 
 @final
@@ -69,11 +73,26 @@ class InMemoryImages:
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        augment: bool = True,
+        augmentation: Augmentation | None = CROPS,
         ranks: Ranks = ALONE,
-    ) -> InMemoryBatches:
-        """Return batches to train on."""
-        return InMemoryBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
+    ) -> InMemoryBatches | LoadedBatches:
+        """Return batches to train on. Worker processes augment if pixels change after the crop and the flip."""
+        settings: Any = {"batch_size": batch_size, "seed": seed, "device": device, "ranks": ranks}
+        if augmentation is not None and augmentation.changes_pixels:
+            return LoadedBatches(self, augmentation=augmentation, **settings)
+        return InMemoryBatches(self, augmentation=augmentation, **settings)
+
+    def read(self, row: int, draw: Draw | None) -> np.ndarray:
+        """Return the pixels (H, W, C) of an image, cropped and flipped by what follows from `draw`, from 0 to 255."""
+        image = self.subset(torch.tensor([row]))
+        if draw is None:
+            pixels_CHW = image.pixels_NCHW[0]
+        else:
+            view_B = hashed_uniform(image.index_N, len(self.views), "view", *draw)
+            pixels_CHW = self.views.cut(self.views.padded(image.pixels_NCHW), torch.tensor([0]), view_B)[0]
+        if self.max_value != 255:
+            pixels_CHW = (pixels_CHW * (255 / self.max_value)).round().to(torch.uint8)
+        return pixels_CHW.permute(1, 2, 0).contiguous().numpy()
 
     def sha256(self) -> str:
         """Return the identity of these images: the hash of their pixels, labels and order."""
@@ -108,6 +127,18 @@ def in_memory(
     return InMemoryImages(pixels_NCHW, labels_N, torch.arange(len(labels_N)), views, max_value)
 
 
+def _fixed_views(images: InMemoryImages, augmentation: Augmentation | None) -> Tensor | None:
+    """Return the fixed views of each image, one row per image; None if every view may be used."""
+    if augmentation is None or augmentation.views is None:
+        return None
+    if augmentation.views > len(images.views):
+        raise UserError(
+            f"--views {augmentation.views} is more than the {len(images.views)} views that these images have. Leave "
+            "--views out to use all of them."
+        )
+    return images.views.fixed(images.index_N, augmentation.views)
+
+
 class InMemoryBatches:
     """Batches of images that stay on the device.
 
@@ -124,12 +155,14 @@ class InMemoryBatches:
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        augment: bool,
+        augmentation: Augmentation | None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
-        self.views, self.batch_size, self.seed, self.augment = images.views, batch_size, seed, augment
+        self.views, self.batch_size, self.seed, self.augmentation = images.views, batch_size, seed, augmentation
         self.device = torch.device(device)
+        fixed_NV = _fixed_views(images, augmentation)
+        self._fixed_NV = None if fixed_NV is None else fixed_NV.to(self.device)
         self._max_value = images.max_value
         self._padded_NHWC = self.views.padded(images.pixels_NCHW).to(self.device)
         self._labels_N, self._index_N = images.labels_N.to(self.device), images.index_N.to(self.device)
@@ -151,9 +184,12 @@ class InMemoryBatches:
 
     def view_N(self, epoch: int) -> Tensor:
         """Return the view of each image in an epoch."""
-        if self.augment:
+        if self.augmentation is None:
+            return torch.full_like(self._index_N, self.views.clean_view)
+        if self._fixed_NV is None:
             return self.views.draw(self._index_N, seed=self.seed, epoch=epoch)
-        return torch.full_like(self._index_N, self.views.clean_view)
+        turn_N = turn(self._index_N, self._fixed_NV.shape[1], seed=self.seed, epoch=epoch)
+        return self._fixed_NV.gather(1, turn_N[:, None])[:, 0]
 
     def batch(self, row_B: Tensor, view_B: Tensor) -> Batch:
         """Return these rows in these views."""

@@ -21,14 +21,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ..config import Augmentation
 from ..errors import READER_KILLED, UserError
 from ..ranks import ALONE, Ranks
+from .augmenting import augmented
 from .images import Batch, epoch_order
+from .views import turn
 from .workers import workers
 
 log = logging.getLogger("checkpointkd")
 
-Draw = tuple[int, int]  # (seed, epoch), of which the augmentation is a function
+# Of which the augmentation is a function: (seed, epoch), or ("view", number) for a fixed view.
+Draw = tuple[int | str, int]
 SHARED_MEMORY = "/dev/shm"
 PREFETCH = 2  # batches that each worker holds ready
 
@@ -60,31 +64,56 @@ class LoadedBatches:
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        augment: bool,
+        augmentation: Augmentation | None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
-        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
+        self.images, self.batch_size, self.seed, self.augmentation = images, batch_size, seed, augmentation
         self.device = torch.device(device)
-        self._loader = RowLoader(images, batches=len(self), pin=self.device.type == "cuda", persistent=True)
+        self._loader = RowLoader(
+            images, batches=len(self), augmentation=augmentation, pin=self.device.type == "cuda", persistent=True
+        )
+
+    @property
+    def views(self) -> int | None:
+        """The number of fixed views of each image, or None."""
+        return None if self.augmentation is None else self.augmentation.views
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of the epoch that follows `epoch` completed ones, without the first `start`."""
-        draw = (self.seed, epoch) if self.augment else None
+        for _, batch in self.rows_and_batches(epoch, start=start):
+            yield batch
+
+    def view_N(self, epoch: int) -> Tensor:
+        """Return which of its fixed views each image has in an epoch."""
+        assert self.views is not None
+        return turn(self.images.index_N, self.views, seed=self.seed, epoch=epoch)
+
+    def rows_and_batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield the batches of an epoch, each with the rows of its images, on the CPU."""
+        draws: list[Draw] | None = None
+        view_N = None if self.views is None else self.view_N(epoch)
+        if view_N is not None:
+            draws = [("view", view) for view in view_N.tolist()]
+        elif self.augmentation is not None:
+            draws = [(self.seed, epoch) for _ in range(len(self.images))]
         whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)[start:]
-        loaded = self._loader.load([self.ranks.part(row_G) for row_G in whole], draw)
+        loaded = self._loader.load([self.ranks.part(row_G) for row_G in whole], draws)
         for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            yield Batch(
-                images_BCHW=as_floats(pixels_BCHW),
-                labels_B=self.images.labels_N[row_B].to(self.device),
-                index_B=self.images.index_N[row_B].to(self.device),
-                view_B=None,
-                ranks=self.ranks,
-                total=len(row_G),
+            yield (
+                row_B,
+                Batch(
+                    images_BCHW=as_floats(pixels_BCHW),
+                    labels_B=self.images.labels_N[row_B].to(self.device),
+                    index_B=self.images.index_N[row_B].to(self.device),
+                    view_B=None if view_N is None else view_N[row_B].to(self.device),
+                    ranks=self.ranks,
+                    total=len(row_G),
+                ),
             )
 
 
@@ -105,14 +134,27 @@ def load_rows(images: LoadedImages, batches: Sequence[Tensor]) -> Iterator[tuple
 class RowLoader:
     """Worker processes that read images by row. Persistent workers stay alive from one epoch to the next."""
 
-    def __init__(self, images: LoadedImages, *, batches: int, pin: bool = False, persistent: bool = False) -> None:
+    def __init__(
+        self,
+        images: LoadedImages,
+        *,
+        batches: int,
+        augmentation: Augmentation | None = None,
+        pin: bool = False,
+        persistent: bool = False,
+    ) -> None:
+        self._items = _Items(images, augmentation)
         self._images, self._pin, self._persistent = images, pin, persistent
         self._workers = 0 if batches == 1 else min(workers(), batches)
         self._kept: DataLoader | None = None
         self._busy = False
 
-    def load(self, batches: Sequence[Tensor], draw: Draw | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def load(self, batches: Sequence[Tensor], draws: Sequence[Draw] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the pixels (B, C, H, W) and the rows of each batch, in order. Batches may be empty.
+
+        Args:
+            batches: The rows of each batch.
+            draws: For each row of the images, of what its augmentation is a function. None: no augmentation.
 
         Raises:
             UserError: If an image cannot be read, or if a worker was killed.
@@ -125,7 +167,7 @@ class RowLoader:
             self._kept, self._busy = loader, True
         plan = loader.batch_sampler
         assert isinstance(plan, _Plan)
-        plan.batches, plan.draw = [rows_B for rows_B in batches if len(rows_B)], draw
+        plan.batches, plan.draws = [rows_B for rows_B in batches if len(rows_B)], draws
         try:
             loaded = _until_killed(loader)
             for rows_B in batches:
@@ -138,7 +180,7 @@ class RowLoader:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # the user asked for more workers
             return DataLoader(
-                _Items(self._images),
+                self._items,
                 batch_sampler=_Plan(),
                 num_workers=self._workers,
                 collate_fn=functools.partial(_collate, shared=shared),
@@ -172,25 +214,29 @@ class _Plan:
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
-        self.draw: Draw | None = None
+        self.draws: Sequence[Draw] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, Draw | None]]]:
         for rows_B in self.batches:
-            yield [(row, self.draw) for row in rows_B.tolist()]
+            yield [(row, None if self.draws is None else self.draws[row]) for row in rows_B.tolist()]
 
 
 class _Items(Dataset):
     """What workers read: an image's pixels and its row, or a UserError."""
 
-    def __init__(self, images: LoadedImages) -> None:
-        self.images = images
+    def __init__(self, images: LoadedImages, augmentation: Augmentation | None) -> None:
+        self.images, self.augmentation = images, augmentation
 
     def __getitem__(self, key: tuple[int, Draw | None]) -> tuple[np.ndarray, int] | UserError:
+        row, draw = key
         try:
-            return self.images.read(*key), key[0]
+            pixels_HWC = self.images.read(row, draw)
+            if draw is not None and self.augmentation is not None and self.augmentation.changes_pixels:
+                pixels_HWC = augmented(pixels_HWC, self.augmentation, *draw, int(self.images.index_N[row]))
+            return pixels_HWC, row
         except UserError as error:
             return error  # raised here, it would arrive wrapped in a worker's traceback
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from ..config import DataConfig
+from ..config import Augmentation, DataConfig
 from ..errors import UserError, first_line
 from ..ranks import ALONE, Ranks
 from ..user_code import OBJECT, import_object, named
 from ..user_data import Data as UserData
 from .datasets import DataSet
-from .images import estimated_statistics, eval_batch_size, mean_and_std
+from .images import CROPS, estimated_statistics, eval_batch_size, mean_and_std
 from .in_memory import InMemoryImages
 from .loading import Draw, LoadedBatches, as_floats, load_rows
 from .own_items import Normalized, attribute_of, check_labels, check_shape, labels_of, normalization_of, read_item
@@ -130,11 +130,17 @@ class OwnImages:
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        augment: bool = True,
+        augmentation: Augmentation | None = CROPS,
         ranks: Ranks = ALONE,
     ) -> LoadedBatches:
         """Return batches to train on."""
-        return LoadedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
+        if augmentation is not None and augmentation.changes_pixels:
+            raise UserError(
+                "--auto-augment and --erasing do not apply to your data, which its own transforms augment. Add them "
+                "there."
+            )
+        settings: Any = {"batch_size": batch_size, "seed": seed, "device": device, "ranks": ranks}
+        return LoadedBatches(self, augmentation=augmentation, **settings)
 
     def sha256(self) -> str:
         """Return the identity of these images: the hash of their digest, labels and order."""
@@ -148,7 +154,7 @@ class OwnImages:
         return estimated_statistics(self)
 
     def read(self, row: int, draw: Draw | None) -> np.ndarray:
-        """Return the pixels (H, W, C) of an image. `draw` is (seed, epoch), or None without augmentation."""
+        """Return the pixels (H, W, C) of an image, augmented by what follows from `draw`, or without augmentation."""
         number, dataset = int(self.index_N[row]), self.clean if draw is None else self.augmented
         length = len(dataset)  # type: ignore[arg-type]
         if length != self.length:

@@ -5,11 +5,9 @@ Letters in names: N images, C channels, H W height and width.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from ..errors import UserError, first_line, pluralize
-from ..seeding import derive_seed
+from ..seeding import seeded
 from .images import SLACK, check_channels, mean_and_std
+from .loading import Draw
 
 log = logging.getLogger("checkpointkd")
 
@@ -28,12 +27,12 @@ Normalized = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def read_item(
-    dataset: Any, number: int, role: str, normalized: Normalized | None, draw: tuple[int, int] | None
+    dataset: Any, number: int, role: str, normalized: Normalized | None, draw: Draw | None
 ) -> tuple[np.ndarray, Any]:
     """Return an item's pixels (H, W, C), uint8 or float32 in [0, 1], and its label."""
     name = f"Image {number} of {role}="
     try:
-        with _seeded("augmentation", *(draw or CLEAN), number):
+        with seeded("augmentation", *(draw or CLEAN), number):
             item = dataset[number]
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"{name} cannot be read: {type(error).__name__}: {first_line(error)}") from None
@@ -66,22 +65,6 @@ def read_item(
                 wrong = "another mean and std" if normalized else "normalized=(mean, std) if the images are normalized"
                 raise UserError(f"{name} is {how}in [{low:.3g}, {high:.3g}], not in [0, 1]. Give {wrong}.")
     return image.permute(1, 2, 0).contiguous().numpy(), item[1]
-
-
-@contextlib.contextmanager
-def _seeded(*keys: int | str) -> Iterator[None]:
-    """Seed the global generators of torch, random and numpy, which transforms draw from, and restore them."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    seed = derive_seed(*keys)
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
 
 
 def check_shape(pixels_HWC: np.ndarray, shape: tuple[int, int, int], role: str, number: int) -> None:

@@ -11,17 +11,17 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import EvalTransform
+from ..config import Augmentation, EvalTransform
 from ..ranks import ALONE, Ranks
 from ..seeding import generator
 from .image_io import EncodedImages, decode_number
-from .images import estimated_statistics, eval_batch_size
+from .images import CROPS, estimated_statistics, eval_batch_size
 from .loading import Draw, LoadedBatches, as_floats, load_rows
 
 if TYPE_CHECKING:
@@ -78,14 +78,15 @@ class StreamingImages:
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        augment: bool = True,
+        augmentation: Augmentation | None = CROPS,
         ranks: Ranks = ALONE,
     ) -> LoadedBatches:
         """Return batches to train on."""
-        return LoadedBatches(self, batch_size=batch_size, seed=seed, device=device, augment=augment, ranks=ranks)
+        settings: Any = {"batch_size": batch_size, "seed": seed, "device": device, "ranks": ranks}
+        return LoadedBatches(self, augmentation=augmentation, **settings)
 
     def read(self, row: int, draw: Draw | None) -> np.ndarray:
-        """Return the pixels (size, size, 3) of an image. `draw` is (seed, epoch), or None without augmentation."""
+        """Return the pixels (size, size, 3) of an image, augmented as a function of `draw`, or unchanged."""
         from PIL.Image import Transpose
 
         number = int(self.index_N[row])

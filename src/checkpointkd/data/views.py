@@ -16,6 +16,15 @@ from torch import Tensor
 from ..seeding import hashed_uniform
 
 
+def turn(index_B: Tensor, count: int, *, seed: int, epoch: int) -> Tensor:
+    """Return which of `count` fixed views each image has in this epoch. In `count` epochs, each has its turn once.
+
+    >>> [int(turn(torch.tensor([7]), 3, seed=0, epoch=epoch)) for epoch in range(4)]
+    [1, 2, 0, 1]
+    """
+    return (hashed_uniform(index_B, count, "turn", seed) + epoch) % count
+
+
 @dataclass(frozen=True)
 class Views:
     """The finite set of views of a data set.
@@ -43,6 +52,16 @@ class Views:
     def draw(self, index_B: Tensor, *, seed: int, epoch: int) -> Tensor:
         """Return the view of each image in this epoch, a function of (seed, epoch, index) alone."""
         return hashed_uniform(index_B, len(self), "view", seed, epoch)  # the key decides all results: keep it
+
+    def fixed(self, index_N: Tensor, count: int) -> Tensor:
+        """Return the numbers of `count` different views of each image (N, count). Fewer are the first of more.
+
+        >>> views = Views(pad=4, flip=True)
+        >>> torch.equal(views.fixed(torch.arange(3), 8)[:, :2], views.fixed(torch.arange(3), 2))
+        True
+        """
+        order = [hashed_uniform(index_N, 1 << 30, "order of views", view) for view in range(len(self))]
+        return torch.stack(order, 1).argsort(dim=1, stable=True)[:, :count]
 
     def padded(self, pixels_NCHW: Tensor) -> Tensor:
         """Return the zero-padded images, channels last (N, H + 2·pad, W + 2·pad, C), as `cut` takes them."""

@@ -265,7 +265,7 @@ def _fit_decoders(
         size=(height, width),
     )
     batch_size = min(settings.batch_size, len(images))
-    batches = images.batches(batch_size=batch_size, seed=0, device=device, augment=False)
+    batches = images.batches(batch_size=batch_size, seed=0, device=device, augmentation=None)
     row_of_index = torch.full((int(images.index_N.max()) + 1,), -1)
     row_of_index[images.index_N] = torch.arange(len(images))
     objective = Reconstruction(maps_ANhwD, row_of_index.to(maps_ANhwD[0].device))

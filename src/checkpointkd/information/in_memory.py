@@ -191,7 +191,7 @@ class _TensorImages:
     def iter_batches(self, size: int) -> Iterator[Tensor]:
         yield from self.images_NCHW.split(size)
 
-    def batches(self, *, batch_size: int, seed: int, device: torch.device | str, augment: bool = False) -> _Batches:
+    def batches(self, *, batch_size: int, seed: int, device: torch.device | str, augmentation: None = None) -> _Batches:
         return _Batches(self, batch_size, seed, torch.device(device))
 
 

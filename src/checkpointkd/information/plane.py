@@ -21,6 +21,7 @@ from .. import records, storage
 from ..checkpoints import Trajectory
 from ..config import EstimatorConfig, OnProgress
 from ..data import Data, Images, stratified
+from ..device import autocast
 from ..errors import UserError, duration, pluralize
 from ..models import capture_activations, last_map_path, names_code
 from ..ranks import ALONE, Ranks
@@ -322,7 +323,7 @@ def score_checkpoints(
     fitted_maps, measured_maps, logits = [], [], []
     for checkpoint in checkpoints:  # one network at a time
         network = checkpoint.network(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with autocast(device, settings.precision):
             fitted_maps.append(maps_and_logits(network, fitted_on, settings.feature_layer, maps_on=maps_on)[0])
             maps_NhwD, logits_NK = maps_and_logits(network, measured_on, settings.feature_layer, maps_on=maps_on)
         del network

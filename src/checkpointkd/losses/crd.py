@@ -28,6 +28,7 @@ class CRD(FeatureMethod):
     """
 
     weight: ClassVar = 0.8
+    uses_labels: ClassVar = True
     feature_kind: ClassVar = "vector"
     embedding_size: ClassVar = 128
     temperature: ClassVar = 0.07

@@ -22,6 +22,22 @@ def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return F.cross_entropy(logits_BK, labels_B, reduction="none")
 
 
+def loss_with_labels(logits_BK: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy with labels, which are smoothed, or mixed, or both; one value per example (B,).
+
+    Args:
+        logits_BK: The student's logits.
+        targets: Classes (B,), or probabilities (B, K) of mixed images.
+        smoothing: The weight of the uniform distribution.
+    """
+    if targets.ndim == 2:
+        targets = targets.to(logits_BK.dtype)
+        return F.cross_entropy(logits_BK, targets, reduction="none", label_smoothing=smoothing)
+    if smoothing > 0:
+        return label_smoothing(logits_BK, targets, alpha=1 - smoothing)
+    return cross_entropy(logits_BK, targets)
+
+
 def soft_targets(
     teacher_TBK: Tensor,
     *,

@@ -54,10 +54,12 @@ class FeatureMethod(nn.Module, ABC):
     `alpha` is the default weight of the labels and `weight` that of the method's term, which grows linearly from 0
     over the first `warm_up` of the training. `feature_kind` selects the default features: the maps of all stages, of
     the middle stage, the last map, or the vector before the classifier.
+    `uses_labels` says that the term needs one class for each image.
     """
 
     alpha: ClassVar[float] = 1.0
     warm_up: ClassVar[float] = 0.0
+    uses_labels: ClassVar[bool] = False
     weight: ClassVar[float]
     feature_kind: ClassVar[FeatureKind]
 

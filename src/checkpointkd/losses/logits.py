@@ -3,6 +3,7 @@
 Calling a method with the student's logits, the teachers' logits and the labels returns one value per example (B,), the
 method's term. The objective adds the labels' term. `alpha`, `tau` and `weight` are the method's defaults: the values
 published for CIFAR-100. Over the first `warm_up` of training, the weight grows linearly from 0.
+Methods without `uses_labels` work with mixed images, too.
 Letters in names: B batch, K classes, T teachers, R rows, C columns.
 """
 
@@ -32,6 +33,7 @@ class KD(nn.Module):
     tau: ClassVar = KDConfig.tau
     weight: ClassVar = None  # 1 − α
     warm_up: ClassVar = 0.0
+    uses_labels: ClassVar = False
 
     def forward(
         self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights
@@ -50,6 +52,7 @@ class StandardizedKD(nn.Module):
     tau: ClassVar = 2.0
     weight: ClassVar = 9.0
     warm_up: ClassVar = 0.0
+    uses_labels: ClassVar = False
 
     def forward(
         self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights
@@ -94,6 +97,7 @@ class DIST(nn.Module):
     tau: ClassVar = 4.0
     weight: ClassVar = 2.0
     warm_up: ClassVar = 0.0
+    uses_labels: ClassVar = False
 
     def forward(
         self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights
@@ -118,6 +122,7 @@ class WTTM(nn.Module):
     tau: ClassVar = 5.0
     weight: ClassVar = 4.0
     warm_up: ClassVar = 0.0
+    uses_labels: ClassVar = False
 
     def forward(
         self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights
@@ -166,6 +171,7 @@ class MLKD(nn.Module):
     tau: ClassVar = 4.0
     weight: ClassVar = 0.9
     warm_up: ClassVar = 0.0
+    uses_labels: ClassVar = False
 
     def forward(
         self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights
@@ -184,6 +190,7 @@ class StandardizedMLKD(nn.Module):
     tau: ClassVar = 4.0
     weight: ClassVar = 9.0
     warm_up: ClassVar = 0.0
+    uses_labels: ClassVar = False
 
     def forward(
         self, student_BK: Tensor, teacher_TBK: Tensor, labels_B: Tensor, kd_config: KDConfig, weights: Weights

@@ -24,9 +24,10 @@ from ..seeding import derive_seed
 from ..user_code import import_object
 from . import features, logits
 from .crd import CRD
-from .distillation_loss import Weights, cross_entropy, label_smoothing, soft_loss
+from .distillation_loss import Weights, loss_with_labels, soft_loss
 from .matching import FeaturePaths, channels_first_map, match_features
 from .review import ReviewKD
+from .top_logits import keep_top_logits
 
 METHODS: dict[str, Any] = {
     "kd": logits.KD,
@@ -59,12 +60,14 @@ class Teaching:
         weights: Fitted weights of the teachers, (T,), or for each class of the labels, (T, K). None: not fitted.
         epochs: Epochs of the training. Only the teacher schedule `random` uses them.
         seed: Seed of the training. Only the teacher schedule `random` uses it.
+        label_smoothing: Weight of the uniform distribution in the labels.
     """
 
     scales: Sequence[float] | None = None
     weights: Tensor | None = None
     epochs: int = 1
     seed: int = 0
+    label_smoothing: float = 0.0
 
 
 _DEFAULT_CONFIG, _DEFAULT_TEACHING = DistillConfig(), Teaching()
@@ -102,9 +105,7 @@ class Supervised(nn.Module):
 
     def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
-        if self.smoothing == 0:
-            return cross_entropy(logits_BK, batch.labels_B), logits_BK
-        return label_smoothing(logits_BK, batch.labels_B, alpha=1 - self.smoothing), logits_BK
+        return loss_with_labels(logits_BK, batch.targets, smoothing=self.smoothing), logits_BK
 
 
 @final
@@ -136,13 +137,15 @@ class LogitDistillation(nn.Module):
         active, weights = _in_use(self, train_fraction, batch.labels_B)
         if batch.teacher_TBK is None:
             teacher_TBK = self.teacher.logits(batch, active)
+            if self.distill_config.top_k is not None:
+                teacher_TBK = keep_top_logits(teacher_TBK, self.distill_config.top_k)
         elif len(active) == len(self.teacher):  # indexing would copy the index to the device at every step
             teacher_TBK = batch.teacher_TBK
         else:
             teacher_TBK = batch.teacher_TBK[active]
         teacher_TBK = _scaled(teacher_TBK, self.teaching.scales, active)
         weight = _weight_at(train_fraction, self.weight, self.method.warm_up)
-        hard_B = cross_entropy(student_BK, batch.labels_B)
+        hard_B = loss_with_labels(student_BK, batch.targets, smoothing=self.teaching.label_smoothing)
         soft_B = self._soft(student_BK, teacher_TBK, batch, kd_config, weights)
         return kd_config.alpha * hard_B + weight * soft_B, logits_BK
 
@@ -208,7 +211,8 @@ class FeatureDistillation(nn.Module):
         # Norms, Gram matrices and exponentials need more than bfloat16's 8 bits.
         with torch.autocast(images_BCHW.device.type, enabled=False):
             student_BK = _at_least_float32(logits_BK)
-            loss_B = kd_config.alpha * cross_entropy(student_BK, batch.labels_B)
+            hard_B = loss_with_labels(student_BK, batch.targets, smoothing=self.teaching.label_smoothing)
+            loss_B = kd_config.alpha * hard_B
             if kd_config.alpha < 1:
                 teacher_TBK = _at_least_float32(torch.stack([teacher_BK for teacher_BK, _ in outputs]))
                 teacher_TBK = _scaled(teacher_TBK, self.teaching.scales, active)
@@ -293,6 +297,15 @@ def distillation(
 def takes_features(method: str) -> bool:
     """Return whether a method uses the teachers' features, so that the logit cache cannot serve it."""
     return hasattr(get_method(method), "feature_kind")
+
+
+def check_mixing(method: str) -> None:
+    """Raise UserError if a method needs one label for each image, so that mixed images do not suit it."""
+    if getattr(get_method(method), "uses_labels", True):
+        raise UserError(
+            f"--mixup and --cutmix do not apply to {method}, whose loss needs one class for each image. Leave them "
+            "out, or use another method, such as kd. (A method of your own that ignores labels: uses_labels = False.)"
+        )
 
 
 def defaults(method: str) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ..config import Precision
+from ..config import Augmentation, Precision
 from .base import Count, Name, Record
 
 
@@ -13,6 +13,17 @@ class ViewsRecord(Record, frozen=True):
 
     pad: Count
     flip: bool
+
+
+class FixedViewsRecord(Record, frozen=True, omit_defaults=True, kw_only=True):
+    """A few fixed augmented views of each image, and the versions of the packages that make them."""
+
+    augmentation: Augmentation
+    size: tuple[int, int]
+    flip: bool
+    pad: Count | None = None  # of small images; None for random resized crops
+    pillow: str | None = None
+    torchvision: str | None = None
 
 
 class LogitManifest(Record, frozen=True, omit_defaults=True, kw_only=True):
@@ -30,3 +41,5 @@ class LogitManifest(Record, frozen=True, omit_defaults=True, kw_only=True):
     batch_size: Count  # images in one forward pass
     versions: dict[str, str]
     network_config: dict[str, Any] | None = None  # of `hf:FOLDER`
+    fixed_views: FixedViewsRecord | None = None  # of --views, where images are streamed or changed by torchvision
+    top_k: Count | None = None  # the largest logits that are stored; None for all

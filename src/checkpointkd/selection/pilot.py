@@ -221,7 +221,13 @@ class _Runner:
         )
         if candidate == NO_TEACHER:
             with tracked(out, search.tracking) as on_row:
-                return run_training(run_spec, search.data, from_labels(), on_row=on_row, on_progress=search.on_progress)
+                return run_training(
+                    run_spec,
+                    search.data,
+                    from_labels(run_spec.recipe.label_smoothing),
+                    on_row=on_row,
+                    on_progress=search.on_progress,
+                )
         alpha, tau = defaults(candidate.method)
         if candidate.alpha is not None:
             alpha, tau = candidate.alpha, search.settings.tau

@@ -1,7 +1,8 @@
 """Batches that carry the teachers' logits, from the logit cache.
 
-(seed, epoch) determines which view of each image an epoch uses. So missing logits are computed before the epoch begins.
-The epoch's logits are on the device, and no step waits for a teacher.
+For images in memory, (seed, epoch) determines which view of each image an epoch uses. So missing logits are computed
+before the epoch begins. The epoch's logits are on the device, and no step waits for a teacher. `loaded_batches` does
+the same for images that workers load, at each step.
 
 Letters in names: N training images, T teachers, B batch, K classes.
 """
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor
 
 from ..config import TEACHER_FORWARD, OnProgress, Precision
-from ..data import Batch, EpochLoader, InMemoryBatches, InMemoryImages
+from ..data import Batch, EpochLoader, InMemoryBatches
+from ..data.loading import LoadedBatches
+from ..data.own import OwnImages
+from ..device import autocast
 from ..errors import UserError, first_line, format_bytes
+from . import loaded_batches
 from .ensemble import Teacher
 from .logit_cache import LogitFile, manifests_of, size_of, user_code_in, view_logits
 
@@ -41,7 +46,8 @@ class CachedTeacherBatches:
         active_teachers: Callable[[int], Collection[int]] | None = None,
     ) -> None:
         self.batches, self.teacher, self.files = batches, teacher, files
-        self.precision, self.on_progress = precision, on_progress
+        self.precision: Precision = precision
+        self.on_progress = on_progress
         self.active_teachers = active_teachers or (lambda epoch: range(len(files)))
 
     def __len__(self) -> int:
@@ -87,7 +93,7 @@ class CachedTeacherBatches:
                 image_B = missing_M[start : start + FILL_BATCH]
                 logits_BK = self._compute(member, own_N[image_B], view_N)
                 file.write(row_N[image_B], logits_BK)
-                logits_NK[image_B] = logits_BK
+                logits_NK[image_B] = file.as_read(logits_BK)
                 done += len(image_B)
                 if total > 10 * FILL_BATCH:  # a progress bar for less would only flicker
                     self.on_progress(TEACHER_FORWARD, done, total)
@@ -101,7 +107,7 @@ class CachedTeacherBatches:
         """One teacher's logits (B, K) on the CPU, by a forward pass of FILL_BATCH images, some of them repeated."""
         filled_B = image_B.repeat(-(-FILL_BATCH // len(image_B)))[:FILL_BATCH].to(self.batches.device)
         batch = self.batches.batch(filled_B, view_N[filled_B])
-        with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.batches.device, self.precision):
             return self.teacher.member_logits(member, batch)[: len(image_B)].cpu()
 
 
@@ -113,6 +119,7 @@ def with_cached_logits(
     precision: Precision,
     limit: int,
     on_progress: OnProgress,
+    top_k: int | None = None,
     active_teachers: Callable[[int], Collection[int]] | None = None,
 ) -> EpochLoader:
     """Return the batches with the teachers' logits from the logit cache.
@@ -121,24 +128,22 @@ def with_cached_logits(
 
     Args:
         limit: What the whole cache may take up, in bytes.
+        top_k: How many of the largest logits are stored; None for all.
         active_teachers: The teachers that are used in the epoch that follows so many completed ones. By default all.
     """
-    if teacher.batch_norm == "batch":
-        log.info("Teachers run at every step: with batch statistics, logits depend on the other images of a batch")
+    if (reason := _cannot_cache(batches, images, teacher)) is not None:
+        log.info("Teachers run at every step: %s", reason)
         return batches
-    if not isinstance(batches, InMemoryBatches) or not isinstance(images, InMemoryImages):
-        log.info("Teachers run at every step: these images have no finite number of views")
-        return batches
-    if (model := user_code_in(teacher.members)) is not None:
-        log.info("Teachers run at every step: the code of %s may change, so its logits are not cached", model)
-        return batches
+    assert isinstance(batches, InMemoryBatches | LoadedBatches)
+    in_memory = isinstance(batches, InMemoryBatches)
     manifests = manifests_of(
         teacher.members,
         images,
-        views=batches.views,
+        views=batches.views if isinstance(batches, InMemoryBatches) else batches.augmentation,
         precision=precision,
         device=batches.device,
-        batch_size=FILL_BATCH,
+        batch_size=FILL_BATCH if in_memory else loaded_batches.FILL_BATCH,
+        top_k=top_k,
     )
     files, problem = None, ""
     try:
@@ -149,10 +154,27 @@ def with_cached_logits(
     if float(batches.ranks.max(failed)) or files is None:  # all processes go on alike
         log.warning(
             "Teachers run at every step, because their logits (%s each) cannot be cached: %s",
-            format_bytes(size_of(manifests[0].rows, manifests[0].classes)),
+            format_bytes(size_of(manifests[0].rows, manifests[0].classes, top_k)),
             problem or "another process has no room for them",
         )
         return batches
+    if isinstance(batches, LoadedBatches):
+        return loaded_batches.LoadedTeacherBatches(
+            batches, teacher, files, precision=precision, active_teachers=active_teachers
+        )
     return CachedTeacherBatches(
         batches, teacher, files, precision=precision, active_teachers=active_teachers, on_progress=on_progress
     )
+
+
+def _cannot_cache(batches: EpochLoader, images: Any, teacher: Teacher) -> str | None:
+    """Return why the teachers' logits cannot be cached, or None."""
+    if teacher.batch_norm == "batch":
+        return "with batch statistics, logits depend on the other images of a batch"
+    if (model := user_code_in(teacher.members)) is not None:
+        return f"the code of {model} may change, so its logits are not cached"
+    if not isinstance(batches, InMemoryBatches | LoadedBatches) or isinstance(images, OwnImages):
+        return "your own data may change, so their logits are not cached"
+    if isinstance(batches, LoadedBatches) and batches.views is None:
+        return "the views of these images are new in every epoch. With --views, such as --views 8, logits are cached"
+    return None

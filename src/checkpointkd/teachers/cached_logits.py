@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..checkpoints import resolve_ensemble
-from ..config import LOGIT_CACHE_GB, OnProgress, Precision, SelectOn, check_choice
+from ..config import LOGIT_CACHE_GB, Augmentation, OnProgress, Precision, SelectOn, check_choice
 from ..data import Batch, EpochLoader, config_like, load_data
 from ..device import usable_device
 from ..errors import UserError
@@ -31,6 +31,7 @@ def cached_logits(
     batch_size: int = 64,
     seed: int = 0,
     augment: bool = True,
+    views: int | None = None,
     ensemble: str | None = None,
     train_images: int | None = None,
     select_on: SelectOn | None = None,
@@ -57,10 +58,11 @@ def cached_logits(
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         seed: Seed of the order and of the augmentation.
         augment: Whether images are padded, cropped and flipped, as in `distill`.
+        views: The number of fixed augmented views of each image, as `--views`. None: a new view in every epoch.
         ensemble: `snapshot:K`, `full:K`, `mixed` or `all`, as for `distill`.
         train_images: Use a class-balanced subset of this many training images. None: the teachers' number.
         select_on: `val` or `test`, as for `distill`. None: as in the teachers' run.
-        precision: Precision of the teachers' forward passes, `fp32` or `bf16`.
+        precision: Precision of the teachers' forward passes: `fp32`, `bf16` or `fp16`.
         device: Device of the images, logits and teachers.
         logit_cache_gb: Largest size of the whole logit cache, in GB.
         on_progress: Called while missing logits are computed.
@@ -81,7 +83,9 @@ def cached_logits(
     teacher = Teacher(members, device=device, cache_limit=int(logit_cache_gb * 1e9))
     check_compatible(teacher, loaded)
     batches = with_cached_logits(
-        loaded.train.batches(batch_size=batch_size, seed=seed, device=device, augment=augment),
+        loaded.train.batches(
+            batch_size=batch_size, seed=seed, device=device, augmentation=Augmentation(views=views) if augment else None
+        ),
         loaded.train,
         teacher,
         precision=precision,

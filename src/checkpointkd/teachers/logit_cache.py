@@ -4,7 +4,8 @@ An entry is a folder, `logits/KEY` in the cache directory, with one teacher's lo
 
 manifest.json        all that the logits follow from; KEY is its hash, so any change makes another entry
 logits.safetensors   float32 logits of clean images, or
-rows.bin             float16 logits of every view of every training image, with a checksum for each row
+rows.bin             float16 logits of every view of every training image, with a checksum for each row; the views are
+                     all crops and flips, or with `--views` a few fixed ones
 
 All entries share one limit. Those that were unused for longest make room.
 A process that still reads a removed file keeps it until the process ends.
@@ -27,11 +28,12 @@ from torch import Tensor
 
 from .. import records, storage
 from ..checkpoints import CheckpointRef
-from ..config import LOGIT_CACHE_GB, Precision
-from ..data import InMemoryImages, Views, cache_dir
+from ..config import LOGIT_CACHE_GB, Augmentation, Precision
+from ..data import InMemoryImages, StreamingImages, Views, cache_dir
 from ..errors import UserError, format_bytes
+from ..losses.top_logits import from_top_logits, top_logits
 from ..models import names_code
-from ..records.logit_cache import LogitManifest, ViewsRecord
+from ..records.logit_cache import FixedViewsRecord, LogitManifest, ViewsRecord
 from ..seeding import hashed_words
 
 log = logging.getLogger("checkpointkd")
@@ -42,6 +44,9 @@ MANIFEST, CLEAN, ROWS = "manifest.json", "logits.safetensors", "rows.bin"
 
 class LogitFile:
     """One teacher's logits for M rows, in a file that processes share: K values in 16 bits and a checksum per row.
+
+    With `top_k`, a row holds the largest logits, their classes, and the mean of the other logits. The other classes are
+    read with this mean.
 
     A row that was never written, was written by half or belongs elsewhere has a wrong checksum. It counts as missing.
 
@@ -54,9 +59,9 @@ class LogitFile:
     ([False, True], [1.0, 2.0, 3.0])
     """
 
-    def __init__(self, path: Path, *, rows: int, classes: int) -> None:
-        self.classes, self.words = classes, _words(classes)
-        size = size_of(rows, classes)
+    def __init__(self, path: Path, *, rows: int, classes: int, top_k: int | None = None) -> None:
+        self.classes, self.top_k, self.words = classes, top_k, _words(classes, top_k)
+        size = size_of(rows, classes, top_k)
         if path.exists() and path.stat().st_size != size:
             path.unlink()  # not a file of this format
         if not path.exists():
@@ -74,17 +79,35 @@ class LogitFile:
             return torch.zeros(len(row_M), self.classes, dtype=torch.float16), torch.zeros(len(row_M), dtype=torch.bool)
         rows_MW = self._rows_MW[row_M]
         values_MW, checksum_M = rows_MW[:, :-1], rows_MW[:, -1]
-        logits_MK = values_MW.contiguous().view(torch.float16)[:, : self.classes]
-        return logits_MK, checksum_M == _checksum(values_MW, row_M)
+        return self._decoded(values_MW.contiguous().view(torch.float16)), checksum_M == _checksum(values_MW, row_M)
 
     def write(self, row_M: Tensor, logits_MK: Tensor) -> None:
         """Store the logits of these rows."""
         if self._is_cut():
             return
-        padded_MK = torch.zeros(len(row_M), 4 * self.words, dtype=torch.float16)
-        padded_MK[:, : self.classes] = logits_MK
-        values_MW = padded_MK.view(torch.int64)
+        encoded = self._encoded(logits_MK)
+        padded = torch.zeros(len(row_M), 4 * self.words, dtype=torch.float16)
+        padded.view(torch.int16)[:, : encoded.shape[1]] = encoded.view(torch.int16)
+        values_MW = padded.view(torch.int64)
         self._rows_MW[row_M] = torch.cat([values_MW, _checksum(values_MW, row_M)[:, None]], 1)
+
+    def as_read(self, logits_MK: Tensor) -> Tensor:
+        """Return logits as `read` returns them after `write`, float16 (M, K)."""
+        return self._decoded(self._encoded(logits_MK))
+
+    def _encoded(self, logits_MK: Tensor) -> Tensor:
+        """Return the values of rows in 16 bits: all logits, or the largest, their classes and the others' mean."""
+        if self.top_k is None:
+            return logits_MK.to(torch.float16).contiguous()
+        largest_Mk, class_Mk, rest_M1 = top_logits(logits_MK, self.top_k)
+        return torch.cat([largest_Mk, class_Mk.view(torch.float16), rest_M1], 1)
+
+    def _decoded(self, values: Tensor) -> Tensor:
+        if self.top_k is None:
+            return values[:, : self.classes]
+        k = self.top_k
+        class_Mk = values[:, k : 2 * k].contiguous().view(torch.int16)
+        return from_top_logits(values[:, :k], class_Mk, values[:, 2 * k : 2 * k + 1], classes=self.classes)
 
     def _is_cut(self) -> bool:
         """Whether another program has shortened the file: reading the lost part would kill the process."""
@@ -93,27 +116,34 @@ class LogitFile:
 
 def manifests_of(
     members: Sequence[CheckpointRef],
-    images: InMemoryImages,
+    images: InMemoryImages | StreamingImages,
     *,
-    views: Views | None,
+    views: Views | Augmentation | None,
     precision: Precision,
     device: torch.device,
     batch_size: int,
+    top_k: int | None = None,
 ) -> list[LogitManifest]:
     """Return, for each teacher, all that its logits for these images follow from.
 
     Args:
-        views: The views of each image; None for clean images.
+        views: The views of each image, the augmentation of their fixed views, or None for clean images.
         batch_size: The images in one forward pass. Another size sums in another order.
+        top_k: How many of the largest logits are stored; None for all.
     """
     images_sha256 = images.sha256()
+    per_image = 1
+    if views is not None:
+        per_image = len(views) if isinstance(views, Views) else views.views or 1
     return [
         LogitManifest(
             teacher=member.checkpoint.sha256,
             model=member.checkpoint.run.model,
             images=images_sha256,
-            views=None if views is None else ViewsRecord(pad=views.pad, flip=views.flip),
-            rows=len(images) * (1 if views is None else len(views)),
+            views=ViewsRecord(pad=views.pad, flip=views.flip) if isinstance(views, Views) else None,
+            fixed_views=_fixed_views(images, views) if isinstance(views, Augmentation) else None,
+            top_k=top_k,
+            rows=len(images) * per_image,
             classes=len(member.checkpoint.run.classes),
             precision=precision,
             device=device.type,
@@ -159,19 +189,33 @@ def view_logits(manifests: Sequence[LogitManifest], *, limit: int) -> list[Logit
         OSError: If the disk is full or cannot be written to.
     """
     keys = [_key(manifest) for manifest in manifests]
-    sizes = [size_of(manifest.rows, manifest.classes) for manifest in manifests]
+    sizes = [size_of(manifest.rows, manifest.classes, manifest.top_k) for manifest in manifests]
     _make_room(dict(zip(keys, sizes, strict=True)), limit)
     files = []
     for key, manifest in zip(keys, manifests, strict=True):
         folder = _folder() / key
-        files.append(LogitFile(folder / ROWS, rows=manifest.rows, classes=manifest.classes))
+        size = {"rows": manifest.rows, "classes": manifest.classes, "top_k": manifest.top_k}
+        files.append(LogitFile(folder / ROWS, **size))
         storage.write_json(folder / MANIFEST, manifest)
     return files
 
 
-def size_of(rows: int, classes: int) -> int:
+def size_of(rows: int, classes: int, top_k: int | None = None) -> int:
     """Return the size of a file of logits of every view, in bytes. For all of CIFAR-100 it is 1.7 GB."""
-    return rows * (_words(classes) + 1) * 8
+    return rows * (_words(classes, top_k) + 1) * 8
+
+
+def _fixed_views(images: InMemoryImages | StreamingImages, augmentation: Augmentation) -> FixedViewsRecord:
+    streamed = isinstance(images, StreamingImages)
+    needs_torchvision = augmentation.changes_pixels
+    return FixedViewsRecord(
+        augmentation=augmentation,
+        size=images.shape[1:],
+        flip=images.flip,
+        pad=None if streamed else images.views.pad,
+        pillow=version("pillow") if streamed or needs_torchvision else None,
+        torchvision=version("torchvision") if needs_torchvision else None,
+    )
 
 
 def _versions(model: str) -> dict[str, str]:
@@ -242,9 +286,9 @@ def _entries() -> Iterator[tuple[float, int, Path]]:
             yield max((file.st_mtime for file in status.values()), default=0.0), size, folder
 
 
-def _words(classes: int) -> int:
-    """How many words of 64 bits hold one row's logits."""
-    return -(-classes // 4)
+def _words(classes: int, top_k: int | None = None) -> int:
+    """How many words of 64 bits hold one row's values of 16 bits."""
+    return -(-(classes if top_k is None else 2 * top_k + 1) // 4)
 
 
 def _checksum(values_MW: Tensor, row_M: Tensor) -> Tensor:

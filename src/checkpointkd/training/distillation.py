@@ -15,7 +15,8 @@ from ..data import Data, EpochLoader
 from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError
 from ..exporting import write_student
-from ..losses import Teaching, distillation, get_method, takes_features
+from ..losses import Teaching, check_mixing, distillation, takes_features
+from ..losses.top_logits import MOST_CLASSES
 from ..models import Network
 from ..ranks import is_secondary, world_size
 from ..records.runs import DistillRecord, TeachersMeasured
@@ -57,7 +58,8 @@ class DistillSpec:
     allow_weak_teacher: bool = False
 
     def __post_init__(self) -> None:
-        get_method(self.method)  # raises UserError for an unknown method
+        if takes_features(self.method) and self.config.top_k is not None:  # raises UserError for an unknown method
+            raise UserError(f"--top-k does not apply to {self.method}, which uses the teachers' features")
         if not 0 <= self.logit_cache_gb < 1e9:
             raise UserError(f"--logit-cache-gb must be from 0 to 10⁹, not {self.logit_cache_gb}")
         if isinstance(self.config.teacher_weights, str) and len(self.refs) == 1:
@@ -92,6 +94,11 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     """
     teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
+    if spec.config.top_k is not None and not spec.config.top_k < min(len(data.classes), MOST_CLASSES):
+        raise UserError(
+            f"--top-k {spec.config.top_k} must be below the number of classes, {len(data.classes)}. Leave it out to "
+            "use all logits."
+        )
     given = spec.config.teacher_weights
     weights = fitted_weights(teacher, data.val, given)
     # Weights by class depend on the label, so they give no prediction that could be measured.
@@ -126,9 +133,19 @@ def run_distillation(
             f"--teacher-batch-norm batch does not apply to {world_size()} processes: each would normalize its own part "
             "of a batch. Leave it out, or use one process."
         )
+    if run.recipe.mixes:
+        check_mixing(spec.method)
+        if spec.config.teacher_weights == "auto-per-class":
+            raise UserError(
+                "--teacher-weights auto-per-class needs one class for each image. Leave out --mixup, --cutmix"
+            )
     teachers = _LazyTeachers(run, spec, data, prepared)
 
     def wrap_batches(batches: EpochLoader, precision: Precision) -> EpochLoader:
+        if run.recipe.mixes:
+            if run.verbose:
+                log.info("Teachers run at every step: mixup and CutMix make new images")
+            return batches
         if spec.logit_cache_gb == 0:
             return batches
         if takes_features(spec.method):
@@ -141,6 +158,7 @@ def run_distillation(
             teachers.prepared.teacher,
             precision=precision,
             limit=spec.cache_limit,
+            top_k=spec.config.top_k,
             on_progress=on_progress or (lambda task, done, total: None),
             active_teachers=lambda epoch: spec.config.active_teachers(
                 epoch, run.recipe.epochs, len(spec.refs), seed=run.seed
@@ -201,6 +219,7 @@ class _LazyTeachers:
                 weights=self.prepared.weights,
                 epochs=self._run.recipe.epochs,
                 seed=self._run.seed,
+                label_smoothing=self._run.recipe.label_smoothing,
             ),
         )
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Precision, Recipe
 from ..data import Batch, EpochLoader
+from ..device import autocast
 from ..errors import Diverged, UserError, first_line
 from ..ranks import ALONE, Ranks
 from ..seeding import derive_seed
+from .parameters import decay_after, parameter_groups, update_average
 
 Row = dict[str, Any]
 OnStep = Callable[[int, int], None]  # gets the completed steps of this epoch, and the steps of an epoch
@@ -46,6 +49,8 @@ class State:
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # completed epochs
     partial: Partial | None = None  # of the next epoch
+    average: nn.Module | None = None  # the exponential moving average of the weights, `Recipe.ema`
+    scaler: torch.amp.GradScaler | None = None  # of the loss, in fp16
 
     def to_dict(self) -> dict[str, Any]:
         """Return what resuming needs, as plain nested values."""
@@ -55,6 +60,8 @@ class State:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "partial": None if self.partial is None else vars(self.partial),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
+            **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
         }
 
     def restore(self, stored: dict[str, Any]) -> None:
@@ -63,6 +70,10 @@ class State:
             self.model.load_state_dict(stored["model"])
             self.objective.load_state_dict(stored["objective"])
             self.optimizer.load_state_dict(stored["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(stored["average"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(stored["scaler"])
             self.epoch = int(stored["epoch"])
             self.partial = Partial(**stored["partial"]) if stored.get("partial") else None
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -72,17 +83,13 @@ class State:
             ) from None
 
 
-def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: torch.device) -> State:
+def start(
+    model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision = "fp32"
+) -> State:
     """Return the state before the first epoch. The objective's own layers train along with the model."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.to(device)
-    parameters = [*model.parameters(), *objective.parameters()]
-    groups: list[Any] = parameters
-    if not recipe.decay_all:
-        exempt = _exempt_from_decay(model)
-        decayed = [parameter for parameter in parameters if parameter.dim() > 1 and id(parameter) not in exempt]
-        others = [parameter for parameter in parameters if parameter.dim() <= 1 or id(parameter) in exempt]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    groups = parameter_groups(model, objective, recipe)
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(
             groups,
@@ -94,14 +101,9 @@ def start(model: nn.Module, objective: nn.Module, recipe: Recipe, *, device: tor
     else:
         adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
         optimizer = adam(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return State(model, objective, optimizer)
-
-
-def _exempt_from_decay(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters that a network of timm exempts, such as class tokens."""
-    body: Any = getattr(model, "body", model)
-    names = body.no_weight_decay() if callable(getattr(body, "no_weight_decay", None)) else ()
-    return {id(parameter) for name, parameter in body.named_parameters() if name in names}
+    average = None if recipe.ema is None else deepcopy(model).requires_grad_(False).eval()
+    scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    return State(model, objective, optimizer, average=average, scaler=scaler)
 
 
 def fit(
@@ -199,8 +201,10 @@ def _train_epoch(
         train_fraction = (state.epoch + number / steps) / recipe.epochs
         learning_rate = recipe.learning_rate_at(state.epoch + number / steps)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         loss, logits_BK = take_step(batch, train_fraction=train_fraction)
+        if state.average is not None and recipe.ema is not None:
+            update_average(state.average, state.model, decay_after(state.epoch * steps + number, recipe.ema))
         with torch.no_grad():
             count = len(batch.labels_B)
             correct = (logits_BK.argmax(-1) == batch.labels_B).sum() if logits_BK is not None else loss.new_zeros(())
@@ -257,20 +261,26 @@ def step(
         with (
             contextlib.nullcontext() if last or not isinstance(learner, DistributedDataParallel) else learner.no_sync()
         ):
-            with torch.autocast(part.images_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(part.images_BCHW.device, precision):
                 if learner is None:
                     loss_B, logits_BK = state.objective(state.model, part, train_fraction)
                 else:
                     loss_B, logits_BK = learner(part, train_fraction)
                 # DDP averages gradients over processes, but their shares of the batch may differ in size
                 loss = loss_B.mean() if whole else loss_B.sum() * (ranks.world_size / (part.total or 1))
-            loss.backward()
+            (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         losses.append(loss_B.detach())
         logits.append(logits_BK)
     if clip_norm is not None:
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
         parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(parameters, clip_norm)
-    state.optimizer.step()
+    if state.scaler is None:
+        state.optimizer.step()
+    else:  # leaves the step out, and lowers the scale, if a gradient is infinite
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
     if whole:
         return loss.detach(), logits[0]
     loss_B = torch.cat(losses)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import records
 from ..checkpoints import RunDir, Trajectory, initial_network, open_trajectory
@@ -25,17 +25,20 @@ from ..config import (
     Recipe,
     check_choice,
 )
-from ..data import Data, EpochLoader, Images, config_of, load_test
+from ..data import Data, EpochLoader, config_of, load_test
+from ..data.augmenting import check_augmentation
+from ..data.mixing import MixedBatches
 from ..errors import Diverged, UserError, pluralize
 from ..losses import Supervised
-from ..metrics import measure, predict
 from ..models import Network, build_network, check_trainable, read_config
 from ..ranks import Ranks, joined, synchronize_batch_norm, world_size
 from ..records.base import Measured
 from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
+from .averaged_run import AveragedRun
 from .checks import check_global_batch, check_single_images, compiler_errors, has_unused_parameters
 from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision
+from .saved import as_saved, measured_on, tensors_to_save
 
 log = logging.getLogger("checkpointkd")
 
@@ -137,6 +140,7 @@ def run_training(
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
     check_single_images(spec.recipe, network, data, model=spec.model, accumulate=spec.accumulate)
+    check_augmentation(spec.recipe.augmentation)
     metadata = method.metadata()
     objective = method.objective(network)
     with joined(spec.device) as ranks, ranks.locked(spec.out):
@@ -162,7 +166,7 @@ def run_training(
             check_global_batch(spec.recipe, ranks, accumulate=spec.accumulate)
             if ranks.world_size > 1 and not spec.local_batch_norm:
                 synchronize_batch_norm(network, device=spec.device)
-        state = start(network, objective, spec.recipe, device=spec.device)
+        state = start(network, objective, spec.recipe, device=spec.device, precision=precision)
         if spec.compile:
             network.compile()
         if stored is not None:
@@ -176,10 +180,13 @@ def run_training(
             batch_size=spec.recipe.batch_size,
             seed=spec.seed,
             device=spec.device,
-            augment=spec.recipe.augment,
+            augmentation=spec.recipe.augmentation,
             ranks=ranks,
         )
         batches = method.wrap_batches(batches, precision)
+        if spec.recipe.mixes:
+            mixing = {"mixup": spec.recipe.mixup, "cutmix": spec.recipe.cutmix, "classes": len(data.classes)}
+            batches = MixedBatches(batches, seed=spec.seed, ranks=ranks, **mixing)
         with compiler_errors() if spec.compile else contextlib.nullcontext():
             _train(spec, data, folder, state, batches, precision, ranks, on_row=on_row, on_progress=on_progress)
     return open_trajectory(spec.out)
@@ -207,6 +214,9 @@ def _train(
             on_progress(str(spec.out), state.epoch * steps + step, total)
 
     test = load_test(config_of(data.record), on_progress=on_progress) if spec.evaluate_test else None
+    averaged = None
+    if state.average is not None:
+        averaged = AveragedRun(folder, state.average, ranks, dtype=spec.checkpoint_dtype, up_to=state.epoch)
     val: Measured | None = None  # of the last network
     training = fit(
         state,
@@ -223,26 +233,30 @@ def _train(
     )
     for row in training:
         if state.epoch % spec.interval == 0 or state.epoch == spec.recipe.epochs:
-            saved = _as_saved(state.model, spec)
-            measured = _measure(saved, data.val, ranks)
+            saved = as_saved(state.model, spec.checkpoint_dtype)
+            measured = measured_on(saved, data.val, ranks)
             if not math.isfinite(measured.nll):
                 with ranks.alike():
                     raise Diverged(f"The network's logits are not finite after epoch {state.epoch}")
             row = {**row, "val_accuracy": measured.accuracy, "val_nll": measured.nll}
             val = measured if state.epoch == spec.recipe.epochs else None
-            float16 = spec.checkpoint_dtype == "float16"
-            tensors = fp16_state_dict(saved) if float16 else saved.state_dict()
+            tensors = tensors_to_save(saved, spec.checkpoint_dtype)
             ranks.from_main(lambda: folder.save_checkpoint(state.epoch, tensors))  # noqa: B023 - called at once
         if spec.best_of_last_ten and test is not None and state.epoch > spec.recipe.epochs - 10:
-            row = {**row, "test_accuracy": _measure(_as_saved(state.model, spec), test, ranks).accuracy}
+            row = {
+                **row,
+                "test_accuracy": measured_on(as_saved(state.model, spec.checkpoint_dtype), test, ranks).accuracy,
+            }
         rows.append(row)
+        if averaged is not None:
+            averaged.save_epoch(row, data.val, checkpoint="val_accuracy" in row)
         ranks.from_main(lambda: folder.save_epoch(rows, state.to_dict()))
         on_row(row)
-    network = _as_saved(state.model, spec)
-    val = val or _measure(network, data.val, ranks)
+    network = as_saved(state.model, spec.checkpoint_dtype)
+    val = val or measured_on(network, data.val, ranks)
     tested = None
     if test is not None:
-        tested = val if data.record.select_on == "test" else _measure(network, test, ranks)
+        tested = val if data.record.select_on == "test" else measured_on(network, test, ranks)
     best = max(rows[-10:], key=lambda row: row["test_accuracy"]) if spec.best_of_last_ten else None
     result = RunResult(
         epoch=state.epoch,
@@ -253,16 +267,9 @@ def _train(
         seconds=round(sum(row["seconds"] for row in rows), 3),
         wall_seconds_since_start_or_resume=round(time.perf_counter() - began, 3),
     )
+    if averaged is not None:
+        averaged.finish(result, data, test)
     ranks.from_main(lambda: folder.finish(result))
-
-
-def fp16_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """Return a network's tensors in 16 bits; integers, and tensors that 16 bits cannot hold, stay as they are."""
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        half = tensor.half() if tensor.is_floating_point() else tensor
-        tensors[name] = half if bool(half.isfinite().all()) else tensor
-    return tensors
 
 
 def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | None:
@@ -339,16 +346,3 @@ def _log_start(spec: RunSpec, data: Data) -> None:
         spec.recipe.lr_schedule,
         pluralize(spec.interval, "epoch"),
     )
-
-
-def _as_saved(network: nn.Module, spec: RunSpec) -> nn.Module:
-    """The network with its weights as its checkpoint keeps them; the given one is not changed."""
-    if spec.checkpoint_dtype == "float32":
-        return network
-    copy = deepcopy(network)
-    copy.load_state_dict(fp16_state_dict(network))
-    return copy
-
-
-def _measure(network: nn.Module, images: Images, ranks: Ranks) -> Measured:
-    return records.convert(measure(predict(network, images, ranks=ranks), images.labels_N), Measured)
