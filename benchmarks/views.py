@@ -3,8 +3,8 @@
 python benchmarks/views.py --data cifar100:PATH --out FOLDER                        # an hour on one core
 python benchmarks/views.py --data folder:PATH --image-size 64 --teacher timm:resnet18 --student resnet_20 --out FOLDER
 
-A teacher trains with all views. For each seed and each K, a student distills with K fixed views; 0 stands for all views.
-Rows go to FOLDER/views.jsonl. A repeated command continues.
+A teacher trains with all views. For each seed and each K, a student distills with K fixed views; 0 stands for all
+views. Rows go to FOLDER/views.jsonl. A repeated command continues.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def main() -> None:
                     **common,
                 )
                 result = student.result()
-                assert result is not None and result.test is not None
+                assert result is not None
+                assert result.test is not None
                 row = {"views": views, "method": method, "seed": seed, "epochs": options.epochs}
                 row |= {"images": options.images, "val": result.val.accuracy, "test": result.test.accuracy}
                 row |= {"seconds": result.seconds, "wall_seconds": result.wall_seconds_since_start_or_resume}

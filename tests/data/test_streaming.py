@@ -172,7 +172,7 @@ def test_a_folder_is_trained_scored_selected_distilled_and_evaluated(folder: Pat
     common = {"epochs": 2, "batch_size": 9, "learning_rate": 0.05}
     teacher = ckd.train("wrn_10_1", data=f"folder:{folder}", image_size=16, save_every=1, out=tmp_path / "t", **common)
     assert teacher.run.recipe.lr_schedule == "cosine", "small images have CIFAR's recipe"
-    assert load_data(_settings(folder, image_size=None)).recipe == "imagenet"
+    assert load_data(_settings(folder, image_size=None)).recipe == "adamw"
     ckd.score(teacher.path, decoder_steps=4, decoder_seeds=1)
     ckd.select(teacher.path)
     student = ckd.distill(

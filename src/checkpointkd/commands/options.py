@@ -220,7 +220,7 @@ class TrainingOptions(LearningRateOptions, RunOptions):
         return RunSpec(
             model=model,
             out=Path(self.out),
-            recipe=self.recipe_for(data, self.learning_rate, self.init),
+            recipe=self.recipe_for(model, data, self.learning_rate, self.init),
             device=device,
             save_every=self.save_every,
             seed=self.seed,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import AutoAugment, LrSchedule, OptimizerName, Recipe
-from ..recipes import recipe
+from ..recipes import default_recipe, recipe
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -21,8 +21,8 @@ class RecipeOptions:
 
     recipe: str | None = None
     """Named training settings: digits, cifar100, cifar100-step, cifar100-small, cifar100-small-student, repdistiller,
-    tiny-imagenet, imagenet, imagenet-cosine, vit or finetune. Default: finetune for a network that starts from given
-    weights, otherwise the recipe of the data set."""
+    tiny-imagenet, imagenet, imagenet-cosine, vit, deit, adamw or finetune. Default: finetune for a network that starts
+    from given weights; adamw for one without batch norm (on ImageNet vit); otherwise the recipe of the data set."""
 
     epochs: int | None = None
     """Number of epochs. Default: the recipe's."""
@@ -79,14 +79,26 @@ class RecipeOptions:
     """Also keep an exponential moving average of the weights with this decay, such as 0.999. Its checkpoints are a
     second trajectory, RUN/ema. Default: the recipe's."""
 
-    def recipe_for(self, data: Data, learning_rate: float | None = None, init: str | None = None) -> Recipe:
-        """Return the chosen recipe, or the default, with the options in place of its own settings."""
+    def recipe_for(self, model: str, data: Data, learning_rate: float | None = None, init: str | None = None) -> Recipe:
+        """Return the chosen recipe, or the default of this network, with the options in place of its own settings."""
         return recipe(
-            self.recipe or (data.recipe if init is None else "finetune"),
+            self.recipe or default_recipe_for(model, data, initialized=init is not None),
             epochs=self.epochs,
             learning_rate=learning_rate,
             **{name: getattr(self, name) for name in RECIPE_OPTIONS},
         )
+
+
+def default_recipe_for(model: str, data: Data, *, initialized: bool = False) -> str:
+    """Return the name of the default recipe of a network on a data set."""
+    from ..models import build_network, has_batch_norm
+
+    batch_norm = True
+    if not initialized:
+        one = [0.5] * data.train.shape[0]  # normalization does not matter here
+        network = build_network(model, num_classes=len(data.classes), in_channels=len(one), mean=one, std=one)
+        batch_norm = has_batch_norm(network)
+    return default_recipe(data.recipe, initialized=initialized, batch_norm=batch_norm)
 
 
 @dataclass(frozen=True, kw_only=True)

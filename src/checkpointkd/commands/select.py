@@ -369,7 +369,7 @@ def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOpti
         student=student,
         trajectory=trajectory,
         data=data,
-        recipe=options.recipe_for(data, options.learning_rate),
+        recipe=options.recipe_for(student, data, options.learning_rate),
         settings=settings,
         out=out,
         precision=options.precision,

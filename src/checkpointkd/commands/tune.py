@@ -154,7 +154,7 @@ def tune(student: Model, /, *, options: TuneOptions) -> dict[str, Any]:
         run=RunSpec(
             model=network,
             out=Path(options.out),
-            recipe=options.recipe_for(data),
+            recipe=options.recipe_for(network, data),
             device=options.torch_device,
             seed=options.seed,
             precision=options.precision,

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ log = logging.getLogger("checkpointkd")
 
 TEST_FOLDERS = ("val", "valid", "validation", "test")
 IMAGENET_CLASSES = 1_000
+SMALL_IMAGES = "cifar100"  # the recipe of images of up to 64 pixels
 
 
 def folder(path: str | None, settings: DataConfig, on_progress: OnProgress) -> DataSet:
@@ -52,7 +53,7 @@ def imagenet(path: str | None, settings: DataConfig, on_progress: OnProgress) ->
             f"{root / 'train'} has {len(dataset.classes):,} classes, ImageNet {IMAGENET_CLASSES:,}. For your own "
             f"images give folder:{root}."
         )
-    return dataset
+    return dataset if dataset.recipe == SMALL_IMAGES else replace(dataset, recipe="imagenet")
 
 
 def _folder(root: Path, settings: DataConfig) -> DataSet:
@@ -114,7 +115,7 @@ def _folder(root: Path, settings: DataConfig) -> DataSet:
         train=lambda: images(train),
         test=lambda: images(test),
         val=None if val is None else lambda: images(val),
-        recipe="imagenet" if (settings.image_size or 224) > 64 else "cifar100",
+        recipe="adamw" if (settings.image_size or 224) > 64 else SMALL_IMAGES,
     )
 
 

@@ -90,7 +90,7 @@ def hub(path: str | None, settings: DataConfig, on_progress: OnProgress) -> Data
             train=lambda: streamed("train"),
             test=lambda: streamed(test),
             val=None if val is None else lambda: streamed(val),
-            recipe="imagenet" if side > SMALL else "cifar100",
+            recipe="adamw" if side > SMALL else "cifar100",
         )
     return DataSet(
         classes,

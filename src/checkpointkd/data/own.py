@@ -86,7 +86,7 @@ def own_data(name: str, settings: DataConfig) -> DataSet:
         train=lambda: images(data, "train"),
         val=None if data.val is None else lambda: images(data, "val"),
         test=lambda: images(data, "test"),
-        recipe="imagenet" if max(train.shape[1:]) > 64 else "cifar100",
+        recipe="adamw" if max(train.shape[1:]) > 64 else "cifar100",
     )
 
 

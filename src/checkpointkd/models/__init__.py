@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import ChannelOrder
 from ..errors import UserError, first_line, unknown_name
@@ -36,6 +37,7 @@ __all__ = [
     "build_network",
     "capture_activations",
     "check_trainable",
+    "has_batch_norm",
     "last_map_path",
     "names_code",
     "read_config",
@@ -103,6 +105,11 @@ def build_network(
         else:
             body = _build_body(model, config, num_classes=num_classes, in_channels=in_channels)
     return Network(body, mean=mean, std=std, channel_order=channel_order)
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Return whether a network has batch normalization."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 def check_trainable(network: Network, images_BCHW: Tensor, *, classes: int, model: str) -> None:

@@ -67,8 +67,9 @@ class LoadedTeacherBatches:
         file = self.files[member]
         logits_BK, valid_B = file.read(place_B)
         missing_M = (~valid_B).nonzero().flatten()
-        for some_M in missing_M.split(FILL_BATCH):
-            filled = some_M.repeat(-(-FILL_BATCH // max(1, len(some_M))))[:FILL_BATCH].to(batch.images_BCHW.device)
+        for start in range(0, len(missing_M), FILL_BATCH):
+            some_M = missing_M[start : start + FILL_BATCH]
+            filled = some_M.repeat(-(-FILL_BATCH // len(some_M)))[:FILL_BATCH].to(batch.images_BCHW.device)
             images_BCHW = batch.images_BCHW[filled].contiguous(memory_format=torch.channels_last)
             with autocast(images_BCHW.device, self.precision):
                 computed = self.teacher.member_logits(member, replace(batch, images_BCHW=images_BCHW))
