@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from checkpointkd.config import DataConfig, EstimatorConfig, Recipe
+from checkpointkd.config import Augmentation, DataConfig, EstimatorConfig, Recipe
 from checkpointkd.distill_config import DistillConfig, KDConfig, PilotConfig
 from checkpointkd.errors import UserError
 from checkpointkd.recipes import RECIPES, recipe
 
 NUMBERS = [  # every field that holds a number, apart from seeds
     *((Recipe, name) for name in ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay")),
-    *((Recipe, name) for name in ("step_every", "step_factor", "warmup", "clip_norm")),
+    *((Recipe, name) for name in ("step_every", "step_factor", "warmup", "clip_norm", "layer_decay", "views")),
+    *((Recipe, name) for name in ("erasing", "mixup", "cutmix", "label_smoothing", "ema")),
+    *((Augmentation, name) for name in ("views", "erasing")),
     *((DataConfig, name) for name in ("val_fraction", "train_images", "image_size")),
     *((KDConfig, name) for name in ("alpha", "tau")),
-    (DistillConfig, "method_weight"),
+    *((DistillConfig, name) for name in ("method_weight", "top_k")),
     *((EstimatorConfig, name) for name in ("fit_images", "measure_images", "steps", "batch_size")),
     *((EstimatorConfig, name) for name in ("learning_rate", "seeds")),
     *((PilotConfig, name) for name in ("budget", "tau")),

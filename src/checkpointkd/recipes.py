@@ -102,8 +102,8 @@ def vit() -> Recipe:
 def deit() -> Recipe:
     """The same with DeiT's augmentation: RandAugment, mixup, CutMix, random erasing and label smoothing.
 
-    Not reproduced. DeiT also draws each image three times per epoch, which is not done here. Its drop path is an option of the network.
-    Teachers run at every step, since mixed images cannot be cached.
+    Not reproduced. DeiT also draws each image three times per epoch, which is not done here. Its drop path is an option
+    of the network. Teachers run at every step, since mixed images cannot be cached.
 
     checkpointkd train 'timm:deit_tiny_patch16_224?drop_path_rate=0.1' --data imagenet:PATH --recipe deit --out RUN
 

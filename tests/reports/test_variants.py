@@ -212,3 +212,25 @@ def test_each_setting_of_a_run_tells_variants_apart():
         "fitted_weights",
     }
     assert fields - {*FAMILY, *TEACHING} == {"seed", *without_effect, *follows_from_others}
+
+
+def test_runs_that_differ_in_a_setting_of_the_recipe_or_in_averaging_are_told_apart(tmp_path: Path):
+    settings: dict[str, Any] = {"data": "digits", "train_images": 60, "epochs": 2, "save_every": 2}
+    teacher = ckd.train("wrn_10_1", out=tmp_path / "teacher", **settings)
+    taught = {**settings, "teachers": [f"{teacher.path}@last"], "allow_weak_teacher": True}
+    for name, options in {
+        "plain": {},
+        "views": {"views": 2},
+        "smoothed": {"label_smoothing": 0.1},
+        "averaged": {"ema": 0.5},
+        "top": {"top_k": 3},
+    }.items():
+        ckd.distill("resnet_8", out=tmp_path / name, **taught, **options)
+    collected = collect(tmp_path)
+    labels = {variant.label for variant in collected.variants if variant.student == "resnet_8"}
+    assert len(labels) == 6
+    assert any("label smoothing 0.1" in label for label in labels)
+    assert any("the 3 largest logits" in label for label in labels)
+    assert any("views 2" in label for label in labels)
+    assert any("moving average of the weights" in label for label in labels)
+    assert not any("Counted once" in note for note in collected.notes)

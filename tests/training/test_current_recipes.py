@@ -54,7 +54,7 @@ def test_the_average_is_a_trajectory_of_its_own(tmp_path: Path):
     assert [row.val_accuracy is not None for row in rows] == [False, True, False, True]
     assert result.val.accuracy == rows[-1].val_accuracy
     measured = ckd.evaluate(f"{tmp_path}/run/ema@last", split="val")
-    assert measured["measurements"][0]["accuracy"] == pytest.approx(result.val.accuracy)
+    assert measured["ensemble"]["accuracy"] == pytest.approx(result.val.accuracy)
     student = ckd.distill(
         "wrn_10_1", teachers=[f"{tmp_path}/run/ema@last"], out=tmp_path / "student", epochs=1, allow_weak_teacher=True
     )

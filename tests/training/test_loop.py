@@ -95,14 +95,17 @@ model, out = sys.argv[1:3]
 def on_progress(task, done, total):
     print(done, flush=True)
     time.sleep(0.01)
-ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=out, on_progress=on_progress)
+options = {"data": "digits", "recipe": "digits", "train_images": 60, "epochs": 12, "save_every": 3}
+ckd.train(model, out=out, on_progress=on_progress, **options)
 """
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
     """Kills between and within epochs change nothing of a network with dropout. test_faults.py kills other runs."""
     model = "tests.training.test_loop:DropoutNet"
-    undisturbed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "whole")
+    undisturbed = ckd.train(
+        model, data="digits", recipe="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "whole"
+    )
     draw = random.Random(0)
     kills = 0
     for _ in range(40):
@@ -119,7 +122,9 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path):
         process.communicate()
         if (tmp_path / "killed" / "result.json").exists():
             break
-    resumed = ckd.train(model, data="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "killed")
+    resumed = ckd.train(
+        model, data="digits", recipe="digits", train_images=60, epochs=12, save_every=3, out=tmp_path / "killed"
+    )
     assert kills >= 3, "the run was hardly killed at all"
     for epoch in undisturbed:
         assert resumed[epoch].path.read_bytes() == undisturbed[epoch].path.read_bytes(), f"epoch {epoch}"
@@ -270,7 +275,7 @@ class Explodes(DropoutNet):
 def test_a_diverged_run_keeps_its_finite_checkpoints(tmp_path: Path):
     out, model = tmp_path / "run", "tests.training.test_loop:Explodes"
     with pytest.raises(UserError, match="The loss became NaN or infinite in epoch 4"):
-        ckd.train(model, data="digits", train_images=60, epochs=40, save_every=1, out=out)
+        ckd.train(model, data="digits", recipe="digits", train_images=60, epochs=40, save_every=1, out=out)
     trajectory = ckd.open_trajectory(out)
     assert not trajectory.complete
     assert list(trajectory) == [1, 2, 3]

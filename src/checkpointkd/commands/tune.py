@@ -46,6 +46,7 @@ REPEATED = (  # options that `distill` repeats to train the best trial's student
     "device",
     "seed",
     "allow_weak_teacher",
+    "top_k",
 )
 
 

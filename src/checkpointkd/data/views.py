@@ -20,7 +20,7 @@ def turn(index_B: Tensor, count: int, *, seed: int, epoch: int) -> Tensor:
     """Return which of `count` fixed views each image has in this epoch. In `count` epochs, each has its turn once.
 
     >>> [int(turn(torch.tensor([7]), 3, seed=0, epoch=epoch)) for epoch in range(4)]
-    [1, 2, 0, 1]
+    [0, 1, 2, 0]
     """
     return (hashed_uniform(index_B, count, "turn", seed) + epoch) % count
 

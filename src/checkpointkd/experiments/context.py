@@ -37,7 +37,8 @@ class Context:
     """All that tasks of one preset share. A context can be sent to another process.
 
     `speeds` has an entry per network. `folder_id` is the content of the file `ID_FILE` in `out`. `teacher_steps` and
-    `student_steps` are optimizer steps per epoch, for estimates of time. `tracking` says where runs are logged.
+    `student_steps` are optimizer steps per epoch, and `val_steps` the batches of the validation set, for estimates of
+    time. `tracking` says where runs are logged.
     """
 
     out: Path
@@ -49,6 +50,7 @@ class Context:
     folder_id: str = ""
     teacher_steps: int = 1
     student_steps: int = 1
+    val_steps: int = 0
     tracking: Tracking | None = None
 
     def folder(self, kind: str, name: str, key: dict[str, Any]) -> Path:
@@ -92,12 +94,13 @@ class Context:
         have the same precision. It is part of a run's key.
         """
         from ..device import pick_device
-        from ..training.precision import benchmark_training
+        from ..training.precision import benchmark_loading, benchmark_training
 
         path = self.out / MACHINE
         stored = read_speeds(path) if path.exists() else {}
         setting = f"{self.device}, {self.preset.dataset}, {self.preset.precision}"
         speeds = dict(stored.get(setting, {}))
+        loading = next((speed.loading_seconds_per_step for speed in speeds.values()), None)
         recipe = get_recipe(self.preset.student_recipe)
         for model in dict.fromkeys(models):
             if model not in speeds:
@@ -105,7 +108,9 @@ class Context:
                 measured = benchmark_training(
                     model, data, recipe, precision=cast(PrecisionChoice, precision), device=pick_device(self.device)
                 )
-                speeds[model] = records.convert(measured, NetworkSpeed)
+                if loading is None:
+                    loading = benchmark_loading(data, recipe, pick_device(self.device))
+                speeds[model] = records.convert({**measured, "loading_seconds_per_step": loading}, NetworkSpeed)
                 storage.write_json(path, records.plain({**stored, setting: speeds}))
         student_images = self.preset.student_train_images or len(data.train)
         return replace(
@@ -113,26 +118,53 @@ class Context:
             speeds=speeds,
             teacher_steps=math.ceil(len(data.train) / recipe.batch_size),
             student_steps=math.ceil(student_images / recipe.batch_size),
+            val_steps=math.ceil(len(data.val) / recipe.batch_size),
         )
 
     # Estimates of time and space
 
-    def training_seconds(self, model: str, epochs: int, role: Role = "student") -> float:
-        """Return about how long a network trains for so many epochs, on the images of its role."""
+    @property
+    def streams(self) -> bool:
+        """Whether images are loaded from files as they are needed, so that teachers run at every step."""
+        return self.preset.dataset not in CLASSES
+
+    def training_seconds(
+        self, model: str, epochs: int, role: Role = "student", live_teachers: Sequence[str] = ()
+    ) -> float:
+        """Return about how long a network trains for so many epochs, on the images of its role.
+
+        A step takes as long as its computation, with the forward passes of teachers that run at every step, or as
+        loading its images, whichever is longer.
+        """
         steps = self.teacher_steps if role == "teacher" else self.student_steps
-        return epochs * steps * self.speeds[model].seconds_per_step
+        speed = self.speeds[model]
+        computing = speed.seconds_per_step + sum(map(self._forward_seconds, live_teachers))
+        return epochs * steps * max(computing, speed.loading_seconds_per_step)
+
+    def evaluation_seconds(self, model: str, evaluations: int) -> float:
+        """Return about how long so many measurements of a network on the validation set take."""
+        loading = self.speeds[model].loading_seconds_per_step
+        return evaluations * self.val_steps * max(self._forward_seconds(model), loading)
 
     def teacher_forward_seconds(self, model: str, students: int) -> float:
-        """Return about how long a teacher takes for all views that so many students will see of the images."""
+        """Return about how long a teacher takes for all views that so many students will see of the images.
+
+        It is 0 where teachers run at every step: these passes are part of the students' training.
+        """
+        if self.streams:
+            return 0.0
         views = self._views
         seen = views * (1 - math.exp(-students * self.preset.student_epochs / views))
-        return self.training_seconds(model, 1) * seen / 3  # a third of a training step is its forward pass
+        return seen * self.student_steps * self._forward_seconds(model)
+
+    def _forward_seconds(self, model: str) -> float:
+        return self.speeds[model].seconds_per_step / 3  # the backward pass takes twice as long
 
     def logit_cache_gigabytes(self) -> float:
         """Return the size of the logit cache of one teacher; 0 for images that are streamed."""
         from ..teachers.logit_cache import size_of
 
-        if self.preset.dataset not in CLASSES:
+        if self.streams:
             return 0.0
         images = self.student_steps * get_recipe(self.preset.student_recipe).batch_size
         return size_of(images * self._views, CLASSES[self.preset.dataset]) / 1e9

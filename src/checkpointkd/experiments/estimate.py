@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import duration, pluralize
 from .context import Context
-from .tasks import CheckpointChoice, DistillTask, Task, ordered
+from .tasks import CheckpointChoice, DistillTask, Task, TrainTask, ordered
 
 OVERHEAD_SECONDS = 2.0  # per task, for reading data and teachers and for writing results
 
@@ -25,6 +25,8 @@ class Estimate:
     measurements: int
     seconds: float
     gigabytes: float
+    parts: dict[str, float] = field(default_factory=dict)  # seconds of each kind of work; empty for images in memory
+    loading_epoch: float = 0.0  # seconds that the loader takes for one epoch of a student
 
     @property
     def text(self) -> str:
@@ -43,9 +45,11 @@ class Estimate:
             (self.measurements, pluralize(self.measurements, "measurement")),
         ]
         left = ", ".join(text for count, text in counts if count)
+        parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in self.parts.items())
         return (
             f"{self.tasks - self.left} of {pluralize(self.tasks, 'task')} are done. Left: {left}; about "
             f"{duration(self.seconds)} with one job and {self.gigabytes:.1f} GB on this machine."
+            + (f" Parts: {parts}. Loading alone takes {duration(self.loading_epoch)} per epoch." if parts else "")
         )
 
 
@@ -61,6 +65,13 @@ def estimate_of(context: Context, tasks: Sequence[Task], done: Callable[[Task], 
     seconds += sum(
         context.teacher_forward_seconds(choice.training.model, count) for choice, count in students_of.items()
     )
+    evaluating = sum(
+        context.evaluation_seconds(task.model, task.checkpoints(context) + 1)  # the last one on the test set, too
+        for task in left
+        if isinstance(task, TrainTask | DistillTask)
+    )
+    seconds += evaluating
+    parts = _parts(context, left, evaluating) if context.streams else {}
     cache = min(context.logit_cache_gb, len(students_of) * context.logit_cache_gigabytes())
     return Estimate(
         tasks=len(required),
@@ -71,4 +82,26 @@ def estimate_of(context: Context, tasks: Sequence[Task], done: Callable[[Task], 
         measurements=kinds["measurement"],
         seconds=seconds,
         gigabytes=sum(task.megabytes(context) for task in left) / 1e3 + cache,
+        parts=parts,
+        loading_epoch=context.student_steps
+        * max((speed.loading_seconds_per_step for speed in context.speeds.values()), default=0.0),
     )
+
+
+def _parts(context: Context, left: Sequence[Task], evaluating: float) -> dict[str, float]:
+    """Return the seconds of each kind of work on images that are loaded from files."""
+    training = {"teachers": 0.0, "students": 0.0}
+    live = 0.0
+    for task in left:
+        if isinstance(task, DistillTask):
+            alone = context.training_seconds(task.model, context.preset.student_epochs)
+            training["students"] += alone
+            live += task.cost(context) - alone
+        elif isinstance(task, TrainTask):
+            training["teachers" if task.role == "teacher" else "students"] += task.cost(context)
+    return {
+        "training of teachers": training["teachers"],
+        "training of students": training["students"],
+        "their teachers' forward passes": live,
+        "evaluations": evaluating,
+    }

@@ -327,7 +327,11 @@ def paper_tiny_imagenet() -> Preset:
 
 
 def paper_imagenet() -> Preset:
-    """The paper's settings on ImageNet (Table 1), where the paper shows one run per network."""
+    """The paper's settings on ImageNet (Table 1), where the paper shows one run per network.
+
+    The paper does not give the width of its MobileNetV2. Alone it reaches 64.18% there, which fits a width of 0.5
+    better than 1.0: --pairs timm:resnet50,timm:mobilenetv2_050.
+    """
     return replace(
         paper(),
         dataset="imagenet",
@@ -335,7 +339,8 @@ def paper_imagenet() -> Preset:
             Pair(teacher="timm:resnet34", student="timm:resnet18"),
             Pair(teacher="timm:resnet50", student="timm:mobilenetv2_100"),
         ),
-        compared_recipes=(),
+        seeds=1,
+        compared_recipes=("imagenet", "imagenet-cosine"),
         teacher_recipe="imagenet",
         student_recipe="imagenet",
         teacher_epochs=120,

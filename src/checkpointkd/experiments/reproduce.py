@@ -25,7 +25,7 @@ from ..errors import InUse, UserError, pluralize, unknown_name
 from ..executors.base import ExecutorConfig
 from ..recipes import recipe as get_recipe
 from .catalog import EXPERIMENTS, PAPER, by_priority, get_experiment
-from .presets import Preset, get_preset
+from .presets import Pair, Preset, get_preset
 
 if TYPE_CHECKING:
     from .context import Context
@@ -40,8 +40,9 @@ ALL = "all"  # experiments of the paper
 PAGE = "report.html"
 LOCK_SECONDS = 300.0  # to wait while another process measures speeds or writes results
 WRITE_SECONDS = 60.0  # between two writes of the results while tasks run
-NOTED_OPTIONS = ("teacher_epochs", "student_epochs", "train_images", "seeds", "teacher_recipe", "method")
-PRESET_OPTIONS = ("train_images", "seeds", "teacher_recipe", "select_on", "alpha", "tau", "precision")
+NOTED_OPTIONS = ("teacher_epochs", "student_epochs", "train_images", "seeds", "teacher_recipe", "student_recipe")
+NOTED_OPTIONS += ("method", "pairs")
+PRESET_OPTIONS = ("train_images", "seeds", "teacher_recipe", "student_recipe", "select_on", "alpha", "tau", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,12 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
 
     teacher_recipe: str | None = None
     """The recipe of the teachers, such as cifar100-step. Default: the preset's."""
+
+    student_recipe: str | None = None
+    """The recipe of the students. Default: the preset's."""
+
+    pairs: list[str] | None = None
+    """Networks in place of the preset's, as TEACHER,STUDENT, such as timm:resnet50,timm:mobilenetv2_050."""
 
     alpha: float | None = None
     """The weight of the labels. For `selection`, it replaces the preset's list of weights. Default: the preset's."""
@@ -131,13 +138,16 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
         preset = get_preset(self.preset, self.data)
         if self.precision is not None:
             check_choice("precision", self.precision, PrecisionChoice)
-        if self.teacher_recipe is not None:
-            get_recipe(self.teacher_recipe)
+        for given_recipe in (self.teacher_recipe, self.student_recipe):
+            if given_recipe is not None:
+                get_recipe(given_recipe)  # raises UserError for an unknown recipe
         noted = [
             f"{option.replace('_', ' ')} {getattr(self, option)}"
             for option in NOTED_OPTIONS
             if getattr(self, option) not in (None, getattr(preset, option))
         ]
+        if self.pairs is not None:
+            preset = replace(preset, pairs=self._own_pairs(preset))
         if noted:
             preset = replace(preset, note=f"Not the preset's own settings: {', '.join(noted)}. {preset.note}".strip())
         preset = preset.with_epochs(teacher_epochs=self.teacher_epochs, student_epochs=self.student_epochs)
@@ -172,6 +182,19 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
             get_estimator(self.estimator)  # raises UserError for a name that cannot be imported
             preset = replace(preset, rule_estimator=self.estimator)
         return preset
+
+    def _own_pairs(self, preset: Preset) -> tuple[Pair, ...]:
+        pairs = []
+        for text in [self.pairs] if isinstance(self.pairs, str) else self.pairs or ():
+            names = [name.strip() for name in text.split(",")]
+            if len(names) != 2 or not all(names):
+                raise UserError(
+                    f"--pairs takes TEACHER,STUDENT, such as timm:resnet50,timm:mobilenetv2_050, not {text!r}"
+                )
+            pairs.append(Pair(teacher=names[0], student=names[1], sweep=preset.pairs[0].sweep))
+        if not pairs:
+            raise UserError("--pairs needs at least one TEACHER,STUDENT")
+        return tuple(pairs)
 
     def check_limits(self) -> None:
         """Raise UserError if --time-limit, --seed or --logit-cache-gb is out of range."""

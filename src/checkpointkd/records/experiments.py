@@ -19,6 +19,7 @@ class NetworkSpeed(Record, frozen=True, kw_only=True):
     precision: Precision
     seconds_per_step: Positive
     megabytes: Positive  # of a checkpoint in float32
+    loading_seconds_per_step: float = 0.0  # to read, decode and augment a batch; 0 for images in memory
 
 
 class StoreRecord(Record, frozen=True, kw_only=True):

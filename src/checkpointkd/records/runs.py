@@ -70,6 +70,7 @@ class OwnRunRecord(RunRecord, frozen=True, kw_only=True):
     accumulate: Annotated[int, Meta(ge=1)] = 1  # parts of a batch, with batch statistics of their own
     init: str | None = None  # --init: which weights the network starts from; None for random ones
     init_sha256: str | None = None
+    averaged: bool = False  # the weights are the moving average of another run's, see `Recipe.ema`
 
 
 class TrainRecord(OwnRunRecord, frozen=True, tag="train", kw_only=True):

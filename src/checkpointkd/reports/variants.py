@@ -18,9 +18,11 @@ from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 
 # Students of one family can be compared.
 FAMILY = ("model", "network_config", "channel_order", "data", "recipe", "precision", "checkpoint_dtype")
-FAMILY += ("init_sha256", "batch_norm_processes", "accumulate")
+FAMILY += ("init_sha256", "batch_norm_processes", "accumulate", "averaged")
 TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these
 BY_PILOT = "chosen by pilot runs"
+NAMED_SETTINGS = ("optimizer", "weight_decay", "lr_schedule", "warmup", "clip_norm", "layer_decay", "views")
+NAMED_SETTINGS += ("auto_augment", "erasing", "mixup", "cutmix", "ema")  # of a recipe, in labels where they differ
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,10 @@ def _order(variant: Variant) -> tuple[Any, ...]:
 def _key(record: AnyRun, fields: Sequence[str]) -> str:
     """Return some fields of a run as a key. The place of the data is not part of it."""
     part = {name: getattr(record, name) for name in fields if hasattr(record, name)}
+    if isinstance(record, OwnRunRecord) and "recipe" in part:  # smoothing belongs to the teaching
+        part["recipe"] = replace(record.recipe, label_smoothing=0.0)
+    if isinstance(record, DistillRecord) and "method" in part and record.recipe.label_smoothing:
+        part["label_smoothing"] = record.recipe.label_smoothing
     if "data" in part:
         part["data"] = record.data.identity
     return json.dumps(part, sort_keys=True, default=plain)
@@ -235,6 +241,10 @@ def _distillation(run: DistillRecord) -> str:
         parts.append(f"teacher tau {config.teacher_tau}")
     if config.teacher_batch_norm != "eval":
         parts.append("teacher batch norm by batch")
+    if config.top_k is not None:
+        parts.append(f"the {config.top_k} largest logits")
+    if run.recipe.label_smoothing:
+        parts.append(f"label smoothing {run.recipe.label_smoothing:g}")
     for name in ("teacher_features", "student_features"):
         if getattr(config, name) is not None:
             parts.append(f"{name.replace('_', ' ')} {' '.join(getattr(config, name))}")
@@ -303,10 +313,17 @@ def _distinguished(run: Trajectory, variant: Variant, variants: Sequence[tuple[T
         parts.append(f"from weights of {record.init}" if record.init else "from random weights")
     if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.batch_norm_processes, peer_runs):
         parts.append(f"batch statistics of {record.batch_norm_processes} processes")
+    if isinstance(record, OwnRunRecord) and record.averaged:
+        parts.append("moving average of the weights")
     if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.accumulate, peer_runs):
         parts.append(f"batches in {pluralize(record.accumulate, 'part')}")
     same_label = [peer for _, peer in peers if peer is not variant and peer.label == variant.label]
     same_family = [peer for peer in same_label if peer.family == variant.family]
     if same_label and not parts and not same_family and isinstance(record, OwnRunRecord):
         parts.append(f"batch {record.recipe.batch_size}, learning rate {record.recipe.learning_rate:g}")
+        same_runs = [run.run for run, peer in peers if peer in same_label]
+        for name in NAMED_SETTINGS:
+            value = getattr(record.recipe, name)
+            if any(isinstance(peer, OwnRunRecord) and getattr(peer.recipe, name) != value for peer in same_runs):
+                parts.append(f"{name.replace('_', ' ')} {'none' if value is None else value}")
     return replace(variant, label=f"{variant.label}; {', '.join(parts)}") if parts else variant

@@ -15,7 +15,7 @@ from ..checkpoints import RunDir
 from ..config import CheckpointDtype
 from ..data import Data, Images
 from ..ranks import Ranks
-from ..records.runs import RunResult
+from ..records.runs import OwnRunRecord, RunResult
 from .loop import Row
 from .saved import as_saved, measured_on, tensors_to_save
 
@@ -40,7 +40,9 @@ class AveragedRun:
 
         def opened() -> list[dict[str, Any]]:
             if self._folder.record() is None:
-                storage.write_json(self._folder.path / "run.json", run.record())
+                record = run.record()
+                assert isinstance(record, OwnRunRecord)
+                storage.write_json(self._folder.path / "run.json", msgspec.structs.replace(record, averaged=True))
             return self._folder.rows(up_to=up_to)
 
         self._rows = ranks.from_main(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from ..config import Precision, PrecisionChoice, Recipe
-from ..data import Batch, Data
+from ..data import Batch, Data, InMemoryImages
 from ..losses import Supervised
 from ..models import build_network, check_trainable
 from .loop import State, start, step
@@ -21,6 +22,8 @@ from .loop import State, start, step
 log = logging.getLogger("checkpointkd")
 
 MIN_STEPS_TO_BENCHMARK = 100  # the benchmark itself takes up to twelve steps
+LOADING_SECONDS = 5.0  # to time the loader
+LOADING_EPOCHS = 20  # at most, of a data set that is read in less time
 FEW_IMAGES = 8  # images of a first step, to predict the time of a whole batch
 FASTER = 0.7  # of the time in fp32; near 1 the measurement would choose by chance, and equal commands would differ
 
@@ -58,6 +61,27 @@ def benchmark_training(
         "steps_per_epoch": math.ceil(len(data.train) / recipe.batch_size),
         "megabytes": round(sum(tensor.nbytes for tensor in network.state_dict().values()) / 1e6, 3),
     }
+
+
+def benchmark_loading(data: Data, recipe: Recipe, device: torch.device) -> float:
+    """Return how long the loader takes for a batch, in seconds; 0 for images in memory.
+
+    The real loader reads, decodes and augments real images, with all its workers, for a few seconds.
+    """
+    if isinstance(data.train, InMemoryImages):
+        return 0.0
+    settings: Any = {"batch_size": min(recipe.batch_size, len(data.train)), "seed": 0, "device": device}
+    batches = data.train.batches(**settings, augmentation=recipe.augmentation)
+    counted, began, now = 0, None, 0.0
+    for batch in itertools.chain.from_iterable(map(batches.epoch, range(LOADING_EPOCHS))):
+        now = time.perf_counter()
+        if began is None:
+            began = now  # the workers have started
+        else:
+            counted += len(batch.labels_B)
+        if now - began > LOADING_SECONDS:
+            break
+    return (now - (began or now)) / max(1, counted) * recipe.batch_size
 
 
 def _supports_bf16(device: torch.device) -> bool:

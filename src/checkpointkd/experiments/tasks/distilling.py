@@ -178,7 +178,8 @@ class DistillTask:
         )
 
     def cost(self, context: Context) -> float:
-        return context.training_seconds(self.model, context.preset.student_epochs)
+        live = [choice.training.model for choice in dict.fromkeys(self.teachers)] if context.streams else []
+        return context.training_seconds(self.model, context.preset.student_epochs, live_teachers=live)
 
     def megabytes(self, context: Context) -> float:
         return checkpoint_megabytes(context, self.model, self.checkpoints(context))
