@@ -53,7 +53,7 @@ def maps_and_logits(
         UserError: If the layer's output is no map, if pixels are not in [0, 1], or if features are not finite.
     """
     device = next(network.parameters()).device
-    maps_NhwD, logits, start = torch.empty(0), [], 0
+    maps_NhwD, logits_NK, start = torch.empty(0), torch.empty(0), 0
     with capture_activations(network.body, [layer]) as activations:
         for images_BCHW in images.iter_batches(feature_batch_size(images, device)):
             if not ((images_BCHW >= 0) & (images_BCHW <= 1)).all():
@@ -63,7 +63,6 @@ def maps_and_logits(
             if not isinstance(logits_BK, Tensor) or logits_BK.dim() != 2:
                 shape = list(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
                 raise UserError(f"The network must return logits (images, classes), not {shape}")
-            logits.append(logits_BK.float().cpu())
             if layer not in activations:
                 raise UserError(f"The network never computes the layer {layer!r}. Choose another --feature-layer.")
             maps_BhwD = as_map(activations[layer], images.shape[1:])
@@ -78,6 +77,8 @@ def maps_and_logits(
                     f"The output of layer {layer!r} has NaN or infinite values. The checkpoint may be damaged."
                 )
             if start == 0:
+                # allocated once: small tensors between large temporary ones would fragment the memory
+                logits_NK = torch.empty(len(images), logits_BK.shape[1])
                 kept_as = torch.float16 if is_large(images) else torch.float32
                 maps_NhwD = torch.empty(
                     (len(images), *maps_BhwD.shape[1:]),
@@ -92,8 +93,9 @@ def maps_and_logits(
                 )
                 maps_BhwD = maps_BhwD.clamp(-_LARGEST, _LARGEST)
             maps_NhwD[start : start + len(maps_BhwD)] = maps_BhwD
+            logits_NK[start : start + len(maps_BhwD)] = logits_BK
             start += len(maps_BhwD)
-    return maps_NhwD, torch.cat(logits)
+    return maps_NhwD, logits_NK
 
 
 def rows_of(maps_ANhwD: Sequence[Tensor] | Tensor, rows: Tensor | slice, device: torch.device) -> Tensor:

@@ -15,14 +15,14 @@ and width, P predictors (channels of a neighborhood), Q values of a patch, L str
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import EstimatorConfig
-from ..data import Images
+from ..data import Images, eval_batch_size
 from ..errors import UserError
 from ..training.loop import OnStep
 from .features import is_large
@@ -33,7 +33,7 @@ STRENGTHS = torch.logspace(-7, 1, 17, dtype=torch.float64)  # in units of the me
 ROUNDING_VARIANCE = 1 / (12 * 255**2)  # of a pixel rounded to one of 256 gray levels
 COMPONENTS = 64  # of a map's channels, for large images
 ROWS_PER_PREDICTOR = 8  # at least so many rows per predictor; small maps keep fewer components
-CHUNK = 250  # images whose neighborhoods are in memory at the same time
+CHUNK = 125  # images whose neighborhoods are in memory at the same time
 
 
 def ridge_information(
@@ -71,55 +71,72 @@ def ridge_information(
         )
     device, reduced = device or fitted_maps_ANhwD[0].device, is_large(fitted_on)
     fitted, measured = fitted.to(device), measured.to(device)
-    mean_hwQ = fitted.double().mean(0).float()
-    basis_QQ = _principal_axes((fitted - mean_hwQ).flatten(0, 2)) if reduced else None
+    basis_QQ = _principal_axes(fitted) if reduced else None
     if basis_QQ is not None:  # a rotation, so log det Σ does not change
         fitted, measured = fitted @ basis_QQ, measured @ basis_QQ
     for fitted_maps, measured_maps in zip(fitted_maps_ANhwD, measured_maps_ANhwD, strict=True):
-        if reduced:
-            fitted_maps, measured_maps = _reduced(fitted_maps, measured_maps, device)
+        prepare = _reduction(fitted_maps, device) if reduced else _on(device)
         residual, strength = _residuals(
-            fitted_maps.to(device), fitted, measured_maps.to(device), measured, strength_per_value=reduced
+            fitted_maps, fitted, measured_maps, measured, prepare=prepare, strength_per_value=reduced
         )
-        centered = measured.double() - fitted.double().mean(0)
-        information.append(_nats(centered, residual))
-        explained.append(1 - residual.square().sum().item() / centered.square().sum().item())
+        nats_N, explained_variance = _nats(measured, residual, mean_hwQ=fitted.mean(0, dtype=torch.float64))
+        information.append(nats_N)
+        explained.append(explained_variance)
         strengths.append(strength)
         if on_step is not None:
             on_step(len(strengths), len(fitted_maps_ANhwD))
     return torch.stack(information)[:, None], {"explained_variance": explained, "strength": strengths}
 
 
-def _nats(centered_NhwQ: Tensor, residual_NhwQ: Tensor) -> Tensor:
+def _nats(measured_NhwQ: Tensor, residual_NhwQ: Tensor, *, mean_hwQ: Tensor) -> tuple[Tensor, float]:
     """Return ½(log det Σ_patch − log det Σ_residual) plus each image's influence on it, (N,), the mean over positions.
 
     All positions share the regression. A position where it explains less than the mean patch does counts as 0 nats.
+    Positions are computed one by one, to save memory. The second value is the share of the variance that is explained.
     """
-    patch_LN, rest_LN = _half_log_det(centered_NhwQ), _half_log_det(residual_NhwQ)
-    nats_LN = patch_LN - rest_LN
-    return torch.where(nats_LN.mean(1, keepdim=True) > 0, nats_LN, 0).mean(0)
+    total_N = torch.zeros(len(measured_NhwQ), dtype=torch.float64, device=measured_NhwQ.device)
+    residual_squares = squares = 0.0
+    positions = [(y, x) for y in range(mean_hwQ.shape[0]) for x in range(mean_hwQ.shape[1])]
+    for y, x in positions:
+        # rounded like the residual, so that a regression that explains nothing has exactly 0 nats
+        patch_NQ = (measured_NhwQ[:, y, x].double() - mean_hwQ[y, x]).to(residual_NhwQ.dtype).double()
+        rest_NQ = residual_NhwQ[:, y, x].double()
+        nats_N = _half_log_det(patch_NQ) - _half_log_det(rest_NQ)
+        if nats_N.mean() > 0:
+            total_N += nats_N
+        squares += patch_NQ.square().sum().item()
+        residual_squares += rest_NQ.square().sum().item()
+    return total_N / len(positions), 1 - residual_squares / squares
 
 
-def _half_log_det(values_NhwQ: Tensor) -> Tensor:
-    """Return ½ log det of the covariance at each of L = h·w positions plus each image's influence on it, (L, N)."""
-    values_LNQ = values_NhwQ.flatten(1, 2).transpose(0, 1)
-    covariance = values_LNQ.mT @ values_LNQ / values_LNQ.shape[1]
+def _half_log_det(values_NQ: Tensor) -> Tensor:
+    """Return ½ log det of the covariance plus each image's influence on it, (N,)."""
+    covariance = values_NQ.T @ values_NQ / len(values_NQ)
     # A pixel is known to a gray level only, so the variance of rounding is no information.
-    identity = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+    identity = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
     factor = torch.linalg.cholesky(covariance + ROUNDING_VARIANCE * identity)
-    log_det_L = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    whitened_LNQ = torch.linalg.solve_triangular(factor, values_LNQ.mT, upper=False).mT
-    influence_LN = whitened_LNQ.square().sum(-1) - values_LNQ.shape[-1]
-    return 0.5 * (log_det_L[:, None] + influence_LN)
+    log_det = 2 * factor.diagonal().log().sum()
+    whitened_QN = torch.linalg.solve_triangular(factor, values_NQ.T, upper=False)
+    return 0.5 * (log_det + whitened_QN.square().sum(0) - len(covariance))
 
 
-def _principal_axes(centered_ND: Tensor) -> Tensor:
-    """Return the principal axes of centered values, (D, D), the largest first."""
-    return torch.linalg.eigh((centered_ND.T @ centered_ND).double())[1].flip(1).float()
+def _principal_axes(values_NhwQ: Tensor) -> Tensor:
+    """Return the principal axes of patches, (Q, Q), the largest first. Each position has its own mean."""
+    mean_hwQ = values_NhwQ.mean(0, dtype=torch.float64).float()
+    gram_QQ = 0.0
+    for chunk in values_NhwQ.split(CHUNK):
+        centered = (chunk - mean_hwQ).flatten(0, 2)
+        gram_QQ = gram_QQ + centered.T @ centered
+    assert isinstance(gram_QQ, Tensor)
+    return torch.linalg.eigh(gram_QQ.double())[1].flip(1).float()
 
 
-def _reduced(fitted_maps: Tensor, measured_maps: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return both sets of maps in the leading principal components of the fitted maps, float32, on the device."""
+def _on(device: torch.device) -> Callable[[Tensor], Tensor]:
+    return lambda maps: maps.to(device)
+
+
+def _reduction(fitted_maps: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function from maps to the leading principal components of the fitted maps, float32, on the device."""
     count, height, width, channels = fitted_maps.shape
     mean_D = sum(chunk.to(device).float().mean((1, 2)).sum(0) for chunk in fitted_maps.split(CHUNK)) / count
     gram_DD = torch.zeros(channels, channels, device=device)
@@ -129,32 +146,39 @@ def _reduced(fitted_maps: Tensor, measured_maps: Tensor, device: torch.device) -
     reach = 9 if height * width > 1 else 1
     most = max(1, min(COMPONENTS, count * height * width // (ROWS_PER_PREDICTOR * reach)))
     axes_DR = torch.linalg.eigh(gram_DD.double())[1].flip(1)[:, :most].float()
-    return tuple(
-        torch.cat([(chunk.to(device).float() - mean_D) @ axes_DR for chunk in maps.split(CHUNK)])
-        for maps in (fitted_maps, measured_maps)
-    )  # type: ignore[return-value]
+    return lambda maps: (maps.to(device).float() - mean_D) @ axes_DR
 
 
 def _residuals(
-    fitted_maps: Tensor, fitted: Tensor, measured_maps: Tensor, measured: Tensor, *, strength_per_value: bool
+    fitted_maps: Tensor,
+    fitted: Tensor,
+    measured_maps: Tensor,
+    measured: Tensor,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    strength_per_value: bool,
 ) -> tuple[Tensor, float]:
-    """Return the residuals of the regression on the measured images, (N, h, w, Q) in float64, and its strength.
+    """Return the residuals of the regression on the measured images, (N, h, w, Q), and its strength.
 
-    With a strength for each value of a patch, strengths may be infinite, and the mean strength is returned.
+    `prepare` is applied to chunks of the maps. With a strength for each value of a patch, strengths may be infinite,
+    and the mean strength is returned.
     """
-    height, width, channels = fitted_maps.shape[1:]
+    sums = [prepare(maps).double().sum(0) for maps in fitted_maps.split(CHUNK)]
+    mean_1hwD = torch.stack(sums).sum(0, keepdim=True) / len(fitted_maps)
+    height, width, channels = mean_1hwD.shape[1:]
     reach = 1 if 9 * channels <= MAX_PREDICTORS and height * width > 1 else 0
-    mean_hwP = _neighborhoods(fitted_maps.double().mean(0, keepdim=True), reach)[0]
-    mean_hwQ = fitted.double().mean(0)
+    mean_hwP = _neighborhoods(mean_1hwD, reach)[0]
+    mean_hwQ = fitted.mean(0, dtype=torch.float64)
     predictors, values = mean_hwP.shape[-1], fitted.shape[-1]
     gram_PP = torch.zeros(predictors, predictors, dtype=torch.float64, device=fitted.device)
     cross_PQ = torch.zeros(predictors, values, dtype=torch.float64, device=fitted.device)
+    total_Q = torch.zeros(values, dtype=torch.float64, device=fitted.device)
     for maps, patches in zip(fitted_maps.split(CHUNK), fitted.split(CHUNK), strict=True):
-        x = (_neighborhoods(maps, reach) - mean_hwP.float()).flatten(0, 2)
+        x = (_neighborhoods(prepare(maps), reach) - mean_hwP.float()).flatten(0, 2)
         y = (patches - mean_hwQ.float()).flatten(0, 2)
         gram_PP = gram_PP + _gram(x).double()
         cross_PQ = cross_PQ + (x.T @ y).double()
-    total_Q = (fitted.double() - mean_hwQ).square().sum((0, 1, 2))
+        total_Q += (patches.double() - mean_hwQ).square().sum((0, 1, 2))
     count = fitted[..., 0].numel()
     root_P, vectors_PP = torch.linalg.eigh(gram_PP)
     root_P = root_P.clamp_min(0)
@@ -171,11 +195,12 @@ def _residuals(
     gcv_LQ = rss_LQ / (1 - freedom_L / count).clamp_min(1e-3)[:, None] ** 2
     best_Q = gcv_LQ.argmin(0)
     weights_PQ = vectors_PP @ (shrunk_LP[best_Q].T * cross_PQ)
-    residuals = [
-        patches - mean_hwQ - ((_neighborhoods(maps, reach) - mean_hwP.float()) @ weights_PQ.float()).double()
-        for maps, patches in zip(measured_maps.split(CHUNK), measured.double().split(CHUNK), strict=True)
-    ]
-    return torch.cat(residuals), strengths[best_Q].clamp_max(STRENGTHS[-1]).mean().item()
+    residuals = torch.empty_like(measured)
+    chunks = zip(measured_maps.split(CHUNK), measured.split(CHUNK), residuals.split(CHUNK), strict=True)
+    for maps, patches, kept in chunks:
+        predicted = (_neighborhoods(prepare(maps), reach) - mean_hwP.float()) @ weights_PQ.float()
+        kept.copy_(patches.double() - mean_hwQ - predicted.double())
+    return residuals, strengths[best_Q].clamp_max(STRENGTHS[-1]).mean().item()
 
 
 def _gram(x_NP: Tensor) -> Tensor:
@@ -201,10 +226,14 @@ def _neighborhoods(maps_NhwD: Tensor, reach: int) -> Tensor:
 def _patches(images: Images, size: tuple[int, ...]) -> Tensor:
     """Return each position's patch of the image, (N, h, w, Q)."""
     height, width = size
-    patches = []
-    for chunk in images.iter_batches(CHUNK):
+    patches_NhwQ, start = torch.empty(0), 0
+    for chunk in images.iter_batches(min(CHUNK, eval_batch_size(images))):
         side = min(PATCH, max(1, chunk.shape[2] // height)), min(PATCH, max(1, chunk.shape[3] // width))
         small = F.adaptive_avg_pool2d(chunk, (height * side[0], width * side[1]))
         cut = small.unflatten(3, (width, side[1])).unflatten(2, (height, side[0]))  # N C h y w x
-        patches.append(cut.permute(0, 2, 4, 1, 3, 5).flatten(3))
-    return torch.cat(patches)
+        values = cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        if start == 0:  # many small tensors between large temporary ones would fragment the memory
+            patches_NhwQ = torch.empty((len(images), *values.shape[1:]))
+        patches_NhwQ[start : start + len(values)] = values
+        start += len(values)
+    return patches_NhwQ
