@@ -17,6 +17,7 @@ from checkpointkd.experiments.context import Context
 from checkpointkd.experiments.items import snapshot_ensemble, teacher
 from checkpointkd.experiments.presets import Pair, paper
 from checkpointkd.experiments.tasks import CheckpointChoice, DistillTask, ScoreTask, Task, TrainTask, ordered
+from checkpointkd.records.runs import TrainRecord
 
 from .conftest import smoke_preset
 
@@ -104,6 +105,18 @@ def test_speeds_are_measured_once_for_any_number_of_images(tmp_path: Path):
     fewer = replace(context, preset=replace(context.preset, train_images=30))
     assert fewer.with_speeds(["wrn_10_1"], load_data(fewer.data_config("teacher"))).teacher_steps == 1
     assert (tmp_path / "machine.json").read_text() == stored
+
+
+def test_students_without_a_teacher_have_the_smoothing_of_their_recipe(tmp_path: Path):
+    """Like students of teachers, unless the task asks for a smoothing of its own."""
+    context = Context(tmp_path, replace(smoke_preset(), student_recipe="deit", student_epochs=2), "digits")
+    context = context.with_speeds(["wrn_10_1"], load_data(context.data_config("teacher")))
+    for smoothing, expected in ((0.0, 0.1), (0.3, 0.3)):
+        task = TrainTask("wrn_10_1", "student", smoothing=smoothing)
+        task.run(context)
+        run = task.trajectory(context).run
+        assert isinstance(run, TrainRecord)
+        assert run.label_smoothing == run.recipe.label_smoothing == expected
 
 
 def test_students_can_have_fewer_images_than_their_teachers(tmp_path: Path):

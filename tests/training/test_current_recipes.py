@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from checkpointkd.errors import UserError
 from checkpointkd.losses import Supervised
 from checkpointkd.models import build_network
 from checkpointkd.training.loop import fit, start
-from checkpointkd.training.parameters import decay_after
+from checkpointkd.training.parameters import decay_after, update_average
 
 SMALL: dict[str, Any] = {"data": "digits", "train_images": 100, "batch_size": 10, "precision": "fp32"}
 EVERYTHING: dict[str, Any] = {
@@ -82,6 +84,36 @@ def test_the_average_is_the_recursion_over_steps():
     assert state.average is not None
     for name, tensor in state.average.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+def test_tied_weights_move_once_per_step():
+    layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    layers[1].weight = layers[0].weight
+    average = deepcopy(layers)
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.add_(1)
+    update_average(average, layers, 0.9)
+    for before, after in zip(layers.parameters(), average.parameters(), strict=True):
+        torch.testing.assert_close(after, before - 0.9)
+
+
+def test_the_average_of_another_run_is_refused(tmp_path: Path):
+    class StopError(Exception):
+        pass
+
+    def stop_in_the_second_epoch(name: str, done: int, total: int) -> None:
+        if done == 15:  # of 10 steps per epoch
+            raise StopError
+
+    settings: dict[str, Any] = {**SMALL, "out": tmp_path / "run", "epochs": 2, "ema": 0.9}
+    with pytest.raises(StopError):
+        ckd.train("wrn_10_1", on_progress=stop_in_the_second_epoch, **settings)
+    ckd.train("wrn_10_1", **{**settings, "out": tmp_path / "other", "seed": 1})
+    shutil.rmtree(tmp_path / "run" / "ema")
+    shutil.copytree(tmp_path / "other" / "ema", tmp_path / "run" / "ema")
+    with pytest.raises(UserError, match=r"ema already holds another run \(seed 1 stored, 0 given\)"):
+        ckd.train("wrn_10_1", **settings)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -174,6 +206,16 @@ def test_mixed_images_and_methods(teacher_run: Path, tmp_path: Path, caplog: pyt
         )
 
 
+def test_a_pilot_search_leaves_out_methods_that_do_not_suit_mixing(teacher_run: Path, tmp_path: Path):
+    settings: dict[str, Any] = {**SMALL, "epochs": 10, "budget": "20", "student": "wrn_10_1", "cutmix": 1.0}
+    del settings["data"]
+    with pytest.raises(UserError, match="--mixup and --cutmix do not apply to dkd"):
+        ckd.select(teacher_run, out=tmp_path / "given", methods=["kd", "dkd"], **settings)
+    assert not (tmp_path / "given").exists()
+    result = ckd.select(teacher_run, out=tmp_path / "pilot", **settings)
+    assert not [row.candidate for row in result.candidates if "dkd" in row.candidate]
+
+
 def test_the_default_recipe_follows_from_network_and_data(tmp_path: Path):
     from checkpointkd.commands.recipe_options import RecipeOptions
 
@@ -191,6 +233,24 @@ def test_the_default_recipe_follows_from_network_and_data(tmp_path: Path):
     assert optimizer("wrn_10_1", imagenet) == ("sgd", 120)
     assert optimizer(own, imagenet) == ("adamw", 300)
     assert optimizer(own, data, recipe="cifar100") == ("sgd", 200)
+
+
+def test_the_default_recipe_takes_no_memory_for_weights(monkeypatch: pytest.MonkeyPatch):
+    from checkpointkd import models
+    from checkpointkd.commands.recipe_options import default_recipe_for
+
+    built: list[nn.Module] = []
+
+    def build(model: str, **settings: Any) -> nn.Module:
+        built.append(build_network(model, **settings))
+        return built[-1]
+
+    monkeypatch.setattr(models, "build_network", build)
+    data = load_data(DataConfig(data="digits", train_images=60))
+    tiny = "timm:vit_tiny_patch16_224?img_size=8&patch_size=4&depth=1"
+    assert [default_recipe_for(model, data) for model in ("wrn_10_1", tiny)] == ["digits", "adamw"]
+    assert all(parameter.is_meta for network in built for parameter in network.parameters())
+    assert default_recipe_for(f"{__name__}:NoBatchNorm", data) == "adamw"
 
 
 def test_the_options_are_in_the_record(tmp_path: Path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import AutoAugment, LrSchedule, OptimizerName, Recipe
 from ..recipes import default_recipe, recipe
@@ -91,14 +92,22 @@ class RecipeOptions:
 
 def default_recipe_for(model: str, data: Data, *, initialized: bool = False) -> str:
     """Return the name of the default recipe of a network on a data set."""
-    from ..models import build_network, has_batch_norm
-
-    batch_norm = True
-    if not initialized:
-        one = [0.5] * data.train.shape[0]  # normalization does not matter here
-        network = build_network(model, num_classes=len(data.classes), in_channels=len(one), mean=one, std=one)
-        batch_norm = has_batch_norm(network)
+    batch_norm = initialized or _has_batch_norm(model, data)
     return default_recipe(data.recipe, initialized=initialized, batch_norm=batch_norm)
+
+
+def _has_batch_norm(model: str, data: Data) -> bool:
+    """Return whether a network has batch normalization. Where possible it is built without memory for its weights."""
+    import torch
+
+    from ..models import build_network, has_batch_norm, names_code
+
+    one = [0.5] * data.train.shape[0]  # normalization does not matter here
+    settings: Any = {"num_classes": len(data.classes), "in_channels": len(one), "mean": one, "std": one}
+    if not names_code(model):
+        with contextlib.suppress(Exception), torch.device("meta"):  # some networks compute with their weights
+            return has_batch_norm(build_network(model, **settings))
+    return has_batch_norm(build_network(model, **settings))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     is a number of epochs, such as 60."""
 
     methods: list[str] | None = None
-    """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls."""
+    """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls; without dkd for mixed images."""
 
     teachers_from: list[str] | None = None
     """Teachers to compare, written like the part of a reference after the @. Join the teachers of an ensemble by +.
@@ -353,7 +353,7 @@ def _train_pilot_run(source: Path, epochs: list[int], options: SelectOptions, ca
 def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOptions) -> PilotSearch:
     """Return the pilot search of these options."""
     from ..data import load_data
-    from ..losses import get_method
+    from ..losses import check_mixing, get_method, suits_mixing
     from ..selection.pilot_store import PilotSearch
 
     settings = options.pilot_config()
@@ -363,13 +363,19 @@ def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOpti
     data = load_data(data_config, on_progress=options.on_progress)
     check_same_classes(trajectory, data)
     warn_if_saw_validation_images(str(trajectory.source), trajectory.run, data)
+    recipe = options.recipe_for(student, data, options.learning_rate)
+    if recipe.mixes:
+        if options.methods is None:
+            settings = replace(settings, methods=tuple(filter(suits_mixing, settings.methods)))
+        for method in settings.methods:
+            check_mixing(method)  # raises UserError
     repeated = ("data", "recipe", "epochs", "learning_rate", "train_images", *RECIPE_OPTIONS)
     repeated += ("select_on", "val", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
     return PilotSearch(
         student=student,
         trajectory=trajectory,
         data=data,
-        recipe=options.recipe_for(student, data, options.learning_rate),
+        recipe=recipe,
         settings=settings,
         out=out,
         precision=options.precision,

@@ -13,6 +13,7 @@ from .objectives import (
     defaults,
     distillation,
     get_method,
+    suits_mixing,
     takes_features,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "label_smoothing",
     "soft_loss",
     "soft_targets",
+    "suits_mixing",
     "takes_features",
 ]

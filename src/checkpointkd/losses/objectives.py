@@ -299,9 +299,14 @@ def takes_features(method: str) -> bool:
     return hasattr(get_method(method), "feature_kind")
 
 
+def suits_mixing(method: str) -> bool:
+    """Return whether a method works with mixed images, which have no single label."""
+    return not getattr(get_method(method), "uses_labels", True)
+
+
 def check_mixing(method: str) -> None:
     """Raise UserError if a method needs one label for each image, so that mixed images do not suit it."""
-    if getattr(get_method(method), "uses_labels", True):
+    if not suits_mixing(method):
         raise UserError(
             f"--mixup and --cutmix do not apply to {method}, whose loss needs one class for each image. Leave them "
             "out, or use another method, such as kd. (A method of your own that ignores labels: uses_labels = False.)"

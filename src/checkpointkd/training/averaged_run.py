@@ -39,10 +39,13 @@ class AveragedRun:
         self._dtype: CheckpointDtype = dtype
 
         def opened() -> list[dict[str, Any]]:
-            if self._folder.record() is None:
-                record = run.record()
-                assert isinstance(record, OwnRunRecord)
-                storage.write_json(self._folder.path / "run.json", msgspec.structs.replace(record, averaged=True))
+            record, stored = run.record(), self._folder.record()
+            assert isinstance(record, OwnRunRecord)
+            record = msgspec.structs.replace(record, averaged=True)
+            if stored is None:
+                storage.write_json(self._folder.path / "run.json", record)
+            else:
+                self._folder.refuse_another(record.differences(stored))
             return self._folder.rows(up_to=up_to)
 
         self._rows = ranks.from_main(opened)

@@ -65,7 +65,8 @@ def decay_after(steps: int, decay: float) -> float:
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move an average of weights and statistics toward the model's: average = decay · average + (1 − decay) · model."""
     old, new = average.state_dict(), model.state_dict()
-    moving = [name for name, tensor in new.items() if tensor.is_floating_point()]
+    each = set({tensor.data_ptr(): name for name, tensor in old.items()}.values())  # tied weights move once
+    moving = [name for name in new if name in each and new[name].is_floating_point()]
     by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for name in moving:
         targets, values = by_type.setdefault(new[name].dtype, ([], []))
@@ -73,5 +74,5 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         values.append(new[name])
     for targets, values in by_type.values():
         get_ema_multi_avg_fn(decay)(targets, values, 0)
-    for name in new.keys() - set(moving):
+    for name in each - set(moving):
         old[name].copy_(new[name])

@@ -91,7 +91,7 @@ class TrainTask:
     def run(self, context: Context, on_progress: OnProgress | None = None) -> None:
         train(
             self.model,
-            label_smoothing=self.smoothing,
+            label_smoothing=self.smoothing or None,  # None: the recipe's, as for students of teachers
             checkpoint_dtype=context.preset.checkpoint_dtype,
             seed=self.seed,
             save_every=self.save_every(context),
