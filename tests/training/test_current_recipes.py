@@ -259,3 +259,42 @@ def test_the_options_are_in_the_record(tmp_path: Path):
     assert (recipe["views"], recipe["ema"], recipe["label_smoothing"]) == (4, 0.5, 0.1)
     with pytest.raises(UserError, match="recipe views 4 stored, 5 given"):
         ckd.train("wrn_10_1", out=tmp_path / "run", epochs=1, views=5, ema=0.5, label_smoothing=0.1, **SMALL)
+
+
+def test_settings_that_do_not_apply_are_refused_before_the_run_starts(tmp_path: Path):
+    for options, message in (
+        ({"views": 200}, "--views 200 is more than the"),
+        ({"layer_decay": 0.5}, "--layer-decay 0.5 needs a network of timm"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ckd.train("wrn_10_1", out=tmp_path / "run", epochs=1, **SMALL, **options)
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_average_that_was_removed_is_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    settings = {**SMALL, "epochs": 3, "save_every": 1, "ema": 0.9, "out": tmp_path / "run"}
+
+    def stop(name: str, done: int, total: int) -> None:
+        if done == 25:  # of 10 steps per epoch
+            raise StopError
+
+    class StopError(Exception):
+        pass
+
+    with pytest.raises(StopError):
+        ckd.train("wrn_10_1", on_progress=stop, **settings)
+    shutil.rmtree(tmp_path / "run" / "ema")
+    ckd.train("wrn_10_1", **settings)
+    assert "was removed. It is written again from epoch 3 on" in caplog.text
+    averaged = ckd.open_trajectory(tmp_path / "run" / "ema")
+    assert list(averaged) == [3]
+    assert len(averaged.rows()) == 3
+    with pytest.raises(UserError, match="holds the moving average of the weights of"):
+        ckd.train("wrn_10_1", **{**settings, "out": tmp_path / "run" / "ema"})
+
+
+def test_an_average_costs_no_training_of_its_own(tmp_path: Path):
+    ckd.train("wrn_10_1", out=tmp_path / "run", epochs=2, save_every=1, ema=0.9, **SMALL)
+    measured = ckd.evaluate(f"{tmp_path}/run@last", f"{tmp_path}/run/ema@last", split="val")
+    assert measured["training_cost"]["runs"] == 1
+    assert measured["training_cost"]["epochs"] == 2

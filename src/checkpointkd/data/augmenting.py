@@ -35,12 +35,6 @@ def augmented(pixels_HWC: np.ndarray, augmentation: Augmentation, *keys: int | s
     return pixels_HWC
 
 
-def check_augmentation(augmentation: Augmentation | None) -> None:
-    """Raise UserError if an augmentation needs torchvision, and torchvision cannot be imported."""
-    if augmentation is not None and augmentation.changes_pixels:
-        transforms_v2("--auto-augment and --erasing")
-
-
 def transforms_v2(options: str) -> Any:
     """Return torchvision's transforms. Raises UserError, which names the options that need them, if they are absent."""
     try:

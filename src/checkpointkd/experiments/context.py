@@ -98,10 +98,10 @@ class Context:
 
         path = self.out / MACHINE
         stored = read_speeds(path) if path.exists() else {}
-        setting = f"{self.device}, {self.preset.dataset}, {self.preset.precision}"
+        recipe = get_recipe(self.preset.student_recipe)
+        setting = f"{self.device}, {self.preset.dataset}, {self.preset.precision}, batches of {recipe.batch_size}"
         speeds = dict(stored.get(setting, {}))
         loading = next((speed.loading_seconds_per_step for speed in speeds.values()), None)
-        recipe = get_recipe(self.preset.student_recipe)
         for model in dict.fromkeys(models):
             if model not in speeds:
                 precision = next((speed.precision for speed in speeds.values()), self.preset.precision)

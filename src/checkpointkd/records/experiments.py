@@ -14,7 +14,9 @@ Matrix = tuple[tuple[float, ...], ...]
 
 
 class NetworkSpeed(Record, frozen=True, kw_only=True):
-    """What training a network takes. machine.json has one by setting (device, data set, precision) and network."""
+    """What training a network takes. machine.json has one by setting (device, data set, precision, batch
+    size) and network.
+    """
 
     precision: Precision
     seconds_per_step: Positive

@@ -76,6 +76,8 @@ def cached_logits(
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
     if not 0 <= logit_cache_gb < 1e9:
         raise UserError(f"logit_cache_gb must be from 0 to 10⁹, not {logit_cache_gb}")
+    if views is not None and not (isinstance(views, int) and augment):
+        raise UserError(f"views takes a number of augmented views, and needs augment=True, not {views!r}")
     device = usable_device(device)
     members = resolve_ensemble(texts_of(references, "cached_logits()"), ensemble)
     config = config_like(members[0].checkpoint.run.data, data, select_on, train_images)

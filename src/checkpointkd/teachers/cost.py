@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checkpoints import Checkpoint, CheckpointRef
 from ..checkpoints.run_dir import read_metrics
-from ..records.runs import ExternalRecord, TrainingCost
+from ..records.runs import ExternalRecord, OwnRunRecord, TrainingCost
 
 
 def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
@@ -20,6 +20,8 @@ def training_cost(refs: Sequence[CheckpointRef]) -> TrainingCost:
     for ref in refs:
         checkpoint, run = ref.checkpoint, ref.checkpoint.run
         folder = Path(run.folder, run.files or "") if isinstance(run, ExternalRecord) else checkpoint.saved_path.parent
+        if isinstance(run, OwnRunRecord) and run.averaged:  # trained along with the run that it lies in
+            folder = folder.parents[1] / "checkpoints"
         folder = Path(os.path.realpath(folder))
         if folder not in last or checkpoint.epoch > last[folder].epoch:
             last[folder] = checkpoint

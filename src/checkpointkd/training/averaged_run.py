@@ -5,6 +5,7 @@ RUN/ema is a run directory of its own. So RUN/ema@last is a checkpoint reference
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from ..ranks import Ranks
 from ..records.runs import OwnRunRecord, RunResult
 from .loop import Row
 from .saved import as_saved, measured_on, tensors_to_save
+
+log = logging.getLogger("checkpointkd")
 
 FOLDER = "ema"
 OF_THE_EPOCH = ("epoch", "loss", "learning_rate", "seconds")  # what a row of the average shares with the run's
@@ -46,6 +49,13 @@ class AveragedRun:
                 storage.write_json(self._folder.path / "run.json", record)
             else:
                 self._folder.refuse_another(record.differences(stored))
+            if up_to and not (self._folder.path / "metrics.jsonl").exists():
+                log.warning(
+                    "%s was removed. It is written again from epoch %d on. Earlier averages are lost.",
+                    self._folder.path,
+                    up_to + 1,
+                )
+                return [{name: row[name] for name in OF_THE_EPOCH} for row in run.rows(up_to=up_to)]
             return self._folder.rows(up_to=up_to)
 
         self._rows = ranks.from_main(opened)

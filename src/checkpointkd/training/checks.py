@@ -10,10 +10,25 @@ import torch
 
 from ..config import Recipe
 from ..data import Data
+from ..data.augmenting import transforms_v2
 from ..errors import UserError, first_line
+from ..losses import Supervised
 from ..models import Network, check_trainable
 from ..ranks import Ranks
 from .loop import State
+from .parameters import parameter_groups
+
+
+def check_settings(recipe: Recipe, network: Network, data: Data) -> None:
+    """Raise UserError if the recipe does not apply to the network or the images, or needs a package that is absent."""
+    augmentation = recipe.augmentation
+    if augmentation is not None and augmentation.changes_pixels:
+        transforms_v2("--auto-augment and --erasing")
+    if recipe.mixes:
+        transforms_v2("--mixup and --cutmix")
+    data.train.subset(torch.arange(1)).batches(batch_size=1, seed=0, device="cpu", augmentation=augmentation)
+    if recipe.layer_decay is not None:
+        parameter_groups(network, Supervised(), recipe)
 
 
 def check_global_batch(recipe: Recipe, ranks: Ranks, *, accumulate: int) -> None:

@@ -26,16 +26,21 @@ from ..config import (
     check_choice,
 )
 from ..data import Data, EpochLoader, config_of, load_test
-from ..data.augmenting import check_augmentation
 from ..data.mixing import MixedBatches
 from ..errors import Diverged, UserError, pluralize
 from ..losses import Supervised
 from ..models import Network, build_network, check_trainable, read_config
 from ..ranks import Ranks, joined, synchronize_batch_norm, world_size
 from ..records.base import Measured
-from ..records.runs import BestEpoch, DistillRecord, RunResult, TrainRecord, run_differences
+from ..records.runs import BestEpoch, DistillRecord, OwnRunRecord, RunResult, TrainRecord, run_differences
 from .averaged_run import AveragedRun
-from .checks import check_global_batch, check_single_images, compiler_errors, has_unused_parameters
+from .checks import (
+    check_global_batch,
+    check_settings,
+    check_single_images,
+    compiler_errors,
+    has_unused_parameters,
+)
 from .loop import Row, State, fit, start
 from .precision import MIN_STEPS_TO_BENCHMARK, benchmark_precision
 from .saved import as_saved, measured_on, tensors_to_save
@@ -140,7 +145,7 @@ def run_training(
     images_BCHW = data.train.subset(torch.arange(2)).to_float()
     check_trainable(deepcopy(network), images_BCHW, classes=len(data.classes), model=spec.model)
     check_single_images(spec.recipe, network, data, model=spec.model, accumulate=spec.accumulate)
-    check_augmentation(spec.recipe.augmentation)
+    check_settings(spec.recipe, network, data)
     metadata = method.metadata()
     objective = method.objective(network)
     with joined(spec.device) as ranks, ranks.locked(spec.out):
@@ -278,6 +283,10 @@ def _complete_run(spec: RunSpec, data: Data, method: Method) -> Trajectory | Non
     stored = folder.record() if folder.complete else None
     if stored is None:
         return None
+    if isinstance(stored, OwnRunRecord) and stored.averaged:
+        raise UserError(
+            f"{spec.out} holds the moving average of the weights of {spec.out.parent}. Choose another --out."
+        )
     precision = stored.precision if spec.precision == "auto" else spec.precision
     init_sha256 = None if spec.init is None else _build(spec, data)[1]
     asked = {**_common_fields(spec, data, precision, init_sha256), **method.identity}
