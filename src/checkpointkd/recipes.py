@@ -127,17 +127,7 @@ def adamw() -> Recipe:
 
     checkpointkd train timm:resnet18 --data folder:PATH --out RUN
     """
-    return Recipe(
-        epochs=100,
-        batch_size=128,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        decay_all=False,
-        warmup=5.0,
-        clip_norm=5.0,
-        source="ours: the default for photographs",
-    )
+    return replace(vit(), epochs=100, batch_size=128, source="ours: the default for photographs")
 
 
 def finetune() -> Recipe:
@@ -145,15 +135,12 @@ def finetune() -> Recipe:
 
     checkpointkd train timm:resnet18 --init pretrained --data folder:PATH --recipe finetune --out RUN
     """
-    return Recipe(
+    return replace(
+        vit(),
         epochs=30,
         batch_size=64,
-        optimizer="adamw",
         learning_rate=1e-4,
-        weight_decay=0.05,
-        decay_all=False,
         warmup=1.0,
-        clip_norm=5.0,
         source="ours: a start from pretrained weights",
     )
 
