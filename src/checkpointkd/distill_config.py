@@ -69,7 +69,7 @@ class DistillConfig:
             (`batch`), as the authors' code does for most of the training.
         teacher_features: The teacher's modules that a feature method reads, by path. None: the method's default.
         student_features: The student's modules, in the same order.
-        top_k: Of the teachers' logits, use the largest of each image and the mean of the others. None: all logits.
+        top_k: Use this many of the largest teacher logits of each image, and the mean of the others. None: all logits.
         channel_adapter: Add a trained 1×1 convolution to the student's features where a method needs equal channels.
 
     >>> DistillConfig(teacher_weights=(0.5, 0.6))

@@ -100,7 +100,7 @@ def vit() -> Recipe:
 
 
 def deit() -> Recipe:
-    """The same with DeiT's augmentation: RandAugment, mixup, CutMix, random erasing and label smoothing.
+    """`vit` with DeiT's augmentation: RandAugment, mixup, CutMix, random erasing and label smoothing.
 
     Not reproduced. DeiT also draws each image three times per epoch, which is not done here. Its drop path is an option
     of the network. Teachers run at every step, since mixed images cannot be cached.

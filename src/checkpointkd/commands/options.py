@@ -325,8 +325,8 @@ class TeacherOptions(EnsembleOptions, LogitCacheOptions):
     """For fsp: add a trained 1×1 convolution to the student's features where their number of channels differs."""
 
     top_k: int | None = None
-    """Of the teachers' logits, use the largest of each image, and the mean of the others in place of the others. The
-    logit cache is smaller, and the student differs slightly. Default: all logits."""
+    """Use only this many of the largest teacher logits of each image, and replace the others by their mean. The logit
+    cache is smaller, and the student differs slightly. Default: all logits."""
 
     allow_weak_teacher: bool = False
     """Accept teachers whose accuracy is not above chance."""
