@@ -102,8 +102,8 @@ def _has_batch_norm(model: str, data: Data) -> bool:
 
     from ..models import build_network, has_batch_norm, names_code
 
-    one = [0.5] * data.train.shape[0]  # normalization does not matter here
-    settings: Any = {"num_classes": len(data.classes), "in_channels": len(one), "mean": one, "std": one}
+    channels = [0.5] * data.train.shape[0]  # normalization does not matter here
+    settings: Any = {"num_classes": len(data.classes), "in_channels": len(channels), "mean": channels, "std": channels}
     if not names_code(model):
         with contextlib.suppress(Exception), torch.device("meta"):  # some networks compute with their weights
             return has_batch_norm(build_network(model, **settings))

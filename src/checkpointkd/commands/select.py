@@ -58,7 +58,7 @@ class PilotOptions(LearningRateOptions, DataOptions, RunOptions, LogitCacheOptio
     is a number of epochs, such as 60."""
 
     methods: list[str] | None = None
-    """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls; without dkd for mixed images."""
+    """Methods to compare. Default: kd, dkd, dist, lskd, wttm, mlkd-ls; without dkd with --mixup or --cutmix."""
 
     teachers_from: list[str] | None = None
     """Teachers to compare, written like the part of a reference after the @. Join the teachers of an ensemble by +.

@@ -15,7 +15,7 @@ from ..config import Augmentation
 from ..errors import UserError
 from ..seeding import seeded
 
-GREY = 127  # of erased pixels
+GRAY = 127  # of erased pixels
 
 
 def augmented(pixels_HWC: np.ndarray, augmentation: Augmentation, *keys: int | str) -> np.ndarray:
@@ -59,13 +59,13 @@ def _transforms(auto_augment: str, erasing: float) -> tuple[Any, ...]:
         policy = v2.RandAugment() if auto_augment == "randaugment" else v2.TrivialAugmentWide()
 
         def by_policy(pixels_HWC: np.ndarray) -> np.ndarray:
-            is_grey = pixels_HWC.shape[2] == 1
-            image = policy(Image.fromarray(pixels_HWC[..., 0] if is_grey else pixels_HWC))
-            return np.array(image)[..., None] if is_grey else np.array(image)
+            is_gray = pixels_HWC.shape[2] == 1
+            image = policy(Image.fromarray(pixels_HWC[..., 0] if is_gray else pixels_HWC))
+            return np.array(image)[..., None] if is_gray else np.array(image)
 
         transforms.append(by_policy)
     if erasing > 0:
-        erase = v2.RandomErasing(p=erasing, value=GREY)
+        erase = v2.RandomErasing(p=erasing, value=GRAY)
 
         def by_erasing(pixels_HWC: np.ndarray) -> np.ndarray:
             return erase(torch.from_numpy(pixels_HWC).permute(2, 0, 1)).permute(1, 2, 0).contiguous().numpy()

@@ -94,9 +94,9 @@ def _parts(context: Context, left: Sequence[Task], evaluating: float) -> dict[st
     live = 0.0
     for task in left:
         if isinstance(task, DistillTask):
-            alone = context.training_seconds(task.model, context.preset.student_epochs)
-            training["students"] += alone
-            live += task.cost(context) - alone
+            students = context.training_seconds(task.model, context.preset.student_epochs)
+            training["students"] += students
+            live += task.cost(context) - students
         elif isinstance(task, TrainTask):
             training["teachers" if task.role == "teacher" else "students"] += task.cost(context)
     return {

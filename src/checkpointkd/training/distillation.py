@@ -137,7 +137,7 @@ def run_distillation(
         check_mixing(spec.method)
         if spec.config.teacher_weights == "auto-per-class":
             raise UserError(
-                "--teacher-weights auto-per-class needs one class for each image. Leave out --mixup, --cutmix"
+                "--teacher-weights auto-per-class needs one class for each image. Leave out --mixup and --cutmix."
             )
     teachers = _LazyTeachers(run, spec, data, prepared)
 
