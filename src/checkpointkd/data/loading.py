@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,14 +94,14 @@ class LoadedBatches:
 
     def rows_and_batches(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Batch]]:
         """Yield the batches of an epoch, each with the rows of its images, on the CPU."""
+        draws: list[Draw] | None = None
         view_N = None if self.views is None else self.view_N(epoch)
-
-        def draw_of(row: int) -> Draw:
-            return (self.seed, epoch) if view_N is None else ("view", int(view_N[row]))
-
+        if view_N is not None:
+            draws = [("view", view) for view in view_N.tolist()]
+        elif self.augmentation is not None:
+            draws = [(self.seed, epoch) for _ in range(len(self.images))]
         whole = epoch_order(len(self.images), seed=self.seed, epoch=epoch).split(self.batch_size)[start:]
-        parts = [self.ranks.part(row_G) for row_G in whole]
-        loaded = self._loader.load(parts, None if self.augmentation is None else draw_of)
+        loaded = self._loader.load([self.ranks.part(row_G) for row_G in whole], draws)
         for row_G, (pixels_BCHW, row_B) in zip(whole, loaded, strict=True):
             pixels_BCHW = pixels_BCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield (
@@ -149,12 +149,12 @@ class RowLoader:
         self._kept: DataLoader | None = None
         self._busy = False
 
-    def load(self, batches: Sequence[Tensor], draw_of: Callable[[int], Draw] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def load(self, batches: Sequence[Tensor], draws: Sequence[Draw] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the pixels (B, C, H, W) and the rows of each batch, in order. Batches may be empty.
 
         Args:
             batches: The rows of each batch.
-            draw_of: Returns of what the augmentation of a row is a function. None: no augmentation.
+            draws: For each row of the images, of what its augmentation is a function. None: no augmentation.
 
         Raises:
             UserError: If an image cannot be read, or if a worker was killed.
@@ -167,7 +167,7 @@ class RowLoader:
             self._kept, self._busy = loader, True
         plan = loader.batch_sampler
         assert isinstance(plan, _Plan)
-        plan.batches, plan.draw_of = [rows_B for rows_B in batches if len(rows_B)], draw_of
+        plan.batches, plan.draws = [rows_B for rows_B in batches if len(rows_B)], draws
         try:
             loaded = _until_killed(loader)
             for rows_B in batches:
@@ -214,14 +214,14 @@ class _Plan:
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
-        self.draw_of: Callable[[int], Draw] | None = None
+        self.draws: Sequence[Draw] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, Draw | None]]]:
         for rows_B in self.batches:
-            yield [(row, None if self.draw_of is None else self.draw_of(row)) for row in rows_B.tolist()]
+            yield [(row, None if self.draws is None else self.draws[row]) for row in rows_B.tolist()]
 
 
 class _Items(Dataset):
