@@ -141,6 +141,12 @@ def test_mixup_mixes_images_and_labels_alike():
         assert torch.equal(batch.labels_B, batch.soft_labels_BK.argmax(1))
 
 
+def test_each_step_mixes_by_its_own_share():
+    """With two classes in turn, the soft label of a step's mixed pair tells its share."""
+    shares = [batch.soft_labels_BK[batch.soft_labels_BK < 1].max().item() for batch in _mixed()[:2]]
+    assert shares[0] != pytest.approx(shares[1], abs=1e-6)
+
+
 def test_cutmix_pastes_a_rectangle_and_resumes_in_the_middle_of_an_epoch():
     (first, second, _), plain = (
         _mixed(mixup=0.0, cutmix=1.0),

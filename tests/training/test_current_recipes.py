@@ -15,7 +15,7 @@ from torch import nn
 
 import checkpointkd as ckd
 from checkpointkd.config import Recipe
-from checkpointkd.data import DataConfig, load_data
+from checkpointkd.data import DataConfig, InMemoryImages, load_data
 from checkpointkd.errors import UserError
 from checkpointkd.losses import Supervised
 from checkpointkd.models import build_network
@@ -157,6 +157,10 @@ def test_fp16_scales_the_loss_and_learns(tmp_path: Path):
     list(fit(state, batches, recipe=recipe, seed=0, precision="fp16"))
     assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True)), "the step is left out"
     assert state.to_dict()["scaler"]["scale"] == pytest.approx(0.5e38)
+    fresh = start(deepcopy(network), Supervised(), recipe, device=torch.device("cpu"), precision="fp16")
+    fresh.restore(state.to_dict())
+    assert fresh.scaler is not None
+    assert fresh.scaler.get_scale() == pytest.approx(0.5e38)
 
 
 def test_layer_decay_lowers_the_rate_of_early_layers():
@@ -172,6 +176,16 @@ def test_layer_decay_lowers_the_rate_of_early_layers():
     assert [scales[1] / scales[0], scales[2] / scales[1]] == [2.0, 2.0]
     assert scale_of[id(body.head.weight)] == 1.0
     assert len(scale_of) == len(list(network.parameters()))
+    rates = []
+
+    def on_step(step: int, steps: int) -> None:
+        rates.extend((group["lr"], group.get("lr_scale", 1.0)) for group in state.optimizer.param_groups)
+
+    images = InMemoryImages(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10), torch.arange(10))
+    batches = images.batches(batch_size=10, seed=0, device="cpu")
+    list(fit(state, batches, recipe=recipe, seed=0, on_step=on_step))
+    assert rates
+    assert all(rate == pytest.approx(1e-3 * scale) for rate, scale in rates), "the loop uses the scale of each group"
     other = build_network("wrn_10_1", num_classes=10, in_channels=3, mean=[0.5] * 3, std=[0.2] * 3)
     with pytest.raises(UserError, match=r"--layer-decay 0.5 needs a network of timm"):
         start(other, Supervised(), recipe, device=torch.device("cpu"))
