@@ -275,6 +275,19 @@ def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_step():
         signal.signal(signal.SIGINT, before)
 
 
+def test_lines_without_a_terminal_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("checkpointkd.progress.LINE_SECONDS", (0.0, 0.0))
+    with Bars() as bars:
+        bars("task", 100, 1000)  # a run that continues
+        time.sleep(0.1)
+        bars("task", 101, 1000)  # 899 steps of at least 0.1 s are left
+        bars("task", 1000, 1000)
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "task: 10%"
+    assert re.fullmatch(r"task: 10%, [2-9] minutes left", second) or second == "task: 10%, 1 minute left"
+    assert last == "task: 100%"
+
+
 def test_python_and_the_command_line_have_the_same_options():
     app = build_app()
     for command in COMMANDS:

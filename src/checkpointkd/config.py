@@ -27,6 +27,7 @@ INFORMATION_UNITS: dict[str, str] = {  # of I(X;F), by estimator
 }
 CORRELATION_KINDS = {"logits": "logits", "softened": "predictions, τ = {tau:g}"}
 OptimizerName = Literal["sgd", "adam", "adamw"]
+LabelLoss = Literal["cross-entropy", "squared-error"]
 AutoAugment = Literal["none", "randaugment", "trivialaugment"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
@@ -281,6 +282,8 @@ class DataConfig:
             validation split if there is one beside the test split, otherwise a part of the training images.
         class_order: The class names in the order of the network's logits. `names` sorts the names. `timm` is timm's
             order of folders, which ignores case and sorts numbers by value.
+        train_labels: A file with other labels for the official training images, `.npy`, integers (N,) in their order.
+            Validation images that are a part of the training set get them too; test images keep their labels.
     """
 
     data: str = "digits"
@@ -293,6 +296,7 @@ class DataConfig:
     eval_transform: EvalTransform = EvalTransform()
     class_order: tuple[str, ...] | NamedOrder | None = None  # None: the data set's
     val: str | None = None
+    train_labels: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("select_on", self.select_on, SelectOn)

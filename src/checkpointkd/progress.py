@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from .errors import print_message, printable
+from .errors import duration, print_message, printable
 
 LINE_SECONDS = (10.0, 300.0)  # between two lines without a terminal: at first, and at most
 SLOWDOWN = 1.3  # growth of that interval from line to line
@@ -36,7 +36,9 @@ class Bars:
             speed_estimate_period=60,
         )
         self._bars: dict[str, TaskID] = {}
-        self._percents: dict[str, int] = {}  # by task, without a terminal
+        # without a terminal, by task: what a line says, and the time and the completed steps of the first call
+        self._lines: dict[str, str] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
         self._last_line, self._line_seconds = time.monotonic(), LINE_SECONDS[0]
         self._stop_signal: int | None = None
         self._replaced_handlers: dict[int, Any] = {}
@@ -79,14 +81,16 @@ class Bars:
             self._progress.remove_task(self._bars.pop(task))
 
     def _print_line(self, task: str, done: int, total: int) -> None:
-        self._percents[task] = 100 * done // total
+        began, first = self._begun.setdefault(task, (time.monotonic(), done))
+        seconds = time.monotonic() - began
+        left = f", {duration(seconds / (done - first) * (total - done))} left" if first < done < total else ""
+        self._lines[task] = f"{100 * done // total}%{left}"
         if time.monotonic() - self._last_line >= self._line_seconds:
             self._last_line = time.monotonic()
             self._line_seconds = min(SLOWDOWN * self._line_seconds, LINE_SECONDS[1])
-            line = ", ".join(f"{name}: {percent}%" for name, percent in self._percents.items())
-            print_message(line)
+            print_message("; ".join(f"{name}: {text}" for name, text in self._lines.items()))
         if done >= total:
-            del self._percents[task]
+            del self._lines[task], self._begun[task]
 
     def say(self, text: str) -> None:
         """Print a line above the bars, as plain text without markup."""

@@ -56,7 +56,7 @@ class InspectOptions(DataOptions, CommonOptions):
     def given_for_external(self) -> list[str]:
         """List the given options that apply to external checkpoints only."""
         names = ("data", "state_dict_key", "ignore_tensors", "mean", "std", "select_on", "image_size")
-        names += ("resize", "class_order", "channel_order", "flip", "val")
+        names += ("resize", "class_order", "channel_order", "flip", "val", "train_labels")
         return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
 

@@ -109,6 +109,11 @@ class DataOptions(DataSetOptions):
     order of folders, which ignores case and sorts numbers by value. names: the sorted names. Default: as in the given
     run, first teacher or external checkpoint, otherwise the data set's order."""
 
+    train_labels: Path | str | None = None
+    """A .npy file with other labels for the official training images, such as noisy ones: one class number per image,
+    in their order. Validation images that are a part of the training set get them too; test images do not. Default: as
+    in the given run or first teacher, otherwise the data set's labels."""
+
     flip: bool | None = None
     """Augment with horizontal flips. Default: as in the given run or first teacher, otherwise yes (no for digits)."""
 
@@ -124,6 +129,7 @@ class DataOptions(DataSetOptions):
             eval_transform=EvalTransform().resized_by(self.resize or "crop"),
             class_order=self._order(),
             val=self.val,
+            train_labels=self._train_labels,
         )
 
     def config_like(self, record: DataRecord, train_images: int | None = None) -> DataConfig:
@@ -141,7 +147,12 @@ class DataOptions(DataSetOptions):
             resize=self.resize,
             class_order=self._order(),
             val=self.val,
+            train_labels=self._train_labels,
         )
+
+    @property
+    def _train_labels(self) -> str | None:
+        return None if self.train_labels is None else str(self.train_labels)
 
     def _check_resize(self, data: str) -> None:
         name = data.partition(":")[0]

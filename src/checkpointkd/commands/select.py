@@ -370,7 +370,8 @@ def _search(trajectory: Trajectory, student: str, out: Path, options: SelectOpti
         for method in settings.methods:
             check_mixing(method)  # raises UserError
     repeated = ("data", "recipe", "epochs", "learning_rate", "train_images", *RECIPE_OPTIONS)
-    repeated += ("select_on", "val", "image_size", "resize", "class_order", "flip", "logit_cache_gb", "device")
+    repeated += ("select_on", "val", "train_labels", "image_size", "resize", "class_order", "flip")
+    repeated += ("logit_cache_gb", "device")
     return PilotSearch(
         student=student,
         trajectory=trajectory,

@@ -38,6 +38,7 @@ REPEATED = (  # options that `distill` repeats to train the best trial's student
     "select_on",
     "val",
     "train_images",
+    "train_labels",
     "image_size",
     "resize",
     "class_order",

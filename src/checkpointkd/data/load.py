@@ -25,6 +25,7 @@ from .digits import digits
 from .folders import folder, imagenet
 from .hub import hub
 from .images import Images
+from .labels import relabeled
 from .own import data_name, names_own_data, own_data
 from .splits import VALIDATION, complement, stratified
 from .streaming import StreamingImages
@@ -59,6 +60,10 @@ def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
     """
     dataset = _open(settings, on_progress)
     official = dataset.train()
+    if settings.train_labels is not None:
+        if settings.class_order is not None:
+            raise UserError("--train-labels numbers the classes in the data set's own order. Leave out --class-order.")
+        official = relabeled(official, Path(settings.train_labels), classes=len(dataset.classes))
     val_sha256 = None
     if settings.select_on == "test":
         train, val, fraction = official, dataset.test(), None
@@ -97,6 +102,7 @@ def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
         eval_transform=settings.eval_transform,
         class_order=dataset.classes if dataset.reordered else None,
         val=settings.val,
+        train_labels=settings.train_labels and str(Path(settings.train_labels).resolve()),
         val_sha256=val_sha256,
     )
     return Data(dataset.classes, train, val, dataset.recipe, record)
@@ -133,6 +139,7 @@ def config_like(
     resize: Resize | None = None,
     class_order: tuple[str, ...] | NamedOrder | None = None,
     val: str | None = None,
+    train_labels: str | None = None,
 ) -> DataConfig:
     """Return the settings that recorded data were loaded with, changed where an argument is given."""
     if data is not None:
@@ -147,11 +154,13 @@ def config_like(
         if name != record.name:  # another data set has its own defaults; images are resized to the network's size
             side = record.shape[1] if name in ("folder", "imagenet") else None
             settings = replace(settings, val_fraction=None, flip=None, image_size=side, class_order=None, val=None)
+            settings = replace(settings, train_labels=None)
     if resize is not None:
         settings = replace(settings, eval_transform=settings.eval_transform.resized_by(resize))
     if val is not None:
         settings = replace(settings, val=val, val_fraction=None)
     changes = {"train_images": train_images, "image_size": image_size, "flip": flip, "class_order": class_order}
+    changes["train_labels"] = train_labels
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from .tasks import Row, Task
 
 PAPER = ("table1", "figure2", "table2", "figure3", "figure4", "figure5", "figure6", "figure7", "table3")
-EXPERIMENTS = (*PAPER, "lr-schedule", "selection")
+EXPERIMENTS = (*PAPER, "lr-schedule", "selection", "teachers")
 PRIORITY = (  # when time is short; within a row the tasks run pair by pair, then experiment by experiment
     ("lr-schedule", "figure7", "table3", "table2"),
     ("figure5", "figure4", "figure6"),
     ("table1", "figure2", "figure3"),  # these need a student per checkpoint, and many teachers
     ("selection",),
+    ("teachers",),
 )
 
 

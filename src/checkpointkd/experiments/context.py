@@ -38,7 +38,7 @@ class Context:
 
     `speeds` has an entry per network. `folder_id` is the content of the file `ID_FILE` in `out`. `teacher_steps` and
     `student_steps` are optimizer steps per epoch, and `val_steps` the batches of the validation set, for estimates of
-    time. `tracking` says where runs are logged.
+    time. `tracking` says where runs are logged. `train_labels` is a file with other labels for the training images.
     """
 
     out: Path
@@ -52,6 +52,7 @@ class Context:
     student_steps: int = 1
     val_steps: int = 0
     tracking: Tracking | None = None
+    train_labels: str | None = None
 
     def folder(self, kind: str, name: str, key: dict[str, Any]) -> Path:
         """Return the folder of a task: the name is for people, the hash of the key makes it unique."""
@@ -79,7 +80,12 @@ class Context:
     def data_config(self, role: Role) -> DataConfig:
         """Return the settings of the images that teachers or students train on."""
         preset = self.preset
-        return DataConfig(data=self.data, select_on=preset.select_on, train_images=preset.images_of(role))
+        return DataConfig(
+            data=self.data,
+            select_on=preset.select_on,
+            train_images=preset.images_of(role),
+            train_labels=self.train_labels,
+        )
 
     def estimator_config(self, estimator: str) -> EstimatorConfig:
         """Return how I(X;F) is estimated. The preset's decoder settings apply to the decoder only."""

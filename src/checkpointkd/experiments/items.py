@@ -38,6 +38,11 @@ def teacher(pair: Pair, number: int = 0) -> TrainTask:
     return TrainTask(pair.teacher, "teacher", seed=number)
 
 
+def of_teacher(number: int, name: str) -> str:
+    """Return the name of a variant of one of the compared teacher runs."""
+    return f"teacher {number + 1}: {name}"
+
+
 def snapshot_ensemble(training: TrainTask, size: int) -> Teachers:
     """Return a run's last checkpoint and size − 1 equally spaced checkpoints before it.
 

@@ -48,8 +48,11 @@ class Preset:
         compared_recipes: Teacher recipes that `lr-schedule` compares with `teacher_recipe`.
         alphas: Weights of the labels that `selection` compares for `kd`.
         budgets: Budgets of the pilot searches of `selection`, as shares of one distillation.
-        compared_teachers: Teacher runs per pair from which `selection` takes teachers.
+        compared_teachers: Teacher runs per pair from which `selection` and `teachers` take teachers.
         compared_methods: The methods that `selection` compares.
+        further_settings: Methods, with their α or None for the default, with which `teachers` compares checkpoints in
+            addition to `kd` with the preset's α.
+        noisy: Training needs a file of noisy labels, `--train-labels`.
         checkpoint_dtype: With float16, only runs of seed 0 keep more than the last checkpoint.
         decoder_steps: Optimizer steps per decoder fit.
         decoder_seeds: Decoder fits per checkpoint. Two fits hardly show how much fits differ.
@@ -90,6 +93,8 @@ class Preset:
     budgets: tuple[str, ...] = ("0.5", "1.0", "2.0")
     compared_teachers: int = 2
     compared_methods: tuple[str, ...] = ("kd", "dkd", "dist", "lskd", "wttm", "mlkd-ls")
+    further_settings: tuple[tuple[str, float | None], ...] = ()
+    noisy: bool = False
     checkpoint_dtype: CheckpointDtype = "float32"
     decoder_steps: int = 300
     decoder_seeds: int = 4
@@ -279,8 +284,21 @@ def few_images() -> Preset:
         student_save_every=40,
         train_images=20_000,
         student_train_images=2_250,
+        further_settings=(("kd", 0.1), ("wttm", None), ("dist", None)),
         note="Preset few-images trains teachers on 20,000 images and students on 2,250 of these. "
         "Its networks are smaller than the paper's.",
+    )
+
+
+def noisy_labels() -> Preset:
+    """2,500 images of CIFAR-100 with CIFAR-100N's noisy labels, which teachers memorize; as `overfit` otherwise."""
+    return replace(
+        overfit(),
+        name="noisy-labels",
+        noisy=True,
+        further_settings=few_images().further_settings,
+        note="Preset noisy-labels trains and chooses on noisy labels; test labels are clean. It has a twentieth of the "
+        "paper's images, so that a teacher of 120 epochs memorizes wrong labels too.",
     )
 
 
@@ -357,6 +375,7 @@ PRESETS = {
     "overfit": {"cifar100": overfit},
     "medium": {"cifar100": medium},
     "few-images": {"cifar100": few_images},
+    "noisy-labels": {"cifar100": noisy_labels},
     "paper": {"cifar100": paper, "tiny-imagenet": paper_tiny_imagenet, "imagenet": paper_imagenet},
 }
 

@@ -53,7 +53,8 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     """The size of the experiment. smoke: digits in a few minutes, to check that everything runs. digits: longer runs on
     digits. small: 10,000 images of CIFAR-100, about an hour per experiment on two CPU cores. overfit: 2,500 images,
     with overfit teachers. medium: 45,000 images, a day or two on two CPU cores. few-images: teachers on 20,000 images,
-    students on 2,250. paper: the paper's settings; the command shows the cost and asks before it starts."""
+    students on 2,250. noisy-labels: 2,500 images with noisy labels, see --train-labels. paper: the paper's settings;
+    the command shows the cost and asks before it starts."""
 
     out: Path | str
     """The folder of the experiments and of their runs."""
@@ -61,6 +62,9 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     data: str | None = None
     """The data set as NAME or NAME:PATH. For table2, the presets paper and smoke also take tiny-imagenet. For table1,
     the preset paper also takes imagenet:PATH. Default: the preset's."""
+
+    train_labels: Path | str | None = None
+    """A .npy file with other labels for the training images, as for `train`. The preset noisy-labels needs it."""
 
     select_on: SelectOn | None = None
     """The images for choosing checkpoints and hyperparameters: val or test, as for `train`. Default: the preset's."""
@@ -219,7 +223,8 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     Args:
         name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3. all: these nine, highest
             priority first. Not in the paper: lr-schedule tests which learning-rate schedule gives the paper's midpoint
-            accuracy. selection compares candidates, and the rules and searches that choose among them.
+            accuracy. selection compares candidates, and the rules and searches that choose among them. teachers
+            compares checkpoints, ensembles, weight averages and other trainings as teachers.
 
     Raises:
         UserError: If the experiment or preset is unknown, or if a task failed. The results of other tasks are kept and
@@ -239,10 +244,21 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
     executor_config, tracking = options.executor_config(), options.tracking(options.out)
     deadline = math.inf if options.time_limit is None else time.monotonic() + 60 * options.time_limit
     preset = options.changed_preset(name)
+    if preset.noisy and options.train_labels is None:
+        raise UserError(
+            f"Preset {preset.name!r} needs noisy labels. Give --train-labels FILE, such as CIFAR-100N's "
+            "noisy_fine_labels.npy."
+        )
     out, names = Path(options.out), PAPER if name == ALL else (name,)
     refuse_others(out / PAGE)
     context = Context(
-        out, preset, options.data or preset.dataset, options.device, options.logit_cache_gb, tracking=tracking
+        out,
+        preset,
+        options.data or preset.dataset,
+        options.device,
+        options.logit_cache_gb,
+        tracking=tracking,
+        train_labels=None if options.train_labels is None else str(Path(options.train_labels).resolve()),
     )
     data = load_data(context.data_config("teacher"), on_progress=options.on_progress)
     items = {each: get_experiment(each).needs(preset) for each in names}

@@ -19,7 +19,7 @@ from ..selection.candidates import AVERAGE, EARLIER, LAST, NO_TEACHER, SEVERAL, 
 from ..selection.pilot_plan import PilotOutcome
 from ..selection.prior import FITTED_ON
 from .designs import DESIGNS, PRIOR_ALONE
-from .items import Item, Teachers, snapshot_ensemble, teacher
+from .items import Item, Teachers, of_teacher, snapshot_ensemble, teacher
 from .presets import Pair, Preset
 from .results import Results, Row, mean_sd, only, students_note
 from .tasks import CheckpointChoice, DistillTask, PilotRunTask, TrainTask
@@ -62,7 +62,7 @@ def student(pair: Pair, candidate: Candidate, number: int, seed: int) -> TrainTa
 
 def needs(preset: Preset) -> list[Item]:
     return [
-        Item(pair, _variant(number, name), task)
+        Item(pair, of_teacher(number, name), task)
         for pair in preset.pairs
         for part in (_reference_set, _fitted_temperatures, _students_of_rules, _longer_pilot_runs)
         for seed in range(preset.seeds)
@@ -102,10 +102,6 @@ def _students_of_rules(preset: Preset, pair: Pair, number: int, seed: int) -> It
 def rules(preset: Preset) -> list[str]:
     """Return the names of the rules, without `random`, and without `last`, whose choice is a candidate."""
     return [rule for rule in (*RULES, *preset.rules) if rule not in ("last", "random")]
-
-
-def _variant(number: int, name: str) -> str:
-    return f"teacher {number + 1}: {name}"
 
 
 def _label(candidate: Candidate) -> str:
@@ -159,7 +155,7 @@ def reference_of(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) -
     labels = {candidate: _label(candidate) for candidate in candidates_of(preset)}
     accuracy: dict[str, dict[int, float]] = {}
     validation: dict[str, dict[int, float]] = {}
-    prefix = _variant(number, "")
+    prefix = of_teacher(number, "")
     own = [row for row in only(rows, pair=pair.name) if row["variant"].startswith(prefix)]
     for row in only(own, kind="network"):
         name = row["variant"].removeprefix(prefix)

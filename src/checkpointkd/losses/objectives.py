@@ -16,6 +16,7 @@ from typing import Any, Protocol, final, get_args
 import torch
 from torch import Tensor, nn
 
+from ..config import LabelLoss, check_choice
 from ..data import Batch, Images
 from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError, unknown_name
@@ -24,7 +25,7 @@ from ..seeding import derive_seed
 from ..user_code import import_object
 from . import features, logits
 from .crd import CRD
-from .distillation_loss import Weights, loss_with_labels, soft_loss
+from .distillation_loss import Weights, loss_with_labels, soft_loss, squared_error
 from .matching import FeaturePaths, channels_first_map, match_features
 from .review import ReviewKD
 from .top_logits import keep_top_logits
@@ -91,20 +92,28 @@ class TeacherLike(Protocol):
 
 @final
 class Supervised(nn.Module):
-    """Learn the labels without a teacher, by cross-entropy or with label smoothing (§4.3).
+    """Learn the labels without a teacher: by cross-entropy, with label smoothing (§4.3), or by the squared error.
 
     Raises:
-        UserError: `smoothing` is not in [0, 1).
+        UserError: `smoothing` is not in [0, 1), `loss` is unknown, or the labels of a squared error are smoothed.
     """
 
-    def __init__(self, *, smoothing: float = 0.0) -> None:
+    def __init__(self, *, smoothing: float = 0.0, loss: LabelLoss = "cross-entropy") -> None:
         super().__init__()
+        check_choice("loss", loss, LabelLoss)
         if not 0 <= smoothing < 1:
             raise UserError(f"Label smoothing must be at least 0 and below 1, not {smoothing}")
-        self.smoothing = smoothing
+        if smoothing and loss == "squared-error":
+            raise UserError(
+                f"--loss squared-error does not smooth labels, but label smoothing is {smoothing:g}. Add "
+                "--label-smoothing 0, or leave out --loss."
+            )
+        self.smoothing, self.loss = smoothing, loss
 
     def forward(self, model: nn.Module, batch: Batch, train_fraction: float) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.images_BCHW)
+        if self.loss == "squared-error":
+            return squared_error(_at_least_float32(logits_BK), batch.targets), logits_BK
         return loss_with_labels(logits_BK, batch.targets, smoothing=self.smoothing), logits_BK
 
 

@@ -17,7 +17,7 @@ from msgspec import Meta
 from ..config import EvalTransform, SelectOn
 from ..errors import UserError
 
-PLACES = ("source", "val")  # fields of DataRecord that say where images lie
+PLACES = ("source", "val", "train_labels")  # fields of DataRecord that say where images lie
 LARGEST_FILE = 1 << 29  # bytes of a JSON file
 
 T = TypeVar("T")
@@ -69,6 +69,7 @@ class DataRecord(Record, frozen=True, omit_defaults=True):
     eval_transform: EvalTransform = EvalTransform()
     class_order: tuple[str, ...] | None = None
     val: str | None = None  # --val; may be a place that differs from machine to machine
+    train_labels: str | None = None  # --train-labels; `sha256` includes its labels
     val_sha256: str | None = None  # of validation images that are no part of the training images
 
     @property

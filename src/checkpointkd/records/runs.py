@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..config import ChannelOrder, CheckpointDtype, Precision, Recipe
+from ..config import ChannelOrder, CheckpointDtype, LabelLoss, Precision, Recipe
 from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError
 from .base import (
@@ -77,6 +77,7 @@ class TrainRecord(OwnRunRecord, frozen=True, tag="train", kw_only=True):
     """A run that learns from labels alone."""
 
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)]
+    loss: LabelLoss = "cross-entropy"
 
 
 class TeacherMeasured(Measured, frozen=True):

@@ -19,6 +19,7 @@ from .. import records
 from ..checkpoints import RunDir, Trajectory, initial_network, open_trajectory
 from ..config import (
     CheckpointDtype,
+    LabelLoss,
     OnProgress,
     Precision,
     PrecisionChoice,
@@ -108,10 +109,11 @@ class Method:
     wrap_batches: Callable[[EpochLoader, Precision], EpochLoader] = lambda batches, precision: batches
 
 
-def from_labels(smoothing: float = 0.0) -> Method:
-    """Return the method of a run without a teacher. Raises UserError for a smoothing outside [0, 1)."""
-    objective = Supervised(smoothing=smoothing)
-    return Method(record=TrainRecord, identity={"label_smoothing": smoothing}, objective=lambda network: objective)
+def from_labels(smoothing: float = 0.0, loss: LabelLoss = "cross-entropy") -> Method:
+    """Return the method of a run without a teacher. Raises UserError for settings that `Supervised` refuses."""
+    objective = Supervised(smoothing=smoothing, loss=loss)
+    identity = {"label_smoothing": smoothing, "loss": loss}
+    return Method(record=TrainRecord, identity=identity, objective=lambda network: objective)
 
 
 def run_training(

@@ -118,6 +118,7 @@ def training_options(context: Context, model: str, recipe: str, epochs: int, rol
         "epochs": epochs,
         "batch_size": preset.batch_size_of(role),
         "select_on": preset.select_on,
+        "train_labels": context.train_labels,
         "train_images": preset.images_of(role),
         "precision": context.speeds[model].precision,
         "device": context.device,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from ...commands import score, select, train
-from ...config import OnProgress
+from ...config import LabelLoss, OnProgress
 from ..context import Context
 from ..presets import Role, get_preset
 from .base import (
@@ -41,7 +41,8 @@ SCORE_STEPS = 33  # training steps that take as long as scoring one checkpoint, 
 class TrainTask:
     """Train a network on labels: a teacher, or a student without one.
 
-    `smoothing` is label smoothing, the paper's uniform teacher. `recipe` replaces the preset's.
+    `smoothing` is label smoothing, the paper's uniform teacher. `recipe` replaces the preset's. `share` is the share of
+    the preset's epochs, in which the learning rate falls to its last value.
     """
 
     model: str
@@ -49,6 +50,8 @@ class TrainTask:
     seed: int = 0
     smoothing: float = 0.0
     recipe: str | None = None
+    share: float = 1.0
+    loss: LabelLoss = "cross-entropy"
 
     @property
     def kind(self) -> Kind:
@@ -62,7 +65,8 @@ class TrainTask:
         return self.recipe or (preset.teacher_recipe if self.role == "teacher" else preset.student_recipe)
 
     def epochs(self, context: Context) -> int:
-        return context.preset.teacher_epochs if self.role == "teacher" else context.preset.student_epochs
+        epochs = context.preset.teacher_epochs if self.role == "teacher" else context.preset.student_epochs
+        return max(1, round(self.share * epochs))
 
     def save_every(self, context: Context) -> int:
         preset = context.preset
@@ -77,12 +81,16 @@ class TrainTask:
             **training_key(context, self.model, self.recipe_name(context), self.epochs(context), self.role),
             **run_key(context, self.save_every(context), self.seed),
             "smoothing": self.smoothing,
+            **({} if self.loss == "cross-entropy" else {"loss": self.loss}),
         }
 
     def folder(self, context: Context) -> Path:
         preset, recipe = context.preset, self.recipe_name(context)
         is_usual = self.role == "student" or recipe == get_preset(preset.name, preset.dataset).teacher_recipe
         suffix = ("" if is_usual else f"-{recipe}") + "-smoothed" * bool(self.smoothing)
+        suffix += f"-{self.epochs(context)}-epochs" * (self.share != 1) + f"-{self.loss}" * (
+            self.loss != "cross-entropy"
+        )
         return context.folder("runs", f"{self.model}{suffix}-{self.role}-seed{self.seed}", self.key(context))
 
     def done(self, context: Context) -> bool:
@@ -91,6 +99,7 @@ class TrainTask:
     def run(self, context: Context, on_progress: OnProgress | None = None) -> None:
         train(
             self.model,
+            loss=self.loss,
             label_smoothing=self.smoothing or None,  # None: the recipe's, as for students of teachers
             checkpoint_dtype=context.preset.checkpoint_dtype,
             seed=self.seed,
