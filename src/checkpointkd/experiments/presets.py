@@ -203,6 +203,7 @@ def digits() -> Preset:
         student_save_every=20,
         train_images=200,
         alphas=Preset.alphas,
+        compared_teachers=2,
         decoder_steps=100,
         note="Preset digits trains on 200 images of digits. Its results need not hold for photographs.",
     )

@@ -16,7 +16,7 @@ from ..errors import pluralize
 from ..reports.charts import Chart, Series, Table
 from .items import Item, Teachers, evaluation, of_teacher, snapshot_ensemble, teacher
 from .presets import Pair, Preset
-from .results import Results, Row, by_seed, images_note, mean_sd, mean_sd_n, only, students_note
+from .results import Results, Row, by_seed, mean_sd, mean_sd_n, only, students_note
 from .tasks import CheckpointChoice, DistillTask, TrainTask
 
 TITLE = "Which teacher is best"
@@ -207,7 +207,7 @@ def _table(preset: Preset, rows: Sequence[Row], pair: Pair, by_teacher: Sequence
     ]
     note = (
         f"{students_note(preset, f'kd, α = {preset.alpha:g} and τ = {preset.tau:g} unless stated')} Accuracies of "
-        f"teachers: {images_note(preset, 'test')} Gains: mean over students with a 95% interval (Student's t), n "
+        f"teachers are test accuracies. Gains: mean over students with a 95% interval (Student's t), n "
         "students. Other runs' students, or seeds, choose the best of 0.3, midpoint and 0.7."
     )
     return Table(f"{pair.name}: teachers", columns, lines, note)
