@@ -29,8 +29,8 @@ def smoke(shared_folder: Path) -> Path:
     shared = shared_folder / "experiments-smoke"
     with filelock.FileLock(f"{shared}.lock"):
         if not (shared / "table3" / "experiment.json").exists():
-            for name in ("selection", "lr-schedule", "all"):
-                ckd.reproduce(name, preset="smoke", seeds=1 if name == "selection" else None, out=shared)
+            for name in ("selection", "teachers", "lr-schedule", "all"):
+                ckd.reproduce(name, preset="smoke", seeds=1 if name in ("selection", "teachers") else None, out=shared)
     return shared
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,6 +150,15 @@ def test_other_sizes_are_noted_in_the_results(tmp_path: Path):
         f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 3, 4)
     ]
     assert json.loads((out / "figure5" / "experiment.json").read_text())["preset"]["save_every"] == 1
+    shown: list[tuple[int, int]] = []
+
+    def on_progress(label: str, done: int, total: int) -> None:
+        if label == "all tasks":
+            shown.append((done, total))
+
+    options: dict[str, Any] = {"preset": "smoke", "teacher_epochs": 4, "train_images": 60, "out": out}
+    ckd.reproduce("figure5", seeds=1, on_progress=on_progress, **options)
+    assert {done / total for done, total in shown} == {1.0}, "tasks that were done before are no progress of this call"
 
 
 def test_a_report_on_teachers_before_their_midpoint(smoke: Path, tmp_path: Path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,6 +68,36 @@ def test_supervised_is_cross_entropy_or_label_smoothing():
     torch.testing.assert_close(plain, cross_entropy(STUDENT, LABELS))
     smoothed, _ = Supervised(smoothing=0.1)(ConstantModel(), BATCH, 0.0)
     torch.testing.assert_close(smoothed, label_smoothing(STUDENT, LABELS, alpha=0.9))
+
+
+def test_supervised_by_squared_error():
+    """The Brier score of NumPy, for classes and for the probabilities of mixed images."""
+    objective = Supervised(loss="squared-error")
+    loss_B, logits_BK = objective(ConstantModel(), BATCH, 0.0)
+    exponential = np.exp(STUDENT.double().numpy())
+    probabilities = exponential / exponential.sum(1, keepdims=True)
+    expected = ((probabilities - np.eye(K)[LABELS.numpy()]) ** 2).sum(1)
+    np.testing.assert_allclose(loss_B.numpy(), expected, rtol=1e-5)
+    assert logits_BK is STUDENT
+    mixed = replace(BATCH, soft_labels_BK=0.5 * torch.eye(K)[LABELS] + 0.5 / K)
+    expected = ((probabilities - mixed.targets.numpy()) ** 2).sum(1)
+    np.testing.assert_allclose(objective(ConstantModel(), mixed, 0.0)[0].numpy(), expected, rtol=1e-5)
+    with pytest.raises(UserError, match=r"squared-error does not smooth labels, but label smoothing is 0\.1"):
+        Supervised(loss="squared-error", smoothing=0.1)
+    with pytest.raises(UserError, match="Unknown loss 'mse'"):
+        Supervised(loss="mse")  # type: ignore[arg-type]
+
+
+def test_a_run_by_squared_error_learns_and_continues(tmp_path: Path):
+    settings: dict[str, Any] = {"data": "digits", "train_images": 200, "save_every": 2, "precision": "fp32"}
+    settings |= {"epochs": 8, "loss": "squared-error"}
+    run = ckd.train("wrn_10_1", out=tmp_path / "run", **settings)
+    assert run.run.loss == "squared-error"
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] < 1.0 < np.log(10), "the largest squared error of a uniform prediction is 0.9"
+    assert rows[-1]["train_accuracy"] > 0.3
+    with pytest.raises(UserError, match="loss 'squared-error' stored, 'cross-entropy' given"):
+        ckd.train("wrn_10_1", out=tmp_path / "run", **{**settings, "loss": "cross-entropy"})
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])

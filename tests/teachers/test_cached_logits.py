@@ -114,3 +114,31 @@ def test_streamed_images_get_live_logits(tmp_path: Path):
     torch.testing.assert_close(batch.teacher_TBK[0], ckd.load(run)(batch.images_BCHW), atol=1e-2, rtol=1e-2)
     with pytest.raises(UserError, match="Use `epoch` in place of `dataset`"):
         batches.dataset(0)
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0])  # 0: the cache has no room, so the teachers run live
+def test_the_largest_logits_and_the_mean_of_the_others(gigabytes: float, refs: list[str]):
+    whole = next(ckd.cached_logits(*refs, logit_cache_gb=gigabytes).epoch(0)).teacher_TBK
+    largest = next(ckd.cached_logits(*refs, logit_cache_gb=gigabytes, top_k=3).epoch(0)).teacher_TBK
+    assert whole is not None
+    assert largest is not None
+    expected = whole.clone()
+    for row_K in expected.flatten(0, 1):
+        kept = row_K.topk(3).indices
+        others = torch.ones(10, dtype=torch.bool).index_fill(0, kept, False)
+        row_K[others] = row_K[others].mean()
+    torch.testing.assert_close(largest, expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("top_k", [0, 10, -1, 2.5])
+def test_a_top_k_that_does_not_fit_is_refused(top_k: Any, refs: list[str]):
+    with pytest.raises(
+        UserError, match=f"--top-k {top_k} must be a whole number from 1 to below the number of classes"
+    ):
+        ckd.cached_logits(*refs, top_k=top_k)
+
+
+@pytest.mark.parametrize("epoch", [-1, 0.5, "0", None])
+def test_an_epoch_that_is_no_number_is_refused(epoch: Any, refs: list[str]):
+    with pytest.raises(UserError, match="epoch must be a whole number of at least 0"):
+        ckd.cached_logits(*refs).epoch(epoch)

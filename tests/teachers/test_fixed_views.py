@@ -88,7 +88,7 @@ def test_a_smaller_cache_keeps_the_largest_logits(teacher: str, tmp_path: Path, 
     whole = _distill(teacher, tmp_path / "whole", views=2)
     assert whole.last.sha256 != cached.last.sha256
     assert logit_cache.size_of(10, 1000, 10) < logit_cache.size_of(10, 1000) / 30
-    with pytest.raises(UserError, match="--top-k 3 must be below the number of classes, 3"):
+    with pytest.raises(UserError, match="--top-k 3 must be a whole number from 1 to below the number of classes, 3"):
         _distill(teacher, tmp_path / "all", views=2, top_k=3)
     with pytest.raises(UserError, match="--top-k must be at least 1, not 0"):
         _distill(teacher, tmp_path / "none", views=2, top_k=0)

@@ -97,6 +97,7 @@ def run_tasks(
                 else:
                     waiting.append(task)
         waiting.sort(key=order.__getitem__)
+        progress.show()  # once for all tasks that were done before, so that they do not count as speed
 
     def start_ready() -> None:
         for task in list(waiting):
@@ -267,13 +268,12 @@ class _Progress:
 
     def finish(self, task: Task) -> None:
         self._share[task] = 1.0
-        self._show()
 
     def _advance(self, task: Task, share: float) -> None:
         self._share[task] = max(self._share.get(task, 0.0), min(0.99, share))
-        self._show()
+        self.show()
 
-    def _show(self) -> None:
+    def show(self) -> None:
         total = sum(self._cost.values())
         done = sum(self._cost[task] * share for task, share in self._share.items())
         if sum(share == 1.0 for share in self._share.values()) == len(self._cost):

@@ -8,7 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 MOST_CLASSES = 1 << 15  # the number of a class takes 16 bits
+
+
+def check_top_k(top_k: int | None, classes: int) -> None:
+    """Raise UserError unless `top_k` is None or a number of logits below the number of classes."""
+    if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k < min(classes, MOST_CLASSES)):
+        raise UserError(
+            f"--top-k {top_k} must be a whole number from 1 to below the number of classes, {classes}. Leave it out to "
+            "use all logits."
+        )
 
 
 def top_logits(logits_MK: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ..config import LOGIT_CACHE_GB, Augmentation, OnProgress, Precision, Select
 from ..data import Batch, EpochLoader, config_like, load_data
 from ..device import usable_device
 from ..errors import UserError
+from ..losses.top_logits import check_top_k, keep_top_logits
 from ..user_data import Data
 from .cached_batches import CachedTeacherBatches, with_cached_logits
 from .ensemble import Teacher, check_compatible
@@ -32,6 +33,7 @@ def cached_logits(
     seed: int = 0,
     augment: bool = True,
     views: int | None = None,
+    top_k: int | None = None,
     ensemble: str | None = None,
     train_images: int | None = None,
     select_on: SelectOn | None = None,
@@ -59,6 +61,8 @@ def cached_logits(
         seed: Seed of the order and of the augmentation.
         augment: Whether images are padded, cropped and flipped, as in `distill`.
         views: The number of fixed augmented views of each image, as `--views`. None: a new view in every epoch.
+        top_k: Store this many of the largest logits of each image, and the mean of the others, as `--top-k`. The other
+            logits of a batch then have this mean. None: all logits.
         ensemble: `snapshot:K`, `full:K`, `mixed` or `all`, as for `distill`.
         train_images: Use a class-balanced subset of this many training images. None: the teachers' number.
         select_on: `val` or `test`, as for `distill`. None: as in the teachers' run.
@@ -84,6 +88,7 @@ def cached_logits(
     loaded = load_data(config, on_progress=on_progress)
     teacher = Teacher(members, device=device, cache_limit=int(logit_cache_gb * 1e9))
     check_compatible(teacher, loaded)
+    check_top_k(top_k, len(loaded.classes))
     batches = with_cached_logits(
         loaded.train.batches(
             batch_size=batch_size, seed=seed, device=device, augmentation=Augmentation(views=views) if augment else None
@@ -93,8 +98,9 @@ def cached_logits(
         precision=precision,
         limit=teacher.cache_limit,
         on_progress=on_progress or (lambda task, done, total: None),
+        top_k=top_k,
     )
-    return CachedLogits(batches, teacher)
+    return CachedLogits(batches, teacher, top_k=top_k)
 
 
 @final
@@ -106,8 +112,8 @@ class CachedLogits:
         references: The teachers, in the order of the logits.
     """
 
-    def __init__(self, batches: EpochLoader, teacher: Teacher) -> None:
-        self._batches, self._teacher = batches, teacher
+    def __init__(self, batches: EpochLoader, teacher: Teacher, *, top_k: int | None = None) -> None:
+        self._batches, self._teacher, self._top_k = batches, teacher, top_k
         self.classes = teacher.classes
         self.references = [member.text for member in teacher.members]
 
@@ -116,13 +122,26 @@ class CachedLogits:
         return len(self._batches)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0.
+        """Return an iterator over the batches of an epoch, counted from 0.
 
         A batch has `images_BCHW` in [0, 1], `labels_B`, `teacher_TBK` (the logits in float32), `index_B` (the image's
         number in the official data set) and `view_B`.
+
+        Raises:
+            UserError: If `epoch` is not a whole number of at least 0.
         """
+        if not (isinstance(epoch, int) and epoch >= 0):
+            raise UserError(f"epoch must be a whole number of at least 0, not {epoch!r}")
+        return self._epoch(epoch)
+
+    def _epoch(self, epoch: int) -> Iterator[Batch]:
         for batch in self._batches.epoch(epoch):
-            yield batch if batch.teacher_TBK is not None else replace(batch, teacher_TBK=self._teacher.logits(batch))
+            if batch.teacher_TBK is None:
+                teacher_TBK = self._teacher.logits(batch)
+                if self._top_k is not None:
+                    teacher_TBK = keep_top_logits(teacher_TBK, self._top_k)
+                batch = replace(batch, teacher_TBK=teacher_TBK)
+            yield batch
 
     def dataset(self, epoch: int) -> TensorDataset:
         """Return an epoch as a data set of (image, label, teacher logits (T, K)), in the order of `epoch`.

@@ -16,7 +16,7 @@ from ..distill_config import DistillConfig, KDConfig
 from ..errors import UserError
 from ..exporting import write_student
 from ..losses import Teaching, check_mixing, distillation, takes_features
-from ..losses.top_logits import MOST_CLASSES
+from ..losses.top_logits import check_top_k
 from ..models import Network
 from ..ranks import is_secondary, world_size
 from ..records.runs import DistillRecord, TeachersMeasured
@@ -94,11 +94,7 @@ def prepare_teachers(spec: DistillSpec, data: Data, *, device: torch.device, ver
     """
     teacher = Teacher(spec.refs, device=device, batch_norm=spec.config.teacher_batch_norm, cache_limit=spec.cache_limit)
     check_compatible(teacher, data)
-    if spec.config.top_k is not None and not spec.config.top_k < min(len(data.classes), MOST_CLASSES):
-        raise UserError(
-            f"--top-k {spec.config.top_k} must be below the number of classes, {len(data.classes)}. Leave it out to "
-            "use all logits."
-        )
+    check_top_k(spec.config.top_k, len(data.classes))
     given = spec.config.teacher_weights
     weights = fitted_weights(teacher, data.val, given)
     # Weights by class depend on the label, so they give no prediction that could be measured.
