@@ -4,13 +4,15 @@ python benchmarks/views.py --data cifar100:PATH --out FOLDER                    
 python benchmarks/views.py --data folder:PATH --image-size 64 --teacher timm:resnet18 --student resnet_20 --out FOLDER
 
 A teacher trains with all views. For each seed and each K, a student distills with K fixed views; 0 stands for all
-views. Rows go to FOLDER/views.jsonl. A repeated command continues.
+views. `--top-k N` uses the N largest logits; 0 stands for all logits. Rows go to FOLDER/views.jsonl. A repeated command
+continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--views", type=int, nargs="+", default=[0, 2, 4, 8, 16, 1])
+    parser.add_argument("--top-k", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=["kd"])
     parser.add_argument("--teacher", default="wrn_16_2")
@@ -47,31 +50,32 @@ def main() -> None:
     )
     path = options.out / "views.jsonl"
     written = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for seed in range(options.seeds):
-        for method in options.methods:
-            for views in options.views:
-                if any((row["seed"], row["method"], row["views"]) == (seed, method, views) for row in written):
-                    continue
-                student = ckd.distill(
-                    options.student,
-                    teachers=[f"{options.out}/teacher@last"],
-                    method=method,
-                    views=views or None,
-                    epochs=options.epochs,
-                    save_every=options.epochs,
-                    train_images=options.images,
-                    seed=seed,
-                    out=options.out / f"{method}-{views}-seed{seed}",
-                    **common,
-                )
-                result = student.result()
-                assert result is not None
-                assert result.test is not None
-                row = {"views": views, "method": method, "seed": seed, "epochs": options.epochs}
-                row |= {"images": options.images, "val": result.val.accuracy, "test": result.test.accuracy}
-                row |= {"seconds": result.seconds, "wall_seconds": result.wall_seconds_since_start_or_resume}
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+    done = [(row["seed"], row["method"], row["views"], row.get("top_k", 0)) for row in written]
+    settings: Any = product(range(options.seeds), options.methods, options.views, options.top_k)
+    for seed, method, views, top_k in settings:
+        if (seed, method, views, top_k) in done:
+            continue
+        student = ckd.distill(
+            options.student,
+            teachers=[f"{options.out}/teacher@last"],
+            method=method,
+            views=views or None,
+            top_k=top_k or None,
+            epochs=options.epochs,
+            save_every=options.epochs,
+            train_images=options.images,
+            seed=seed,
+            out=options.out / f"{method}-{views}{f'-top{top_k}' if top_k else ''}-seed{seed}",
+            **common,
+        )
+        result = student.result()
+        assert result is not None
+        assert result.test is not None
+        row = {"views": views, "top_k": top_k, "method": method, "seed": seed, "epochs": options.epochs}
+        row |= {"images": options.images, "val": result.val.accuracy, "test": result.test.accuracy}
+        row |= {"seconds": result.seconds, "wall_seconds": result.wall_seconds_since_start_or_resume}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
