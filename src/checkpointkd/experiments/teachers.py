@@ -135,19 +135,22 @@ def read_students(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) 
 def best_earlier_gaps(by_teacher: Sequence[Students]) -> list[float]:
     """Return the gains over the last checkpoint of the best earlier one, for one pair.
 
-    The validation accuracy of the other teachers' students says which one is best; with one teacher, that of the other
-    seeds. So no student takes part in its own choice.
+    The validation accuracy of the other runs' students says which one is best. If no other run has such students, that
+    of the other seeds does. So no student takes part in its own choice.
     """
     gains = []
-    for number, students in enumerate(by_teacher):
+    for students in by_teacher:
+        other_runs = [
+            other for other in by_teacher if other is not students and all(other.validation[name] for name in EARLIER)
+        ]
         baseline = students.accuracy[LAST]
         for seed in sorted(set.intersection(*(set(students.accuracy[name]) for name in EARLIER)) & baseline.keys()):
             others = {
                 name: [
                     value
-                    for other_number, other in enumerate(by_teacher)
+                    for other in other_runs or [students]
                     for other_seed, value in other.validation[name].items()
-                    if (other_number != number if len(by_teacher) > 1 else other_seed != seed)
+                    if other_runs or other_seed != seed
                 ]
                 for name in EARLIER
             }
