@@ -73,13 +73,16 @@ def ridge_information(
     fitted, measured = fitted.to(device), measured.to(device)
     basis_QQ = _principal_axes(fitted) if reduced else None
     if basis_QQ is not None:  # a rotation, so log det Σ does not change
-        fitted, measured = fitted @ basis_QQ, measured @ basis_QQ
+        for chunk in (*fitted.split(CHUNK), *measured.split(CHUNK)):
+            chunk.copy_(chunk @ basis_QQ)
+    mean_hwQ = _mean(fitted)
     for fitted_maps, measured_maps in zip(fitted_maps_ANhwD, measured_maps_ANhwD, strict=True):
         prepare = _reduction(fitted_maps, device) if reduced else _on(device)
         residual, strength = _residuals(
-            fitted_maps, fitted, measured_maps, measured, prepare=prepare, strength_per_value=reduced
+            fitted_maps, fitted, measured_maps, measured, mean_hwQ, prepare=prepare, strength_per_value=reduced
         )
-        nats_N, explained_variance = _nats(measured, residual, mean_hwQ=fitted.mean(0, dtype=torch.float64))
+        nats_N, explained_variance = _nats(measured, residual, mean_hwQ=mean_hwQ)
+        del residual  # before the next one
         information.append(nats_N)
         explained.append(explained_variance)
         strengths.append(strength)
@@ -122,13 +125,19 @@ def _half_log_det(values_NQ: Tensor) -> Tensor:
 
 def _principal_axes(values_NhwQ: Tensor) -> Tensor:
     """Return the principal axes of patches, (Q, Q), the largest first. Each position has its own mean."""
-    mean_hwQ = values_NhwQ.mean(0, dtype=torch.float64).float()
+    mean_hwQ = _mean(values_NhwQ).float()
     gram_QQ = 0.0
     for chunk in values_NhwQ.split(CHUNK):
         centered = (chunk - mean_hwQ).flatten(0, 2)
         gram_QQ = gram_QQ + centered.T @ centered
     assert isinstance(gram_QQ, Tensor)
     return torch.linalg.eigh(gram_QQ.double())[1].flip(1).float()
+
+
+def _mean(values_NhwQ: Tensor) -> Tensor:
+    """Return the mean over images, float64, without a float64 copy of all values."""
+    sums = [chunk.double().sum(0) for chunk in values_NhwQ.split(CHUNK)]
+    return torch.stack(sums).sum(0) / len(values_NhwQ)
 
 
 def _on(device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -154,6 +163,7 @@ def _residuals(
     fitted: Tensor,
     measured_maps: Tensor,
     measured: Tensor,
+    mean_hwQ: Tensor,
     *,
     prepare: Callable[[Tensor], Tensor],
     strength_per_value: bool,
@@ -168,7 +178,6 @@ def _residuals(
     height, width, channels = mean_1hwD.shape[1:]
     reach = 1 if 9 * channels <= MAX_PREDICTORS and height * width > 1 else 0
     mean_hwP = _neighborhoods(mean_1hwD, reach)[0]
-    mean_hwQ = fitted.mean(0, dtype=torch.float64)
     predictors, values = mean_hwP.shape[-1], fitted.shape[-1]
     gram_PP = torch.zeros(predictors, predictors, dtype=torch.float64, device=fitted.device)
     cross_PQ = torch.zeros(predictors, values, dtype=torch.float64, device=fitted.device)
