@@ -97,8 +97,8 @@ def _cell(claim: Claim | None) -> str:
     if claim is None or not claim.n or claim.effect is None:
         return "not run"
     interval = "" if claim.half_width is None else f" ± {claim.half_width:.1f}"
-    effect = f"{claim.effect:+.1f}".replace("-", "−")
-    return f"{effect}{interval}, n = {claim.n}, {claim.verdict}"
+    effect = f"{round(claim.effect, 1) + 0.0:+.1f}".replace("-", "−")
+    return f"{effect}{interval}, {claim.n_text}, {claim.verdict}"
 
 
 def main() -> None:

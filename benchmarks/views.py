@@ -71,8 +71,9 @@ def main() -> None:
         result = student.result()
         assert result is not None
         assert result.test is not None
-        row = {"views": views, "top_k": top_k, "method": method, "seed": seed, "epochs": options.epochs}
-        row |= {"images": options.images, "val": result.val.accuracy, "test": result.test.accuracy}
+        row = {"teacher": options.teacher, "student": options.student, "method": method, "seed": seed}
+        row |= {"views": views, "top_k": top_k, "epochs": options.epochs, "images": options.images}
+        row |= {"val": result.val.accuracy, "test": result.test.accuracy}
         row |= {"seconds": result.seconds, "wall_seconds": result.wall_seconds_since_start_or_resume}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,12 @@ def test_the_other_runs_students_choose_the_best_earlier_checkpoint():
     """Run 2's students prefer 0.7, so it is measured on run 1's students, and the other way around."""
     rows = _rows(ACCURACY, {})
     by_teacher = [read_students(PRESET, rows, PAIR, number) for number in range(2)]
-    assert best_earlier_gaps(by_teacher) == [58.0 - 57, 59.0 - 58, 55.0 - 60, 56.0 - 60]
+    assert best_earlier_gaps(by_teacher) == [[58.0 - 57, 59.0 - 58], [55.0 - 60, 56.0 - 60]]
     # with one run the other seed chooses, by validation accuracy
     validation = {(0, "0.3"): [90.0, 0.0], (0, "midpoint"): [0.0, 90.0], (0, "0.7"): [1.0, 1.0]}
     one = read_students(PRESET, _rows(ACCURACY, validation), PAIR, 0)
-    assert best_earlier_gaps([one]) == [60.0 - 57, 51.0 - 58]
-    assert best_earlier_gaps([read_students(PRESET, [], PAIR, 0)]) == []
+    assert best_earlier_gaps([one]) == [[60.0 - 57, 51.0 - 58]]
+    assert best_earlier_gaps([read_students(PRESET, [], PAIR, 0)]) == [[]]
 
 
 def test_claims_count_all_students_and_are_fixed():
@@ -86,6 +88,16 @@ def test_claims_count_all_students_and_are_fixed():
     assert cells[LAST][-1] == ""
     assert "T*" not in cells
     assert [claim.n for claim in results(PRESET, []).claims] == [0] * len(CLAIMS)
+
+
+def test_with_three_teacher_runs_a_claim_is_about_runs():
+    """Ten students of each of three runs are three values, not thirty."""
+    accuracy = {(number, LAST): [50.0] * 10 for number in range(3)}
+    accuracy |= {(number, "midpoint"): [50.0 + gain] * 10 for number, gain in enumerate((1.0, 2.0, 6.0))}
+    claims = results(replace(PRESET, compared_teachers=3), _rows(accuracy, {})).claims
+    (midpoint,) = (claim for claim in claims if claim.text == "The midpoint teaches better than the last checkpoint")
+    assert (midpoint.n, midpoint.n_text, midpoint.effect) == (3, "3 teacher runs", 3.0)
+    assert midpoint.half_width == pytest.approx(4.303 * np.std([1, 2, 6], ddof=1) / 3**0.5, rel=1e-3)
 
 
 def test_every_claim_names_variants_that_run():
@@ -154,3 +166,21 @@ def test_noisy_labels_need_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {run.run.data.train_labels for run in runs} == {str(tmp_path / "labels.npy")}
     with pytest.raises(ckd.UserError, match="experiments with the image content"):
         ckd.reproduce("teachers", preset="smoke", teacher_epochs=2, student_epochs=2, only="teacher 1: last", out="out")
+
+
+def test_the_table_of_regimes_is_made_from_the_published_rows():
+    root = Path(__file__).parents[2]
+    script = runpy.run_path(str(root / "benchmarks" / "regimes.py"))
+    regimes = ["small", "few-images", "overfit", "digits"]
+    table = script["table"](root / "docs" / "results", regimes)
+    assert table in (root / "docs" / "regimes.md").read_text(encoding="utf-8")
+    claims = {claim.text: claim for claim in script["claims_of"](root / "docs" / "results", "overfit")}
+    midpoint = claims["The midpoint teaches better than the last checkpoint"]
+    rows = [json.loads(line) for line in (root / "docs/results/overfit/rules.jsonl").read_text().splitlines()]
+    values = {(row["pair"], row["variant"], row["seed"]): row["accuracy"] for row in rows if row["kind"] == "network"}
+    gaps = [
+        values[pair, "midpoint, 0.5", seed] - values[pair, "last, 0.5", seed]
+        for pair, variant, seed in values
+        if variant == "scratch"
+    ]
+    assert (midpoint.n, midpoint.effect) == (6, pytest.approx(np.mean(gaps)))

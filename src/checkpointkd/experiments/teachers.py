@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from ..analysis.statistics import Claim, claim, paired
+from ..analysis.statistics import MIN_PAIRS, Claim, claim, paired
 from ..errors import pluralize
 from ..reports.charts import Chart, Series, Table
 from .items import Item, Teachers, evaluation, of_teacher, snapshot_ensemble, teacher
@@ -44,7 +44,8 @@ CLAIMS = (
     ("The midpoint teaches better than the last, each at its fitted τ", f"{MIDPOINT}, {FITTED}", f"{LAST}, {FITTED}"),
     ("The midpoint teaches better than the last, at the same logit scale", f"{MIDPOINT}, {MATCHED}", LAST),
 )
-CAVEAT = "students of one teacher are not independent"
+CAVEAT_RUNS = "each value is the mean over the students of one teacher run"
+CAVEAT_STUDENTS = "too few teacher runs to test; students of one run are not independent, so the interval is too narrow"
 
 
 def teachers_of(preset: Preset, pair: Pair, number: int) -> dict[str, Teachers]:
@@ -132,14 +133,15 @@ def read_students(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) 
     )
 
 
-def best_earlier_gaps(by_teacher: Sequence[Students]) -> list[float]:
-    """Return the gains over the last checkpoint of the best earlier one, for one pair.
+def best_earlier_gaps(by_teacher: Sequence[Students]) -> list[list[float]]:
+    """Return the gains over the last checkpoint of the best earlier one, for one pair, by teacher run.
 
     The validation accuracy of the other runs' students says which one is best. If no other run has such students, that
     of the other seeds does. So no student takes part in its own choice.
     """
-    gains = []
+    gains: list[list[float]] = []
     for students in by_teacher:
+        gains.append([])
         other_runs = [
             other for other in by_teacher if other is not students and all(other.validation[name] for name in EARLIER)
         ]
@@ -156,7 +158,7 @@ def best_earlier_gaps(by_teacher: Sequence[Students]) -> list[float]:
             }
             if all(others.values()):
                 best = max(EARLIER, key=lambda name, others=others: fmean(others[name]))
-                gains.append(students.accuracy[best][seed] - baseline[seed])
+                gains[-1].append(students.accuracy[best][seed] - baseline[seed])
     return gains
 
 
@@ -176,17 +178,24 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
     )
 
 
-def _gaps(by_teacher: Sequence[Students], variant: str, baseline: str) -> list[float]:
+def _gaps(by_teacher: Sequence[Students], variant: str, baseline: str) -> list[list[float]]:
+    """Return the gains of a variant over another one for one pair, by teacher run."""
     if variant == BEST_EARLIER:
         return best_earlier_gaps(by_teacher)
-    return [gap for students in by_teacher for gap in students.gaps(variant, baseline)]
+    return [students.gaps(variant, baseline) for students in by_teacher]
 
 
 def _claim(students: dict[Pair, list[Students]], text: str, variant: str, baseline: str) -> Claim:
-    gaps = [gap for by_teacher in students.values() for gap in _gaps(by_teacher, variant, baseline)]
-    runs = sum(bool(of_run.gaps(LAST, SCRATCH)) for by_teacher in students.values() for of_run in by_teacher)
-    where = pluralize(max(runs, 1), "teacher run")
-    return claim(text, where, gaps, units="student", caveat=CAVEAT)
+    """Return a claim about the means of teacher runs, or of students where there are too few runs to test."""
+    by_run: dict[tuple[str, int], list[float]] = {}
+    for pair, by_teacher in students.items():
+        for number, gaps in enumerate(_gaps(by_teacher, variant, baseline)):
+            by_run.setdefault((pair.teacher, number), []).extend(gaps)  # pairs share the runs of their teacher
+    runs = [gaps for gaps in by_run.values() if gaps]
+    where = pluralize(max(len(runs), 1), "teacher run")
+    if len(runs) >= MIN_PAIRS:
+        return claim(text, where, [fmean(gaps) for gaps in runs], units="teacher run", caveat=CAVEAT_RUNS)
+    return claim(text, where, [gap for gaps in runs for gap in gaps], units="student", caveat=CAVEAT_STUDENTS)
 
 
 def _table(preset: Preset, rows: Sequence[Row], pair: Pair, by_teacher: Sequence[Students]) -> Table:
@@ -221,7 +230,7 @@ def _accuracy_of(number: int, name: str) -> str:
 
 
 def _gain(by_teacher: Sequence[Students], name: str) -> str:
-    gaps = [] if name == LAST else _gaps(by_teacher, name, LAST)
+    gaps = [] if name == LAST else [gap for of_run in _gaps(by_teacher, name, LAST) for gap in of_run]
     if not gaps:
         return "" if name == LAST else "—"
     test = paired(gaps)
