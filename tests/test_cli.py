@@ -278,13 +278,13 @@ def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_step():
 def test_lines_without_a_terminal_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr("checkpointkd.progress.LINE_SECONDS", (0.0, 0.0))
     with Bars() as bars:
-        bars("task", 100, 1000)  # a run that continues
+        bars("task", 5000, 20_000)  # a run that continues
         time.sleep(0.1)
-        bars("task", 101, 1000)  # 899 steps of at least 0.1 s are left
-        bars("task", 1000, 1000)
+        bars("task", 5001, 20_000)  # 14,999 steps of at least 0.1 s are left
+        bars("task", 20_000, 20_000)
     first, second, last = capsys.readouterr().err.splitlines()
-    assert first == "task: 10%"
-    assert re.fullmatch(r"task: 10%, [2-9] minutes left", second) or second == "task: 10%, 1 minute left"
+    assert first == "task: 25%"
+    assert re.fullmatch(r"task: 25%, ((2[4-9]|[3-9][0-9]|1[0-9][0-9]) minutes|[1-9] hours?) left", second), second
     assert last == "task: 100%"
 
 
