@@ -64,6 +64,10 @@ def test_later_commands_use_the_labels_of_the_run(tmp_path: Path, monkeypatch: p
     file = file.rename(tmp_path / "moved" / "labels.npy")
     with pytest.raises(UserError, match=r"--train-labels .*labels\.npy cannot be read .*Give a \.npy file"):
         ckd.distill("wrn_10_1", teachers=[teacher], out=tmp_path / "other", allow_weak_teacher=True, **SMALL)
+    with pytest.raises(UserError, match="cannot be read"):
+        ckd.evaluate(teacher)
+    assert ckd.evaluate(teacher, train_labels=file)["members"]
+    ckd.score(run.path, train_labels=file, estimator="ridge")
     again = ckd.train("wrn_10_1", data="digits", train_labels=file, out=tmp_path / "run", **SMALL)
     assert again.run == run.run, "the same labels at another place are the same run"
     with pytest.raises(UserError, match="sha256"):
