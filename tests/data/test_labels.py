@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,10 @@ def test_later_commands_use_the_labels_of_the_run(tmp_path: Path, monkeypatch: p
     file = file.rename(tmp_path / "moved" / "labels.npy")
     with pytest.raises(UserError, match=r"--train-labels .*labels\.npy cannot be read .*Give a \.npy file"):
         ckd.distill("wrn_10_1", teachers=[teacher], out=tmp_path / "other", allow_weak_teacher=True, **SMALL)
+    with pytest.raises(UserError, match="cannot be read"):
+        ckd.evaluate(teacher)
+    assert ckd.evaluate(teacher, train_labels=file)["members"]
+    ckd.score(run.path, train_labels=file, estimator="ridge")
     again = ckd.train("wrn_10_1", data="digits", train_labels=file, out=tmp_path / "run", **SMALL)
     assert again.run == run.run, "the same labels at another place are the same run"
     with pytest.raises(UserError, match="sha256"):
@@ -89,6 +94,14 @@ def _negative(labels: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(labels)) == 7, -1, labels)
 
 
+def _without_a_class(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels == 3, 4, labels)
+
+
+def _without_the_last_class(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels == 9, 0, labels)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -97,6 +110,8 @@ def _negative(labels: np.ndarray) -> np.ndarray:
         (_two_dimensions, r"has the shape \(1198, 1\), but there are 1,198"),
         (_unknown_class, "has the label 10 at position 7. The 10 classes are numbered from 0 to 9"),
         (_negative, "has the label -1 at position 7"),
+        (_without_a_class, r"has no image of class 3\. Give labels with each of the 10 classes"),
+        (_without_the_last_class, "has no image of class 9"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(change: Any, message: str, tmp_path: Path):
@@ -106,17 +121,36 @@ def test_labels_that_do_not_fit_are_refused(change: Any, message: str, tmp_path:
         load_data(DataConfig(data="digits", train_labels=str(file)))
 
 
-@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
-def test_damaged_files_are_refused(content: bytes, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a .npy file"),
+        (b"not an array", "is not a .npy file"),
+        (b"PK\x03\x04 no archive", "is not a .npy file"),
+        (b"\x93NUMPY\x01\x00", "cannot be read"),
+        (b"\x93NUMPY\x01\x00\x16\x00{'descr': '<i8', ((((\n", "cannot be read"),
+        (
+            b"\x93NUMPY\x01\x00\x44\x00{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,)}\n",
+            "cannot be",
+        ),
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, message: str, tmp_path: Path):
     (tmp_path / "labels.npy").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=message):
+        load_data(DataConfig(data="digits", train_labels=str(tmp_path / "labels.npy")))
+
+
+def test_a_pipe_is_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / "labels.npy")
+    with pytest.raises(UserError, match="is not a regular file"):
         load_data(DataConfig(data="digits", train_labels=str(tmp_path / "labels.npy")))
 
 
 def test_other_files_are_refused(tmp_path: Path):
     file, labels = _labels(tmp_path)
     np.savez(tmp_path / "several.npz", a=labels, b=labels)
-    with pytest.raises(UserError, match="holds several arrays"):
+    with pytest.raises(UserError, match=r"is not a \.npy file"):
         load_data(DataConfig(data="digits", train_labels=str(tmp_path / "several.npz")))
     np.save(tmp_path / "objects.npy", np.array([{}] * 3, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read"):

@@ -135,6 +135,28 @@ def test_the_shorter_run_is_a_whole_training(tmp_path: Path):
     ]
 
 
+def test_the_squared_error_leaves_out_the_smoothing_of_a_recipe(tmp_path: Path):
+    preset = replace(smoke_preset(), teacher_epochs=2, save_every=1)
+    context = Context(tmp_path, preset, "digits", "cpu", speeds=speeds_of(preset))
+    task = TrainTask("wrn_10_1", "teacher", loss="squared-error", recipe="deit")
+    task.run(context)
+    assert task.trajectory(context).run.recipe.label_smoothing == 0
+
+
+def test_a_method_applies_to_all_but_the_further_settings():
+    preset = replace(PRESET, method="dkd", further_settings=(("kd", 0.1),))
+    students = students_of(preset, PAIR, 0, 0)
+    assert {name for name, task in students.items() if task.method != "dkd"} == {
+        name for name in students if name.endswith(", kd α 0.1")
+    }
+    assert "; dkd, its default α and τ unless stated" in results(preset, []).tables[0].note
+
+
+def test_tune_is_refused(tmp_path: Path):
+    with pytest.raises(ckd.UserError, match=r"--tune does not apply to the experiment 'teachers'\. Leave out --tune"):
+        ckd.reproduce("teachers", preset="smoke", tune=True, out=tmp_path / "out")
+
+
 def test_teachers_of_smoke(smoke: Path):
     """Every variant has a student; the averages and the controls have other teachers than the last checkpoint."""
     preset = smoke_preset()

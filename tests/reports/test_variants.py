@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import checkpointkd as ckd
+from checkpointkd.config import DataConfig
+from checkpointkd.data import load_data
 from checkpointkd.records.runs import DistillRecord, TrainRecord
 from checkpointkd.reports.build import conclusions
 from checkpointkd.reports.collect import collect
@@ -234,3 +237,30 @@ def test_runs_that_differ_in_a_setting_of_the_recipe_or_in_averaging_are_told_ap
     assert any("views 2" in label for label in labels)
     assert any("moving average of the weights" in label for label in labels)
     assert not any("Counted once" in note for note in collected.notes)
+
+
+def test_runs_that_differ_in_the_loss_or_in_labels_are_told_apart(tmp_path: Path):
+    settings: dict[str, Any] = {"data": "digits", "train_images": 60, "epochs": 1, "precision": "fp32"}
+    labels = load_data(DataConfig(data="digits", select_on="test")).train.labels_N.numpy()
+    np.save(tmp_path / "noisy.npy", np.roll(labels, 1))
+    teacher = ckd.train("wrn_10_1", out=tmp_path / "clean", **settings)
+    ckd.train("wrn_10_1", out=tmp_path / "squared", loss="squared-error", **settings)
+    ckd.train("wrn_10_1", out=tmp_path / "noisy", train_labels=tmp_path / "noisy.npy", **settings)
+    ckd.distill("wrn_10_1", out=tmp_path / "s", teachers=[f"{teacher.path}@1"], allow_weak_teacher=True, **settings)
+    collected = collect(tmp_path)
+    variants = {variant.label.removesuffix("; 60 images of digits"): variant for variant in collected.variants}
+    assert {label for label in variants if label.startswith("no teacher")} == {
+        "no teacher",
+        "no teacher, loss squared-error",
+        "no teacher; 60 images of digits, labels of noisy.npy",
+    }
+    baseline = collected.baseline(variants["no teacher, loss squared-error"])
+    assert baseline is variants["no teacher"], "the squared error is no baseline"
+    assert not any("Counted once" in note for note in collected.notes)
+    frame = ckd.results(tmp_path).set_index("run")
+    assert frame["loss"].dropna().to_dict() == {
+        "clean": "cross-entropy",
+        "squared": "squared-error",
+        "noisy": "cross-entropy",
+    }
+    assert frame.loc["noisy", "train_labels"] == str(tmp_path / "noisy.npy")

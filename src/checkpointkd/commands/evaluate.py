@@ -41,7 +41,7 @@ class SplitOptions(DataSetOptions):
             raise UserError("Name at least one checkpoint, such as runs/teacher@last")
         check_choice("split", self.split, SplitName)
         refs = resolve_ensemble(references, ensemble)
-        config = config_like(refs[0].checkpoint.run.data, self.data)
+        config = config_like(refs[0].checkpoint.run.data, self.data, train_labels=self.labels_file)
         data = load_data(config, on_progress=common.on_progress)
         teacher = Teacher(refs, device=common.torch_device)
         if teacher.classes != list(data.classes):

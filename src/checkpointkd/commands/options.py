@@ -76,11 +76,21 @@ class DataSetOptions:
     Face Hub. package.module:callable names a function that returns a checkpointkd.Data. Default: the data set of the
     given run or teachers."""
 
+    train_labels: Path | str | None = None
+    """A .npy file with other labels for the official training images, such as noisy ones: one class number per image,
+    in their order. Validation images that are a part of the training set get them too; test images do not. Default: as
+    in the given run or first teacher, otherwise the data set's labels."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.data, str | None):
             from ..data.own import data_name
 
             object.__setattr__(self, "data", data_name(self.data))
+
+    @property
+    def labels_file(self) -> str | None:
+        """The path of --train-labels."""
+        return None if self.train_labels is None else str(self.train_labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +119,6 @@ class DataOptions(DataSetOptions):
     order of folders, which ignores case and sorts numbers by value. names: the sorted names. Default: as in the given
     run, first teacher or external checkpoint, otherwise the data set's order."""
 
-    train_labels: Path | str | None = None
-    """A .npy file with other labels for the official training images, such as noisy ones: one class number per image,
-    in their order. Validation images that are a part of the training set get them too; test images do not. Default: as
-    in the given run or first teacher, otherwise the data set's labels."""
-
     flip: bool | None = None
     """Augment with horizontal flips. Default: as in the given run or first teacher, otherwise yes (no for digits)."""
 
@@ -129,7 +134,7 @@ class DataOptions(DataSetOptions):
             eval_transform=EvalTransform().resized_by(self.resize or "crop"),
             class_order=self._order(),
             val=self.val,
-            train_labels=self._train_labels,
+            train_labels=self.labels_file,
         )
 
     def config_like(self, record: DataRecord, train_images: int | None = None) -> DataConfig:
@@ -147,12 +152,8 @@ class DataOptions(DataSetOptions):
             resize=self.resize,
             class_order=self._order(),
             val=self.val,
-            train_labels=self._train_labels,
+            train_labels=self.labels_file,
         )
-
-    @property
-    def _train_labels(self) -> str | None:
-        return None if self.train_labels is None else str(self.train_labels)
 
     def _check_resize(self, data: str) -> None:
         name = data.partition(":")[0]

@@ -114,13 +114,15 @@ def _open(run: Path | str, options: ScoreOptions) -> tuple[Trajectory, Data]:
         if options.data is None or options.model is None:
             raise UserError("--model is for external checkpoints and needs --data")
         stated = stated_preprocessing(scan_folder(run).last)
-        data = load_as_stated(stated, DataConfig(data=str(options.data)), given=(), on_progress=options.on_progress)
+        config = DataConfig(data=str(options.data), train_labels=options.labels_file)
+        data = load_as_stated(stated, config, given=(), on_progress=options.on_progress)
         trajectory = register_external(run, model=options.model, data=data, on_progress=options.on_progress)
         return trajectory, data
     if trajectory.new_files():
         registered = load_data(config_like(trajectory.run.data, None), on_progress=options.on_progress)
         trajectory = refresh_external(trajectory, data=registered, on_progress=options.on_progress)
-    data = load_data(config_like(trajectory.run.data, options.data), on_progress=options.on_progress)
+    config = config_like(trajectory.run.data, options.data, train_labels=options.labels_file)
+    data = load_data(config, on_progress=options.on_progress)
     return trajectory, data
 
 

@@ -157,8 +157,8 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
         preset = preset.with_epochs(teacher_epochs=self.teacher_epochs, student_epochs=self.student_epochs)
         given = {option: getattr(self, option) for option in PRESET_OPTIONS if getattr(self, option) is not None}
         preset = replace(preset, tune=self.tune, **given)
-        if name == "selection" and self.tune:
-            raise UserError("--tune does not apply to the experiment 'selection'. Leave out --tune.")
+        if name in ("selection", "teachers") and self.tune:
+            raise UserError(f"--tune does not apply to the experiment {name!r}. Leave out --tune.")
         preset = self._with_own_parts(name, preset)
         return preset if name != "selection" or self.alpha is None else replace(preset, alphas=(self.alpha,))
 

@@ -73,7 +73,9 @@ def teachers_of(preset: Preset, pair: Pair, number: int) -> dict[str, Teachers]:
 def students_of(preset: Preset, pair: Pair, number: int, seed: int) -> dict[str, DistillTask]:
     """Return the students of one teacher run and seed, by variant."""
     teachers = teachers_of(preset, pair, number)
-    students = {name: DistillTask(pair.student, members, seed) for name, members in teachers.items()}
+    students = {
+        name: DistillTask(pair.student, members, seed, method=preset.method) for name, members in teachers.items()
+    }
     for name in (MIDPOINT, LAST):
         students[f"{name}, {FITTED}"] = replace(students[name], teacher_tau="auto")
     students[f"{MIDPOINT}, {MATCHED}"] = replace(students[MIDPOINT], teacher_tau="matched")
@@ -217,8 +219,9 @@ def _table(preset: Preset, rows: Sequence[Row], pair: Pair, by_teacher: Sequence
         *(f"students of run {number + 1}, %" for number in range(len(by_teacher))),
         "gain over last, points",
     ]
+    settings = f"α = {preset.alpha:g} and τ = {preset.tau:g}" if preset.method == "kd" else "its default α and τ"
     note = (
-        f"{students_note(preset, f'kd, α = {preset.alpha:g} and τ = {preset.tau:g} unless stated')} Accuracies of "
+        f"{students_note(preset, f'{preset.method}, {settings} unless stated')} Accuracies of "
         f"teachers are test accuracies. Gains: mean over students with a 95% interval (Student's t), n "
         "students. Other runs' students, or seeds, choose the best of 0.3, midpoint and 0.7."
     )

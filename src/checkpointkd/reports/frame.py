@@ -25,8 +25,8 @@ def results(folder: Path | str, /) -> pandas.DataFrame:
     The columns are:
 
     - `run`, the path below the folder; `kind`: train, distill or external;
-    - `model`, `seed`, `precision`, `data`, `train_images`;
-    - `epochs`, `batch_size`, `learning_rate`, `label_smoothing`;
+    - `model`, `seed`, `precision`, `data`, `train_images`, `train_labels`;
+    - `epochs`, `batch_size`, `learning_rate`, `label_smoothing`, `loss`;
     - `method` ("none" without a teacher), `alpha`, `tau`, `teachers`, `teacher_schedule`, `teacher_weights`, `average`,
       `teacher_tau`, `method_weight`, and `teacher_accuracy` on the validation set;
     - `val_accuracy`, `val_nll`, `test_accuracy`, `test_nll`, `seconds`, for complete runs only.
@@ -66,10 +66,12 @@ def _row(run: Trajectory, folder: Path) -> dict[str, Any]:
         "precision": record.precision,
         "data": record.data.name,
         "train_images": record.data.train_size,
+        "train_labels": record.data.train_labels,
         "epochs": run.planned_epochs,
         "batch_size": None if own is None else own.recipe.batch_size,
         "learning_rate": None if own is None else own.recipe.learning_rate,
         "label_smoothing": record.label_smoothing if isinstance(record, TrainRecord) else None,
+        "loss": record.loss if isinstance(record, TrainRecord) else None,
         "method": "none" if taught is None else taught.method,
         "alpha": None if taught is None else taught.kd.alpha,
         "tau": None if taught is None else taught.kd.tau,

@@ -19,7 +19,14 @@ from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 # Students of one family can be compared.
 FAMILY = ("model", "network_config", "channel_order", "data", "recipe", "precision", "checkpoint_dtype")
 FAMILY += ("init_sha256", "batch_norm_processes", "accumulate", "averaged")
-TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing")  # variants of a family differ in these
+TEACHING = (
+    "method",
+    "kd",
+    "distill_config",
+    "teachers",
+    "label_smoothing",
+    "loss",
+)  # variants of a family differ in these
 BY_PILOT = "chosen by pilot runs"
 NAMED_SETTINGS = ("optimizer", "weight_decay", "lr_schedule", "warmup", "clip_norm", "layer_decay", "views")
 NAMED_SETTINGS += ("auto_augment", "erasing", "mixup", "cutmix", "ema")  # of a recipe, in labels where they differ
@@ -36,6 +43,7 @@ class Variant:
         accuracy: test accuracy in percent, by seed.
         family: what the students have in common with those that they can be compared with, as a key.
         smoothing: label smoothing; above 0, the student learned from the uniform teacher.
+        loss: the loss of a student without a teacher.
         distillation: how the teachers taught, where it was not plain KD.
         teacher_accuracy: accuracy of the teachers together on the validation set, in percent.
         chosen: whether `select` chose exactly these teachers, for this student if for one.
@@ -47,14 +55,15 @@ class Variant:
     accuracy: dict[int, float]
     family: str = field(repr=False)
     smoothing: float = 0.0
+    loss: str = "cross-entropy"
     distillation: str = ""
     teacher_accuracy: float | None = None
     chosen: bool = False
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the student learned from the labels alone."""
-        return not self.teachers and self.smoothing == 0
+        """Whether the student learned from the labels alone, by cross-entropy."""
+        return not self.teachers and self.smoothing == 0 and self.loss == "cross-entropy"
 
     @property
     def n(self) -> int:
@@ -157,6 +166,7 @@ def group_variants(runs: Sequence[Trajectory], names: dict[Path, str]) -> tuple[
             accuracy=accuracy,
             family=family,
             smoothing=_smoothing(first.run),
+            loss=_loss(first.run),
             distillation=distillation,
             teacher_accuracy=_teacher_accuracy(first.run),
             chosen=selected_by != "",
@@ -168,7 +178,15 @@ def group_variants(runs: Sequence[Trajectory], names: dict[Path, str]) -> tuple[
 
 def _order(variant: Variant) -> tuple[Any, ...]:
     teachers = variant.teachers
-    return variant.student, variant.family, variant.smoothing, len(teachers), teachers, variant.distillation
+    return (
+        variant.student,
+        variant.family,
+        variant.smoothing,
+        variant.loss,
+        len(teachers),
+        teachers,
+        variant.distillation,
+    )
 
 
 def _key(record: AnyRun, fields: Sequence[str]) -> str:
@@ -191,6 +209,10 @@ def _smoothing(record: AnyRun) -> float:
     return record.label_smoothing if isinstance(record, TrainRecord) else 0.0
 
 
+def _loss(record: AnyRun) -> str:
+    return record.loss if isinstance(record, TrainRecord) else "cross-entropy"
+
+
 def _teachers(
     record: AnyRun, sources: dict[str, tuple[Trajectory, int]], names: dict[Path, str]
 ) -> tuple[tuple[tuple[str, int], ...], str]:
@@ -206,6 +228,8 @@ def _teachers(
             labels.append(teacher.average or f"epoch {teacher.epoch}")
     smoothing = _smoothing(record)
     without = f"uniform teacher (label smoothing {smoothing:g})" if smoothing else "no teacher"
+    if _loss(record) != "cross-entropy":
+        without += f", loss {_loss(record)}"
     return tuple(teachers), " and ".join(labels) or without
 
 
@@ -305,6 +329,8 @@ def _distinguished(run: Trajectory, variant: Variant, variants: Sequence[tuple[T
         parts.append(pluralize(run.planned_epochs, "epoch"))
     if differs(lambda peer: (peer.run.data.train_size, peer.run.data.sha256), peer_runs):
         parts.append(f"{record.data.train_size:,} images of {record.data.name}")
+        if record.data.train_labels is not None:
+            parts.append(f"labels of {Path(record.data.train_labels).name}")
     if differs(lambda peer: peer.run.precision, peer_runs):
         parts.append(record.precision)
     if isinstance(record, OwnRunRecord) and differs(lambda peer: peer.run.checkpoint_dtype, peer_runs):

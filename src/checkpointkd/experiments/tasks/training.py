@@ -100,7 +100,8 @@ class TrainTask:
         train(
             self.model,
             loss=self.loss,
-            label_smoothing=self.smoothing or None,  # None: the recipe's, as for students of teachers
+            # None: the recipe's, as for students of teachers; the squared error smooths no labels
+            label_smoothing=0.0 if self.loss == "squared-error" else self.smoothing or None,
             checkpoint_dtype=context.preset.checkpoint_dtype,
             seed=self.seed,
             save_every=self.save_every(context),
