@@ -148,12 +148,20 @@ def test_a_pipe_is_refused(tmp_path: Path):
 
 
 def test_other_files_are_refused(tmp_path: Path):
-    file, labels = _labels(tmp_path)
+    _, labels = _labels(tmp_path)
     np.savez(tmp_path / "several.npz", a=labels, b=labels)
     with pytest.raises(UserError, match=r"is not a \.npy file"):
         load_data(DataConfig(data="digits", train_labels=str(tmp_path / "several.npz")))
     np.save(tmp_path / "objects.npy", np.array([{}] * 3, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read"):
         load_data(DataConfig(data="digits", train_labels=str(tmp_path / "objects.npy")))
-    with pytest.raises(UserError, match="Leave out --class-order"):
-        load_data(DataConfig(data="digits", train_labels=str(file), class_order="timm"))
+
+
+def test_labels_are_numbers_of_the_data_sets_own_order(tmp_path: Path):
+    file, _ = _labels(tmp_path)
+    plain, reordered = (
+        load_data(DataConfig(data="digits", select_on="test", train_labels=str(file), class_order=order))
+        for order in (None, tuple("9876543210"))
+    )
+    assert reordered.train.labels_N.tolist() == [9 - label for label in plain.train.labels_N.tolist()]
+    assert reordered.val.labels_N.tolist() == [9 - label for label in plain.val.labels_N.tolist()]

@@ -60,10 +60,6 @@ def load_data(settings: DataConfig, *, on_progress: OnProgress | None = None) ->
     """
     dataset = _open(settings, on_progress)
     official = dataset.train()
-    if settings.train_labels is not None:
-        if settings.class_order is not None:
-            raise UserError("--train-labels numbers the classes in the data set's own order. Leave out --class-order.")
-        official = relabeled(official, Path(settings.train_labels), classes=len(dataset.classes))
     val_sha256 = None
     if settings.select_on == "test":
         train, val, fraction = official, dataset.test(), None
@@ -180,6 +176,8 @@ def _open(settings: DataConfig, on_progress: OnProgress | None) -> DataSet:
         dataset = own_data(name, settings)
     else:
         dataset = DATASETS[name](path or None, settings, on_progress or (lambda task, done, total: None))
+    if settings.train_labels is not None:  # its numbers are of the data set's own order
+        dataset = _relabeled(dataset, Path(settings.train_labels))
     order = settings.class_order
     if isinstance(order, str):
         order = tuple(sorted(dataset.classes, key=natural_key if order == "timm" else None))
@@ -196,6 +194,12 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     """
     parts = re.split(r"([0-9]+)", name.lower())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _relabeled(dataset: DataSet, file: Path) -> DataSet:
+    """Return a data set whose training images have the labels of a file."""
+    train, classes = dataset.train, len(dataset.classes)
+    return replace(dataset, train=lambda: relabeled(train(), file, classes=classes))
 
 
 def _ordered(dataset: DataSet, order: tuple[str, ...]) -> DataSet:

@@ -19,14 +19,8 @@ from ..records.runs import AnyRun, DistillRecord, OwnRunRecord, TrainRecord
 # Students of one family can be compared.
 FAMILY = ("model", "network_config", "channel_order", "data", "recipe", "precision", "checkpoint_dtype")
 FAMILY += ("init_sha256", "batch_norm_processes", "accumulate", "averaged")
-TEACHING = (
-    "method",
-    "kd",
-    "distill_config",
-    "teachers",
-    "label_smoothing",
-    "loss",
-)  # variants of a family differ in these
+# Variants of a family differ in these.
+TEACHING = ("method", "kd", "distill_config", "teachers", "label_smoothing", "loss")
 BY_PILOT = "chosen by pilot runs"
 NAMED_SETTINGS = ("optimizer", "weight_decay", "lr_schedule", "warmup", "clip_norm", "layer_decay", "views")
 NAMED_SETTINGS += ("auto_augment", "erasing", "mixup", "cutmix", "ema")  # of a recipe, in labels where they differ
