@@ -210,7 +210,9 @@ def _table(preset: Preset, rows: Sequence[Row], pair: Pair, by_teacher: Sequence
             for number in range(len(by_teacher))
             if (measured := only(rows, kind="measured", pair=pair.name, variant=_accuracy_of(number, name)))
         ]
-        if any(accuracy != "—" for accuracy in accuracies) or name == BEST_EARLIER:
+        if any(accuracy != "—" for accuracy in accuracies) or (
+            name == BEST_EARLIER and any(_gaps(by_teacher, name, LAST))
+        ):
             cells = [""] * len(by_teacher) if name == BEST_EARLIER else accuracies
             lines.append([name, " and ".join(of_teachers), *cells, _gain(by_teacher, name)])
     columns = [
