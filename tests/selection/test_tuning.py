@@ -396,7 +396,8 @@ def test_two_processes_share_the_trials(teacher_run: Path, tmp_path: Path, sampl
     assert len(trials) in (4, 5)  # both may start the last trial
     assert len({json.dumps(trial.params) for trial in trials}) >= len(trials) - 1
     done = [len(list((tmp_path / name / "trials").glob("*"))) for name in ("a", "b")]
-    assert sum(done) == len(trials)
+    different = len({json.dumps(trial.params) for trial in trials})
+    assert different <= sum(done) <= len(trials)  # a process that gets the same values again has that trial already
 
 
 @pytest.mark.parametrize(
