@@ -46,10 +46,14 @@ def test_cifar100n_changes_the_labels_of_training_and_validation_images(cifar100
     assert noisy.record.sha256 != clean.record.sha256
 
 
-def test_later_commands_use_the_labels_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_later_commands_use_the_labels_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     file, labels = _labels(tmp_path)
     monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "checkpointkd")
     run = ckd.train("wrn_10_1", data="digits", train_labels="labels.npy", out=tmp_path / "run", **SMALL)
+    assert "Labels of the training images: labels.npy; 33.4% differ from the data set's" in caplog.text
     monkeypatch.chdir("/")  # the record has the absolute path
     record = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert record["train_labels"] == str(file)

@@ -67,8 +67,10 @@ def test_the_first_student_fills_and_the_next_needs_no_teacher(
     assert count_passes() == 4 * 4, "every step of 4 epochs of 36 images in batches of 10"
     first = _distill(teacher, tmp_path / "first", views=2)
     assert count_passes() == 2 * 4, "the first two epochs"
+    assert "Logits of teachers: 72 computed, 72 read from the logit cache" in caplog.text, "36 images, 4 epochs"
     _distill(teacher, tmp_path / "other-seed", views=2, seed=5)
     assert count_passes() == 0, "another seed has the same views"
+    assert "Logits of teachers: 0 computed, 144 read from the logit cache" in caplog.text
     _distill(teacher, tmp_path / "other-method", views=2, method="dist", batch_size=7)
     assert count_passes() == 0, "another method and batch size read the same logits"
     again = _distill(teacher, tmp_path / "again", views=2)

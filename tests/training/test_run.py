@@ -59,6 +59,10 @@ def test_a_short_run_skips_the_benchmark_and_logs_its_settings(tmp_path: Path, m
     run = ckd.train("wrn_10_1", out=tmp_path / "run", **SMALL)
     assert run.run.precision == "fp32"
     assert "1 epoch of 3 steps, batch size 20, learning rate 0.1 (cosine), a checkpoint every 1 epoch" in caplog.text
+    assert "larger than" not in caplog.text
+    ckd.train("wrn_10_1", out=tmp_path / "adamw", recipe="adamw", mixup=0.2, **{**SMALL, "batch_size": 128})
+    assert "learning rate 0.001 (cosine), adamw, warm-up 0.05, clip norm 5, mixup 0.2, a checkpoint" in caplog.text
+    assert "The batch size 128 is larger than the 60 training images, so an epoch is one step" in caplog.text
 
 
 def test_short_steps_stay_in_fp32():

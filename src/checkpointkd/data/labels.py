@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from ..errors import UserError, first_line
 from ..records.base import open_regular
 from .images import Images
+
+log = logging.getLogger("checkpointkd")
 
 MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 
@@ -43,6 +46,8 @@ def relabeled(official: Images, file: Path, *, classes: int) -> Images:
         raise UserError(
             f"--train-labels {file} has no image of class {missing[0]}. Give labels with each of the {classes} classes."
         )
+    differing = 100 * float(np.mean(array != official.labels_N.numpy()))
+    log.info("Labels of the training images: %s; %.1f%% differ from the data set's", file, differing)
     return replace(official, labels_N=torch.from_numpy(array.astype(np.int64)))  # type: ignore[type-var]
 
 

@@ -106,7 +106,7 @@ class StreamingImages:
         if min(width, height) < self.size * 0.75:
             log.warning(
                 "The first image has %d×%d pixels and is enlarged to %d×%d, which costs time. A network that was "
-                "trained on small images is less accurate on enlarged ones. --image-size %d keeps the size.",
+                "trained on small images is less accurate on enlarged ones. `train --image-size %d` keeps the size.",
                 width,
                 height,
                 self.size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import socket
@@ -30,6 +31,8 @@ DIGITS_VIEWS = 9  # digits are not flipped and shift by one pixel
 CLASSES = {"digits": 10, "cifar100": 100, "tiny-imagenet": 200}  # logits of other data sets are not cached
 
 MACHINE = "machine.json"  # precision and speed of each network, in the folder of experiments
+
+log = logging.getLogger("checkpointkd")
 
 
 @dataclass(frozen=True)
@@ -108,16 +111,20 @@ class Context:
         setting = f"{self.device}, {self.preset.dataset}, {self.preset.precision}, batches of {recipe.batch_size}"
         speeds = dict(stored.get(setting, {}))
         loading = next((speed.loading_seconds_per_step for speed in speeds.values()), None)
-        for model in dict.fromkeys(models):
-            if model not in speeds:
-                precision = next((speed.precision for speed in speeds.values()), self.preset.precision)
-                measured = benchmark_training(
-                    model, data, recipe, precision=cast(PrecisionChoice, precision), device=pick_device(self.device)
-                )
-                if loading is None:
-                    loading = benchmark_loading(data, recipe, pick_device(self.device))
-                speeds[model] = records.convert({**measured, "loading_seconds_per_step": loading}, NetworkSpeed)
-                storage.write_json(path, records.plain({**stored, setting: speeds}))
+        missing = [model for model in dict.fromkeys(models) if model not in speeds]
+        if missing:
+            log.info(
+                "Timing a few training steps of %s on %s training images", ", ".join(missing), f"{len(data.train):,}"
+            )
+        for model in missing:
+            precision = next((speed.precision for speed in speeds.values()), self.preset.precision)
+            measured = benchmark_training(
+                model, data, recipe, precision=cast(PrecisionChoice, precision), device=pick_device(self.device)
+            )
+            if loading is None:
+                loading = benchmark_loading(data, recipe, pick_device(self.device))
+            speeds[model] = records.convert({**measured, "loading_seconds_per_step": loading}, NetworkSpeed)
+            storage.write_json(path, records.plain({**stored, setting: speeds}))
         student_images = self.preset.student_train_images or len(data.train)
         return replace(
             self,

@@ -49,6 +49,7 @@ class LogitFile:
     read with this mean.
 
     A row that was never written, was written by half or belongs elsewhere has a wrong checksum. It counts as missing.
+    `found` counts the valid rows that this object has read, and `computed` the rows that it has written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +68,7 @@ class LogitFile:
         if not path.exists():
             _reserve(path, size)
         os.utime(path)  # the time of last use, for `_make_room`
+        self.found, self.computed = 0, 0
         self._size, self._file = size, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self._rows_MW = torch.from_file(str(path), shared=True, size=rows * (self.words + 1), dtype=torch.int64).view(
@@ -79,10 +81,13 @@ class LogitFile:
             return torch.zeros(len(row_M), self.classes, dtype=torch.float16), torch.zeros(len(row_M), dtype=torch.bool)
         rows_MW = self._rows_MW[row_M]
         values_MW, checksum_M = rows_MW[:, :-1], rows_MW[:, -1]
-        return self._decoded(values_MW.contiguous().view(torch.float16)), checksum_M == _checksum(values_MW, row_M)
+        valid_M = checksum_M == _checksum(values_MW, row_M)
+        self.found += int(valid_M.sum())
+        return self._decoded(values_MW.contiguous().view(torch.float16)), valid_M
 
     def write(self, row_M: Tensor, logits_MK: Tensor) -> None:
         """Store the logits of these rows."""
+        self.computed += len(row_M)
         if self._is_cut():
             return
         encoded = self._encoded(logits_MK)

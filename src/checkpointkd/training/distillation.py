@@ -20,9 +20,11 @@ from ..losses.top_logits import check_top_k
 from ..models import Network
 from ..ranks import is_secondary, world_size
 from ..records.runs import DistillRecord, TeachersMeasured
-from ..teachers.cached_batches import with_cached_logits
+from ..teachers.cached_batches import CachedTeacherBatches, with_cached_logits
 from ..teachers.cost import training_cost
 from ..teachers.ensemble import Teacher, check_compatible, fitted_weights, logit_scales, refuse_at_chance
+from ..teachers.loaded_batches import LoadedTeacherBatches
+from ..teachers.logit_cache import LogitFile
 from .loop import Row
 from .run import Method, RunSpec, run_training
 
@@ -136,11 +138,13 @@ def run_distillation(
                 "--teacher-weights auto-per-class needs one class for each image. Leave out --mixup and --cutmix."
             )
     teachers = _LazyTeachers(run, spec, data, prepared)
+    files: list[LogitFile] = []
 
     def wrap_batches(batches: EpochLoader, precision: Precision) -> EpochLoader:
         if run.recipe.mixes:
             if run.verbose:
-                log.info("Teachers run at every step: mixup and CutMix make new images")
+                without = "" if run.recipe.views is None else ", so --views saves no teacher passes"
+                log.info("Teachers run at every step: mixup and CutMix make new images%s", without)
             return batches
         if spec.logit_cache_gb == 0:
             return batches
@@ -148,7 +152,7 @@ def run_distillation(
             if run.verbose:
                 log.info("%s uses the teachers' features, so the teachers run at every step", spec.method)
             return batches
-        return with_cached_logits(
+        cached = with_cached_logits(
             batches,
             data.train,
             teachers.prepared.teacher,
@@ -160,6 +164,9 @@ def run_distillation(
                 epoch, run.recipe.epochs, len(spec.refs), seed=run.seed
             ),
         )
+        if isinstance(cached, CachedTeacherBatches | LoadedTeacherBatches):
+            files.extend(cached.files)
+        return cached
 
     method = Method(
         record=DistillRecord,
@@ -180,6 +187,9 @@ def run_distillation(
         wrap_batches=wrap_batches,
     )
     trajectory = run_training(run, data, method, on_row=on_row, on_progress=on_progress)
+    if files and run.verbose:
+        computed, found = sum(file.computed for file in files), sum(file.found for file in files)
+        log.info("Logits of teachers: %s computed, %s read from the logit cache", f"{computed:,}", f"{found:,}")
     if run.evaluate_test and not is_secondary():
         write_student(trajectory)
     return trajectory

@@ -348,12 +348,40 @@ def _steps_per_epoch(spec: RunSpec, data: Data) -> int:
 
 def _log_start(spec: RunSpec, data: Data) -> None:
     log.info(
-        "%s: %s of %s, batch size %d, learning rate %g (%s), a checkpoint every %s",
+        "%s: %s of %s, batch size %d, learning rate %g (%s), %sa checkpoint every %s",
         spec.out,
         pluralize(spec.recipe.epochs, "epoch"),
         pluralize(_steps_per_epoch(spec, data), "step"),
         spec.recipe.batch_size,
         spec.recipe.learning_rate,
         spec.recipe.lr_schedule,
+        "".join(f"{part}, " for part in _special(spec.recipe)),
         pluralize(spec.interval, "epoch"),
     )
+    if spec.recipe.batch_size > 2 * len(data.train):
+        log.warning(
+            "The batch size %d is larger than the %d training images, so an epoch is one step. "
+            "Give a smaller --batch-size.",
+            spec.recipe.batch_size,
+            len(data.train),
+        )
+
+
+def _special(recipe: Recipe) -> list[str]:
+    """Return the settings of a recipe that are not those of plain SGD."""
+    named = {
+        "warm-up": recipe.warmup,
+        "clip norm": recipe.clip_norm,
+        "layer decay": recipe.layer_decay,
+        "label smoothing": recipe.label_smoothing,
+        "mixup": recipe.mixup,
+        "CutMix": recipe.cutmix,
+        "erasing": recipe.erasing,
+        "EMA": recipe.ema,
+    }
+    augment = recipe.auto_augment
+    return [
+        *([] if recipe.optimizer == "sgd" else [recipe.optimizer]),
+        *([] if augment == "none" else [augment]),
+        *(f"{name} {value:g}" for name, value in named.items() if value),
+    ]
