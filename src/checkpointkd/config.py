@@ -282,8 +282,9 @@ class DataConfig:
             validation split if there is one beside the test split, otherwise a part of the training images.
         class_order: The class names in the order of the network's logits. `names` sorts the names. `timm` is timm's
             order of folders, which ignores case and sorts numbers by value.
-        train_labels: A file with other labels for the official training images, `.npy`, integers (N,) in their order.
-            Validation images that are a part of the training set get them too; test images keep their labels.
+        train_labels: A `.npy` file that replaces the labels of the official training images: integers (N,), in the
+            order of the images. Validation images that are a part of the training set also get these labels. Test
+            images keep their labels.
     """
 
     data: str = "digits"

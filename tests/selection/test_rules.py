@@ -15,7 +15,7 @@ from checkpointkd.information import Plane
 from checkpointkd.information.labels import nuclear_norm
 from checkpointkd.records.base import DataRecord
 from checkpointkd.records.selection import PlanePoint, PlaneSettings
-from checkpointkd.selection import NEED_NO_SCORES, RULES, Candidates, choose
+from checkpointkd.selection import NEED_NO_SCORES, RULES, Candidates, choose, fall_of_accuracy
 
 SETTINGS = PlaneSettings(
     estimator_config=EstimatorConfig(),
@@ -233,3 +233,17 @@ def test_last_needs_a_finished_run():
 def test_unknown_rule_suggests_the_nearest():
     with pytest.raises(UserError, match=r"Unknown rule 'algoritm1'. Did you mean 'algorithm1'"):
         _choose("algoritm1")
+
+
+def test_a_last_checkpoint_that_is_clearly_less_accurate_is_pointed_out():
+    """Both are right for 60 images and wrong for 20. The earlier one alone is right for 16, the last for 3 or 4."""
+    for last_alone, clear in ((3, True), (4, False)):  # differences of 13 and 12 images; standard errors 4.1 and 4.3
+        both = [1] * 60 + [0] * 20
+        correct = np.array([both + [1] * 16 + [0] * last_alone, both + [0] * 16 + [1] * last_alone], dtype=np.uint8)
+        plane = _plane([0.2, 0.1], list(correct.mean(1)))
+        text = fall_of_accuracy(replace(plane, images={**plane.images, "correct": correct}))
+        assert (text is not None) == clear
+    falls = fall_of_accuracy(_plane([0.5, 0.2, 0.1], [0.4, 0.7, 0.5]))
+    assert falls is not None
+    assert "falls from 70.0% at epoch 20 to 50.0% at the last checkpoint, epoch 30. So the last checkpoint is" in falls
+    assert fall_of_accuracy(RISE_AND_FALL) is None, "the accuracy rises"

@@ -166,7 +166,7 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
     """
     from ..checkpoints import open_trajectory, warn_if_new_files
     from ..information import Plane
-    from ..selection import get_rule
+    from ..selection import fall_of_accuracy, get_rule
 
     rule, estimator = options.rule_name, name_of(options.estimator)
     if rule is not None:
@@ -194,9 +194,11 @@ def select(  # pyright: ignore[reportInconsistentOverload] - the options are tho
             log.info("For %s: %s.", search.student, choice.reason)
             _train_student(search, choice, Path(options.then_distill))
     else:
-        choice, made_with = _by_rule(trajectory, rule or DEFAULT_RULE, estimator)
-        _store(run, trajectory, choice, made_with=made_with)
-        if choice.epoch != max(trajectory):
+        choice, plane = _by_rule(trajectory, rule or DEFAULT_RULE, estimator)
+        _store(run, trajectory, choice, made_with=None if plane is None else plane.settings)
+        if plane is not None and (fall := fall_of_accuracy(plane, trajectory.unit)) is not None:
+            log.warning("%s", fall)
+        elif choice.epoch != max(trajectory):
             log.info(
                 "The safe choice is the last checkpoint, %s@%d: no rule was clearly better in our experiments. "
                 "`select --student` measures which teachers and which method suit your student.",
@@ -286,8 +288,8 @@ def _without_run(plane: Any, logits: Path | str | None, rule: str | None) -> Cho
     return choice
 
 
-def _by_rule(trajectory: Trajectory, rule: str, estimator: str) -> tuple[Choice, PlaneSettings | None]:
-    """Return a rule's choice, and the settings of the scores that it used, if any.
+def _by_rule(trajectory: Trajectory, rule: str, estimator: str) -> tuple[Choice, Plane | None]:
+    """Return a rule's choice, and the scores that it used, if any.
 
     Raises:
         UserError: If the scores are absent, out of date, or of other images than the run's.
@@ -310,8 +312,7 @@ def _by_rule(trajectory: Trajectory, rule: str, estimator: str) -> tuple[Choice,
                 f"{trajectory.source} was scored on other images ({scored_on.name}, --select-on {scored_on.select_on}) "
                 f"than it was inspected on ({data.name}, --select-on {data.select_on}). {again}"
             )
-    choice = choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule)
-    return choice, plane.settings if plane is not None else None
+    return choose(Candidates(list(trajectory), trajectory.planned_epochs, plane, trajectory.unit), rule=rule), plane
 
 
 def _by_pilot_runs(

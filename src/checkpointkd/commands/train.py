@@ -23,8 +23,8 @@ class TrainOptions(DataOptions, TrainingOptions, LogOptions, CommonOptions):
     data: str | UserData = field()  # required: there is no run to take it from
 
     loss: LabelLoss = "cross-entropy"
-    """cross-entropy; or squared-error, the squared distance between predicted probabilities and labels. Teachers that
-    are trained with it were reported to teach better at a lower accuracy (Hamidi et al. 2024)."""
+    """cross-entropy; or squared-error, the squared distance between predicted probabilities and labels. Hamidi et al.
+    (2024) report that a teacher trained with squared error teaches better, although it is less accurate."""
 
 
 @command(TrainOptions)

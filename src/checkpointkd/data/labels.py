@@ -1,4 +1,4 @@
-"""Other labels for the training images of a data set, from a file: noisy or corrected ones."""
+"""Replace the labels of a data set's training images by labels from a file, such as noisy or corrected labels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ log = logging.getLogger("checkpointkd")
 
 MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 
-EXPECTED = "Give a .npy file with one class number per official training image, in their order."
+EXPECTED = "Give a .npy file with one class number per official training image, in the order of the images."
 
 
 def relabeled(official: Images, file: Path, *, classes: int) -> Images:
-    """Return the official training images with the labels of a `.npy` file: integers from 0 to classes − 1, (N,).
+    """Return the official training images with the labels of a `.npy` file.
+
+    Args:
+        official: The official training images.
+        file: A `.npy` file with integers from 0 to classes − 1, (N,).
+        classes: The number of classes.
 
     Raises:
         UserError: If the file cannot be read, does not hold one class number per image, or lacks a class.

@@ -41,7 +41,7 @@ class Context:
 
     `speeds` has an entry per network. `folder_id` is the content of the file `ID_FILE` in `out`. `teacher_steps` and
     `student_steps` are optimizer steps per epoch, and `val_steps` the batches of the validation set, for estimates of
-    time. `tracking` says where runs are logged. `train_labels` is a file with other labels for the training images.
+    time. `tracking` says where runs are logged. `train_labels` is the file of `--train-labels`.
     """
 
     out: Path

@@ -50,9 +50,9 @@ class Preset:
         budgets: Budgets of the pilot searches of `selection`, as shares of one distillation.
         compared_teachers: Teacher runs per pair from which `selection` and `teachers` take teachers.
         compared_methods: The methods that `selection` compares.
-        further_settings: Methods, with their α or None for the default, with which `teachers` compares checkpoints in
-            addition to `kd` with the preset's α.
-        noisy: Training needs a file of noisy labels, `--train-labels`.
+        further_settings: Methods with which `teachers` also compares checkpoints, beside `kd` with the preset's α. Each
+            has its α, or None for the method's default.
+        noisy: Whether the preset needs a file of noisy labels, `--train-labels`.
         checkpoint_dtype: With float16, only runs of seed 0 keep more than the last checkpoint.
         decoder_steps: Optimizer steps per decoder fit.
         decoder_seeds: Decoder fits per checkpoint. Two fits hardly show how much fits differ.
@@ -298,8 +298,8 @@ def noisy_labels() -> Preset:
         name="noisy-labels",
         noisy=True,
         further_settings=few_images().further_settings,
-        note="Preset noisy-labels trains and chooses on noisy labels; test labels are clean. It has a twentieth of the "
-        "paper's images, so that a teacher of 120 epochs memorizes wrong labels too.",
+        note="Preset noisy-labels uses noisy labels for training and validation; test labels are clean. It has a "
+        "twentieth of the paper's images, so that a teacher of 120 epochs memorizes wrong labels too.",
     )
 
 

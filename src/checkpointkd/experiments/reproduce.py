@@ -64,7 +64,7 @@ class ReproduceOptions(LogitCacheOptions, ExecutorOptions, LogOptions, CommonOpt
     the preset paper also takes imagenet:PATH. Default: the preset's."""
 
     train_labels: Path | str | None = None
-    """A .npy file with other labels for the training images, as for `train`. The preset noisy-labels needs it."""
+    """A .npy file that replaces the labels of the training images, as for `train`. The preset noisy-labels needs it."""
 
     select_on: SelectOn | None = None
     """The images for choosing checkpoints and hyperparameters: val or test, as for `train`. Default: the preset's."""
@@ -224,7 +224,7 @@ def reproduce(name: str, /, *, options: ReproduceOptions) -> dict[str, Any]:
         name: table1, figure2, table2, figure3, figure4, figure5, figure6, figure7 or table3. all: these nine, highest
             priority first. Not in the paper: lr-schedule tests which learning-rate schedule gives the paper's midpoint
             accuracy. selection compares candidates, and the rules and searches that choose among them. teachers
-            compares checkpoints, ensembles, weight averages and other trainings as teachers.
+            compares checkpoints, ensembles, weight averages and teachers that were trained differently.
 
     Raises:
         UserError: If the experiment or preset is unknown, or if a task failed. The results of other tasks are kept and

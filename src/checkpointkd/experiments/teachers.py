@@ -1,7 +1,7 @@
-"""Which teacher is best: checkpoints of one run, their ensembles and averages, and runs that are trained otherwise.
+"""Which teacher is best: checkpoints of one run, their ensembles and weight averages, or runs trained differently.
 
-Every variant is compared with the last checkpoint, for the same student network and seed. The claims are fixed: no
-result decides which of them are tested.
+Tables compare every variant with the last checkpoint, for the same student network and seed. The list of claims is
+fixed: it does not depend on results.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CAVEAT_STUDENTS = "too few teacher runs to test; students of one run are not ind
 
 
 def teachers_of(preset: Preset, pair: Pair, number: int) -> dict[str, Teachers]:
-    """Return the compared teachers by name. All but two names are of one run; two need the next run too."""
+    """Return the compared teachers by name. With several runs, two ensembles also have a checkpoint of the next run."""
     run = teacher(pair, number)
     shorter, squared = replace(run, share=0.5), replace(run, loss="squared-error")
     teachers = {name: (CheckpointChoice(run, which),) for name, which in CHECKPOINTS.items()}
@@ -86,7 +86,7 @@ def students_of(preset: Preset, pair: Pair, number: int, seed: int) -> dict[str,
 
 
 def further_settings(preset: Preset) -> dict[str, tuple[str, float | None]]:
-    """Return the methods besides `kd` with the preset's α, by the names that tables have for them."""
+    """Return the preset's `further_settings`, by their names in tables."""
     return {
         method if alpha is None else f"{method} α {alpha:g}": (method, alpha)
         for method, alpha in preset.further_settings
@@ -121,13 +121,13 @@ class Students:
     validation: dict[str, dict[int, float]]
 
     def gaps(self, variant: str, baseline: str) -> list[float]:
-        """Return the gains of a variant over another one, for each seed that both have."""
+        """Return the gain of a variant over the baseline for each seed that has both."""
         first, second = self.accuracy.get(variant, {}), self.accuracy.get(baseline, {})
         return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 
 def read_students(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) -> Students:
-    """Return the students that are there."""
+    """Return the students in `rows` of one teacher run, and those without a teacher."""
     names = {name: of_teacher(number, name) for name in students_of(preset, pair, number, 0)} | {SCRATCH: SCRATCH}
     return Students(
         {name: by_seed(rows, pair, variant) for name, variant in names.items()},
@@ -136,10 +136,10 @@ def read_students(preset: Preset, rows: Sequence[Row], pair: Pair, number: int) 
 
 
 def best_earlier_gaps(by_teacher: Sequence[Students]) -> list[list[float]]:
-    """Return the gains over the last checkpoint of the best earlier one, for one pair, by teacher run.
+    """Return the gains of the best earlier checkpoint over the last one, for one pair, by teacher run.
 
-    The validation accuracy of the other runs' students says which one is best. If no other run has such students, that
-    of the other seeds does. So no student takes part in its own choice.
+    The best earlier checkpoint has the highest mean validation accuracy of the other runs' students. If no other run
+    has such students, students of the other seeds decide. So no student takes part in its own choice.
     """
     gains: list[list[float]] = []
     for students in by_teacher:
@@ -181,14 +181,14 @@ def results(preset: Preset, rows: Sequence[Row]) -> Results:
 
 
 def _gaps(by_teacher: Sequence[Students], variant: str, baseline: str) -> list[list[float]]:
-    """Return the gains of a variant over another one for one pair, by teacher run."""
+    """Return the gains of a variant over the baseline for one pair, by teacher run."""
     if variant == BEST_EARLIER:
         return best_earlier_gaps(by_teacher)
     return [students.gaps(variant, baseline) for students in by_teacher]
 
 
 def _claim(students: dict[Pair, list[Students]], text: str, variant: str, baseline: str) -> Claim:
-    """Return a claim about the means of teacher runs, or of students where there are too few runs to test."""
+    """Return a claim over the means of teacher runs, or over students if there are too few runs to test."""
     by_run: dict[tuple[str, int], list[float]] = {}
     for pair, by_teacher in students.items():
         for number, gaps in enumerate(_gaps(by_teacher, variant, baseline)):

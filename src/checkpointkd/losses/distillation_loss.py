@@ -41,7 +41,7 @@ def loss_with_labels(logits_BK: Tensor, targets: Tensor, *, smoothing: float = 0
 def squared_error(logits_BK: Tensor, targets: Tensor) -> Tensor:
     """Return the squared distance between predicted and target probabilities (the Brier score), one per example (B,).
 
-    Teachers that are trained with this loss were reported to teach better at a lower accuracy (Hamidi et al. 2024).
+    Hamidi et al. (2024) report that a teacher trained with this loss teaches better, although it is less accurate.
 
     Args:
         logits_BK: The network's logits.

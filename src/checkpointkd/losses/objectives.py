@@ -95,7 +95,7 @@ class Supervised(nn.Module):
     """Learn the labels without a teacher: by cross-entropy, with label smoothing (§4.3), or by the squared error.
 
     Raises:
-        UserError: `smoothing` is not in [0, 1), `loss` is unknown, or the labels of a squared error are smoothed.
+        UserError: `smoothing` is not in [0, 1), `loss` is unknown, or `loss` is squared-error with `smoothing` > 0.
     """
 
     def __init__(self, *, smoothing: float = 0.0, loss: LabelLoss = "cross-entropy") -> None:

@@ -17,7 +17,7 @@ from msgspec import Meta
 from ..config import EvalTransform, SelectOn
 from ..errors import UserError
 
-PLACES = ("source", "val", "train_labels")  # fields of DataRecord that say where images lie
+PLACES = ("source", "val", "train_labels")  # fields of DataRecord that say where images and labels lie
 LARGEST_FILE = 1 << 29  # bytes of a JSON file
 
 T = TypeVar("T")

@@ -20,6 +20,7 @@ from ..metrics import calibration_error
 from ..user_code import import_object
 
 RESAMPLES = 1000
+FALL = 3  # warn if the last checkpoint's accuracy is this many standard errors below an earlier one's
 UNDERTRAINED = 0.8  # warn if the chosen teacher's accuracy is below this share of the last checkpoint's
 SURE = 0.8  # warn if the rule makes the same choice in a smaller share of the resamples
 TEST_IT = "To compare candidates with pilot runs, use `select --student`"
@@ -113,6 +114,26 @@ def algorithm1(candidates: Candidates) -> Choice:
         )
     details = {"I(X;F) normalized": _by_epoch(plane.epochs, x_A), "I(Y;F) normalized": _by_epoch(plane.epochs, y_A)}
     return _highest_score("algorithm1", candidates, sum_A, reason, resampled_RA, warnings, details)
+
+
+def fall_of_accuracy(plane: Plane, unit: str = "epoch") -> str | None:
+    """Say that the last checkpoint is clearly less accurate than an earlier one: by more than three standard errors.
+
+    The standard error is that of the difference on the same images.
+    """
+    accuracies = [point.accuracy for point in plane.points]
+    chosen, final = int(np.argmax(accuracies)), int(np.argmax(plane.epochs))
+    best, last = plane.points[chosen], plane.points[final]
+    correct_AN = plane.images["correct"].astype(float)
+    difference_N = correct_AN[chosen] - correct_AN[final]
+    if difference_N.mean() <= FALL * difference_N.std() / math.sqrt(len(difference_N)):
+        return None
+    return (
+        f"The accuracy falls from {best.accuracy:.1%} at {unit} {best.epoch} to {last.accuracy:.1%} at the last "
+        f"checkpoint, {unit} {last.epoch}. So the last checkpoint is not a safe choice: the network may have memorized "
+        f"wrong labels, or the end of the training was unstable. Compare students of both, with `select --student` or "
+        f"`distill`."
+    )
 
 
 def best_accuracy(candidates: Candidates) -> Choice:

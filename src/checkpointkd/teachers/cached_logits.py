@@ -61,8 +61,8 @@ def cached_logits(
         seed: Seed of the order and of the augmentation.
         augment: Whether images are padded, cropped and flipped, as in `distill`.
         views: The number of fixed augmented views of each image, as `--views`. None: a new view in every epoch.
-        top_k: Store this many of the largest logits of each image, and the mean of the others, as `--top-k`. The other
-            logits of a batch then have this mean. None: all logits.
+        top_k: The number of the largest logits that are kept for each image, as `--top-k`. Each of the other logits is
+            replaced by their mean. None: all logits.
         ensemble: `snapshot:K`, `full:K`, `mixed` or `all`, as for `distill`.
         train_images: Use a class-balanced subset of this many training images. None: the teachers' number.
         select_on: `val` or `test`, as for `distill`. None: as in the teachers' run.

@@ -41,8 +41,8 @@ SCORE_STEPS = 33  # training steps that take as long as scoring one checkpoint, 
 class TrainTask:
     """Train a network on labels: a teacher, or a student without one.
 
-    `smoothing` is label smoothing, the paper's uniform teacher. `recipe` replaces the preset's. `share` is the share of
-    the preset's epochs, in which the learning rate falls to its last value.
+    `smoothing` is label smoothing, the paper's uniform teacher. `recipe` replaces the preset's. The run trains for
+    `share` times the preset's epochs. Its learning rate reaches the final value at the end of the run.
     """
 
     model: str
