@@ -104,7 +104,7 @@ def _cell(claim: Claim | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
-    parser.add_argument("--regimes", nargs="+", default=["small", "few-images", "overfit", "digits"])
+    parser.add_argument("--regimes", nargs="+", default=["small", "few-images", "overfit", "noisy-labels", "digits"])
     options = parser.parse_args()
     print(table(options.results, options.regimes))
 
