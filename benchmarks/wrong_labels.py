@@ -13,11 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import checkpointkd as ckd
-from checkpointkd.config import DataConfig
-from checkpointkd.data import load_data
+from checkpointkd.experiments.demo import wrong_labels
 
 STUDENTS = {
     "no teacher": None,
@@ -27,15 +24,6 @@ STUDENTS = {
     "midpoint + last": ["midpoint", "last"],
     "Algorithm 1": ["best"],
 }
-
-
-def wrong_labels(file: Path, *, share: float, seed: int) -> Path:
-    """Write labels of the training images, a share of them replaced by another class at random."""
-    right_N = load_data(DataConfig(data="digits", select_on="test")).train.labels_N.numpy()
-    draw = np.random.default_rng(seed)
-    is_wrong_N = draw.random(len(right_N)) < share
-    np.save(file, np.where(is_wrong_N, (right_N + draw.integers(1, 10, len(right_N))) % 10, right_N).astype(np.int64))
-    return file
 
 
 def main() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from checkpointkd.config import DataConfig
+from checkpointkd.data import load_data
 from checkpointkd.experiments.demo import VARIANTS, Sizes, demo
 
 TINY = Sizes(train_images=100, teacher_epochs=10, save_every=2, student_epochs=2, decoder_steps=4, seeds=2)
@@ -20,6 +24,16 @@ def test_the_demo_leaves_everything_and_reuses_it(tmp_path: Path):
     assert any(" and " in label for label in labels)
     assert all(row["n"] == 2 for row in result["students"])
     assert result["chosen_epoch"] in (2, 4, 6, 8, 10)
+    mean_of = {row["label"]: f"{row['mean']:.1f}%" for row in result["students"]}
+    chosen = next(row for row in result["students"] if row["chosen"])
+    assert (
+        f"epoch {result['chosen_epoch']} of 10. Test accuracy of its students: {mean_of[chosen['label']]}; of"
+        in (result["headline"])
+    )
+    assert f"without a teacher: {mean_of['no teacher']}. In this demo 40% of the training labels" in result["headline"]
+    right = load_data(DataConfig(data="digits", select_on="test")).train.labels_N.numpy()
+    wrong = np.load(tmp_path / "demo" / "labels.npy") != right
+    assert 0.35 < wrong.mean() < 0.45
     assert len(list((tmp_path / "demo" / "students").iterdir())) == 2 * len(labels)
     assert len(VARIANTS) - 1 <= len(labels) <= len(VARIANTS), "the choice may be one of the others"
     assert "<svg " in Path(result["report"]).read_text(encoding="utf-8"), "the page carries its figures"
