@@ -190,7 +190,7 @@ def test_enlarged_images_are_warned_about(folder: Path, caplog):
     assert caplog.text == ""
     load_data(_settings(folder, image_size=None))
     assert "The first image has 20×40 pixels and is enlarged to 224×224" in caplog.text
-    assert "--image-size 20 keeps the size" in caplog.text
+    assert "`train --image-size 20` keeps the size" in caplog.text
 
 
 def test_a_folder_that_changed_since_training_is_warned_about(folder: Path, tmp_path: Path, caplog):
