@@ -264,3 +264,5 @@ def test_runs_that_differ_in_the_loss_or_in_labels_are_told_apart(tmp_path: Path
         "noisy": "cross-entropy",
     }
     assert frame.loc["noisy", "train_labels"] == str(tmp_path / "noisy.npy")
+    note = "Some runs train on the labels of noisy.npy (`--train-labels`), not on those of the data set."
+    assert note in collect(tmp_path).notes

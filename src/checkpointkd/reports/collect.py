@@ -107,6 +107,10 @@ def collect(folder: Path) -> Collected:
         raise UserError(f"No run to report on in {folder} or below{reason}")
     names = {run.path: _run_name(run, folder) for run in runs}
     notes += _unfinished(folder, files["pilot_search.json"], names, runs, tunings)
+    if replaced := sorted({Path(run.run.data.train_labels).name for run in runs if run.run.data.train_labels}):
+        notes.append(
+            f"Some runs train on the labels of {', '.join(replaced)} (`--train-labels`), not on those of the data set."
+        )
     scored = [
         Scored(names[run.path], run, _plane_of_choice(planes, run.selection()), run.selection())
         for run in runs
