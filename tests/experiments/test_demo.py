@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from checkpointkd.config import DataConfig
 from checkpointkd.data import load_data
+from checkpointkd.errors import UserError
 from checkpointkd.experiments.demo import VARIANTS, Sizes, demo
 
 TINY = Sizes(train_images=100, teacher_epochs=10, save_every=2, student_epochs=2, decoder_steps=4, seeds=2)
@@ -30,6 +32,8 @@ def test_the_demo_leaves_everything_and_reuses_it(tmp_path: Path):
         f"epoch {result['chosen_epoch']} of 10. Test accuracy of its students: {mean_of[chosen['label']]}; of"
         in (result["headline"])
     )
+    last = next(row for row in result["students"] if "last" in row["label"] and " and " not in row["label"])
+    assert f"of the last checkpoint's: {mean_of[last['label']]}; without" in result["headline"]
     assert f"without a teacher: {mean_of['no teacher']}. In this demo 40% of the training labels" in result["headline"]
     right = load_data(DataConfig(data="digits", select_on="test")).train.labels_N.numpy()
     wrong = np.load(tmp_path / "demo" / "labels.npy") != right
@@ -46,3 +50,10 @@ def test_the_demo_leaves_everything_and_reuses_it(tmp_path: Path):
     again = demo(out=tmp_path / "demo", _sizes=TINY)
     assert again["students"] == result["students"]
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == left
+
+
+def test_a_file_of_the_user_is_not_overwritten(tmp_path: Path):
+    (tmp_path / "labels.npy").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"labels\.npy already holds other labels\. Choose another --out"):
+        demo(out=tmp_path, _sizes=TINY)
+    assert (tmp_path / "labels.npy").read_bytes() == b"mine"

@@ -7,6 +7,7 @@ without a teacher, from single checkpoints, and from a Snapshot Ensemble of two,
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..commands import distill, score, select, train
 from ..config import TEACHER_FORWARD, DataConfig, Device, OnProgress
+from ..errors import UserError
 
 log = logging.getLogger("checkpointkd")
 
@@ -55,15 +57,26 @@ class Sizes:
 
 
 def wrong_labels(file: Path, *, share: float, seed: int) -> Path:
-    """Write labels of the digits' training images to a `.npy` file, a share of them replaced by another class."""
+    """Write labels of the digits' training images to a `.npy` file, a share of them replaced by another class.
+
+    Raises:
+        UserError: If the file exists with another content.
+    """
     import numpy as np
 
     from ..data import load_data
+    from ..storage import atomic_write_bytes
 
     right_N = load_data(DataConfig(data="digits", select_on="test")).train.labels_N.numpy()
     draw = np.random.default_rng(seed)
     is_wrong_N = draw.random(len(right_N)) < share
-    np.save(file, np.where(is_wrong_N, (right_N + draw.integers(1, 10, len(right_N))) % 10, right_N).astype(np.int64))
+    label_N = np.where(is_wrong_N, (right_N + draw.integers(1, 10, len(right_N))) % 10, right_N).astype(np.int64)
+    content = io.BytesIO()
+    np.save(content, label_N)
+    if not file.exists():
+        atomic_write_bytes(file, content.getvalue())
+    elif file.read_bytes() != content.getvalue():
+        raise UserError(f"{file} already holds other labels. Choose another --out, or remove that file.")
     return file
 
 
@@ -76,8 +89,8 @@ def demo(
 ) -> dict[str, Any]:
     """Train a teacher on real digits, score its checkpoints, choose one, distill students, and write a report.
 
-    40% of the training labels are wrong on purpose. So the last checkpoint is not the best teacher here. With right
-    labels it usually is.
+    40% of the training labels are wrong on purpose, so that the last checkpoint is a bad teacher. With right labels, it
+    is usually as good as an earlier one.
 
     Repeat the command to continue after an interruption.
 
@@ -90,6 +103,9 @@ def demo(
         device: Where to compute: cpu, cuda, mps, or auto for the best device that PyTorch can use.
         on_progress: From Python: a function that receives the name of the task, the number of finished steps and the
             total.
+
+    Raises:
+        UserError: If `out` holds other runs or other labels.
     """
     from ..checkpoints import find_checkpoint, open_trajectory
     from ..reports.build import conclusions, student_rows, write_report
